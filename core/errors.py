@@ -1,0 +1,147 @@
+"""One tree of failures.
+
+Expected outcomes are return values; what is raised is a failure and belongs to this tree. Every class carries a stable
+`code` that merchants may program against; the HTTP status of each is decided in one place, `server.api.problems`.
+"""
+
+from typing import ClassVar
+
+
+class FlorinError(Exception):
+    """The root of all failures that Florin raises itself."""
+
+    code: ClassVar[str] = "internal_error"
+
+
+class DomainError(FlorinError):
+    """A rule of the domain was about to be broken."""
+
+
+class InvalidMoney(DomainError):
+    """An amount or a currency that no payment can have."""
+
+    code = "invalid_money"
+
+
+class IllegalTransition(DomainError):
+    """A payment was asked to go where the table of transitions does not lead."""
+
+    code = "illegal_transition"
+
+
+class UnbalancedTransfer(DomainError):
+    """Postings of one transfer that do not sum to zero per currency."""
+
+    code = "unbalanced_transfer"
+
+
+class InvalidId(DomainError):
+    """A public identifier that was not made by Florin."""
+
+    code = "invalid_id"
+
+
+class InvalidSignature(DomainError):
+    """A signed message whose signature, timestamp or form is not acceptable."""
+
+    code = "invalid_signature"
+
+
+class RequestError(FlorinError):
+    """The caller's request cannot be carried out as it stands; nothing was changed."""
+
+    def __init__(self, detail: str, *, code: str | None = None, path: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.request_code = code or self.code
+        self.path = path
+
+
+class Malformed(RequestError):
+    """The request could not be read at all."""
+
+    code = "malformed_request"
+
+
+class Unauthenticated(RequestError):
+    """No key, an unknown key or a revoked key."""
+
+    code = "unauthenticated"
+
+
+class NotFound(RequestError):
+    """Nothing of that name belongs to the caller."""
+
+    code = "not_found"
+
+
+class Conflict(RequestError):
+    """The state of things forbids it for now."""
+
+    code = "conflict"
+
+
+class Unprocessable(RequestError):
+    """Readable, but against the rules; `path` names the field."""
+
+    code = "unprocessable"
+
+
+class TooLarge(RequestError):
+    """The body is larger than the route takes."""
+
+    code = "body_too_large"
+
+
+class Overloaded(FlorinError):
+    """A bound was reached before any side effect; try again after `retry_after_seconds`."""
+
+    code = "overloaded"
+
+    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DatabaseUnavailable(FlorinError):
+    """The database could not be reached or did not answer; whether the last write happened may be unknown."""
+
+    code = "database_unavailable"
+
+
+class DatabaseRefused(FlorinError):
+    """The database refused a row: a constraint holds what the code should have held. Always a defect."""
+
+    code = "internal_error"
+
+
+class PspError(FlorinError):
+    """Something went wrong between Florin and a Payment Service Provider."""
+
+    code = "psp_error"
+
+
+class PspUnreachable(PspError):
+    """The PSP provably received nothing."""
+
+    code = "psp_unreachable"
+
+
+class PspOutcomeUnknown(PspError):
+    """The PSP may have received the request; its answer was lost."""
+
+    code = "psp_timeout"
+
+
+class PspRejected(PspError):
+    """The PSP understood the request and refused to carry it out."""
+
+    code = "psp_rejected"
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The exceptions of a group, without the groups."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

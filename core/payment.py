@@ -1,0 +1,308 @@
+"""A payment and the one function that changes it.
+
+Whoever learns something about a payment (a PSP webhook, a customer's return, a recheck, the answer to our own call) turns it
+into `Evidence` and asks `apply` what follows. Invariants:
+
+- `TRANSITIONS` is the only place that says which status may follow which; a pair that is not in it raises.
+- `apply` is a pure function. Evidence that brings nothing new yields None, so duplicates and late arrivals are harmless, and the
+  same facts in any order lead to the same status and the same postings. (A refused attempt is always new: it is for the log.)
+- Evidence that the PSP holds the money wins from every state, but only if account, operation, reference, amount and currency
+  are the payment's own; otherwise the money goes to suspense and a person is told.
+- A lost answer is UNKNOWN, never DECLINED. A decline is provisional until a fetch, made after it was first heard of, agrees.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import assert_never
+
+from core.errors import IllegalTransition
+from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
+from core.money import Money
+from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
+
+COMPLETE_AFTER_SECONDS = 60
+"""How long a payment whose PSP object we know nothing of is left to the request that created it."""
+
+
+class Status(StrEnum):
+    """Where a payment stands. `UNKNOWN`: the PSP was asked and the answer was lost."""
+
+    PENDING = "PENDING"
+    AUTHORIZED = "AUTHORIZED"
+    SUCCEEDED = "SUCCEEDED"
+    DECLINED = "DECLINED"
+    EXPIRED = "EXPIRED"
+    CANCELED = "CANCELED"
+    UNKNOWN = "UNKNOWN"
+
+
+class EvidenceKind(StrEnum):
+    """What was learned. The first eight are facts at the PSP, the last three are about our own asking."""
+
+    OPENED = "opened"
+    ATTEMPT_FAILED = "attempt_failed"
+    AUTHORIZED = "authorized"
+    CAPTURED = "captured"
+    DECLINED = "declined"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+    NOT_FOUND = "not_found"
+    LOST = "lost"
+    UNREACHABLE = "unreachable"
+    REJECTED = "rejected"
+
+
+class Source(StrEnum):
+    """Who brought the evidence."""
+
+    CREATE = "create"
+    WEBHOOK = "webhook"
+    ACCESS = "access"
+    RECHECK = "recheck"
+    EXPIRY = "expiry"
+
+
+FETCHED = frozenset({Source.ACCESS, Source.RECHECK, Source.EXPIRY})
+"""Sources that asked the PSP for the state of the operation, rather than being told."""
+
+
+class Finding(StrEnum):
+    """What a person has to look at."""
+
+    EVIDENCE_MISMATCH = "evidence_mismatch"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One thing learned about one operation of a payment.
+
+    `money` is set exactly for AUTHORIZED and CAPTURED; `reference` is the PSP's name of the object; `code` is a decline code.
+    """
+
+    kind: EvidenceKind
+    source: Source
+    psp_account_id: PspAccountId
+    operation_id: OperationId
+    reference: str | None = None
+    payment_url: str | None = None
+    money: Money | None = None
+    code: str | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.money is not None) == (self.kind in (EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    """A payment as it stands. `version` counts its changes; `due_at` is when a job must look at it next."""
+
+    id: PaymentId
+    merchant_id: MerchantId
+    psp_account_id: PspAccountId
+    operation_id: OperationId
+    order_id: str
+    money: Money
+    status: Status
+    version: int
+    expires_at: datetime
+    created_at: datetime
+    updated_at: datetime
+    due_at: datetime | None
+    reference: str | None = None
+    payment_url: str | None = None
+    return_url: str | None = None
+    description: str | None = None
+    captured_minor: int = 0
+    late: bool = False
+    suspended: bool = False
+    decline_code: str | None = None
+    did_check_again: bool = False
+    checks: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One step of a payment, to be written by compare-and-set on `before.version`."""
+
+    before: Payment
+    after: Payment
+    evidence: Evidence
+    finding: Finding | None = None
+    to_suspense: Money | None = None
+
+
+_MONEY_WINS = {EvidenceKind.CAPTURED: Status.SUCCEEDED}
+_OPEN = {
+    **_MONEY_WINS,
+    EvidenceKind.AUTHORIZED: Status.AUTHORIZED,
+    EvidenceKind.DECLINED: Status.DECLINED,
+    EvidenceKind.EXPIRED: Status.EXPIRED,
+    EvidenceKind.CANCELED: Status.CANCELED,
+    EvidenceKind.REJECTED: Status.CANCELED,
+}
+_ASKING = (EvidenceKind.NOT_FOUND, EvidenceKind.LOST)
+
+
+def _stays(status: Status, *kinds: EvidenceKind) -> dict[EvidenceKind, Status]:
+    return dict.fromkeys(kinds, status)
+
+
+_PSP_FACTS = (
+    EvidenceKind.OPENED,
+    EvidenceKind.ATTEMPT_FAILED,
+    EvidenceKind.AUTHORIZED,
+    EvidenceKind.DECLINED,
+    EvidenceKind.EXPIRED,
+    EvidenceKind.CANCELED,
+)
+
+TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
+    Status.PENDING: {
+        **_OPEN,
+        **_stays(Status.PENDING, EvidenceKind.OPENED, EvidenceKind.ATTEMPT_FAILED, EvidenceKind.NOT_FOUND),
+        EvidenceKind.LOST: Status.UNKNOWN,
+        EvidenceKind.UNREACHABLE: Status.CANCELED,
+    },
+    Status.UNKNOWN: {
+        **_OPEN,
+        EvidenceKind.OPENED: Status.PENDING,
+        **_stays(Status.UNKNOWN, EvidenceKind.ATTEMPT_FAILED, *_ASKING),
+    },
+    Status.AUTHORIZED: {
+        **_MONEY_WINS,
+        EvidenceKind.EXPIRED: Status.EXPIRED,
+        EvidenceKind.CANCELED: Status.CANCELED,
+        **_stays(
+            Status.AUTHORIZED,
+            EvidenceKind.OPENED,
+            EvidenceKind.ATTEMPT_FAILED,
+            EvidenceKind.AUTHORIZED,
+            EvidenceKind.DECLINED,
+            *_ASKING,
+        ),
+    },
+    Status.SUCCEEDED: {**_MONEY_WINS, **_stays(Status.SUCCEEDED, *_PSP_FACTS, *_ASKING)},
+    Status.DECLINED: {
+        **_stays(Status.DECLINED, *_PSP_FACTS, *_ASKING),
+        **_MONEY_WINS,
+        EvidenceKind.AUTHORIZED: Status.AUTHORIZED,
+    },
+    Status.EXPIRED: {**_MONEY_WINS, **_stays(Status.EXPIRED, *_PSP_FACTS, *_ASKING)},
+    Status.CANCELED: {**_MONEY_WINS, **_stays(Status.CANCELED, *_PSP_FACTS, *_ASKING)},
+}
+"""What each kind of evidence makes of each status. A missing pair cannot happen and raises `IllegalTransition`."""
+
+FINAL = frozenset({Status.SUCCEEDED, Status.DECLINED, Status.EXPIRED, Status.CANCELED})
+_CLOSED = frozenset({Status.EXPIRED, Status.CANCELED})
+
+
+def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | None:
+    """What the evidence makes of the payment; None where it brings nothing new.
+
+    Raises `IllegalTransition` for a pair outside `TRANSITIONS`.
+    """
+    target = TRANSITIONS[payment.status].get(evidence.kind)
+    if target is None:
+        raise IllegalTransition(f"{evidence.kind} cannot happen to a payment that is {payment.status}")
+    if not _matches(payment, evidence):
+        return _mismatch(payment, evidence, now=now)
+    step = _step(payment, evidence, target)
+    named = replace(
+        step,
+        reference=step.reference or evidence.reference,
+        payment_url=step.payment_url or evidence.payment_url,
+    )
+    for_the_log = evidence.kind is EvidenceKind.ATTEMPT_FAILED and evidence.source is Source.WEBHOOK
+    if named == payment and not for_the_log:
+        return None
+    due_at = _due_at(named, now=now)
+    given_up = named.status is Status.UNKNOWN and due_at is None
+    return Change(
+        before=payment,
+        after=replace(named, version=payment.version + 1, updated_at=now, due_at=due_at),
+        evidence=evidence,
+        finding=Finding.OUTCOME_UNKNOWN if given_up else None,
+    )
+
+
+def _matches(payment: Payment, evidence: Evidence) -> bool:
+    return (
+        evidence.psp_account_id == payment.psp_account_id
+        and evidence.operation_id == payment.operation_id
+        and (evidence.reference is None or payment.reference is None or evidence.reference == payment.reference)
+        and (evidence.money is None or evidence.money == payment.money)
+    )
+
+
+def _mismatch(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | None:
+    if payment.suspended:
+        return None
+    holds_money = evidence.kind is EvidenceKind.CAPTURED
+    return Change(
+        before=payment,
+        after=replace(payment, version=payment.version + 1, updated_at=now, suspended=holds_money),
+        evidence=evidence,
+        finding=Finding.EVIDENCE_MISMATCH,
+        to_suspense=evidence.money if holds_money else None,
+    )
+
+
+def _step(payment: Payment, evidence: Evidence, target: Status) -> Payment:
+    """The payment after one step, its names and its due time not yet filled in."""
+    match evidence.kind:
+        case EvidenceKind.CAPTURED if payment.status is not Status.SUCCEEDED:
+            assert evidence.money is not None
+            late = payment.status in _CLOSED
+            captured = evidence.money.amount_minor
+            return replace(payment, status=target, captured_minor=captured, late=late, decline_code=None)
+        case EvidenceKind.DECLINED if target is Status.DECLINED and payment.status is not Status.DECLINED:
+            heard_before = payment.decline_code is not None
+            if heard_before and evidence.source in FETCHED:
+                return replace(payment, status=target, did_check_again=True)
+            return replace(payment, decline_code=payment.decline_code or evidence.code or "declined")
+        case EvidenceKind.LOST if payment.reference is not None:
+            return payment
+        case EvidenceKind.NOT_FOUND if payment.status is Status.UNKNOWN:
+            return replace(payment, checks=payment.checks + 1)
+        case EvidenceKind.AUTHORIZED if payment.status is Status.DECLINED:
+            return replace(payment, status=target, decline_code=None)
+        case EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED:
+            return replace(payment, status=target, decline_code=f"psp_{evidence.kind}")
+        case (
+            EvidenceKind.OPENED
+            | EvidenceKind.ATTEMPT_FAILED
+            | EvidenceKind.AUTHORIZED
+            | EvidenceKind.CAPTURED
+            | EvidenceKind.DECLINED
+            | EvidenceKind.EXPIRED
+            | EvidenceKind.CANCELED
+            | EvidenceKind.NOT_FOUND
+            | EvidenceKind.LOST
+        ):
+            return replace(payment, status=target)
+        case _:
+            assert_never(evidence.kind)
+
+
+def is_provisionally_declined(payment: Payment) -> bool:
+    """Whether a decline was heard of that no fetch has confirmed yet."""
+    return payment.status in (Status.PENDING, Status.UNKNOWN) and payment.decline_code is not None
+
+
+def _due_at(payment: Payment, *, now: datetime) -> datetime | None:
+    match payment.status:
+        case Status.PENDING:
+            if is_provisionally_declined(payment):
+                return now
+            if payment.reference is None:
+                return min(payment.expires_at, payment.created_at + timedelta(seconds=COMPLETE_AFTER_SECONDS))
+            return payment.expires_at
+        case Status.UNKNOWN:
+            return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
+        case Status.AUTHORIZED | Status.SUCCEEDED | Status.DECLINED | Status.EXPIRED | Status.CANCELED:
+            return None
+        case _:
+            assert_never(payment.status)

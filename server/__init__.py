@@ -1,0 +1,1 @@
+"""The payment server: everything that does I/O."""

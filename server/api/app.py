@@ -1,0 +1,110 @@
+"""The API as an ASGI application: routes, authentication, and failures turned into problems."""
+
+from typing import assert_never
+
+import msgspec
+import structlog
+import trio
+
+from core.errors import FlorinError, InvalidId, NotFound, TooLarge
+from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
+from server.api.authentication import Authentication
+from server.api.payments import JSON, PaymentsApi
+from server.api.problems import send_error, send_problem, status_of
+from server.db.merchants import Merchant
+from server.db.wallets import list_wallets
+from server.flows.receive import Received, receive
+from server.flows.services import Services
+from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, read_body, respond
+from server.new_ids import uuid7
+
+BODY_BYTES_MAX = 65_536
+HEALTH_SECONDS = 2.0
+_log = structlog.get_logger()
+
+
+class Api:
+    """The application of one worker."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._authentication = Authentication(services.db.pool)
+        self._payments = PaymentsApi(services)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        assert scope["type"] == "http"
+        request_id = f"req_{uuid7().hex}"
+        try:
+            body = await read_body(receive, bytes_max=BODY_BYTES_MAX)
+            await self._route(scope, body, send, request_id=request_id)
+        except ClientGone:
+            return
+        except BodyTooLarge:
+            await send_error(send, TooLarge(f"a body has at most {BODY_BYTES_MAX} bytes"), request_id=request_id)
+        except FlorinError as error:
+            if status_of(error) >= 500:
+                _log.error("a request failed", request_id=request_id, path=scope["path"], error=repr(error))
+            await send_error(send, error, request_id=request_id)
+
+    async def _route(self, scope: Scope, body: bytes, send: Send, *, request_id: str) -> None:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        match method, scope["path"].strip("/").split("/"):
+            case "POST", ["v1", "payments"]:
+                merchant = await self._merchant(scope)
+                await self._payments.create(merchant, scope, body, send, request_id=request_id)
+            case "GET", ["v1", "payments", payment_id]:
+                await self._payments.read(await self._merchant(scope), payment_id, send)
+            case "GET", ["v1", "wallets"]:
+                await self._wallets(await self._merchant(scope), send)
+            case "POST", ["v1", "psp", psp, account, "webhooks"]:
+                await self._psp_webhook(psp, account, scope, body, send)
+            case "GET", ["healthz"]:
+                await self._health(send)
+            case _, ["v1", "payments"] | ["v1", "payments", _] | ["v1", "wallets"] | ["v1", "psp", _, _, "webhooks"] | [
+                "healthz"
+            ]:
+                detail = f"{scope['method']} is not possible here"
+                await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id)
+            case _:
+                raise NotFound(f"there is nothing at {scope['path'][:200]}", code="no_such_route")
+
+    async def _merchant(self, scope: Scope) -> Merchant:
+        return await self._authentication.merchant_of(scope)
+
+    async def _wallets(self, merchant: Merchant, send: Send) -> None:
+        async with self._services.db.pool.connection() as connection:
+            wallets = await list_wallets(connection, merchant.id)
+        await respond(send, 200, msgspec.json.encode({"data": wallets}), content_type=JSON)
+
+    async def _psp_webhook(self, psp: str, account: str, scope: Scope, body: bytes, send: Send) -> None:
+        """`POST /v1/psp/{psp}/{account}/webhooks`. 200 only after the commit; anything else makes the PSP send it again."""
+        try:
+            account_id = PspAccountId(decode_id(PSP_ACCOUNT, account))
+        except InvalidId as error:
+            raise NotFound("no such PSP account") from error
+        adapter = await self._services.psps.named(psp, account_id)
+        now = self._services.now().timestamp()
+        notice = adapter.read_webhook(dict(scope["headers"]), body, now=now)
+        received = await receive(self._services, account_id, notice)
+        match received:
+            case Received.UNMATCHED:
+                _log.warning("a PSP event names a payment we do not have", psp=psp, event=notice.event_id)
+            case Received.APPLIED | Received.NOTHING_NEW | Received.IGNORED:
+                pass
+            case _:
+                assert_never(received)
+        await respond(send, 200, b'{"received":true}', content_type=JSON)
+
+    async def _health(self, send: Send) -> None:
+        """`GET /healthz`: whether this worker can take payments, for load balancers."""
+        with trio.move_on_after(HEALTH_SECONDS):
+            try:
+                async with self._services.db.pool.connection() as connection:
+                    await connection.query("SELECT 1")
+            except FlorinError:
+                pass
+            else:
+                await respond(send, 200, b'{"status":"ok"}', content_type=JSON)
+                return
+        await respond(send, 503, b'{"status":"no database"}', content_type=JSON, headers=[(b"retry-after", b"1")])

@@ -1,0 +1,52 @@
+"""Who is calling: API keys, looked up by hash and remembered for a moment."""
+
+from typing import NamedTuple
+
+import trio
+
+from core.errors import Unauthenticated
+from server.db.merchants import Merchant, find_key_owner
+from server.db.pool import Pool
+from server.http.asgi import Scope, header
+from server.new_ids import key_hash, merchant_of_key
+
+CACHE_SECONDS = 2.0
+"""How long a revoked key may still be accepted by a worker that has just seen it."""
+
+CACHE_MAX = 10_000
+
+
+class _Known(NamedTuple):
+    merchant: Merchant
+    until: float
+
+
+class Authentication:
+    """Finds the merchant of a request."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._known: dict[bytes, _Known] = {}
+
+    async def merchant_of(self, scope: Scope) -> Merchant:
+        """The merchant whose key the request carries. Raises `Unauthenticated`."""
+        scheme, _, key = (header(scope, b"authorization") or "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise Unauthenticated("send your API key as `Authorization: Bearer fl_...`", code="api_key_missing")
+        merchant_id = merchant_of_key(key)
+        if merchant_id is None:
+            raise Unauthenticated("this is not an API key of Florin", code="api_key_unknown")
+        digest = key_hash(key)
+        known = self._known.get(digest)
+        now = trio.current_time()
+        if known is not None and now < known.until:
+            return known.merchant
+        async with self._pool.connection() as connection:
+            merchant = await find_key_owner(connection, merchant_id, secret_sha256=digest)
+        self._known.pop(digest, None)
+        if merchant is None:
+            raise Unauthenticated("this API key is unknown or was revoked", code="api_key_unknown")
+        if len(self._known) >= CACHE_MAX:
+            self._known.clear()
+        self._known[digest] = _Known(merchant, now + CACHE_SECONDS)
+        return merchant

@@ -1,0 +1,106 @@
+"""Failures as `application/problem+json` (RFC 9457), and the one place that decides their HTTP status."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from core.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    FlorinError,
+    InvalidMoney,
+    InvalidSignature,
+    Malformed,
+    NotFound,
+    Overloaded,
+    PspOutcomeUnknown,
+    PspRejected,
+    PspUnreachable,
+    RequestError,
+    TooLarge,
+    Unauthenticated,
+    Unprocessable,
+)
+from server.http.asgi import Send, respond
+
+_STATUS_BY_ERROR: dict[type[FlorinError], int] = {
+    Malformed: 400,
+    InvalidSignature: 400,
+    Unauthenticated: 401,
+    NotFound: 404,
+    Conflict: 409,
+    TooLarge: 413,
+    Unprocessable: 422,
+    InvalidMoney: 422,
+    PspUnreachable: 502,
+    PspRejected: 502,
+    Overloaded: 503,
+    DatabaseUnavailable: 503,
+    PspOutcomeUnknown: 504,
+}
+_TITLES = {
+    400: "Bad request",
+    401: "Not authenticated",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Conflict",
+    413: "Body too large",
+    422: "Unprocessable request",
+    500: "Internal error",
+    502: "The payment provider could not take the request",
+    503: "Try again later",
+    504: "The payment provider did not answer in time",
+}
+CONTENT_TYPE = b"application/problem+json"
+
+
+def status_of(error: FlorinError) -> int:
+    """The HTTP status of a failure."""
+    return next((_STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _STATUS_BY_ERROR), 500)
+
+
+def retry_after_seconds(error: FlorinError) -> int | None:
+    """When it makes sense to try again, where that is known."""
+    if isinstance(error, Overloaded):
+        return error.retry_after_seconds
+    return 1 if isinstance(error, Conflict | DatabaseUnavailable) else None
+
+
+async def send_problem(
+    send: Send,
+    status: int,
+    *,
+    code: str,
+    detail: str,
+    request_id: str,
+    path: str | None = None,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    **more: object,
+) -> None:
+    """Answer with a problem document. `more` are extension members."""
+    problem = {
+        "type": f"urn:florin:problem:{code}",
+        "title": _TITLES.get(status, "Problem"),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+        **({"path": path} if path else {}),
+        **more,
+    }
+    await respond(send, status, msgspec.json.encode(problem), content_type=CONTENT_TYPE, headers=headers)
+
+
+async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None:
+    """Answer with the problem of a failure."""
+    status = status_of(error)
+    wait = retry_after_seconds(error)
+    headers = [(b"retry-after", b"%d" % wait)] if wait is not None else []
+    if status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="florin"'))
+    code, detail, path = error.code, str(error), None
+    if isinstance(error, RequestError):
+        code, detail, path = error.request_code, error.detail, error.path
+    if status == 500:
+        detail = "something went wrong on our side; the request id helps us find it"
+    await send_problem(send, status, code=code, detail=detail, request_id=request_id, path=path, headers=headers)

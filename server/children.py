@@ -1,0 +1,119 @@
+"""Child processes that cannot outlive their parent.
+
+A child gets a session of its own, so that a terminal's Ctrl-C reaches only the parent, which then stops its children in
+order; and PR_SET_PDEATHSIG, so that the kernel signals it when the parent dies of kill -9. Two rules of Linux decide how
+(prctl(2)): the signal fires when the *thread* that spawned the child ends, so children are spawned from the main thread; and
+changing the user clears it, so it is set after that.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import trio
+
+from core.errors import FlorinError
+
+KILL_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ChildFailed(FlorinError):
+    """A child process did not start or did not do its work."""
+
+    code = "child_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An unprivileged user to run a child as. It exists already; nothing is ever added to the system."""
+
+    uid: int
+    gid: int
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    death_signal: signal.Signals,
+    user: User | None = None,
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+    stdout: int | IO[Any] | None = None,
+    stderr: int | IO[Any] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a child that gets `death_signal` when this process ends, however it ends."""
+    assert threading.current_thread() is threading.main_thread(), "PR_SET_PDEATHSIG follows the spawning thread"
+    parent = os.getpid()
+
+    def become_child() -> None:
+        if user is not None:
+            os.setgroups([])
+            os.setresgid(user.gid, user.gid, user.gid)
+            os.setresuid(user.uid, user.uid, user.uid)
+        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return subprocess.Popen(  # noqa: S603 - the callers' own commands
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        pass_fds=pass_fds,
+        env=environment,
+        cwd="/" if user is not None else None,
+        preexec_fn=become_child,
+    )
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of Florin with this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+async def wait(child: subprocess.Popen[bytes]) -> int:
+    """Wait until the child has ended; its return code. Only this reaps it."""
+    try:
+        descriptor = os.pidfd_open(child.pid)
+    except ProcessLookupError:
+        return child.wait()
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
+    return child.wait()
+
+
+@asynccontextmanager
+async def stopped_at_the_end(
+    child: subprocess.Popen[bytes], *, first: signal.Signals, seconds: float
+) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """A block at whose end the child is asked to end, and killed if it has not after `seconds`. Cancellation does not shorten
+    it."""
+    try:
+        yield child
+    finally:
+        with trio.move_on_after(seconds + KILL_SECONDS, shield=True):
+            await stop(child, first=first, seconds=seconds)
+
+
+async def stop(child: subprocess.Popen[bytes], *, first: signal.Signals, seconds: float) -> None:
+    """Ask a child to end, and kill it if it has not after `seconds`."""
+    if child.poll() is not None:
+        return
+    child.send_signal(first)
+    with trio.move_on_after(seconds):
+        await wait(child)
+        return
+    child.kill()
+    await wait(child)

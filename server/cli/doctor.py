@@ -1,0 +1,32 @@
+"""`florin doctor`: does this database keep every promise? Read-only, on any database, while it works."""
+
+import typer
+from rich.console import Console
+
+from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
+from server.db.promises import CHECKS, ROWS_MAX, Violation, broken_promises
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+    """Check every promise; prints offending rows and exits with 1 if there are any."""
+    violations = with_database(find_database(data_dir, database_url), broken_promises)
+    print_diagnosis(violations, _console)
+    if violations:
+        raise typer.Exit(1)
+
+
+def print_diagnosis(violations: list[Violation], console: Console) -> None:
+    """One line a check, and the rows that break it."""
+    broken = {violation.check.name: violation for violation in violations}
+    for check in CHECKS:
+        violation = broken.get(check.name)
+        console.print(f"{'BROKEN' if violation else 'kept  '}  promise {check.promise}: {check.name}", markup=False)
+        for row in violation.rows if violation else ():
+            fields = zip(violation.columns if violation else (), row, strict=True)
+            console.print("          " + ", ".join(f"{name}={value}" for name, value in fields), markup=False)
+        if violation and len(violation.rows) == ROWS_MAX:
+            console.print(f"          (the first {ROWS_MAX} rows)")
+    verdict = f"{len(violations)} of {len(CHECKS)} checks found broken promises" if violations else "all promises are kept"
+    console.print(verdict)

@@ -1,0 +1,59 @@
+"""`florin haproxy`: a configuration for HAProxy in front of workers that have a port each."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from server.settings import API_PORT
+
+_TEMPLATE = """\
+# Made by `florin haproxy`. Spreads requests round-robin over the workers of `florin up --port-per-worker`
+# (or `florin serve --port-per-worker`). Check it with `haproxy -c -f FILE`.
+
+global
+    maxconn 20000
+
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 75s
+    timeout server 30s
+    timeout http-request 10s
+    timeout http-keep-alive 75s
+    timeout check 2s
+    option redispatch 1
+    retries 3
+    # Another worker is tried only where no connection could be made: what may have been received is never repeated.
+    retry-on conn-failure
+
+frontend florin
+    bind {bind}
+    default_backend workers
+
+backend workers
+    balance roundrobin
+    option httpchk GET /healthz
+    http-check expect status 200
+    default-server check inter 500ms fall 2 rise 1 maxconn 8000
+{servers}
+"""
+
+
+def render(*, bind: str, host: str, port: int, workers: int) -> str:
+    """The configuration for workers on `port`, `port + 1`, …"""
+    servers = "\n".join(f"    server worker{number} {host}:{port + number}" for number in range(workers))
+    return _TEMPLATE.format(bind=bind, servers=servers)
+
+
+def command(
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="How many workers. Default: one per core.", show_default=False)
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The first worker's port.")] = API_PORT,
+    host: Annotated[str, typer.Option(help="Where the workers listen.")] = "127.0.0.1",
+    bind: Annotated[str, typer.Option(help="Where HAProxy listens.")] = "127.0.0.1:8000",
+) -> None:
+    """Print a configuration for HAProxy."""
+    count = workers or len(os.sched_getaffinity(0))
+    typer.echo(render(bind=bind, host=host, port=port, workers=count), nl=False)

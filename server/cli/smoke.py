@@ -1,0 +1,192 @@
+"""`florin smoke`: one payment of each outcome through the instance that runs, and whether every promise holds afterwards.
+
+Paid; declined, then paid by another card; abandoned and expired; clicked twice. Everything goes the customer's and the merchant's
+way, over HTTP; the trail of each payment is read back from the database.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import msgspec
+import trio
+import typer
+from rich.console import Console
+
+from core.errors import FlorinError
+from core.ids import PAYMENT, PaymentId, decode_id
+from server.cli.connect import DataDirectory, data_directory, open_connection, running_instance
+from server.cli.doctor import print_diagnosis
+from server.cli.explain import print_timeline
+from server.db.connection import Connection
+from server.db.payments import find_owner
+from server.db.promises import broken_promises
+from server.db.timeline import Entry, timeline
+from server.demo import Demo, load_or_draw
+from server.http.client import Client, Response
+from server.instance import Running
+from server.sandbox.intents import PAID_CARD, REFUSED_CARDS
+
+PATIENCE_SECONDS = 20.0
+POLL_SECONDS = 0.1
+_console = Console(highlight=False, soft_wrap=True)
+
+
+class SmokeFailed(FlorinError):
+    """Something did not happen as it should."""
+
+    code = "smoke_failed"
+
+
+def command(data_dir: DataDirectory = None) -> None:
+    """Take one payment of each outcome and check every promise; exit code 0 only if all is well."""
+    running = running_instance(data_dir)
+    demo = load_or_draw(data_directory(data_dir) / "demo.json")
+    if not trio.run(_smoke, running, demo):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """Does what a shop and its customer do."""
+
+    running: Running
+    demo: Demo
+    http: Client
+
+    async def create(self, *, key: str, expires_in: int = 600) -> Response:
+        """Ask for a payment as a shop does."""
+        headers = [("authorization", f"Bearer {self.demo.api_key}"), ("idempotency-key", key)]
+        wanted = {"amount": 1_990, "currency": "EUR", "order_id": f"smoke-{key[:8]}", "expires_in": expires_in}
+        url = f"{self.running.api_urls[0]}/v1/payments"
+        return await self.http.request("POST", url, headers=headers, body=msgspec.json.encode(wanted))
+
+    async def open(self, *, expires_in: int = 600) -> dict[str, Any]:
+        """A new payment with its page. Raises `SmokeFailed`."""
+        response = await self.create(key=uuid4().hex, expires_in=expires_in)
+        _require(response.status == 201, f"POST /v1/payments answered {response.status}: {response.body.decode()}")
+        payment: dict[str, Any] = msgspec.json.decode(response.body)
+        return payment
+
+    async def pay(self, payment: dict[str, Any], card: str) -> Response:
+        """Submit the form of the payment page."""
+        form = urlencode({"card": card}).encode()
+        headers = [("content-type", "application/x-www-form-urlencoded")]
+        return await self.http.request("POST", payment["payment_url"], headers=headers, body=form)
+
+    async def until(self, payment_id: str, status: str) -> None:
+        """Wait until the shop was told of the status, and read it. Raises `SmokeFailed`."""
+        headers = [("authorization", f"Bearer {self.demo.api_key}")]
+        event_type = f"payment.{status.lower()}"
+        told, seen = False, "not read"
+        with trio.move_on_after(PATIENCE_SECONDS):
+            while not told:
+                events = msgspec.json.decode((await self.http.request("GET", f"{self.running.shop_url}/events")).body)
+                told = any(event["type"] == event_type and event["data"]["id"] == payment_id for event in events)
+                await trio.sleep(POLL_SECONDS)
+            url = f"{self.running.api_urls[0]}/v1/payments/{payment_id}"
+            seen = msgspec.json.decode((await self.http.request("GET", url, headers=headers)).body).get("status")
+        if told and seen == status:
+            return
+        raise SmokeFailed(f"{payment_id} is {seen}, not {status}; the shop was {'told' if told else 'not told'}")
+
+
+async def _paid(customer: Customer) -> str:
+    payment = await customer.open()
+    await customer.pay(payment, PAID_CARD)
+    await customer.until(payment["id"], "SUCCEEDED")
+    return str(payment["id"])
+
+
+async def _declined_then_paid(customer: Customer) -> str:
+    payment = await customer.open()
+    refused = await customer.pay(payment, next(iter(REFUSED_CARDS)))
+    _require(refused.status == 402, f"the refused card was answered with {refused.status}")
+    await customer.pay(payment, PAID_CARD)
+    await customer.until(payment["id"], "SUCCEEDED")
+    return str(payment["id"])
+
+
+async def _abandoned(customer: Customer) -> str:
+    payment = await customer.open(expires_in=1)
+    await customer.until(payment["id"], "EXPIRED")
+    late = await customer.pay(payment, PAID_CARD)
+    _require(b"can no longer be made" in late.body, "an expired payment could still be paid")
+    return str(payment["id"])
+
+
+async def _clicked_twice(customer: Customer) -> str:
+    key = uuid4().hex
+    replies: list[Response] = []
+
+    async def click() -> None:
+        while True:
+            response = await customer.create(key=key)
+            if response.status != 409:
+                break
+            await trio.sleep(float(response.header(b"retry-after") or 1))
+        replies.append(response)
+
+    with trio.move_on_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(click)
+            nursery.start_soon(click)
+    payments = {msgspec.json.decode(reply.body).get("id") for reply in replies if reply.status == 201}
+    _require(len(replies) == 2 and len(payments) == 1, f"two clicks made {len(payments)} payments")
+    payment = msgspec.json.decode(replies[0].body)
+    await customer.pay(payment, PAID_CARD)
+    await customer.pay(payment, PAID_CARD)
+    await customer.until(payment["id"], "SUCCEEDED")
+    return str(payment["id"])
+
+
+OUTCOMES: dict[str, Callable[[Customer], Awaitable[str]]] = {
+    "paid": _paid,
+    "declined, then paid by another card": _declined_then_paid,
+    "abandoned and expired": _abandoned,
+    "clicked twice": _clicked_twice,
+}
+
+
+async def _smoke(running: Running, demo: Demo) -> bool:
+    http = Client()
+    customer = Customer(running, demo, http)
+    failures = 0
+    try:
+        async with open_connection(running.database_url) as connection:
+            for name, outcome in OUTCOMES.items():
+                _console.rule(name, align="left", style="none")
+                try:
+                    await _print_trail(connection, await outcome(customer))
+                except FlorinError as error:
+                    failures += 1
+                    _console.print(f"FAILED  {error}", markup=False)
+            _console.rule("promises", align="left", style="none")
+            violations = await broken_promises(connection)
+    finally:
+        http.close()
+    print_diagnosis(violations, _console)
+    _console.print(f"smoke: {len(OUTCOMES) - failures} of {len(OUTCOMES)} outcomes as they should be")
+    return not failures and not violations
+
+
+async def _print_trail(connection: Connection, payment_text: str) -> None:
+    payment_id = PaymentId(decode_id(PAYMENT, payment_text))
+    owner = await find_owner(connection, payment_id)
+    _require(owner is not None, f"{payment_text} is not in the database")
+    assert owner is not None
+    entries: list[Entry] = []
+    with trio.move_on_after(PATIENCE_SECONDS):
+        # The shop knows before we have written that it knows: wait for the delivery's own row.
+        while not any("DELIVERED" in entry.what for entry in entries):
+            entries = await timeline(connection, owner, payment_id)
+            await trio.sleep(POLL_SECONDS)
+    _console.print(payment_text)
+    print_timeline(entries, _console)
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise SmokeFailed(otherwise)

@@ -1,0 +1,107 @@
+"""`florin up`: everything on this machine with one command, for a first payment, for development and for tests."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+from rich.console import Console
+
+from server.cli.connect import DataDirectory, data_directory
+from server.instance import Instance, Options, open_instance
+from server.settings import API_PORT, PSP_PORT, SHOP_PORT
+from server.telemetry import configure_logs
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def command(
+    data_dir: DataDirectory = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            "--database-url",
+            envvar="FLORIN_DATABASE_URL",
+            help="Use this PostgreSQL (15 or newer) instead of the embedded one.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="How many workers. Default: one per core.", show_default=False)
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 is any free one.")] = API_PORT,
+    psp_port: Annotated[int, typer.Option(min=0, max=65535, help="The sandbox PSP's port.")] = PSP_PORT,
+    shop_port: Annotated[int, typer.Option(min=0, max=65535, help="The demo shop's port.")] = SHOP_PORT,
+    port_per_worker: Annotated[
+        bool,
+        typer.Option("--port-per-worker", help="Give each worker a port of its own, counting up, for a load balancer."),
+    ] = False,
+    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep data in a temporary directory and forget it.")] = False,
+) -> None:
+    """Start PostgreSQL, the sandbox PSP, a demo shop and the workers; Ctrl-C stops them all."""
+    configure_logs("warning")
+    with _directory(data_dir, ephemeral=ephemeral) as directory:
+        options = Options(
+            data_directory=directory,
+            database_url=database_url,
+            workers=workers or len(os.sched_getaffinity(0)),
+            host=host,
+            port=port,
+            psp_port=psp_port,
+            shop_port=shop_port,
+            port_per_worker=port_per_worker,
+            settings={"FLORIN_LOG_LEVEL": "warning"},
+        )
+        trio.run(_run, options)
+
+
+async def _run(options: Options) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def end_on_signal() -> None:
+                async for _ in signals:
+                    _console.print("stopping: requests in hand are finished first")
+                    nursery.cancel_scope.cancel()
+                    return
+
+            nursery.start_soon(end_on_signal)
+            _console.print("starting: the first start sets up the database and takes a few seconds more")
+            async with open_instance(options) as instance:
+                _show(instance, options)
+                await trio.sleep_forever()
+    _console.print("stopped")
+
+
+def _show(instance: Instance, options: Options) -> None:
+    """The screen: what runs where, and how to go on."""
+    running = instance.running
+    lines = {
+        "API": ", ".join(running.api_urls),
+        "demo shop": f"{running.shop_url}  ← open this in a browser and buy something",
+        "sandbox PSP": running.psp_url,
+        "API key": instance.demo.api_key,
+        "webhooks go to": f"{running.shop_url}/webhooks  (received ones: {running.shop_url}/events)",
+        "database": running.database_url,
+        "data": str(options.data_directory),
+        "workers": f"{options.workers}, pids {', '.join(map(str, instance.supervisor.pids))}",
+    }
+    for name, value in lines.items():
+        _console.print(f"{name:<15} {value}", markup=False)
+    _console.print("ready")
+
+
+@contextmanager
+def _directory(given: Path | None, *, ephemeral: bool) -> Iterator[Path]:
+    if not ephemeral:
+        yield data_directory(given)
+        return
+    with tempfile.TemporaryDirectory(prefix="florin-", dir=given, ignore_cleanup_errors=True) as directory:
+        os.chmod(directory, 0o711)  # noqa: S103 - as root PostgreSQL runs as another user below it
+        yield Path(directory)

@@ -1,0 +1,27 @@
+"""Array parameters as PostgreSQL text literals.
+
+A batch is passed as one array a column. psycopg's own list adaptation costs about 33 µs a payment; joining text costs almost
+nothing, and the statement's cast (`$1::uuid[]`) types it. Source: PostgreSQL manual, 8.15.6 Array Input and Output Syntax.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+
+def plain(values: Iterable[object]) -> str:
+    """An array of values whose text needs no quotes: UUIDs, integers, booleans, enum members; None is NULL."""
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def quoted(values: Iterable[str | datetime | None]) -> str:
+    """An array of free text or timestamps; None is NULL."""
+    return "{" + ",".join(["NULL" if value is None else _quote(str(value)) for value in values]) + "}"
+
+
+def hexed(values: Iterable[bytes]) -> str:
+    """An array of byte strings."""
+    return "{" + ",".join(['"\\\\x' + value.hex() + '"' for value in values]) + "}"
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

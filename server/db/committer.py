@@ -1,0 +1,193 @@
+"""Group commit: many callers' rows in one statement and one commit.
+
+Callers submit an item and park. The writer takes everything that gathered while the last commit ran, writes it with one
+statement on a connection of its own, and wakes each caller with its own result. Nothing waits when the writer is idle, and the
+batch grows with the load by itself. Invariants:
+
+- A statement in autocommit mode is one transaction: a batch happens as a whole or not at all.
+- At most one item per conflict key in a batch; a second one waits for the next, for inside one statement it would be lost.
+- A caller that is cancelled before its item was taken leaves nothing behind; after that the item is written and the caller gone.
+- A batch is shielded from cancellation and bounded in time. After a lost connection the writer first asks which items were
+  written (`recognize`), so that an item is never written twice.
+- One bad item cannot fail its neighbours: a batch the database refuses is bisected.
+- At most `QUEUE_MAX` items wait; past that `submit` raises `Overloaded` before any side effect.
+"""
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import outcome
+import psycopg
+import trio
+from psycopg import errors as pg_errors
+
+from core.errors import DatabaseRefused, DatabaseUnavailable, Overloaded
+from server.db.connection import Connection
+
+BATCH_MAX = 256
+QUEUE_MAX = 4_096
+BATCH_SECONDS = 10.0
+RECONNECT_DELAYS_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0)
+CONFLICT_RETRIES_MAX = 5
+
+_CONNECTION_LOST = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable, trio.TooSlowError)
+_CONFLICTS = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected)
+
+Item = TypeVar("Item", contravariant=True)
+Result = TypeVar("Result")
+I = TypeVar("I")  # noqa: E741 - the invariant twin of Item
+
+
+class Statement(Protocol[Item, Result]):
+    """One kind of batch."""
+
+    def conflict_key(self, item: Item) -> Hashable:
+        """Two items with equal keys never share a batch."""
+        ...
+
+    async def write(self, connection: Connection, items: Sequence[Item]) -> list[Result]:
+        """Write all items in one transaction; the results in the items' order."""
+        ...
+
+    async def recognize(self, connection: Connection, items: Sequence[Item]) -> list[Result | None]:
+        """For each item the result it would have had, if it is in the database already, else None."""
+        ...
+
+
+class _Entry(Generic[I]):
+    __slots__ = ("item", "task")
+
+    def __init__(self, item: I, task: trio.lowlevel.Task) -> None:
+        self.item = item
+        self.task: trio.lowlevel.Task | None = task
+
+
+class Committer(Generic[I, Result]):
+    """The writer of one kind of batch. `run` owns its connection; `submit` may be called from any task."""
+
+    def __init__(self, statement: Statement[I, Result], conninfo: str) -> None:
+        self._statement = statement
+        self._conninfo = conninfo
+        self._queue: deque[_Entry[I]] = deque()
+        self._wakeup = trio.Event()
+        self._connection: Connection | None = None
+        self.batches = 0
+        self.items = 0
+
+    async def submit(self, item: I) -> Result:
+        """Write an item and return its own result.
+
+        Raises `Overloaded` before any side effect, `DatabaseUnavailable` where it is not known whether it was written, or
+        `DatabaseRefused` where the database refused this very item.
+        """
+        if len(self._queue) >= QUEUE_MAX:
+            raise Overloaded("too many payments wait to be written")
+        entry = _Entry(item, trio.lowlevel.current_task())
+        self._queue.append(entry)
+        self._wakeup.set()
+
+        def abandon(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            entry.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        result: Result = await trio.lowlevel.wait_task_rescheduled(abandon)
+        return result
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write batches until cancelled; what is queued by then is still written."""
+        try:
+            self._connection = await self._connect()
+            task_status.started()
+            while True:
+                await self._wakeup.wait()
+                self._wakeup = trio.Event()
+                await self._write_all()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._write_all()
+            self._disconnect()
+
+    async def _write_all(self) -> None:
+        """Empty the queue. Ends, because submitters are gone or parked and every batch is bounded in time."""
+        while batch := self._take():
+            with trio.CancelScope(shield=True):
+                await self._write_batch([entry.item for entry in batch], batch)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _take(self) -> list[_Entry[I]]:
+        batch: dict[Hashable, _Entry[I]] = {}
+        waiting: list[_Entry[I]] = []
+        while self._queue and len(batch) < BATCH_MAX:
+            entry = self._queue.popleft()
+            if entry.task is None:
+                continue
+            key = self._statement.conflict_key(entry.item)
+            if key in batch:
+                waiting.append(entry)
+            else:
+                batch[key] = entry
+        self._queue.extendleft(reversed(waiting))
+        return list(batch.values())
+
+    async def _write_batch(self, items: list[I], entries: list[_Entry[I]]) -> None:
+        self.batches += 1
+        self.items += len(items)
+        try:
+            with trio.fail_after(BATCH_SECONDS):
+                results = await self._write_surely(items)
+        except _CONNECTION_LOST as error:
+            self._disconnect()
+            said = f"the database did not answer: {str(error).strip()}"
+            self._wake(entries, [outcome.Error(DatabaseUnavailable(said)) for _ in items])
+        except psycopg.Error as error:
+            if len(items) == 1:
+                self._wake(entries, [outcome.Error(DatabaseRefused(str(error).strip()))])
+                return
+            half = len(items) // 2
+            await self._write_batch(items[:half], entries[:half])
+            await self._write_batch(items[half:], entries[half:])
+        else:
+            self._wake(entries, [outcome.Value(result) for result in results])
+
+    async def _write_surely(self, items: list[I]) -> list[Result]:
+        """Write through conflicts and lost connections, recognizing what an earlier try has written."""
+        conflicts = 0
+        delays = iter(RECONNECT_DELAYS_SECONDS)
+        doubtful = False
+        while True:
+            try:
+                connection = self._connection = self._connection or await self._connect()
+                if doubtful:
+                    return await self._write_the_rest(connection, items)
+                return await self._statement.write(connection, items)
+            except _CONFLICTS:
+                conflicts += 1
+                if conflicts > CONFLICT_RETRIES_MAX:
+                    raise
+            except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable):
+                self._disconnect()
+                doubtful = True
+                delay = next(delays, None)
+                if delay is None:
+                    raise
+                await trio.sleep(delay)
+
+    async def _write_the_rest(self, connection: Connection, items: list[I]) -> list[Result]:
+        known = await self._statement.recognize(connection, items)
+        missing = [item for item, result in zip(items, known, strict=True) if result is None]
+        fresh = iter(await self._statement.write(connection, missing) if missing else [])
+        return [next(fresh) if result is None else result for result in known]
+
+    def _wake(self, entries: list[_Entry[I]], outcomes: Sequence[outcome.Outcome[Result]]) -> None:
+        for entry, result in zip(entries, outcomes, strict=True):
+            if entry.task is not None:
+                trio.lowlevel.reschedule(entry.task, result)
+
+    async def _connect(self) -> Connection:
+        return await Connection.open(self._conninfo, application_name="florin committer", plan_cache_mode="force_custom_plan")
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.discard()
+            self._connection = None

@@ -1,0 +1,216 @@
+"""psycopg 3 driven natively by trio.
+
+psycopg writes all of its I/O as generators that yield what they wait for; this subclass of `AsyncConnection` drives them with
+trio's readiness calls, so queries, transactions, COPY and LISTEN work on trio without a thread or an asyncio loop. Invariants:
+
+- A connection is used by one task at a time; a second one gets `InterfaceError`, not a queue.
+- A task cancelled in the middle of a query has the query cancelled on the server, within a bound; a connection that is still
+  busy after that is closed. What is not closed is therefore usable.
+- Names are resolved by trio, never by libpq, which would block the loop.
+
+`_connect_gen`, `_cancel_gen` and the signature of `wait` are psycopg's own, not promised by it: the minor version is pinned.
+"""
+
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import psycopg
+import psycopg.waiting
+import trio
+from psycopg import conninfo as libpq_conninfo
+from psycopg import pq
+from psycopg.abc import PQGen, PQGenConn
+from psycopg.rows import TupleRow
+
+from core.errors import DatabaseUnavailable
+
+RV = TypeVar("RV")
+
+CANCEL_SECONDS = 2.0
+CONNECT_SECONDS = 10.0
+
+_READ = psycopg.waiting.Wait.R
+_WRITE = psycopg.waiting.Wait.W
+_POLL_READ = select.POLLIN | select.POLLERR | select.POLLHUP
+
+
+class _OneUser:
+    """Stands where psycopg keeps an asyncio lock. Contention is a mistake of ours, so it raises instead of waiting."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held = False
+
+    async def __aenter__(self) -> None:
+        if self._held:
+            raise psycopg.InterfaceError("a connection is used by two tasks at once")
+        self._held = True
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._held = False
+
+
+class Connection(psycopg.AsyncConnection[TupleRow]):
+    """One PostgreSQL session on trio. Statements use PostgreSQL's own `$1` placeholders."""
+
+    def __init__(self, pgconn: Any, row_factory: Any = psycopg.rows.tuple_row) -> None:
+        super().__init__(pgconn, row_factory)
+        self.lock = _OneUser()  # type: ignore[assignment]
+        self.cursor_factory = psycopg.AsyncRawCursor
+
+    @classmethod
+    async def open(cls, conninfo: str, *, application_name: str = "florin", **options: str) -> Self:
+        """Connect, in autocommit mode.
+
+        `options` are server settings of this session, e.g. `plan_cache_mode="force_custom_plan"`.
+        Raises `DatabaseUnavailable` where no server answers within `CONNECT_SECONDS` or it refuses.
+        """
+        settings = " ".join(f"-c {name}={value}" for name, value in options.items())
+        params = libpq_conninfo.conninfo_to_dict(conninfo, application_name=application_name)
+        if settings:
+            params["options"] = f"{params.get('options', '')} {settings}".strip()
+        params = await _resolved(params)
+        try:
+            with trio.fail_after(CONNECT_SECONDS):
+                connection = await _drive_connecting(cls._connect_gen(libpq_conninfo.make_conninfo("", **params)))
+        except psycopg.Error as error:
+            raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {str(error).strip()}") from error
+        except trio.TooSlowError as error:
+            raise DatabaseUnavailable(f"PostgreSQL did not answer within {CONNECT_SECONDS:.0f} s") from error
+        connection._autocommit = True
+        return connection
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = 0,
+        timeout: float | None = None,  # noqa: ASYNC109 - psycopg's signature
+    ) -> RV:
+        """Drive one of psycopg's generators. Cancellation cancels the query on the server."""
+        assert timeout is None, "callers own timeouts, by cancel scopes"
+        del interval
+        finished = False
+        try:
+            result = await self._drive(gen)
+            finished = True
+            return result
+        finally:
+            if not finished and self._is_busy():
+                with trio.move_on_after(CANCEL_SECONDS, shield=True):
+                    await self._cancel_query(gen)
+                if self._is_busy():
+                    self.discard()
+
+    async def _drive(self, gen: PQGen[RV]) -> RV:
+        try:
+            wanted = next(gen)
+            while True:
+                wanted = gen.send(await _ready(self.pgconn.socket, wanted))
+        except StopIteration as stop:
+            result: RV = stop.value
+            return result
+
+    async def _cancel_query(self, gen: PQGen[Any]) -> None:
+        """Ask the server to stop the query, and read to the end of its answer."""
+        with suppress(StopIteration, psycopg.Error):
+            await _drive_connecting(self._cancel_gen())
+            while True:
+                gen.send(await _ready(self.pgconn.socket, _READ))
+
+    def _is_busy(self) -> bool:
+        return self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+
+    def discard(self) -> None:
+        """Close at once; the server rolls back what was open."""
+        self.pgconn.finish()
+
+    def is_usable(self) -> bool:
+        """Whether an idle connection can be used: open, in no transaction, and nothing unexpected has arrived on it.
+
+        A server that went away leaves its farewell or an end of file to read, and this polls for it without waiting.
+        """
+        if self.closed or self.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+            return False
+        poller = select.poll()
+        poller.register(self.pgconn.socket, _POLL_READ)
+        return not poller.poll(0)
+
+    async def query(self, sql: str, *params: Any) -> list[TupleRow]:
+        """Run a statement and return its rows; it is prepared on the server at first use."""
+        cursor = await self.execute(sql, params or None, prepare=True)
+        return await cursor.fetchall() if cursor.description is not None else []
+
+    async def run(self, sql: str, *params: Any) -> int:
+        """Run a statement and return how many rows it touched."""
+        cursor = await self.execute(sql, params or None, prepare=True)
+        return cursor.rowcount
+
+    @asynccontextmanager
+    async def atomic(self) -> AsyncIterator[None]:
+        """A transaction. A cancelled one is rolled back by the server, for its connection is closed."""
+        await self.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            with trio.move_on_after(CANCEL_SECONDS, shield=True):
+                if not self.closed:
+                    await self.execute("ROLLBACK")
+            if self.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                self.discard()
+            raise
+        with trio.move_on_after(CONNECT_SECONDS, shield=True):
+            await self.execute("COMMIT")
+            return
+        self.discard()
+        raise DatabaseUnavailable("the answer to COMMIT was lost")
+
+
+async def _resolved(params: dict[str, Any]) -> dict[str, Any]:
+    host = params.get("host")
+    if not host or str(host).startswith("/") or params.get("hostaddr"):
+        return params
+    try:
+        found = await trio.socket.getaddrinfo(host, params.get("port") or 5432, type=trio.socket.SOCK_STREAM)
+    except OSError as error:
+        raise DatabaseUnavailable(f"cannot resolve {host}: {error}") from error
+    return {**params, "hostaddr": found[0][4][0]}
+
+
+async def _drive_connecting(gen: PQGenConn[RV]) -> RV:
+    try:
+        descriptor, wanted = next(gen)
+        while True:
+            descriptor, wanted = gen.send(await _ready(descriptor, wanted))
+    except StopIteration as stop:
+        result: RV = stop.value
+        return result
+
+
+async def _ready(descriptor: int, wanted: psycopg.waiting.Wait) -> psycopg.waiting.Ready:
+    if wanted == _READ:
+        await trio.lowlevel.wait_readable(descriptor)
+        return psycopg.waiting.Ready.R
+    if wanted == _WRITE:
+        await trio.lowlevel.wait_writable(descriptor)
+        return psycopg.waiting.Ready.W
+    return await _either(descriptor)
+
+
+async def _either(descriptor: int) -> psycopg.waiting.Ready:
+    """Wait for a descriptor to be readable or writable: rare, for a query larger than the socket's buffer."""
+    ready = psycopg.waiting.Ready.NONE
+
+    async def watch(wait: Any, flag: psycopg.waiting.Ready) -> None:
+        nonlocal ready
+        await wait(descriptor)
+        ready = psycopg.waiting.Ready(ready | flag)
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, trio.lowlevel.wait_readable, psycopg.waiting.Ready.R)
+        nursery.start_soon(watch, trio.lowlevel.wait_writable, psycopg.waiting.Ready.W)
+    return ready

@@ -1,0 +1,43 @@
+"""What the rest of the server knows of the database: a pool for reads and three group committers for writes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from core.idempotency import StoredKey
+from server.db.change_batch import Applied, ChangeBatch, ChangeRow, Lost
+from server.db.committer import Committer
+from server.db.create_batch import CreateBatch, Creation
+from server.db.deliveries import DeliveryResult, DeliveryResultBatch
+from server.db.pool import Pool, open_pool
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One worker's access to PostgreSQL."""
+
+    pool: Pool
+    creations: Committer[Creation, StoredKey | None]
+    changes: Committer[ChangeRow, Applied | Lost]
+    delivery_results: Committer[DeliveryResult, bool]
+
+
+@asynccontextmanager
+async def open_database(conninfo: str, *, pool_size: int, delivery_lease_seconds: float) -> AsyncIterator[Database]:
+    """Open the pool and run the committers. At the end of the block what is queued is written before they close."""
+    async with open_pool(conninfo, size=pool_size) as pool, trio.open_nursery() as committers:
+        database = Database(
+            pool,
+            Committer(CreateBatch(), conninfo),
+            Committer(ChangeBatch(delivery_lease_seconds=delivery_lease_seconds), conninfo),
+            Committer(DeliveryResultBatch(), conninfo),
+        )
+        await committers.start(database.creations.run)
+        await committers.start(database.changes.run)
+        await committers.start(database.delivery_results.run)
+        try:
+            yield database
+        finally:
+            committers.cancel_scope.cancel()

@@ -1,0 +1,101 @@
+"""Numbered SQL files, applied in order, each in a transaction of its own, under one lock.
+
+Invariants: a file that was applied never changes (its checksum is compared); two processes that migrate at once wait for each
+other; a database that is ahead of this code is left alone and said so.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+import trio
+
+from core.errors import FlorinError
+from server.db.connection import Connection
+
+UNLOCK_SECONDS = 5.0
+_LOCK = 0x464C4F52494E  # "FLORIN"
+
+
+class MigrationError(FlorinError):
+    """The database and this code's migrations do not fit together."""
+
+    code = "migration_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file. `number` orders, `sha256` detects a change after the fact."""
+
+    number: int
+    name: str
+    sql: str
+    sha256: str
+
+
+def migrations() -> list[Migration]:
+    """The files that come with this code, in order."""
+    found = []
+    for entry in resources.files("server.db").joinpath("migrations").iterdir():
+        if entry.name.endswith(".sql"):
+            sql = entry.read_text(encoding="utf-8")
+            number = int(entry.name.partition("_")[0])
+            found.append(Migration(number, entry.name, sql, hashlib.sha256(sql.encode()).hexdigest()))
+    return sorted(found, key=lambda migration: migration.number)
+
+
+async def migrate(connection: Connection) -> list[str]:
+    """Bring the database up to date; the names of what was applied now.
+
+    Raises `MigrationError` where an applied file has changed or the database knows a file that this code does not.
+    """
+    await connection.execute(f"SELECT pg_advisory_lock({_LOCK})")
+    try:
+        await connection.execute(
+            """
+            CREATE TABLE IF NOT EXISTS schema_migrations (
+                number integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT
+                now() )
+            """
+        )
+        pending = _pending(await applied(connection))
+        for migration in pending:
+            async with connection.atomic():
+                await connection.execute(migration.sql)
+                await connection.run(
+                    "INSERT INTO schema_migrations (number, name, sha256) VALUES ($1, $2, $3)",
+                    migration.number,
+                    migration.name,
+                    migration.sha256,
+                )
+        return [migration.name for migration in pending]
+    finally:
+        if not connection.closed:
+            with trio.move_on_after(UNLOCK_SECONDS, shield=True):
+                await connection.execute(f"SELECT pg_advisory_unlock({_LOCK})")
+
+
+async def applied(connection: Connection) -> dict[int, str]:
+    """Checksums of what has been applied, by number; empty for a database that was never migrated."""
+    rows = await connection.query("SELECT to_regclass('schema_migrations') IS NOT NULL")
+    if not rows[0][0]:
+        return {}
+    return dict(await connection.query("SELECT number, sha256 FROM schema_migrations ORDER BY number"))
+
+
+def _pending(done: dict[int, str]) -> list[Migration]:
+    known = migrations()
+    unknown = done.keys() - {migration.number for migration in known}
+    if unknown:
+        raise MigrationError(f"the database has migration {max(unknown)}, which is newer than this version: install a newer one")
+    for migration in known:
+        if done.get(migration.number, migration.sha256) != migration.sha256:
+            raise MigrationError(f"{migration.name} was changed after it was applied: restore the file")
+    return [migration for migration in known if migration.number not in done]
+
+
+async def require_current(connection: Connection) -> None:
+    """Raises `MigrationError` unless every migration has been applied."""
+    pending = _pending(await applied(connection))
+    if pending:
+        raise MigrationError(f"the database lacks {pending[0].name}: run `florin migrate`")

@@ -1,0 +1,126 @@
+"""Reading payments, and claiming those that are due."""
+
+from typing import Any
+from uuid import UUID
+
+from core.idempotency import StoredKey
+from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
+from core.money import Money
+from core.payment import Payment, Status
+from server.db.connection import Connection
+
+_COLUMNS = """
+p.merchant_id, p.id, p.psp_account_id, p.operation_id, p.order_id, p.amount_minor, p.currency, p.status, p.version,
+p.expires_at, p.created_at, p.updated_at, p.due_at, p.reference, p.payment_url, p.return_url, p.description,
+p.captured_minor, p.late, p.suspended, p.decline_code, p.did_check_again, p.checks
+"""
+
+
+def _payment(row: tuple[Any, ...]) -> Payment:
+    return Payment(
+        merchant_id=MerchantId(row[0]),
+        id=PaymentId(row[1]),
+        psp_account_id=PspAccountId(row[2]),
+        operation_id=OperationId(row[3]),
+        order_id=row[4],
+        money=Money(row[5], row[6]),
+        status=Status(row[7]),
+        version=row[8],
+        expires_at=row[9],
+        created_at=row[10],
+        updated_at=row[11],
+        due_at=row[12],
+        reference=row[13],
+        payment_url=row[14],
+        return_url=row[15],
+        description=row[16],
+        captured_minor=row[17],
+        late=row[18],
+        suspended=row[19],
+        decline_code=row[20],
+        did_check_again=row[21],
+        checks=row[22],
+    )
+
+
+async def find_payment(connection: Connection, merchant_id: MerchantId, payment_id: PaymentId) -> Payment | None:
+    """The merchant's payment; None where there is none or it is another merchant's."""
+    rows = await connection.query(
+        f"SELECT {_COLUMNS} FROM payment_requests p WHERE p.merchant_id = $1 AND p.id = $2",  # noqa: S608 - own columns
+        merchant_id,
+        payment_id,
+    )
+    return _payment(rows[0]) if rows else None
+
+
+async def find_owner(connection: Connection, payment_id: UUID) -> MerchantId | None:
+    """Whose payment it is, for an operator who has only its id: one look into the key of each merchant."""
+    rows = await connection.query(
+        """
+        SELECT m.merchant_id FROM merchants m
+         WHERE EXISTS (SELECT FROM payment_requests p WHERE p.merchant_id = m.merchant_id AND p.id = $1)
+        """,
+        payment_id,
+    )
+    return MerchantId(rows[0][0]) if rows else None
+
+
+async def list_payments(connection: Connection, merchant_id: MerchantId, *, before: PaymentId, limit: int) -> list[Payment]:
+    """The merchant's payments made before `before`, newest first: UUIDv7 ids sort by time."""
+    rows = await connection.query(
+        f"""
+        SELECT {_COLUMNS} FROM payment_requests p WHERE p.merchant_id = $1 AND p.id < $2 ORDER BY p.id DESC LIMIT $3
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        before,
+        limit,
+    )
+    return [_payment(row) for row in rows]
+
+
+async def find_key(connection: Connection, merchant_id: MerchantId, key: str) -> StoredKey | None:
+    """What is stored under an idempotency key."""
+    rows = await connection.query(
+        """
+        SELECT fingerprint, payment_id, in_flight_until, reply_status, reply_body
+          FROM idempotency_keys WHERE merchant_id = $1 AND key = $2
+        """,
+        merchant_id,
+        key,
+    )
+    if not rows:
+        return None
+    fingerprint, payment_id, until, status, body = rows[0]
+    return StoredKey(fingerprint, PaymentId(payment_id), until, status, body.encode() if body is not None else None)
+
+
+async def merchants_with_due_payments(connection: Connection, *, limit: int) -> list[MerchantId]:
+    """Whose payments a job has to look at now."""
+    rows = await connection.query(
+        "SELECT merchant_id FROM payment_requests WHERE due_at <= now() GROUP BY merchant_id ORDER BY min(due_at) LIMIT $1",
+        limit,
+    )
+    return [MerchantId(row[0]) for row in rows]
+
+
+async def claim_due_payments(
+    connection: Connection, merchant_id: MerchantId, *, limit: int, lease_seconds: float
+) -> list[Payment]:
+    """Take due payments of one merchant for `lease_seconds`; nobody else gets them until then.
+
+    The claim does not count as a change: whoever learns something meanwhile goes on by compare-and-set on the version.
+    """
+    rows = await connection.query(
+        f"""
+        WITH due AS (
+            SELECT id FROM payment_requests WHERE merchant_id = $1 AND due_at <= now() ORDER BY id LIMIT $2 FOR UPDATE
+        )
+        UPDATE payment_requests p SET due_at = now() + make_interval(secs => $3::float8)
+          FROM due WHERE p.merchant_id = $1 AND p.id = due.id AND p.due_at <= now()
+        RETURNING {_COLUMNS}
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        limit,
+        lease_seconds,
+    )
+    return [_payment(row) for row in rows]

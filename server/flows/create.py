@@ -1,0 +1,145 @@
+"""Accept a payment and open it at the PSP.
+
+Durable intent first: key, payment and operation are committed before the first byte leaves for the PSP, the PSP is called outside
+any transaction, and what it answered goes through the transition function. A request that died in between is taken up by the
+next one with its key, or by the follow-up job: both ask or repeat with the operation's id, which the PSP knows as the key.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import trio
+
+from core.errors import DatabaseUnavailable, PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.idempotency import InFlight, Mismatch, Replay, Resume, decide
+from core.ids import LogId, OperationId, PaymentId
+from core.money import Money
+from core.payment import COMPLETE_AFTER_SECONDS, FINAL, Evidence, EvidenceKind, Payment, Source, Status
+from server.db.create_batch import Creation, is_own
+from server.db.merchants import Merchant
+from server.db.payments import find_payment
+from server.flows.services import Services
+from server.flows.settle import Answering, settle
+from server.new_ids import uuid7
+
+CREATED = 201
+PSP_KEY_LIFETIME = timedelta(hours=23)
+"""How long a PSP may be sent the same operation again."""
+
+_IN_FLIGHT_MARGIN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPayment:
+    """What a merchant asks for, validated."""
+
+    money: Money
+    order_id: str
+    description: str | None
+    return_url: str | None
+    expires_in_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The payment as it stands after the PSP was asked. `replayed`: an earlier request had accepted it."""
+
+    payment: Payment
+    replayed: bool = False
+
+
+Outcome = Opened | Replay | Mismatch | InFlight
+
+
+async def create(services: Services, merchant: Merchant, wanted: NewPayment, *, key: str, fingerprint: bytes) -> Outcome:
+    """Accept a payment once per key, and open it at the PSP.
+
+    Cancelled in between, it is completed by a retry or by the follow-up job. Raises `Overloaded` or `DatabaseUnavailable`.
+    """
+    creation = _creation(services, merchant, wanted, key=key, fingerprint=fingerprint)
+    stored = await services.db.creations.submit(creation)
+    if stored is None or is_own(stored, creation):
+        return Opened(await _open(services, creation.payment, key=key, is_first=True))
+    decision = decide(stored, fingerprint, now=creation.payment.created_at)
+    if not isinstance(decision, Resume):
+        return decision
+    return Opened(await _resume(services, merchant, decision.payment_id, key=key), replayed=True)
+
+
+async def _resume(services: Services, merchant: Merchant, payment_id: PaymentId, *, key: str) -> Payment:
+    """Take up a payment whose first request died, or was answered by something that was not definitive."""
+    async with services.db.pool.connection() as connection:
+        payment = await find_payment(connection, merchant.id, payment_id)
+    if payment is None:
+        raise DatabaseUnavailable("a stored key names a payment that does not exist")
+    is_answered = payment.status in FINAL or payment.payment_url is not None
+    if is_answered or services.now() - payment.created_at > PSP_KEY_LIFETIME:
+        return payment
+    return await _open(services, payment, key=key, is_first=False)
+
+
+async def _open(services: Services, payment: Payment, *, key: str, is_first: bool) -> Payment:
+    evidence = await _ask(services, payment, is_first=is_first)
+    if evidence is None:
+        return payment
+    answering = Answering(key, CREATED) if evidence.kind is EvidenceKind.OPENED else None
+    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, answering=answering)
+    assert settled is not None
+    return settled.payment
+
+
+async def _ask(services: Services, payment: Payment, *, is_first: bool) -> Evidence | None:
+    """Call the PSP; what was learned, or None for nothing."""
+    try:
+        with trio.fail_after(services.psp_seconds):
+            adapter = await services.psps.of(payment.psp_account_id)
+            return await adapter.create_intent(payment)
+    except PspUnreachable:
+        # An earlier request may have reached the PSP before it died; then this one's failure proves nothing.
+        return _about(payment, EvidenceKind.UNREACHABLE) if is_first else None
+    except PspRejected as error:
+        return _about(payment, EvidenceKind.REJECTED, code=str(error)) if is_first else None
+    except (PspOutcomeUnknown, trio.TooSlowError):
+        return _about(payment, EvidenceKind.LOST)
+
+
+def _about(payment: Payment, kind: EvidenceKind, *, code: str | None = None) -> Evidence:
+    return Evidence(
+        kind=kind,
+        source=Source.CREATE,
+        psp_account_id=payment.psp_account_id,
+        operation_id=payment.operation_id,
+        code=code,
+    )
+
+
+def _creation(services: Services, merchant: Merchant, wanted: NewPayment, *, key: str, fingerprint: bytes) -> Creation:
+    now = services.now()
+    expires_at = now + timedelta(seconds=wanted.expires_in_seconds)
+    payment = Payment(
+        id=PaymentId(uuid7()),
+        merchant_id=merchant.id,
+        psp_account_id=merchant.psp_account_id,
+        operation_id=OperationId(uuid7()),
+        order_id=wanted.order_id,
+        money=wanted.money,
+        status=Status.PENDING,
+        version=1,
+        expires_at=expires_at,
+        created_at=now,
+        updated_at=now,
+        due_at=min(expires_at, now + timedelta(seconds=COMPLETE_AFTER_SECONDS)),
+        return_url=wanted.return_url,
+        description=wanted.description,
+    )
+    return Creation(
+        payment=payment,
+        log_id=LogId(uuid7()),
+        key=key,
+        fingerprint=fingerprint,
+        in_flight_until=_in_flight_until(now, services.psp_seconds),
+    )
+
+
+def _in_flight_until(now: datetime, psp_seconds: float) -> datetime:
+    return now + timedelta(seconds=psp_seconds + _IN_FLIGHT_MARGIN_SECONDS)

@@ -1,0 +1,37 @@
+"""Expire a payment that nobody paid in time: the PSP is closed first, and has the last word.
+
+EXPIRED is written only when the PSP confirmed that its page can no longer be paid; if the customer was faster, the answer says
+captured and the payment succeeds. Where the PSP has never heard of the operation, its request cannot arrive any more once it is
+older than `NEVER_SENT_SECONDS`, longer than any call to a PSP may take.
+"""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import trio
+
+from core.errors import PspOutcomeUnknown
+from core.payment import COMPLETE_AFTER_SECONDS, EvidenceKind, Payment, Source
+from server.flows.services import Services
+from server.flows.settle import settle
+
+NEVER_SENT_SECONDS = COMPLETE_AFTER_SECONDS
+
+
+async def expire(services: Services, payment: Payment) -> Payment:
+    """Close the payment at the PSP and apply what the PSP says then.
+
+    Raises `PspError` where nothing was learned, `DatabaseUnavailable`, `Overloaded`.
+    """
+    try:
+        with trio.fail_after(services.psp_seconds):
+            adapter = await services.psps.of(payment.psp_account_id)
+            evidence = await adapter.close(payment, as_kind=EvidenceKind.EXPIRED, source=Source.EXPIRY)
+    except trio.TooSlowError as error:
+        raise PspOutcomeUnknown("the PSP did not answer in time") from error
+    age = services.now() - payment.created_at
+    if evidence.kind is EvidenceKind.NOT_FOUND and age > timedelta(seconds=NEVER_SENT_SECONDS):
+        evidence = replace(evidence, kind=EvidenceKind.EXPIRED)
+    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
+    assert settled is not None
+    return settled.payment

@@ -1,0 +1,92 @@
+"""Apply evidence to a payment: the one way in which a payment changes.
+
+Read, think (`core.payment.apply`), compare-and-set; where another change came first, read and think again. Every round someone
+makes progress, so the bound on rounds is reached only when something is wrong.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from core.errors import Overloaded
+from core.events import event_type_of, payment_data
+from core.ids import EventId, LogId, MerchantId, PaymentId
+from core.ledger import transfer_of
+from core.payment import Change, Evidence, Payment, apply
+from server.db.change_batch import Applied, ChangeRow, PspEvent, Reply
+from server.db.payments import find_payment
+from server.flows.services import Services
+from server.new_ids import uuid7
+
+ROUNDS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The payment after the evidence; `changed` is False where it brought nothing new."""
+
+    payment: Payment
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """The change answers an idempotent request: its first definitive reply is stored in the same transaction."""
+
+    key: str
+    status: int
+
+
+def encode_payment(payment: Payment) -> bytes:
+    """A payment in JSON, as merchants see it."""
+    return msgspec.json.encode(payment_data(payment))
+
+
+async def settle(
+    services: Services,
+    merchant_id: MerchantId,
+    payment_id: PaymentId,
+    evidence: Evidence,
+    *,
+    known: Payment | None = None,
+    psp_event: PspEvent | None = None,
+    answering: Answering | None = None,
+) -> Settled | None:
+    """Apply evidence; None where the payment does not exist.
+
+    `known` saves the first read. Idempotent. Cancelled before the commit it changes nothing, after it all. Raises
+    `DatabaseUnavailable`, `Overloaded`, `IllegalTransition`.
+    """
+    payment = known
+    for _ in range(ROUNDS_MAX):
+        if payment is None:
+            async with services.db.pool.connection() as connection:
+                payment = await find_payment(connection, merchant_id, payment_id)
+        if payment is None:
+            return None
+        now = services.now()
+        change = apply(payment, evidence, now=now)
+        if change is None:
+            return Settled(payment, changed=False)
+        row = _row(change, psp_event=psp_event, answering=answering)
+        result = await services.db.changes.submit(row)
+        if isinstance(result, Applied):
+            services.notify(result.deliveries)
+            return Settled(change.after, changed=True)
+        payment = None
+    raise Overloaded("the payment changes faster than this change can be made")
+
+
+def _row(change: Change, *, psp_event: PspEvent | None, answering: Answering | None) -> ChangeRow:
+    data = encode_payment(change.after)
+    return ChangeRow(
+        change=change,
+        log_id=LogId(uuid7()),
+        now=change.after.updated_at,
+        transfer=transfer_of(change),
+        event_id=EventId(uuid7()),
+        event_type=event_type_of(change),
+        event_data=data,
+        psp_event=psp_event,
+        reply=Reply(answering.key, answering.status, data) if answering else None,
+    )

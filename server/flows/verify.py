@@ -1,0 +1,34 @@
+"""Ask the PSP how a payment stands, and apply what it says."""
+
+import trio
+
+from core.errors import PspError, PspOutcomeUnknown
+from core.payment import Payment, Source
+from server.flows.services import Services
+from server.flows.settle import settle
+
+
+async def verify(services: Services, payment: Payment, *, source: Source) -> Payment:
+    """The payment after a fetch of its operation. Never charges.
+
+    Raises `PspError` where nothing was learned within the PSP deadline, `DatabaseUnavailable`, `Overloaded`.
+    """
+    try:
+        with trio.fail_after(services.psp_seconds):
+            adapter = await services.psps.of(payment.psp_account_id)
+            evidence = await adapter.fetch(payment, source=source)
+    except trio.TooSlowError as error:
+        raise PspOutcomeUnknown("the PSP did not answer in time") from error
+    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
+    assert settled is not None
+    return settled.payment
+
+
+async def verify_if_possible(services: Services, payment: Payment, *, source: Source, seconds: float) -> Payment:
+    """Like `verify`, but whatever goes wrong within `seconds` leaves the payment as it was known."""
+    with trio.move_on_after(seconds):
+        try:
+            return await verify(services, payment, source=source)
+        except PspError:
+            pass
+    return payment

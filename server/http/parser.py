@@ -1,0 +1,124 @@
+"""Bytes to requests: llhttp (through httptools) with strict bounds.
+
+Invariants: a request that two parsers could read differently is refused (RFC 9112, sections 3.2, 6.1, 6.3 and 11.2): exactly one
+Host, never Content-Length with Transfer-Encoding, `chunked` as the only coding; the target, the header block and the pipeline are
+bounded. After a refusal nothing further of that connection is read.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import httptools
+
+TARGET_BYTES_MAX = 8_192
+HEADER_BYTES_MAX = 32_768
+HEADERS_MAX = 100
+PIPELINE_MAX = 16
+
+
+class BadRequest(Exception):
+    """The bytes are not an acceptable request. `status` is the reply."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Request:
+    """One request. The head is complete when it appears; the body arrives behind it."""
+
+    method: str = ""
+    target: bytes = b""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    http_version: str = "1.1"
+    keep_alive: bool = True
+    expects_continue: bool = False
+    body: deque[bytes] = field(default_factory=deque)
+    body_bytes: int = 0
+    complete: bool = False
+
+
+class RequestParser:
+    """Feeds on what a socket gives and fills `requests`. Raises `BadRequest` once and is useless afterwards."""
+
+    def __init__(self) -> None:
+        self.requests: deque[Request] = deque()
+        self._parser = httptools.HttpRequestParser(self)
+        self._current = Request()
+        self._head_bytes = 0
+        self.in_head = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:
+            raise BadRequest(400, "upgrade is not supported here") from error
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            raise cause if isinstance(cause, BadRequest) else BadRequest(400, "malformed request") from error
+        except httptools.HttpParserError as error:
+            raise BadRequest(400, f"malformed request: {error}") from error
+        if self.in_head and self._head_bytes + len(data) > HEADER_BYTES_MAX * 2:
+            raise BadRequest(431, "the header block is too large")
+
+    # llhttp's callbacks, in the order in which they come
+
+    def on_message_begin(self) -> None:
+        self._current = Request()
+        self._head_bytes = 0
+        self.in_head = True
+
+    def on_url(self, part: bytes) -> None:
+        self._current.target += part
+        if len(self._current.target) > TARGET_BYTES_MAX:
+            raise BadRequest(414, "the request target is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        headers = self._current.headers
+        self._head_bytes += len(name) + len(value)
+        if len(headers) >= HEADERS_MAX or self._head_bytes > HEADER_BYTES_MAX:
+            raise BadRequest(431, "the header block is too large")
+        headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        request = self._current
+        request.method = self._parser.get_method().decode("ascii")
+        request.http_version = self._parser.get_http_version()
+        request.keep_alive = self._parser.should_keep_alive()
+        self.in_head = False
+        _require_unambiguous(request)
+        if len(self.requests) >= PIPELINE_MAX:
+            raise BadRequest(429, "too many pipelined requests")
+        self.requests.append(request)
+
+    def on_body(self, part: bytes) -> None:
+        self._current.body.append(part)
+        self._current.body_bytes += len(part)
+
+    def on_message_complete(self) -> None:
+        self._current.complete = True
+
+
+def _require_unambiguous(request: Request) -> None:
+    if request.http_version not in ("1.1", "1.0"):
+        raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+    hosts = lengths = 0
+    coding: bytes | None = None
+    for name, value in request.headers:
+        if name == b"host":
+            hosts += 1
+        elif name == b"content-length":
+            lengths += 1
+        elif name == b"transfer-encoding":
+            if coding is not None or value.strip().lower() != b"chunked":
+                raise BadRequest(501, "the only transfer coding is chunked")
+            coding = value
+        elif name == b"expect" and value.strip().lower() == b"100-continue":
+            request.expects_continue = request.http_version == "1.1"
+    if hosts > 1 or (hosts == 0 and request.http_version == "1.1"):
+        raise BadRequest(400, "a request has exactly one Host")
+    if lengths > 1 or (coding is not None and (lengths or request.http_version == "1.0")):
+        raise BadRequest(400, "the length of the body is ambiguous")

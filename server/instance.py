@@ -1,0 +1,245 @@
+"""A whole running Florin in one block: PostgreSQL, migrations, demo merchant, sandbox and workers.
+
+`florin up`, the tests and the bench all open the same thing. Everything is a child of this process (`server.children`), is
+stopped in reverse order at the end of the block, and ends by itself where this process is killed.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import trio
+
+from core.errors import FlorinError
+from server import children
+from server.db.connection import Connection
+from server.db.migrate import migrate
+from server.demo import Demo, load_or_draw, provision, write_private
+from server.embedded import open_embedded
+from server.flows.services import utc_now
+from server.http.listener import bind
+from server.sandbox.program import SandboxConfiguration
+from server.sealing import Sealer, create_key_file
+from server.settings import API_PORT, PSP_PORT, SHOP_PORT
+from server.supervisor import Supervisor
+
+DRAIN_SECONDS = 3.5
+SANDBOX_START_SECONDS = 20.0
+SANDBOX_STOP_SECONDS = 2.0
+
+
+class InstanceError(FlorinError):
+    """The instance cannot be started; the text says what to do."""
+
+    code = "instance_error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to run. A port of 0 is any free one."""
+
+    data_directory: Path
+    database_url: str | None = None
+    workers: int = 1
+    host: str = "127.0.0.1"
+    port: int = API_PORT
+    psp_port: int = PSP_PORT
+    shop_port: int = SHOP_PORT
+    port_per_worker: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Running(msgspec.Struct, frozen=True):
+    """What other commands need to know of a running instance; kept in `running.json` in the data directory."""
+
+    pid: int
+    api_urls: list[str]
+    psp_url: str
+    shop_url: str
+    database_url: str
+    key_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A running instance."""
+
+    running: Running
+    demo: Demo
+    supervisor: Supervisor
+    sandbox: subprocess.Popen[bytes]
+    postgres: subprocess.Popen[bytes] | None
+
+    @property
+    def api_url(self) -> str:
+        """The API of the first worker, which with one shared port is the API of all."""
+        return self.running.api_urls[0]
+
+
+def running_file(data_directory: Path) -> Path:
+    """Where a running instance says that it runs."""
+    return data_directory / "running.json"
+
+
+@asynccontextmanager
+async def open_instance(options: Options) -> AsyncIterator[Instance]:
+    """Start everything; ready when the block is entered. Must be entered in the main thread.
+
+    Raises `InstanceError`, `EmbeddedPostgresError`, `MigrationError` or `SupervisorError`, possibly in an exception group.
+    """
+    directory = options.data_directory
+    with _directory(directory), _sockets(options) as (api_sockets, psp_socket, shop_socket):
+        async with _database(options) as (database_url, postgres):
+            key_file = directory / "keys" / "sealing.key"
+            create_key_file(key_file)
+            running = Running(
+                pid=os.getpid(),
+                api_urls=list(dict.fromkeys(_url(one) for one in api_sockets)),
+                psp_url=_url(psp_socket),
+                shop_url=_url(shop_socket),
+                database_url=database_url,
+                key_file=str(key_file),
+            )
+            demo = load_or_draw(directory / "demo.json")
+            await _prepare(running, demo)
+            async with _sandbox(directory, running, demo, psp_socket, shop_socket) as sandbox:
+                supervisor = Supervisor(api_sockets, environment=_environment(options, running), drain_seconds=DRAIN_SECONDS)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(supervisor.run)
+                    write_private(running_file(directory), msgspec.json.encode(running))
+                    try:
+                        yield Instance(running, demo, supervisor, sandbox, postgres)
+                    finally:
+                        running_file(directory).unlink(missing_ok=True)
+                        nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _directory(directory: Path) -> Iterator[None]:
+    """The data directory, for one instance at a time."""
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for private in ("keys", "sandbox"):
+            (directory / private).mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise InstanceError(f"cannot use the data directory {directory}: {error}. Choose another with --data-dir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InstanceError(f"another Florin uses {directory}: stop it, or choose another --data-dir") from None
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _sockets(options: Options) -> Iterator[tuple[Sequence[socket.socket], socket.socket, socket.socket]]:
+    opened: list[socket.socket] = []
+
+    def listen(port: int, flag: str, *, reuse_port: bool = False) -> socket.socket:
+        try:
+            opened.append(bind(options.host, port, reuse_port=reuse_port))
+        except OSError as error:
+            raise InstanceError(
+                f"cannot listen on {options.host}:{port}: {error.strerror}. Choose another with {flag}"
+            ) from error
+        return opened[-1]
+
+    try:
+        if options.port_per_worker:
+            api = [listen(options.port + number if options.port else 0, "--port") for number in range(options.workers)]
+        else:
+            # A socket without SO_REUSEPORT fails where another program shares its port, ours of another directory included.
+            probe = listen(options.port, "--port")
+            port = probe.getsockname()[1]
+            probe.close()
+            api = [listen(port, "--port", reuse_port=True) for _ in range(options.workers)]
+        yield api, listen(options.psp_port, "--psp-port"), listen(options.shop_port, "--shop-port")
+    finally:
+        for one in opened:
+            one.close()
+
+
+@asynccontextmanager
+async def _database(options: Options) -> AsyncIterator[tuple[str, subprocess.Popen[bytes] | None]]:
+    if options.database_url is not None:
+        yield options.database_url, None
+        return
+    async with open_embedded(options.data_directory) as embedded:
+        yield embedded.url, embedded.process
+
+
+async def _prepare(running: Running, demo: Demo) -> None:
+    connection = await Connection.open(running.database_url)
+    try:
+        await migrate(connection)
+        sealer = Sealer.from_file(Path(running.key_file))
+        await provision(connection, demo, sealer, psp_url=running.psp_url, shop_url=running.shop_url, now=utc_now())
+    finally:
+        connection.discard()
+
+
+@asynccontextmanager
+async def _sandbox(
+    directory: Path, running: Running, demo: Demo, psp_socket: socket.socket, shop_socket: socket.socket
+) -> AsyncIterator[subprocess.Popen[bytes]]:
+    configuration = SandboxConfiguration(
+        florin_url=running.api_urls[0],
+        psp_url=running.psp_url,
+        psp_api_key=demo.psp_api_key,
+        psp_webhook_url=demo.psp_webhook_url(running.api_urls[0]),
+        psp_webhook_secret=demo.psp_webhook_secret,
+        shop_url=running.shop_url,
+        shop_api_key=demo.api_key,
+        shop_webhook_secret=demo.webhook_secret,
+        directory=str(directory / "sandbox"),
+    )
+    path = directory / "sandbox" / "configuration.json"
+    write_private(path, msgspec.json.encode(configuration))
+    reading, writing = os.pipe()
+    descriptors = (psp_socket.fileno(), shop_socket.fileno(), writing)
+    try:
+        child = children.spawn(
+            children.python("server.sandbox.program", str(path), *map(str, descriptors)),
+            death_signal=signal.SIGTERM,
+            pass_fds=descriptors,
+        )
+    finally:
+        os.close(writing)
+    async with children.stopped_at_the_end(child, first=signal.SIGTERM, seconds=SANDBOX_STOP_SECONDS):
+        await _until_ready(reading)
+        yield child
+
+
+async def _until_ready(reading: int) -> None:
+    """Wait for a child's word on its pipe."""
+    async with trio.lowlevel.FdStream(reading) as pipe:
+        with trio.move_on_after(SANDBOX_START_SECONDS):
+            if await pipe.receive_some(64):
+                return
+    raise InstanceError("the sandbox did not start; its reason is in the log above")
+
+
+def _environment(options: Options, running: Running) -> dict[str, str]:
+    return {
+        **os.environ,
+        "FLORIN_DATABASE_URL": running.database_url,
+        "FLORIN_KEY_FILE": running.key_file,
+        "FLORIN_PUBLIC_URL": running.api_urls[0],
+        "FLORIN_DRAIN_SECONDS": str(DRAIN_SECONDS),
+        **options.settings,
+    }
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
+    return f"http://{shown}:{port}"

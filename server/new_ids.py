@@ -1,0 +1,41 @@
+"""Where identifiers and keys are born: the only place that draws them."""
+
+import hashlib
+import secrets
+from typing import Literal
+from uuid import UUID
+
+import uuid_utils
+
+from core.ids import MerchantId
+
+_SECRET_BYTES = 32
+_PREFIX = "fl"
+
+
+def uuid7() -> UUID:
+    """A UUIDv7 (RFC 9562): sorts by the time it was made."""
+    return UUID(bytes=uuid_utils.uuid7().bytes)
+
+
+def api_key(mode: Literal["test", "live"], merchant_id: MerchantId) -> str:
+    """A new API key: mode, merchant and 256 random bits. Shown once, stored as a hash."""
+    return f"{_PREFIX}_{mode}_{merchant_id.hex}{secrets.token_hex(_SECRET_BYTES)}"
+
+
+def key_hash(key: str) -> bytes:
+    """What is stored of an API key. Its 256 random bits need no slow hash."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def merchant_of_key(key: str) -> MerchantId | None:
+    """The merchant that a well-formed API key names; None where it is not one of ours."""
+    prefix, _, rest = key.partition("_")
+    mode, _, digits = rest.partition("_")
+    if prefix != _PREFIX or mode not in ("test", "live") or len(digits) != 32 + 2 * _SECRET_BYTES:
+        return None
+    try:
+        int(digits, 16)
+        return MerchantId(UUID(hex=digits[:32]))
+    except ValueError:
+        return None

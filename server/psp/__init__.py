@@ -1,0 +1,1 @@
+"""Payment Service Providers: one module a provider, behind one small interface."""

@@ -1,0 +1,192 @@
+"""The sandbox PSP's adapter; `server.sandbox` is the other side."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote
+from uuid import UUID
+
+import msgspec
+
+from core.errors import InvalidMoney, InvalidSignature, Malformed, PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
+from core.money import Money
+from core.payment import Evidence, EvidenceKind, Payment, Source
+from core.signing import verify_timestamped
+from server.http.client import BadResponse, Client, NotSent, OutcomeUnknown, Response
+from server.psp.adapter import Notice
+
+SIGNATURE_HEADER = b"sandbox-signature"
+
+T = TypeVar("T")
+
+_KIND_BY_STATUS = {
+    "open": EvidenceKind.OPENED,
+    "authorized": EvidenceKind.AUTHORIZED,
+    "captured": EvidenceKind.CAPTURED,
+    "declined": EvidenceKind.DECLINED,
+    "expired": EvidenceKind.EXPIRED,
+    "canceled": EvidenceKind.CANCELED,
+}
+
+
+_REFUSALS = frozenset({EvidenceKind.ATTEMPT_FAILED, EvidenceKind.DECLINED})
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """A payment intent as the sandbox writes it."""
+
+    id: str
+    status: str
+    amount_minor: int
+    currency: str
+    payment_url: str
+    merchant_id: UUID
+    payment_id: UUID
+    operation_id: UUID
+    last_decline_code: str | None = None
+
+
+class _IntentList(msgspec.Struct, frozen=True):
+    data: list[Intent]
+
+
+class _Event(msgspec.Struct, frozen=True):
+    id: str
+    type: str
+    data: Intent
+
+
+class SandboxAdapter:
+    """One account at the sandbox PSP."""
+
+    psp = "sandbox"
+
+    def __init__(
+        self, http: Client, *, account_id: PspAccountId, base_url: str, api_key: str, webhook_secrets: tuple[str, ...]
+    ) -> None:
+        self.account_id = account_id
+        self._http = http
+        self._base_url = base_url
+        self._headers = [("authorization", f"Bearer {api_key}"), ("content-type", "application/json")]
+        self._webhook_secrets = webhook_secrets
+
+    async def create_intent(self, payment: Payment) -> Evidence:
+        """See `Adapter`."""
+        body = {
+            "amount_minor": payment.money.amount_minor,
+            "currency": payment.money.currency,
+            "return_url": payment.return_url,
+            "description": payment.description,
+            "merchant_id": payment.merchant_id,
+            "payment_id": payment.id,
+            "operation_id": payment.operation_id,
+        }
+        response = await self._call("POST", "/v1/intents", body, idempotency_key=payment.operation_id)
+        return self._evidence(_read(response, Intent), source=Source.CREATE)
+
+    async def fetch(self, payment: Payment, *, source: Source) -> Evidence:
+        """See `Adapter`."""
+        intent = await self._find(payment)
+        return self._evidence(intent, source=source) if intent else self._not_found(payment, source)
+
+    async def close(self, payment: Payment, *, as_kind: EvidenceKind, source: Source) -> Evidence:
+        """See `Adapter`."""
+        assert as_kind in (EvidenceKind.EXPIRED, EvidenceKind.CANCELED)
+        reference = payment.reference
+        if reference is None:
+            intent = await self._find(payment)
+            if intent is None:
+                return self._not_found(payment, source)
+            reference = intent.id
+        response = await self._call("POST", f"/v1/intents/{quote(reference)}/close", {"as": as_kind.value})
+        return self._evidence(_read(response, Intent), source=source)
+
+    def read_webhook(self, headers: Mapping[bytes, bytes], body: bytes, *, now: float) -> Notice:
+        """See `Adapter`."""
+        signature = headers.get(SIGNATURE_HEADER)
+        if signature is None:
+            raise InvalidSignature("the Sandbox-Signature header is missing")
+        verify_timestamped(self._webhook_secrets, header=signature.decode("latin-1"), body=body, now=now)
+        try:
+            event = msgspec.json.decode(body, type=_Event)
+        except msgspec.DecodeError as error:
+            raise Malformed(f"not an event of the sandbox PSP: {error}") from error
+        intent = event.data
+        return Notice(
+            event_id=event.id,
+            event_type=event.type,
+            merchant_id=MerchantId(intent.merchant_id),
+            payment_id=PaymentId(intent.payment_id),
+            evidence=self._evidence_of_event(event),
+        )
+
+    def _evidence_of_event(self, event: _Event) -> Evidence | None:
+        match event.type:
+            case "intent.attempt_failed":
+                return self._evidence(event.data, source=Source.WEBHOOK, kind=EvidenceKind.ATTEMPT_FAILED)
+            case "intent.captured" | "intent.expired" | "intent.canceled" | "intent.declined" | "intent.authorized":
+                return self._evidence(event.data, source=Source.WEBHOOK)
+            case _:
+                return None
+
+    def _evidence(self, intent: Intent, *, source: Source, kind: EvidenceKind | None = None) -> Evidence:
+        kind = kind or _KIND_BY_STATUS.get(intent.status)
+        if kind is None:
+            raise PspOutcomeUnknown(f"the sandbox PSP knows a status that we do not: {intent.status!r}")
+        try:
+            money = Money(intent.amount_minor, intent.currency)
+        except InvalidMoney as error:
+            raise PspOutcomeUnknown(f"the sandbox PSP named impossible money: {error}") from error
+        holds_money = kind in (EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED)
+        return Evidence(
+            kind=kind,
+            source=source,
+            psp_account_id=self.account_id,
+            operation_id=OperationId(intent.operation_id),
+            reference=intent.id,
+            payment_url=intent.payment_url if source is not Source.WEBHOOK else None,
+            money=money if holds_money else None,
+            code=intent.last_decline_code if kind in _REFUSALS else None,
+        )
+
+    def _not_found(self, payment: Payment, source: Source) -> Evidence:
+        return Evidence(
+            kind=EvidenceKind.NOT_FOUND,
+            source=source,
+            psp_account_id=self.account_id,
+            operation_id=payment.operation_id,
+        )
+
+    async def _find(self, payment: Payment) -> Intent | None:
+        if payment.reference is not None:
+            response = await self._call("GET", f"/v1/intents/{quote(payment.reference)}")
+            return _read(response, Intent)
+        response = await self._call("GET", f"/v1/intents?operation_id={payment.operation_id}")
+        found = _read(response, _IntentList).data
+        return found[0] if found else None
+
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, idempotency_key: OperationId | None = None
+    ) -> Response:
+        headers = self._headers
+        if idempotency_key is not None:
+            headers = [*headers, ("idempotency-key", str(idempotency_key))]
+        content = msgspec.json.encode(body) if body is not None else b""
+        try:
+            return await self._http.request(method, self._base_url + path, headers=headers, body=content)
+        except NotSent as error:
+            raise PspUnreachable(f"the sandbox PSP cannot be reached: {error}") from error
+        except (OutcomeUnknown, BadResponse) as error:
+            raise PspOutcomeUnknown(f"the answer of the sandbox PSP was lost: {error}") from error
+
+
+def _read(response: Response, kind: type[T]) -> T:
+    """The body of a successful answer. A 5xx may have had its effect; a 4xx had none."""
+    if response.status >= 500:
+        raise PspOutcomeUnknown(f"the sandbox PSP answered {response.status}")
+    if response.status >= 400:
+        raise PspRejected(f"the sandbox PSP refused: {response.status} {response.body[:200].decode(errors='replace')}")
+    try:
+        return msgspec.json.decode(response.body, type=kind)
+    except msgspec.DecodeError as error:
+        raise PspOutcomeUnknown(f"the answer of the sandbox PSP cannot be read: {error}") from error

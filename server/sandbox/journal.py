@@ -1,0 +1,51 @@
+"""State that survives a restart: one JSON line per change, the last line of a key wins.
+
+Good enough for a sandbox: not synced to disk, compacted at the start, bounded in entries.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ENTRIES_MAX = 200_000
+
+
+class Journal:
+    """A bounded dictionary of JSON objects, kept in a file where there is one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.entries: dict[str, dict[str, Any]] = {}
+        self._file = None
+        if path is None:
+            return
+        if path.exists():
+            self._load(path)
+        unfinished = path.with_suffix(".unfinished")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps([key, value]) + "\n" for key, value in self.entries.items())
+        unfinished.replace(path)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def put(self, key: str, value: dict[str, Any]) -> None:
+        """Store an entry; the oldest goes where there are too many."""
+        if key not in self.entries and len(self.entries) >= ENTRIES_MAX:
+            del self.entries[next(iter(self.entries))]
+        self.entries[key] = value
+        if self._file is not None:
+            self._file.write(json.dumps([key, value]) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _load(self, path: Path) -> None:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                try:
+                    key, value = json.loads(line)
+                except ValueError:
+                    continue  # the last line of a process that was killed
+                self.entries[key] = value
+        for key in list(self.entries)[:-ENTRIES_MAX]:
+            del self.entries[key]

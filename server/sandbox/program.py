@@ -1,0 +1,103 @@
+"""The sandbox as a process: the PSP on one port, the demo shop on another, until SIGTERM."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import trio
+
+from server.http.client import Client
+from server.http.listener import Listener
+from server.sandbox.intents import Intents
+from server.sandbox.journal import Journal
+from server.sandbox.psp import Psp
+from server.sandbox.shop import Shop
+from server.sandbox.webhooks import Webhooks
+from server.telemetry import configure_logs
+
+DRAIN_SECONDS = 1.0
+READY = b"ready\n"
+
+
+class SandboxConfiguration(msgspec.Struct, frozen=True):
+    """What the two sides have to know of each other. Written by whoever starts them, readable by its owner only."""
+
+    florin_url: str
+    psp_url: str
+    psp_api_key: str
+    psp_webhook_url: str
+    psp_webhook_secret: str
+    shop_url: str
+    shop_api_key: str
+    shop_webhook_secret: str
+    directory: str | None = None
+
+
+@asynccontextmanager
+async def open_sandbox(
+    configuration: SandboxConfiguration, psp_socket: socket.socket, shop_socket: socket.socket
+) -> AsyncIterator[None]:
+    """Serve the PSP and the shop within the block."""
+    directory = Path(configuration.directory) if configuration.directory else None
+    intents_journal = Journal(directory / "intents.jsonl" if directory else None)
+    orders_journal = Journal(directory / "orders.jsonl" if directory else None)
+    http = Client()
+    webhooks = Webhooks(http, url=configuration.psp_webhook_url, secret=configuration.psp_webhook_secret)
+    psp = Psp(Intents(intents_journal, configuration.psp_url), webhooks, api_key=configuration.psp_api_key)
+    shop = Shop(
+        http,
+        orders_journal,
+        florin_url=configuration.florin_url,
+        public_url=configuration.shop_url,
+        api_key=configuration.shop_api_key,
+        webhook_secret=configuration.shop_webhook_secret,
+    )
+    listeners = [Listener(psp, psp_socket), Listener(shop, shop_socket)]
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(webhooks.run)
+            for listener in listeners:
+                await nursery.start(listener.run)
+            try:
+                yield
+            finally:
+                with trio.CancelScope(shield=True):
+                    async with trio.open_nursery() as draining:
+                        for listener in listeners:
+                            draining.start_soon(_drain, listener)
+                nursery.cancel_scope.cancel()
+    finally:
+        http.close()
+        intents_journal.close()
+        orders_journal.close()
+
+
+async def _drain(listener: Listener) -> None:
+    await listener.drain(seconds=DRAIN_SECONDS)
+
+
+async def serve(configuration: SandboxConfiguration, psp_socket: socket.socket, shop_socket: socket.socket, ready: int) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_sandbox(configuration, psp_socket, shop_socket):
+            os.write(ready, READY)
+            os.close(ready)
+            async for _ in signals:
+                break
+
+
+def main(configuration_path: str, psp_descriptor: int, shop_descriptor: int, ready_descriptor: int) -> None:
+    """The sandbox process; its parent passes two listening sockets and a pipe."""
+    configure_logs("warning")
+    configuration = msgspec.json.decode(Path(configuration_path).read_bytes(), type=SandboxConfiguration)
+    sockets = [socket.socket(fileno=descriptor) for descriptor in (psp_descriptor, shop_descriptor)]
+    trio.run(serve, configuration, sockets[0], sockets[1], ready_descriptor)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:5]))

@@ -1,0 +1,74 @@
+"""Secrets at rest: AES-256-GCM with the row's identity as associated data.
+
+A sealed value is `1 | nonce (12 bytes) | ciphertext and tag`; the leading byte is the version of this form. The associated data
+(table, row, merchant) makes a value useless in any other place than its own. The key comes from a file of the operator and is
+never in the database or its backups. Source: NIST SP 800-38D; 96-bit random nonces.
+"""
+
+import base64
+import binascii
+import os
+import secrets
+from pathlib import Path
+from uuid import UUID
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from core.errors import FlorinError
+
+_VERSION = b"\x01"
+_NONCE_BYTES = 12
+_KEY_BYTES = 32
+_NOBODY = UUID(int=0)
+
+
+class SealError(FlorinError):
+    """The key file is unusable, or a sealed value was not made with this key for this place."""
+
+    code = "seal_error"
+
+
+class Sealer:
+    """Seals and opens secrets with one key."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != _KEY_BYTES:
+            raise SealError(f"the sealing key has {_KEY_BYTES} bytes, this one {len(key)}")
+        self._cipher = AESGCM(key)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Sealer":
+        """Read the key, 32 bytes in base64. Raises `SealError`."""
+        try:
+            return cls(base64.b64decode(path.read_text().strip(), validate=True))
+        except (OSError, binascii.Error, UnicodeDecodeError) as error:
+            raise SealError(f"cannot read the sealing key {path}: {error}") from error
+
+    def seal(self, secret: str, *, table: str, row: UUID, merchant: UUID = _NOBODY) -> bytes:
+        """Encrypt a secret for one place."""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return _VERSION + nonce + self._cipher.encrypt(nonce, secret.encode(), _place(table, row, merchant))
+
+    def open(self, sealed: bytes, *, table: str, row: UUID, merchant: UUID = _NOBODY) -> str:
+        """Decrypt a secret from its place. Raises `SealError`."""
+        nonce, ciphertext = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
+        try:
+            return self._cipher.decrypt(nonce, ciphertext, _place(table, row, merchant)).decode()
+        except (InvalidTag, ValueError) as error:
+            raise SealError(f"a secret in {table} was sealed with another key: is this the right key file?") from error
+
+
+def create_key_file(path: Path) -> None:
+    """Make a new key, readable by its owner only, unless the file exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
+
+
+def _place(table: str, row: UUID, merchant: UUID) -> bytes:
+    return b"|".join((table.encode(), row.bytes, merchant.bytes))

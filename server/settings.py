@@ -1,0 +1,37 @@
+"""The settings of a Florin process: frozen, and the only reader of the environment.
+
+Every setting is a `FLORIN_...` variable; flags of the command line win over it.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+API_PORT = 8080
+PSP_PORT = 8090
+SHOP_PORT = 8091
+
+
+def default_data_directory() -> Path:
+    """Where data lives unless told: below /var/lib for root, whose home other users cannot enter, else in the user's home."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/florin")
+    return Path.home() / ".local" / "share" / "florin"
+
+
+class Settings(BaseSettings):
+    """What a worker needs to know."""
+
+    model_config = SettingsConfigDict(env_prefix="FLORIN_", frozen=True, extra="ignore")
+
+    database_url: str = Field(description="PostgreSQL 15 or newer, as a URL or libpq string")
+    key_file: Path = Field(description="file with the key that seals secrets at rest")
+    public_url: str = Field(default=f"http://127.0.0.1:{API_PORT}", description="how PSPs and shops reach this server")
+    pool_size: int = Field(default=8, ge=1, le=100, description="database connections of a worker, besides its writers")
+    psp_seconds: float = Field(default=10.0, gt=0, description="how long one call to a PSP may take")
+    delivery_lease_seconds: float = Field(default=30.0, ge=1, description="how long a delivery is left to one worker")
+    sweep_seconds: float = Field(default=1.0, gt=0, description="how often jobs look for work that is due")
+    drain_seconds: float = Field(default=5.0, ge=0, description="how long requests in hand may take after SIGTERM")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")

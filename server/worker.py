@@ -1,0 +1,134 @@
+"""One worker: the composition root. Opens the services, owns every nursery, and shuts down in order.
+
+    worker
+    └─ services: database (pool and committers), HTTP client, PSP adapters     opened first, closed last
+       └─ jobs: deliver, follow up
+          └─ front: the listener, one task a connection
+
+SIGTERM: stop accepting, let requests in hand finish under a deadline, stop the jobs (what they had claimed comes back when its
+lease ends), commit what is queued, close. A client that hangs up cancels nothing.
+"""
+
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+from core.errors import FlorinError, leaves
+from server.api.app import Api
+from server.db.database import Database, open_database
+from server.db.merchants import list_psp_accounts
+from server.db.migrate import MigrationError, require_current
+from server.flows.services import Services, utc_now
+from server.http.client import Client
+from server.http.listener import Listener
+from server.jobs import follow_up
+from server.jobs.deliver import Deliverer
+from server.psp.adapter import Adapter
+from server.psp.routing import Routing
+from server.psp.sandbox import SandboxAdapter
+from server.sealing import Sealer, SealError
+from server.settings import Settings
+from server.telemetry import configure_logs
+
+READY = b"ready\n"
+EXIT_SETUP_FAILED = 78  # EX_CONFIG: a restart will not help
+_log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIterator[Listener]:
+    """Everything of a worker, serving. At the end of the block it drains and closes in order."""
+    sealer = Sealer.from_file(settings.key_file)
+    async with open_database(
+        settings.database_url, pool_size=settings.pool_size, delivery_lease_seconds=settings.delivery_lease_seconds
+    ) as db:
+        async with db.pool.connection() as connection:
+            await require_current(connection)
+        http = Client()
+        deliverer = Deliverer(
+            db,
+            http,
+            sealer,
+            lease_seconds=settings.delivery_lease_seconds,
+            sweep_seconds=settings.sweep_seconds,
+        )
+        routing = _routing(db, http, sealer)
+        await routing.reload()
+        services = Services(db, routing, deliverer.notify, settings.psp_seconds, utc_now)
+        listener = Listener(Api(services), listening)
+        try:
+            async with trio.open_nursery() as jobs:
+                await jobs.start(deliverer.run)
+                jobs.start_soon(lambda: follow_up.run(services, sweep_seconds=settings.sweep_seconds))
+                async with trio.open_nursery() as front:
+                    await front.start(listener.run)
+                    try:
+                        yield listener
+                    finally:
+                        with trio.CancelScope(shield=True):
+                            await listener.drain(seconds=settings.drain_seconds)
+                        front.cancel_scope.cancel()
+                jobs.cancel_scope.cancel()
+        finally:
+            http.close()
+
+
+def _routing(db: Database, http: Client, sealer: Sealer) -> Routing:
+    async def load() -> Iterable[Adapter]:
+        async with db.pool.connection() as connection:
+            accounts = await list_psp_accounts(connection)
+        return [
+            SandboxAdapter(
+                http,
+                account_id=account.id,
+                base_url=account.base_url,
+                api_key=sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id),
+                webhook_secrets=(
+                    sealer.open(account.sealed_webhook_secret, table="psp_accounts.webhook_secret", row=account.id),
+                ),
+            )
+            for account in accounts
+        ]
+
+    return Routing(load)
+
+
+async def serve(settings: Settings, listening: socket.socket, *, ready: int | None) -> None:
+    """Serve until SIGTERM or SIGINT. `ready` is a descriptor that is told when requests can come."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_worker(settings, listening):
+            gc.collect()
+            gc.freeze()
+            if ready is not None:
+                os.write(ready, READY)
+                os.close(ready)
+            async for _ in signals:
+                break
+
+
+def main(listening_descriptor: int, ready_descriptor: int) -> int:
+    """A worker process of the supervisor, which passes the listening socket and a pipe. Its exit code."""
+    settings = Settings()
+    configure_logs(settings.log_level)
+    listening = socket.socket(fileno=listening_descriptor)
+    try:
+        trio.run(lambda: serve(settings, listening, ready=ready_descriptor))
+    except BaseExceptionGroup as group:
+        failures, rest = group.split(FlorinError)
+        if rest is not None or failures is None:
+            raise
+        _log.error("the worker cannot run", errors=[str(error) for error in leaves(failures)])
+        is_hopeless = failures.subgroup((MigrationError, SealError)) is not None
+        return EXIT_SETUP_FAILED if is_hopeless else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
