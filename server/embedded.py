@@ -79,7 +79,7 @@ async def open_embedded(data_directory: Path) -> AsyncIterator[Embedded]:
     """
     server = start(data_directory)
     async with children.stopped_at_the_end(server.process, first=signal.SIGINT, seconds=STOP_SECONDS):
-        await _until_ready(server)
+        await until_ready(server)
         yield server
 
 
@@ -110,7 +110,8 @@ def start(data_directory: Path) -> Embedded:
     return Embedded(process, conninfo, url, data)
 
 
-async def _until_ready(server: Embedded) -> None:
+async def until_ready(server: Embedded) -> None:
+    """Wait until the server answers, and create the database where it is new. Raises `EmbeddedPostgresError`."""
     administrative = server.conninfo.replace(f"dbname={_DATABASE}", "dbname=postgres")
     last = ""
     with trio.move_on_after(START_SECONDS):

@@ -31,7 +31,12 @@ class Settings(BaseSettings):
     public_url: str = Field(default=f"http://127.0.0.1:{API_PORT}", description="how PSPs and shops reach this server")
     pool_size: int = Field(default=8, ge=1, le=100, description="database connections of a worker, besides its writers")
     psp_seconds: float = Field(default=10.0, gt=0, description="how long one call to a PSP may take")
-    delivery_lease_seconds: float = Field(default=30.0, ge=1, description="how long a delivery is left to one worker")
+    delivery_seconds: float = Field(default=15.0, gt=0, description="how long one webhook to a merchant may take")
     sweep_seconds: float = Field(default=1.0, gt=0, description="how often jobs look for work that is due")
     drain_seconds: float = Field(default=5.0, ge=0, description="how long requests in hand may take after SIGTERM")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+    @property
+    def delivery_lease_seconds(self) -> float:
+        """How long a delivery is left to one worker: twice what an attempt may take."""
+        return 2 * self.delivery_seconds

@@ -56,6 +56,7 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
             db,
             http,
             sealer,
+            attempt_seconds=settings.delivery_seconds,
             lease_seconds=settings.delivery_lease_seconds,
             sweep_seconds=settings.sweep_seconds,
         )

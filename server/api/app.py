@@ -89,7 +89,7 @@ class Api:
         received = await receive(self._services, account_id, notice)
         match received:
             case Received.UNMATCHED:
-                _log.warning("a PSP event names a payment we do not have", psp=psp, event=notice.event_id)
+                _log.warning("a PSP event names a payment we do not have", psp=psp, event_id=notice.event_id)
             case Received.APPLIED | Received.NOTHING_NEW | Received.IGNORED:
                 pass
             case _:

@@ -32,11 +32,10 @@ _OPERATION_STATE = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The first definitive reply to the request with this idempotency key."""
+    """The reply to the request with this idempotency key. It is no longer in flight; only a definitive reply is stored."""
 
     key: str
-    status: int
-    body: bytes
+    definitive: tuple[int, bytes] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ WITH input AS (
        AND a.operation_state IS NOT NULL AND o.state <> a.operation_state
 ), replies AS (
     UPDATE idempotency_keys k
-       SET reply_status = a.reply_status, reply_body = a.reply_body
+       SET reply_status = a.reply_status, reply_body = a.reply_body, in_flight_until = a.now
       FROM applied a
      WHERE k.merchant_id = a.merchant_id AND k.key = a.reply_key AND k.reply_status IS NULL
 ), psp AS (
@@ -273,8 +272,9 @@ def _columns(items: Sequence[ChangeRow]) -> Iterable[str]:
     yield quoted(item.psp_event.id if item.psp_event else None for item in items)
     yield quoted(item.psp_event.type if item.psp_event else None for item in items)
     yield quoted(item.reply.key if item.reply else None for item in items)
-    yield plain(item.reply.status if item.reply else None for item in items)
-    yield quoted(item.reply.body.decode() if item.reply else None for item in items)
+    definitive = [item.reply.definitive if item.reply else None for item in items]
+    yield plain(reply[0] if reply else None for reply in definitive)
+    yield quoted(reply[1].decode() if reply else None for reply in definitive)
     yield plain(item.change.finding for item in items)
     yield plain(fact.psp_account_id for fact in evidence)
 

@@ -82,7 +82,7 @@ async def _open(services: Services, payment: Payment, *, key: str, is_first: boo
     evidence = await _ask(services, payment, is_first=is_first)
     if evidence is None:
         return payment
-    answering = Answering(key, CREATED) if evidence.kind is EvidenceKind.OPENED else None
+    answering = Answering(key, CREATED if evidence.kind is EvidenceKind.OPENED else None)
     settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, answering=answering)
     assert settled is not None
     return settled.payment

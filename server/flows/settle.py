@@ -31,10 +31,10 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """The change answers an idempotent request: its first definitive reply is stored in the same transaction."""
+    """The change answers an idempotent request: with the payment and this status, or, where it is None, not definitively."""
 
     key: str
-    status: int
+    status: int | None
 
 
 def encode_payment(payment: Payment) -> bytes:
@@ -88,5 +88,9 @@ def _row(change: Change, *, psp_event: PspEvent | None, answering: Answering | N
         event_type=event_type_of(change),
         event_data=data,
         psp_event=psp_event,
-        reply=Reply(answering.key, answering.status, data) if answering else None,
+        reply=_reply(answering, data) if answering else None,
     )
+
+
+def _reply(answering: Answering, data: bytes) -> Reply:
+    return Reply(answering.key, (answering.status, data) if answering.status is not None else None)

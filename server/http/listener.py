@@ -65,7 +65,7 @@ class Listener:
         async with trio.open_nursery() as housekeeping:
             await housekeeping.start(reaper.run)
             async with trio.open_nursery() as connections:
-                with self._accepting:
+                with self._accepting, self._socket:
                     task_status.started()
                     await self._accept(connections, reaper)
             housekeeping.cancel_scope.cancel()

@@ -2,8 +2,7 @@
 
 What this worker committed arrives through `notify` and is sent within milliseconds; what is due otherwise (a retry, a dead
 worker's deliveries) is claimed from the table. Invariants: at most `IN_FLIGHT_MAX` attempts run and at most `QUEUE_MAX` wait in
-memory, the rest waits in the table; an attempt ends within `ATTEMPT_SECONDS`, well inside its lease; its result is committed
-in a group.
+memory, the rest waits in the table; an attempt ends well inside its lease; its result is committed in a group.
 """
 
 import random
@@ -34,7 +33,6 @@ from server.sealing import Sealer
 IN_FLIGHT_MAX = 128
 QUEUE_MAX = 4_096
 CLAIM_MAX = 100
-ATTEMPT_SECONDS = 15.0
 ENDPOINT_CACHE_SECONDS = 2.0
 ENDPOINT_CACHE_MAX = 10_000
 API_VERSION = "2026-11-01"
@@ -50,11 +48,14 @@ class _Target(msgspec.Struct, frozen=True):
 class Deliverer:
     """The job and its queue."""
 
-    def __init__(self, db: Database, http: Client, sealer: Sealer, *, lease_seconds: float, sweep_seconds: float) -> None:
+    def __init__(
+        self, db: Database, http: Client, sealer: Sealer, *, attempt_seconds: float, lease_seconds: float, sweep_seconds: float
+    ) -> None:
         self._db = db
         self._http = http
         self._sealer = sealer
-        self._lease_seconds = max(lease_seconds, ATTEMPT_SECONDS + 5)
+        self._attempt_seconds = attempt_seconds
+        self._lease_seconds = lease_seconds
         self._sweep_seconds = sweep_seconds
         self._send, self._receive = trio.open_memory_channel[ClaimedDelivery](QUEUE_MAX)
         self._free = trio.CapacityLimiter(IN_FLIGHT_MAX)
@@ -121,10 +122,10 @@ class Deliverer:
             return DeliveryResult(claimed=claimed, delivered=False, error="the endpoint is disabled")
         body = render(message)
         try:
-            with trio.fail_after(ATTEMPT_SECONDS):
+            with trio.fail_after(self._attempt_seconds):
                 response = await self._http.request("POST", target.url, headers=_headers(message, target, body), body=body)
         except (ClientError, trio.TooSlowError) as error:
-            return _failed(claimed, error=str(error) or f"no answer within {ATTEMPT_SECONDS:.0f} s")
+            return _failed(claimed, error=str(error) or f"no answer within {self._attempt_seconds:g} s")
         if 200 <= response.status < 300:
             return DeliveryResult(claimed=claimed, delivered=True, status=response.status)
         return _failed(claimed, status=response.status, error=f"the endpoint answered {response.status}")

@@ -1,0 +1,98 @@
+"""Fixtures: a real PostgreSQL for the session, a database of its own for each test, and a whole Florin over real sockets."""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+import trio
+
+from server import children, embedded
+from server.db.connection import Connection
+from server.db.migrate import migrate
+from server.telemetry import configure_logs
+from tests.florin import Florin, open_florin
+
+REQUIRE_ALL = "FLORIN_REQUIRE_ALL"
+configure_logs("warning")
+
+
+def program(name: str) -> str:
+    """The path of an optional outside program; the test is skipped where it is missing, and fails where all are required."""
+    found = shutil.which(name)
+    if found is None:
+        if os.environ.get(REQUIRE_ALL):
+            pytest.fail(f"{name} is not installed, and {REQUIRE_ALL} is set")
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def make_reachable_directory() -> Path:
+    """A directory below which other users can go: PostgreSQL runs as one when the tests run as root."""
+    directory = Path(tempfile.mkdtemp(prefix="florin-test-"))
+    directory.chmod(0o711)
+    return directory
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A data directory for one test."""
+    made = make_reachable_directory()
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[embedded.Embedded]:
+    """The embedded PostgreSQL, with a migrated template database."""
+    made = make_reachable_directory()
+    server = embedded.start(made)
+    try:
+        trio.run(_prepare_template, server)
+        yield server
+    finally:
+        trio.run(lambda: children.stop(server.process, first=signal.SIGINT, seconds=10))
+        shutil.rmtree(made, ignore_errors=True)
+
+
+async def _prepare_template(server: embedded.Embedded) -> None:
+    await embedded.until_ready(server)
+    connection = await Connection.open(server.url)
+    await migrate(connection)
+    connection.discard()
+
+
+def database_of(server: embedded.Embedded, name: str) -> str:
+    """The address of another database of the same server."""
+    return server.url.rpartition("/")[0] + "/" + name
+
+
+@pytest.fixture
+def database_url(postgres: embedded.Embedded) -> Iterator[str]:
+    """A migrated, empty database for one test."""
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(database_of(postgres, "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE florin")
+        yield database_of(postgres, name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[Connection]:
+    """A connection to the test's database."""
+    opened = await Connection.open(database_url)
+    yield opened
+    opened.discard()
+
+
+@pytest.fixture
+async def florin(database_url: str, directory: Path) -> AsyncIterator[Florin]:
+    """A worker, the sandbox PSP and the demo shop, in this process over real sockets. At the end all promises must hold."""
+    async with open_florin(database_url, directory) as running:
+        yield running
+        await running.require_promises()

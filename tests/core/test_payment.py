@@ -1,0 +1,206 @@
+"""The transition function: its table, its laws, its ways with money."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import IllegalTransition
+from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
+from core.ledger import TransferKind, transfer_of
+from core.money import Money
+from core.payment import (
+    FINAL,
+    TRANSITIONS,
+    Change,
+    Evidence,
+    EvidenceKind,
+    Finding,
+    Payment,
+    Source,
+    Status,
+    apply,
+    is_provisionally_declined,
+)
+
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+ACCOUNT = PspAccountId(UUID(int=3))
+OPERATION = OperationId(UUID(int=4))
+MONEY = Money(1_990, "EUR")
+WITH_MONEY = (EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED)
+
+
+def a_payment(status: Status = Status.PENDING) -> Payment:
+    return Payment(
+        id=PaymentId(UUID(int=1)),
+        merchant_id=MerchantId(UUID(int=2)),
+        psp_account_id=ACCOUNT,
+        operation_id=OPERATION,
+        order_id="order-1",
+        money=MONEY,
+        status=status,
+        version=1,
+        expires_at=NOW + timedelta(minutes=30),
+        created_at=NOW,
+        updated_at=NOW,
+        due_at=None,
+        captured_minor=MONEY.amount_minor if status is Status.SUCCEEDED else 0,
+    )
+
+
+def evidence(kind: EvidenceKind, source: Source = Source.WEBHOOK, **fields: object) -> Evidence:
+    given_fields: dict[str, object] = {"reference": "int_1", "money": MONEY if kind in WITH_MONEY else None, **fields}
+    return Evidence(kind=kind, source=source, psp_account_id=ACCOUNT, operation_id=OPERATION, **given_fields)  # type: ignore[arg-type]
+
+
+def run(payment: Payment, facts: list[Evidence]) -> tuple[Payment, list[Change]]:
+    changes = []
+    for fact in facts:
+        change = apply(payment, fact, now=NOW)
+        if change is not None:
+            changes.append(change)
+            payment = change.after
+    return payment, changes
+
+
+@pytest.mark.parametrize(("status", "kind"), list(product(Status, EvidenceKind)))
+def test_every_pair_is_in_the_table_or_raises(status: Status, kind: EvidenceKind) -> None:
+    payment, fact = a_payment(status), evidence(kind)
+    if kind in TRANSITIONS[status]:
+        change = apply(payment, fact, now=NOW)
+        allowed = {status, TRANSITIONS[status][kind]}
+        assert change is None or change.after.status in allowed
+        assert change is None or change.after.version == payment.version + 1
+    else:
+        with pytest.raises(IllegalTransition):
+            apply(payment, fact, now=NOW)
+
+
+def test_refused_transitions_are_those_that_cannot_happen() -> None:
+    missing = {(status, kind) for status, kind in product(Status, EvidenceKind) if kind not in TRANSITIONS[status]}
+    ours = {EvidenceKind.UNREACHABLE, EvidenceKind.REJECTED}
+    assert all(kind in ours for _, kind in missing)
+    assert (Status.SUCCEEDED, EvidenceKind.REJECTED) in missing
+
+
+_OPENED = evidence(EvidenceKind.OPENED, Source.CREATE, payment_url="https://psp/pay")
+_FAILED = evidence(EvidenceKind.ATTEMPT_FAILED, code="card_declined")
+_LOST = evidence(EvidenceKind.LOST, Source.CREATE, reference=None)
+_HISTORIES = {
+    "paid": [EvidenceKind.CAPTURED],
+    "authorized": [EvidenceKind.AUTHORIZED],
+    "authorized, then captured": [EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED],
+    "authorized, then voided": [EvidenceKind.AUTHORIZED, EvidenceKind.CANCELED],
+    "expired": [EvidenceKind.EXPIRED],
+    "expired, yet paid": [EvidenceKind.EXPIRED, EvidenceKind.CAPTURED],
+    "canceled": [EvidenceKind.CANCELED],
+    "declined": [EvidenceKind.DECLINED],
+}
+
+
+@given(st.sampled_from(sorted(_HISTORIES)), st.booleans(), st.booleans(), st.data())
+def test_evidence_of_one_history_converges_in_any_order(name: str, failed: bool, lost: bool, data: st.DataObject) -> None:
+    facts = [evidence(kind) for kind in _HISTORIES[name]]
+    facts += [_OPENED] + [_FAILED] * failed + [_LOST] * lost
+    copies = data.draw(st.lists(st.sampled_from(facts), max_size=4))
+    shuffled = data.draw(st.permutations(facts + copies))
+
+    expected, expected_changes = _settled(facts)
+    payment, changes = _settled(shuffled)
+
+    assert _essence(payment) == _essence(expected)
+    assert _postings(changes) == _postings(expected_changes)
+    assert len(_postings(changes)) <= 1
+    assert (payment.captured_minor > 0) == (payment.status is Status.SUCCEEDED)
+
+
+def _settled(facts: list[Evidence]) -> tuple[Payment, list[Change]]:
+    """Apply the facts and then look again, as the follow-up does for a decline."""
+    payment, changes = run(a_payment(), facts)
+    if is_provisionally_declined(payment):
+        payment, more = run(payment, [evidence(EvidenceKind.DECLINED, Source.RECHECK)])
+        changes += more
+    return payment, changes
+
+
+def _essence(payment: Payment) -> tuple[object, ...]:
+    return payment.status, payment.captured_minor, payment.reference, payment.payment_url
+
+
+def _postings(changes: list[Change]) -> list[object]:
+    return [transfer for change in changes if (transfer := transfer_of(change))]
+
+
+def test_a_decline_is_provisional_until_a_later_fetch_agrees() -> None:
+    told, _ = run(a_payment(), [evidence(EvidenceKind.DECLINED, code="stolen")])
+    assert (told.status, told.decline_code, told.due_at) == (Status.PENDING, "stolen", NOW)
+    told_again, _ = run(told, [evidence(EvidenceKind.DECLINED)])
+    assert told_again == told
+    confirmed, _ = run(told, [evidence(EvidenceKind.DECLINED, Source.RECHECK)])
+    assert (confirmed.status, confirmed.did_check_again, confirmed.due_at) == (Status.DECLINED, True, None)
+    flipped, _ = run(told, [evidence(EvidenceKind.CAPTURED, Source.RECHECK)])
+    assert (flipped.status, flipped.decline_code) == (Status.SUCCEEDED, None)
+
+
+def test_money_wins_late() -> None:
+    payment, _ = run(a_payment(), [evidence(EvidenceKind.EXPIRED)])
+    assert payment.status is Status.EXPIRED
+    payment, changes = run(payment, [evidence(EvidenceKind.CAPTURED)])
+    assert (payment.status, payment.late) == (Status.SUCCEEDED, True)
+    assert transfer_of(changes[0]) is not None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"money": Money(1, "EUR")},
+        {"money": Money(1_990, "USD")},
+        {"reference": "int_2"},
+        {"psp_account_id": PspAccountId(UUID(int=99))},
+        {"operation_id": OperationId(UUID(int=99))},
+    ],
+)
+def test_money_that_does_not_match_goes_to_suspense_once(wrong: dict[str, object]) -> None:
+    payment, _ = run(a_payment(), [_OPENED])
+    strange = replace(evidence(EvidenceKind.CAPTURED), **wrong)  # type: ignore[arg-type]
+    payment, changes = run(payment, [strange, strange])
+    assert payment.status is Status.PENDING
+    assert [change.finding for change in changes] == [Finding.EVIDENCE_MISMATCH]
+    transfer = transfer_of(changes[0])
+    assert transfer is not None
+    assert transfer.kind is TransferKind.SUSPENSE
+    settled, _ = run(payment, [evidence(EvidenceKind.CAPTURED)])
+    assert settled.status is Status.SUCCEEDED
+
+
+def test_evidence_of_a_stranger_closes_nothing() -> None:
+    payment, _ = run(a_payment(), [_OPENED])
+    strange = replace(evidence(EvidenceKind.EXPIRED), operation_id=OperationId(UUID(int=99)))
+    payment, _ = run(payment, [strange])
+    assert payment.status is Status.PENDING
+
+
+def test_an_unknown_payment_is_rechecked_by_the_schedule_and_then_given_to_a_person() -> None:
+    payment, _ = run(a_payment(), [_LOST])
+    assert (payment.status, payment.due_at) == (Status.UNKNOWN, NOW + timedelta(seconds=5))
+    waits = []
+    finding = None
+    while payment.due_at is not None:
+        change = apply(payment, evidence(EvidenceKind.NOT_FOUND, Source.RECHECK, reference=None), now=NOW)
+        assert change is not None
+        payment, finding = change.after, change.finding
+        waits.append((payment.due_at - NOW).total_seconds() if payment.due_at else None)
+    assert waits == [30, 120, 600, 3_600, 86_400, 86_400, 86_400, 86_400, 86_400, None]
+    assert finding is Finding.OUTCOME_UNKNOWN
+    assert payment.status is Status.UNKNOWN
+
+
+def test_nothing_is_due_once_it_is_final() -> None:
+    for kind in (EvidenceKind.CAPTURED, EvidenceKind.EXPIRED, EvidenceKind.CANCELED):
+        payment, _ = run(a_payment(), [_OPENED, evidence(kind)])
+        assert payment.status in FINAL
+        assert payment.due_at is None
