@@ -72,6 +72,8 @@ class Connection:
         self.idle = not requests
         self.deadline = self._reaper.now + IDLE_SECONDS
         while not requests:
+            if self._parser.failure is not None:
+                raise self._parser.failure
             if self._draining.is_set() and not self._parser.in_head:
                 return False
             if not await self._read():
@@ -86,10 +88,14 @@ class Connection:
         try:
             await self._app(self._scope(request), exchange.receive, exchange.send)
         except Exception:  # noqa: BLE001 - whatever the application does, only its own request may fail
+            if self._parser.failure is not None and not exchange.started:
+                raise self._parser.failure from None
             _log.exception("the application failed", method=request.method, target=request.target.decode("latin-1"))
             if exchange.started:
                 return False
             await exchange.send_error()
+        if not exchange.started and self._parser.failure is not None:
+            raise self._parser.failure
         if not exchange.finished or not await self._skip_body(request):
             return False
         requests.popleft()
@@ -106,6 +112,8 @@ class Connection:
 
     async def read_body(self) -> bool:
         """Wait for more of the body; False where it will not come."""
+        if self._parser.failure is not None:
+            return False
         self.deadline = self._reaper.now + BODY_SECONDS
         try:
             return await self._read()

@@ -41,7 +41,10 @@ class Request:
 
 
 class RequestParser:
-    """Feeds on what a socket gives and fills `requests`. Raises `BadRequest` once and is useless afterwards."""
+    """Feeds on what a socket gives and fills `requests`.
+
+    What cannot be accepted is kept in `failure`, for the requests before it are to be served first; nothing is read after it.
+    """
 
     def __init__(self) -> None:
         self.requests: deque[Request] = deque()
@@ -49,20 +52,21 @@ class RequestParser:
         self._current = Request()
         self._head_bytes = 0
         self.in_head = False
+        self.failure: BadRequest | None = None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
+        if self.failure is not None:
+            return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as error:
-            raise BadRequest(400, "upgrade is not supported here") from error
+        except httptools.HttpParserUpgrade:
+            self.failure = BadRequest(400, "upgrade is not supported here")
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            raise cause if isinstance(cause, BadRequest) else BadRequest(400, "malformed request") from error
+            self.failure = cause if isinstance(cause, BadRequest) else BadRequest(400, "malformed request")
         except httptools.HttpParserError as error:
-            raise BadRequest(400, f"malformed request: {error}") from error
-        if self.in_head and self._head_bytes + len(data) > HEADER_BYTES_MAX * 2:
-            raise BadRequest(431, "the header block is too large")
+            self.failure = BadRequest(400, f"malformed request: {error}")
 
     # llhttp's callbacks, in the order in which they come
 
@@ -87,7 +91,8 @@ class RequestParser:
         request = self._current
         request.method = self._parser.get_method().decode("ascii")
         request.http_version = self._parser.get_http_version()
-        request.keep_alive = self._parser.should_keep_alive()
+        # An upgrade that is not taken may be ignored (RFC 9110, 7.8), but what follows it may not be HTTP.
+        request.keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         self.in_head = False
         _require_unambiguous(request)
         if len(self.requests) >= PIPELINE_MAX:
@@ -104,7 +109,7 @@ class RequestParser:
 
 def _require_unambiguous(request: Request) -> None:
     if request.http_version not in ("1.1", "1.0"):
-        raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+        raise BadRequest(505, "this version of HTTP is not spoken here")
     hosts = lengths = 0
     coding: bytes | None = None
     for name, value in request.headers:

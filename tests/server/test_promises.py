@@ -1,0 +1,71 @@
+"""Each check of the doctor finds what it is there for: every promise is broken once, on purpose."""
+
+import pytest
+
+from server.db.promises import CHECKS, broken_promises
+from tests.florin import PAID, Florin
+
+_OPEN = "ALTER TABLE {0} DISABLE TRIGGER {0}_append_only"
+_SHUT = "ALTER TABLE {0} ENABLE TRIGGER {0}_append_only"
+
+
+def _append_only(table: str, statement: str) -> list[str]:
+    return [_OPEN.format(table), statement, _SHUT.format(table)]
+
+
+DAMAGE = {
+    "every transfer sums to zero per currency": _append_only(
+        "ledger_entries", "UPDATE ledger_entries SET amount_minor = amount_minor - 1 WHERE account LIKE 'psp%'"
+    ),
+    "every wallet is the sum of its ledger entries": ["UPDATE wallets SET balance_minor = balance_minor + 1"],
+    "a payment is charged in the ledger exactly once if it succeeded, else never": _append_only(
+        "ledger_entries", "DELETE FROM ledger_entries"
+    ),
+    "an idempotency key and its payment belong together": ["UPDATE idempotency_keys SET payment_id = gen_random_uuid()"],
+    "a reply of success names a payment that is stored": [
+        "DELETE FROM payment_requests WHERE id IN (SELECT payment_id FROM idempotency_keys WHERE reply_status = 201)"
+    ],
+    "an open or unknown payment is never forgotten": ["UPDATE payment_requests SET due_at = NULL WHERE status = 'PENDING'"],
+    "a payment has its operation at the PSP, of its own amount": ["UPDATE psp_operations SET amount_minor = 1"],
+    "every change of a payment has its log row, and the logs lead from one status to the next": _append_only(
+        "payment_logs", "DELETE FROM payment_logs WHERE version = 2"
+    ),
+    "a merchant's sequence of events has no gap": ["UPDATE merchant_sequences SET last_seq = last_seq + 1"],
+    "every settled status was told as an event, once": _append_only("events", "UPDATE events SET type = 'payment.expired'"),
+    "every event goes to every endpoint that was there": ["DELETE FROM deliveries"],
+    "attempts and checks are bounded": ["UPDATE deliveries SET attempts = 1000"],
+    "no text holds a card number": ["UPDATE payment_requests SET description = 'card 4242-4242 4242 4242.'"],
+    "ledger, logs and events are append-only": ["DROP TRIGGER events_append_only ON events"],
+}
+
+
+def test_every_check_is_tried() -> None:
+    assert set(DAMAGE) == {check.name for check in CHECKS}
+
+
+@pytest.fixture
+async def lived_in(florin: Florin) -> Florin:
+    """A database with one paid and one open payment."""
+    payment = await florin.create(description="order 1234567890123456 and 4242424242424241")
+    await florin.pay(payment, PAID)
+    await florin.until_told(payment["id"], "payment.succeeded")
+    await florin.create(order_id="open")
+    await florin.require_promises()
+    return florin
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+async def test_the_doctor_finds_it(lived_in: Florin, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for statement in DAMAGE[name]:
+        await lived_in.connection.execute(statement)
+
+    found = {violation.check.name: violation for violation in await broken_promises(lived_in.connection)}
+
+    assert name in found
+    assert found[name].rows
+    assert found[name].columns
+    monkeypatch.setattr(lived_in, "require_promises", _nothing)
+
+
+async def _nothing() -> None:
+    """This database was damaged on purpose."""

@@ -1,0 +1,391 @@
+"""The wire over real sockets: what a server must take, what it must refuse, and what a client may believe."""
+
+import itertools
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import h11
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.http.asgi import Receive, Scope, Send, read_body, respond
+from server.http.client import BadResponse, Client, NotSent, OutcomeUnknown
+from server.http.listener import Listener, bind
+from server.http.parser import RequestParser
+
+TEXT = b"text/plain"
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with method, path, query and body."""
+    body = await read_body(receive, bytes_max=10_000_000)
+    answer = b" ".join((scope["method"].encode(), scope["path"].encode(), scope["query_string"], body))
+    await respond(send, 200, answer, content_type=TEXT)
+
+
+@asynccontextmanager
+async def serving(app: Callable[[Scope, Receive, Send], object] = echo) -> AsyncIterator[tuple[Listener, int]]:
+    """A listener on a free port."""
+    listener = Listener(app, bind("127.0.0.1", 0))  # type: ignore[arg-type]
+    port = listener.port
+    async with trio.open_nursery() as nursery:
+        await nursery.start(listener.run)
+        yield listener, port
+        nursery.cancel_scope.cancel()
+
+
+async def talk(port: int, data: bytes, *, half_close: bool = True) -> bytes:
+    """Send bytes and read until the server closes."""
+    received = b""
+    with trio.fail_after(10):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        async with stream:
+            try:
+                await stream.send_all(data)
+                if half_close:
+                    await stream.send_eof()
+                async for part in stream:
+                    received += part
+            except trio.BrokenResourceError:
+                pass
+    return received
+
+
+def request(*lines: str, body: bytes = b"") -> bytes:
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+GET = request("GET / HTTP/1.1", "Host: a")
+
+
+async def test_keep_alive_pipelining_and_order() -> None:
+    async with serving() as (_, port):
+        answer = await talk(port, b"".join(request(f"GET /{n} HTTP/1.1", "Host: a") for n in range(10)))
+    assert answer.count(b"HTTP/1.1 200 OK") == 10
+    assert [answer.index(b"GET /%d " % n) for n in range(10)] == sorted(answer.index(b"GET /%d " % n) for n in range(10))
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (request("GET / HTTP/1.1"), 400),
+        (request("GET / HTTP/1.1", "Host: a", "Host: b"), 400),
+        (request("POST / HTTP/1.1", "Host: a", "Content-Length: 1", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"), 400),
+        (request("POST / HTTP/1.1", "Host: a", "Content-Length: 1", "Content-Length: 2", body=b"xy"), 400),
+        (request("POST / HTTP/1.1", "Host: a", "Content-Length: +1", body=b"x"), 400),
+        (request("POST / HTTP/1.1", "Host: a", "Content-Length: -1", body=b"x"), 400),
+        (request("POST / HTTP/1.1", "Host: a", "Content-Length: 1, 1", body=b"x"), 400),
+        (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: gzip"), (400, 501)),
+        (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked, gzip"), (400, 501)),
+        (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: xchunked", body=b"0\r\n\r\n"), (400, 501)),
+        (request("POST / HTTP/1.0", "Host: a", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"), (400, 501)),
+        (request("GET / HTTP/1.1", "Host : a"), 400),
+        (request("GET / HTTP/1.1", "Host: a", "X: a\r\n b"), 400),
+        (request("GET / HTTP/1.1", "Host: a", "X: a\0b"), 400),
+        (b"GET / HTTP/1.1\nHost: a\n\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: b\rY: c\r\n\r\n", 400),
+        (request("GET / HTTP/2.0", "Host: a"), (400, 505)),
+        (request("G\tT / HTTP/1.1", "Host: a"), 400),
+        (request("GET /" + "a" * 9_000 + " HTTP/1.1", "Host: a"), 414),
+        (request("GET / HTTP/1.1", "Host: a", "X: " + "a" * 40_000), 431),
+        (request("GET / HTTP/1.1", "Host: a", *["X: a"] * 101), 431),
+        (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"fffffffffffffffff\r\n"), 400),
+        (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"5\r\nhelloX"), 400),
+        (request("GET / HTTP/1.1", "Host: a", "Connection: upgrade", "Upgrade: h2c"), 200),
+        (b"\x16\x03\x01\x02\x00\x01\x00", 400),
+    ],
+)
+async def test_what_is_ambiguous_or_too_large_is_refused(data: bytes, status: int | tuple[int, ...]) -> None:
+    async with serving() as (_, port):
+        answer = await talk(port, data + GET)
+    given_status = int(answer.split(b" ", 2)[1])
+    assert given_status in (status if isinstance(status, tuple) else (status,))
+    assert b"connection: close" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1, "nothing may be read after a refusal"
+
+
+async def test_bodies_chunked_and_continued() -> None:
+    async with serving() as (_, port):
+        chunked = request(
+            "POST /c HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: v\r\n\r\n"
+        )
+        assert b"POST /c  abcde" in await talk(port, chunked)
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(request("POST /e HTTP/1.1", "Host: a", "Content-Length: 2", "Expect: 100-continue"))
+        assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 100 Continue")
+        await stream.send_all(b"hi")
+        assert b"POST /e  hi" in await stream.receive_some(1_000)
+        await stream.aclose()
+        large = b"x" * 5_000_000
+        assert len(await talk(port, request("POST / HTTP/1.1", "Host: a", f"Content-Length: {len(large)}", body=large))) > len(
+            large
+        )
+
+
+async def test_head_and_http_1_0_and_connection_close() -> None:
+    async with serving() as (_, port):
+        head = await talk(port, request("HEAD / HTTP/1.1", "Host: a"))
+        assert head.endswith(b"\r\n\r\n")
+        assert b"content-length: 8" in head
+        old = await talk(port, request("GET / HTTP/1.0") + GET, half_close=False)
+        assert old.count(b"HTTP/1.1 200") == 1
+        closed = await talk(port, request("GET / HTTP/1.1", "Host: a", "Connection: close") + GET, half_close=False)
+        assert closed.count(b"HTTP/1.1 200") == 1
+
+
+async def test_an_application_that_fails_or_streams() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive, bytes_max=1_000)
+        if scope["path"] == "/fails":
+            raise RuntimeError("on purpose")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(3):
+            await send({"type": "http.response.body", "body": b"part%d" % number, "more_body": number < 2})
+        if scope["path"] == "/fails-late":
+            raise RuntimeError("on purpose, late")
+
+    async with serving(app) as (_, port):
+        assert b"500 Internal Server Error" in await talk(port, request("GET /fails HTTP/1.1", "Host: a") + GET)
+        streamed = await talk(port, request("GET /streams HTTP/1.1", "Host: a"))
+        assert streamed.endswith(b"5\r\npart0\r\n5\r\npart1\r\n5\r\npart2\r\n0\r\n\r\n")
+        assert (await talk(port, request("GET /fails-late HTTP/1.1", "Host: a"))).endswith(b"0\r\n\r\n")
+
+
+async def test_an_early_reply_is_followed_by_the_next_request() -> None:
+    async def reject(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 401, b"no", content_type=TEXT)
+
+    body = b"x" * 200_000
+    async with serving(reject) as (_, port):
+        answer = await talk(port, request("POST / HTTP/1.1", "Host: a", f"Content-Length: {len(body)}", body=body) + GET)
+    assert answer.count(b"HTTP/1.1 401") == 2
+
+
+async def test_slow_peers_are_ended_by_the_reaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADER_SECONDS", "BODY_SECONDS", "IDLE_SECONDS", "WRITE_SECONDS"):
+        monkeypatch.setattr(f"server.http.connection.{name}", 0.2)
+
+    async def flood(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 200, b"x" * 20_000_000, content_type=TEXT)
+
+    async with serving() as (_, port):
+        for data in (b"", b"GET / HT", request("POST / HTTP/1.1", "Host: a", "Content-Length: 5", body=b"x")):
+            assert b"200" not in await talk(port, data, half_close=False)
+    async with serving(flood) as (listener, port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(GET)
+        with trio.fail_after(5):
+            await listener.drain(seconds=3)
+        await stream.aclose()
+
+
+async def test_a_drain_finishes_what_is_in_hand_and_no_more() -> None:
+    entered, leave = trio.Event(), trio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        entered.set()
+        await leave.wait()
+        await respond(send, 200, b"done", content_type=TEXT)
+
+    answers: list[bytes] = []
+
+    async def ask(port: int) -> None:
+        answers.append(await talk(port, GET, half_close=False))
+
+    listener = Listener(slow, bind("127.0.0.1", 0))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(listener.run)
+        port = listener.port
+        idle = await trio.open_tcp_stream("127.0.0.1", port)
+        nursery.start_soon(ask, port)
+        await entered.wait()
+        nursery.start_soon(partial(listener.drain, seconds=5))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(2):
+            assert await idle.receive_some(1) == b""
+        with pytest.raises(OSError, match=r".*"):
+            await trio.open_tcp_stream("127.0.0.1", port)
+        leave.set()
+        await idle.aclose()
+    assert b"done" in answers[0]
+    assert b"connection: close" in answers[0]
+
+
+async def test_a_client_that_hangs_up_cancels_nothing() -> None:
+    entered, finished = trio.Event(), trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive, bytes_max=10)
+        entered.set()
+        await trio.sleep(0.1)
+        finished.set()
+        await respond(send, 200, b"", content_type=TEXT)
+
+    async with serving(app) as (_, port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(GET)
+        await entered.wait()
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await stream.aclose()
+        with trio.fail_after(2):
+            await finished.wait()
+
+
+_STREAM = (
+    request("GET /a?b=c HTTP/1.1", "Host: a")
+    + request("POST /p HTTP/1.1", "Host: a", "Content-Length: 5", body=b"hello")
+    + request("POST /c HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n0\r\n\r\n")
+    + request("GET /z HTTP/1.1", "Host: a", "X-Y: z")
+)
+
+
+def _parsed(parts: list[bytes]) -> list[tuple[str, bytes, bytes, list[tuple[bytes, bytes]]]]:
+    parser = RequestParser()
+    for part in parts:
+        parser.feed(part)
+    return [(one.method, one.target, b"".join(one.body), one.headers) for one in parser.requests]
+
+
+@given(st.lists(st.integers(0, len(_STREAM)), max_size=12))
+def test_a_stream_parses_the_same_wherever_it_is_split(cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(_STREAM)]
+    assert _parsed([_STREAM[a:b] for a, b in itertools.pairwise(edges)]) == _parsed([_STREAM])
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.binary(max_size=300), st.integers(0, 3))
+def test_any_bytes_are_parsed_or_refused(noise: bytes, where: int) -> None:
+    parser = RequestParser()
+    parser.feed(_STREAM[: where * 40] + noise)
+    assert parser.failure is None or 400 <= parser.failure.status < 600
+
+
+async def test_replies_are_read_alike_by_a_second_parser() -> None:
+    async with serving() as (_, port):
+        raw = await talk(port, _STREAM)
+    oracle = h11.Connection(h11.CLIENT)
+    bodies = []
+    for number in range(4):
+        oracle.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
+        oracle.send(h11.EndOfMessage())
+        if number == 0:
+            oracle.receive_data(raw)
+        body = b""
+        while True:
+            event = oracle.next_event()
+            if isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                break
+        bodies.append(body)
+        if number < 3:
+            oracle.start_next_cycle()
+    assert bodies == [b"GET /a b=c ", b"POST /p  hello", b"POST /c  abc", b"GET /z  "]
+
+
+# The client
+
+
+@asynccontextmanager
+async def answering(*answers: bytes) -> AsyncIterator[str]:
+    """A peer that gives a fixed answer to each connection and closes it."""
+    rest = list(answers)
+
+    async def peer(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(65_536)
+            if rest:
+                await stream.send_all(rest.pop(0))
+
+    async with trio.open_nursery() as nursery:
+        listeners: list[trio.SocketListener] = await nursery.start(partial(trio.serve_tcp, peer, 0, host="127.0.0.1"))
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_client_reuses_connections_and_replaces_dead_ones() -> None:
+    client = Client()
+    async with serving() as (_, port):
+        for number in range(3):
+            response = await client.request("POST", f"http://127.0.0.1:{port}/{number}?q", body=b"x")
+            assert response.body == b"POST /%d q x" % number
+        pool = next(iter(client._pools.values()))
+        assert len(pool.idle) == 1
+        await trio.testing.wait_all_tasks_blocked()
+    async with serving() as (_, other):
+        client._pools[next(iter(client._pools))] = pool
+        assert (await client.request("GET", f"http://127.0.0.1:{other}/")).status == 200
+    with pytest.raises(NotSent):
+        await client.request("GET", f"http://127.0.0.1:{port}/")
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", b"hi"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhi", b"hi"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    ],
+)
+async def test_the_client_reads_every_kind_of_body(answer: bytes, body: bytes) -> None:
+    client = Client()
+    async with answering(answer) as url:
+        assert (await client.request("GET", url)).body == body
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", OutcomeUnknown),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", OutcomeUnknown),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhi", OutcomeUnknown),
+        (b"nonsense\r\n\r\n", BadResponse),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000, BadResponse),
+    ],
+)
+async def test_the_client_says_what_is_known(answer: bytes, error: type[Exception]) -> None:
+    client = Client()
+    async with answering(answer) as url:
+        with pytest.raises(error):
+            await client.request("POST", url, body=b"x")
+    assert not any(pool.idle for pool in client._pools.values())
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1/", "http:///", "http://127.0.0.1:9/", "http://host.invalid/", "https://127.0.0.1:9/"]
+)
+async def test_what_cannot_be_reached_was_not_sent(url: str) -> None:
+    with pytest.raises(NotSent):
+        await Client().request("GET", url)
+
+
+async def test_headers_cannot_be_smuggled_out() -> None:
+    async with serving() as (_, port):
+        with pytest.raises(NotSent):
+            await Client().request("GET", f"http://127.0.0.1:{port}/", headers=[("x", "a\r\nHost: b")])
+
+
+async def test_a_cancelled_call_never_leaves_its_answer_to_the_next() -> None:
+    async def slowly(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in (scope["path"].encode(), b"!"):
+            await trio.sleep(0.01)
+            await send({"type": "http.response.body", "body": part, "more_body": part != b"!"})
+
+    client = Client(connections_per_origin_max=2)
+    async with serving(slowly) as (_, port):
+        for number in range(40):
+            with trio.move_on_after(number / 1_000):
+                await client.request("GET", f"http://127.0.0.1:{port}/cancelled")
+            response = await client.request("GET", f"http://127.0.0.1:{port}/{number}")
+            assert response.body == b"/%d!" % number
+    client.close()
