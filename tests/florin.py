@@ -1,13 +1,13 @@
 """A running Florin for tests, and what a shop, a customer and an operator do with it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
-import httpx
+import httpx2
 import msgspec
 import trio
 
@@ -27,6 +27,18 @@ REFUSED = "4000000000000002"
 BLOCKED = "4000000000000069"
 PATIENCE_SECONDS = 15.0
 
+T = TypeVar("T")
+
+
+async def eventually(ask: Callable[[], Awaitable[T | None]], *, seconds: float = PATIENCE_SECONDS) -> T:
+    """Ask another process again and again until it has an answer; there is nothing of it to wait on."""
+    with trio.fail_after(seconds):
+        while True:
+            answer = await ask()
+            if answer:
+                return answer
+            await trio.sleep(0.02)
+
 
 @dataclass
 class Florin:
@@ -37,11 +49,11 @@ class Florin:
     shop_url: str
     database_url: str
     demo: Demo
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     connection: Connection
     headers: dict[str, str] = field(default_factory=dict)
 
-    async def post(self, body: Any, *, key: str | None = None, headers: dict[str, str] | None = None) -> httpx.Response:
+    async def post(self, body: Any, *, key: str | None = None, headers: dict[str, str] | None = None) -> httpx2.Response:
         """POST /v1/payments; a body that is not bytes is sent as JSON."""
         content = body if isinstance(body, bytes) else msgspec.json.encode(body)
         wanted = {**self.headers, "idempotency-key": key or uuid4().hex, **(headers or {})}
@@ -61,7 +73,7 @@ class Florin:
         payment: dict[str, Any] = response.json()
         return payment
 
-    async def pay(self, payment: dict[str, Any], card: str = PAID) -> httpx.Response:
+    async def pay(self, payment: dict[str, Any], card: str = PAID) -> httpx2.Response:
         """Submit the hosted page's form."""
         return await self.http.post(payment["payment_url"], data={"card": card})
 
@@ -82,22 +94,21 @@ class Florin:
 
     async def until_stored(self, payment_id: str, status: str) -> dict[str, Any]:
         """Wait until the payment is stored with a status, without reading it over the API, which would check at the PSP."""
-        with trio.fail_after(PATIENCE_SECONDS):
-            while True:
-                row = await self.row(payment_id)
-                if row["status"] == status:
-                    return row
-                await trio.sleep(0.02)
+
+        async def stored() -> dict[str, Any] | None:
+            row = await self.row(payment_id)
+            return row if row["status"] == status else None
+
+        return await eventually(stored)
 
     async def until_told(self, payment_id: str, event_type: str) -> dict[str, Any]:
         """Wait until the shop has received an event."""
-        with trio.fail_after(PATIENCE_SECONDS):
-            while True:
-                for event in (await self.http.get(f"{self.shop_url}/events")).json():
-                    if event["type"] == event_type and event["data"]["id"] == payment_id:
-                        found: dict[str, Any] = event
-                        return found
-                await trio.sleep(0.02)
+
+        async def told() -> dict[str, Any] | None:
+            events: list[dict[str, Any]] = (await self.http.get(f"{self.shop_url}/events")).json()
+            return next((one for one in events if one["type"] == event_type and one["data"]["id"] == payment_id), None)
+
+        return await eventually(told)
 
     async def wallets(self) -> list[dict[str, Any]]:
         """GET /v1/wallets."""
@@ -148,7 +159,7 @@ async def open_florin(database_url: str, directory: Path, **settings: Any) -> As
     async with (
         open_sandbox(configuration, sockets[1], sockets[2]),
         open_worker(wanted, sockets[0]),
-        httpx.AsyncClient(timeout=30) as http,
+        httpx2.AsyncClient(timeout=30) as http,
     ):
         headers = {"authorization": f"Bearer {demo.api_key}"}
         yield Florin(api_url, psp_url, shop_url, database_url, demo, http, connection, headers)

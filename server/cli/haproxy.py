@@ -11,9 +11,6 @@ _TEMPLATE = """\
 # Made by `florin haproxy`. Spreads requests round-robin over the workers of `florin up --port-per-worker`
 # (or `florin serve --port-per-worker`). Check it with `haproxy -c -f FILE`.
 
-global
-    maxconn 20000
-
 defaults
     mode http
     timeout connect 2s

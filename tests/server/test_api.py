@@ -8,7 +8,7 @@ from core.ids import API_KEY, MerchantId, PspAccountId, decode_id, encode_id
 from server.db import merchants
 from server.flows.services import utc_now
 from server.new_ids import api_key, key_hash, uuid7
-from tests.florin import Florin, order
+from tests.florin import Florin, eventually, order
 
 _MISSING = {"amount": 1, "currency": "EUR"}
 
@@ -131,9 +131,10 @@ async def test_a_revoked_key(florin: Florin) -> None:
     assert await merchants.revoke_api_key(florin.connection, merchant.id, key_id, now=utc_now())
     assert not await merchants.revoke_api_key(florin.connection, merchant.id, key_id, now=utc_now())
 
-    with trio.fail_after(5):
-        while (await florin.http.get(f"{florin.api_url}/v1/wallets", headers=headers)).status_code != 401:
-            await trio.sleep(0.1)
+    async def refused() -> bool:
+        return (await florin.http.get(f"{florin.api_url}/v1/wallets", headers=headers)).status_code == 401
+
+    assert await eventually(refused, seconds=5)
     assert decode_id(API_KEY, encode_id(API_KEY, key_id)) == key_id
 
 
@@ -176,7 +177,6 @@ async def test_routes(florin: Florin, method: str, path: str, status: int) -> No
 async def test_a_psp_that_cannot_be_reached_cancels_the_payment(florin: Florin) -> None:
     await florin.connection.execute("UPDATE psp_accounts SET base_url = 'http://127.0.0.1:9'")
     await florin.connection.execute("UPDATE merchants SET psp_account_id = gen_random_uuid()")
-    await trio.sleep(0)
 
     response = await florin.post(order())
 

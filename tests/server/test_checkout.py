@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from core.signing import sign_timestamped
-from tests.florin import BLOCKED, REFUSED, Florin, order
+from tests.florin import BLOCKED, REFUSED, Florin, eventually, order
 
 
 async def test_a_paid_payment_reaches_wallet_and_merchant(florin: Florin) -> None:
@@ -67,9 +67,7 @@ async def test_the_status_is_right_before_the_webhook_arrives(florin: Florin) ->
 
     await florin.control(webhooks="release")
     await florin.until_told(payment["id"], "payment.succeeded")
-    with trio.fail_after(10):
-        while not await florin.rows("SELECT 1 FROM psp_events WHERE outcome = 'nothing_new'"):
-            await trio.sleep(0.02)
+    await eventually(lambda: florin.rows("SELECT 1 FROM psp_events WHERE outcome = 'nothing_new'"))
     assert len(await florin.rows("SELECT 1 FROM ledger_entries")) == 2
 
 

@@ -283,7 +283,7 @@ async def test_a_cancelled_caller_leaves_and_what_was_taken_is_written(database_
         nursery.start_soon(creations.submit, taken)
         await trio.testing.wait_all_tasks_blocked()
         await nursery.start(creations.run)
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
     written = await connection.query("SELECT id FROM payment_requests")
     assert (abandoned.payment.id,) not in written

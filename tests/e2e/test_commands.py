@@ -1,0 +1,104 @@
+"""`florin up` and its companions, as a person uses them."""
+
+import re
+import signal
+import socket
+from pathlib import Path
+
+import httpx2
+
+from tests.e2e.command import STOP_SECONDS, run, up
+
+
+def test_up_smoke_stop_and_up_again(directory: Path) -> None:
+    data = ("--data-dir", str(directory / "data"))
+    with up(*data, "--workers", "2") as first:
+        smoke = run("smoke", *data)
+        assert "4 of 4 outcomes as they should be" in smoke
+        assert "all promises are kept" in smoke
+        key = first.value("API key")
+        payment = re.findall(r"pay_\w+", smoke)[0]
+        assert "PENDING → SUCCEEDED" in run("explain", payment, *data)
+        assert "another Florin uses" in run("up", *data, code=1)
+        postgres = [one for one in first.family() if one.name() == "postgres"]
+        assert postgres
+        assert all(one.uids().real != 0 for one in postgres)
+        seconds, left = first.end(signal.SIGINT)
+        assert not left
+        assert seconds < STOP_SECONDS
+        assert first.process.returncode == 0
+    assert "has ended" in run("smoke", *data, code=1) or "no Florin runs" in run("smoke", *data, code=1)
+
+    with up(*data, "--workers", "1") as second:
+        assert second.value("API key") == key
+        headers = {"authorization": f"Bearer {key}"}
+        stored = httpx2.get(f"{second.value('API')}/v1/payments/{payment}", headers=headers).json()
+        assert stored["status"] == "SUCCEEDED"
+        assert "all promises are kept" in run("doctor", *data)
+
+
+def test_nothing_outlives_a_killed_parent(directory: Path) -> None:
+    with up("--data-dir", str(directory), "--workers", "2") as killed:
+        assert len(killed.family()) >= 4
+        _, left = killed.end(signal.SIGKILL)
+        assert not left, [one.cmdline() for one in left]
+    with up("--data-dir", str(directory), "--workers", "1"):
+        assert "all promises are kept" in run("doctor", "--data-dir", str(directory))
+
+
+def test_an_ephemeral_instance_leaves_nothing(directory: Path) -> None:
+    with up("--ephemeral", "--data-dir", str(directory), "--workers", "1") as ephemeral:
+        assert list(directory.iterdir())
+        ephemeral.end(signal.SIGTERM)
+    assert list(directory.iterdir()) == []
+
+
+def test_merchants_and_keys(directory: Path) -> None:
+    data = ("--data-dir", str(directory))
+    with up(*data, "--workers", "1") as running:
+        api = running.value("API")
+        added = run("merchant", "add", "Corner shop", "--webhook-url", "http://127.0.0.1:9/hook", *data)
+        merchant = re.findall(r"mer_\w+", added)[0]
+        key = re.findall(r"fl_test_\w+", added)[0]
+        assert "whsec_" in added
+        assert "Corner shop" in run("merchant", "list", *data)
+        assert httpx2.get(f"{api}/v1/wallets", headers={"authorization": f"Bearer {key}"}).json() == {"data": []}
+
+        second = re.findall(r"fl_test_\w+", run("merchant", "key", "add", merchant, *data))[0]
+        listed = run("merchant", "key", "list", merchant, *data)
+        assert key not in listed
+        key_id = next(line.split()[0] for line in listed.splitlines() if second[-4:] in line)
+        run("merchant", "key", "revoke", merchant, key_id, *data)
+        assert httpx2.get(f"{api}/v1/wallets", headers={"authorization": f"Bearer {second}"}).status_code == 401
+        assert "no such key" in run("merchant", "key", "revoke", merchant, key_id, *data, code=1)
+
+        assert "1 to 200 characters" in run("merchant", "add", "", *data, code=1)
+        assert "http" in run("merchant", "add", "x", "--webhook-url", "ftp://x", *data, code=1)
+        assert "no live PSP account" in run("merchant", "add", "x", "--mode", "live", *data, code=1)
+        assert "not a merchant" in run("merchant", "key", "add", "nonsense", *data, code=1)
+        assert "there is no merchant" in run("merchant", "key", "add", "mer_" + "0" * 32, *data, code=1)
+        assert "there is no payment" in run("explain", "pay_" + "0" * 32, *data, code=1)
+        assert "up to date" in run("migrate", *data)
+
+
+def test_clear_words_where_something_is_missing(directory: Path) -> None:
+    nowhere = ("--data-dir", str(directory))
+    for command in ("doctor", "smoke", "migrate"):
+        assert "start one with `florin up`" in run(command, *nowhere, code=1)
+    assert "cannot connect" in run("doctor", "--database-url", "postgresql://127.0.0.1:9/x", code=1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert "Choose another with --port" in run("up", *nowhere, "--port", port, code=1)
+    (directory / "file").write_text("")
+    assert "Choose another with --data-dir" in run("up", "--data-dir", str(directory / "file"), "--port", "0", code=1)
+    for mistake in (["frobnicate"], ["up", "--workers", "0"], ["up", "--port", "x"]):
+        run(*mistake, code=2)
+
+
+def test_serve_needs_a_migrated_database_and_a_key(directory: Path, database_url: str) -> None:
+    key_file = str(directory / "missing.key")
+    assert "cannot read the sealing key" in run(
+        "serve", "--database-url", database_url, "--key-file", key_file, "--port", "39999", code=1
+    )

@@ -1,0 +1,158 @@
+"""The rules of the house, held by tests: who imports whom, what `core` may use, formatting, lint, types, pinned versions."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from server.cli import haproxy
+
+HOUSE = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+_TOOLS = {"server.new_ids", "server.sealing", "server.settings", "server.telemetry"}
+MAY_IMPORT = {
+    "core": set[str](),
+    "server.new_ids": {"core"},
+    "server.sealing": {"core"},
+    "server.settings": {"core"},
+    "server.telemetry": {"core"},
+    "server.children": {"core"},
+    "server.http": {"core"},
+    "server.db": {"core"},
+    "server.psp": {"core", "server.http"},
+    "server.flows": {"core", "server.db", "server.psp", "server.new_ids"},
+    "server.api": {"core", "server.flows", "server.db", "server.http", *_TOOLS},
+    "server.jobs": {"core", "server.flows", "server.db", "server.http", *_TOOLS},
+    "server.worker": {"core", "server.api", "server.jobs", "server.flows", "server.db", "server.psp", "server.http", *_TOOLS},
+    "server.supervisor": {"core", "server.children", "server.worker"},
+    "server.embedded": {"core", "server.children", "server.db"},
+    "server.sandbox": {"core", "server.http", "server.telemetry"},
+    "server.demo": {"core", "server.db", *_TOOLS},
+}
+"""Imports point down only. What is not listed (the command line and the instance that it starts) may import everything."""
+
+
+def _modules() -> list[tuple[str, Path]]:
+    files = [file for package in ("core", "server") for file in sorted((HOUSE / package).rglob("*.py"))]
+    return [(".".join(file.relative_to(HOUSE).with_suffix("").parts).removesuffix(".__init__"), file) for file in files]
+
+
+def _room(module: str) -> str:
+    parts = module.split(".")
+    return "core" if parts[0] == "core" else ".".join(parts[:2])
+
+
+def _imports(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_imports_point_down_only() -> None:
+    wrong = []
+    for module, file in _modules():
+        room = _room(module)
+        for imported in _imports(file):
+            target = _room(imported)
+            is_ours = imported.split(".")[0] in ("core", "server", "bench", "tests")
+            if is_ours and target != room and room in MAY_IMPORT and target not in MAY_IMPORT[room]:
+                wrong.append(f"{module} imports {imported}")
+    assert wrong == []
+
+
+def test_the_core_uses_only_the_standard_library() -> None:
+    for module, file in _modules():
+        if _room(module) == "core":
+            foreign = {name.split(".")[0] for name in _imports(file)} - {"core"} - sys.stdlib_module_names
+            assert not foreign, f"{module} imports {foreign}"
+            impure = {
+                name
+                for name in _imports(file)
+                if name.split(".")[0] in ("time", "random", "secrets", "os", "socket", "uuid.uuid4")
+            }
+            assert not impure, f"{module} imports {impure}"
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    """The parent passes its environment on to its children; nothing else looks at it."""
+    readers = [module for module, file in _modules() if re.search(r"os\.(environ\[|environ\.get|getenv)", file.read_text())]
+    assert readers == []
+
+
+def test_files_and_functions_stay_small() -> None:
+    long_files, long_functions = [], []
+    for module, file in _modules():
+        text = file.read_text()
+        if text.count("\n") > 350:
+            long_files.append(module)
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        long_functions += [f"{module}.{one.name}" for one in functions if (one.end_lineno or 0) - one.lineno > 55]
+    assert (long_files, long_functions) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "format", "--check", "--quiet", "."],
+        ["ruff", "check", "--quiet", "."],
+        ["mypy"],
+        ["flake8-async", "--disable=ASYNC9,ASYNC114", "FILES"],
+    ],
+    ids=lambda command: command[0] + " " + command[1] if len(command) > 1 else command[0],
+)
+def test_the_checks_are_clean(command: list[str]) -> None:
+    files = [str(file) for package in ("core", "server", "bench", "tests") for file in sorted((HOUSE / package).rglob("*.py"))]
+    words = [part for word in command[1:] for part in (files if word == "FILES" else [word])]
+    done = subprocess.run([str(BIN / command[0]), *words], cwd=HOUSE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_installed_version_is_pinned() -> None:
+    pinned = dict(
+        line.split("==")
+        for line in (HOUSE / "constraints.txt").read_text().lower().replace("_", "-").splitlines()
+        if "==" in line
+    )
+    project = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
+    direct = [*project["dependencies"], *(name for names in project["optional-dependencies"].values() for name in names)]
+    seen: dict[str, str] = {}
+    waiting = [_name(requirement) for requirement in direct]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # for another system or another Python
+        seen[name] = distribution.version.lower()
+        waiting += [_name(requirement) for requirement in distribution.requires or [] if "extra ==" not in requirement]
+    assert {name: version for name, version in seen.items() if pinned.get(name) != version} == {}
+
+
+def _name(requirement: str) -> str:
+    match = re.match(r"[\w.-]+", requirement)
+    assert match is not None
+    return re.sub(r"[-_.]+", "-", match[0]).lower()
+
+
+def test_the_load_balancers_configuration_is_what_the_command_prints() -> None:
+    printed = haproxy.render(bind="127.0.0.1:8000", host="127.0.0.1", port=8080, workers=2)
+    assert (HOUSE / "deploy" / "haproxy.cfg").read_text() == printed
+
+
+def test_no_lock_file_with_addresses_and_no_address_of_a_registry() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=HOUSE, capture_output=True, text=True, check=True).stdout.split()
+    assert "uv.lock" not in tracked
+    assert not any("://" in line for line in (HOUSE / "constraints.txt").read_text().splitlines())
