@@ -1,12 +1,18 @@
 """Card numbers must never enter: finds them in free text so that the text can be refused.
 
 A card number is a run of digits, possibly grouped by single spaces or hyphens, with a leading digit, a length and a Luhn
-check digit that an issuer uses (ISO/IEC 7812-1). Order numbers of other lengths or with another check digit pass.
+check digit that an issuer uses (ISO/IEC 7812-1). Order numbers of other lengths or with another check digit pass, and so do
+hexadecimal identifiers: one UUID in a few thousand holds such digits by chance, and shops use them as keys of real payments.
 """
 
 import re
 
 _RUN = re.compile(r"(?<!\d)[2-6](?:[ -]?\d){11,18}(?!\d)", re.ASCII)
+_HEX_IDENTIFIER = re.compile(
+    r"(?<![0-9A-Za-z])(?=[0-9-]*[A-Fa-f])"
+    r"(?:[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}|[0-9A-Fa-f]{20,})"
+    r"(?![0-9A-Za-z])"
+)
 _LENGTHS_BY_LEADING_DIGIT = {
     "2": frozenset({16}),
     "3": frozenset({14, 15, 16}),
@@ -18,7 +24,8 @@ _LENGTHS_BY_LEADING_DIGIT = {
 
 def contains_card_number(text: str) -> bool:
     """Whether the text holds what looks like a card number."""
-    return any(_is_card_number(re.sub(r"[ -]", "", match.group())) for match in _RUN.finditer(text))
+    runs = _RUN.finditer(_HEX_IDENTIFIER.sub("", text))
+    return any(_is_card_number(re.sub(r"[ -]", "", run.group())) for run in runs)
 
 
 def _is_card_number(digits: str) -> bool:

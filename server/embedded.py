@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from urllib.parse import quote
 
 import trio
 
@@ -63,11 +64,11 @@ class EmbeddedPostgresError(FlorinError):
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A running server. `conninfo` is for us, `url` for people's tools."""
+    """A running server. `url` goes over the unix socket where its path is short enough; `tcp_url` is for tools without."""
 
     process: subprocess.Popen[bytes]
-    conninfo: str
     url: str
+    tcp_url: str
     data: Path
 
 
@@ -104,15 +105,14 @@ def start(data_directory: Path) -> Embedded:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    host = str(sockets) if sockets else "127.0.0.1"
-    conninfo = f"host={host} port={port} user={_SUPERUSER} password={password} dbname={_DATABASE}"
-    url = f"postgresql://{_SUPERUSER}:{password}@127.0.0.1:{port}/{_DATABASE}"
-    return Embedded(process, conninfo, url, data)
+    tcp_url = f"postgresql://{_SUPERUSER}:{password}@127.0.0.1:{port}/{_DATABASE}"
+    socket_url = f"postgresql://{_SUPERUSER}:{password}@/{_DATABASE}?host={quote(str(sockets), safe='')}&port={port}"
+    return Embedded(process, socket_url if sockets else tcp_url, tcp_url, data)
 
 
 async def until_ready(server: Embedded) -> None:
     """Wait until the server answers, and create the database where it is new. Raises `EmbeddedPostgresError`."""
-    administrative = server.conninfo.replace(f"dbname={_DATABASE}", "dbname=postgres")
+    administrative = server.tcp_url.removesuffix(_DATABASE) + "postgres"
     last = ""
     with trio.move_on_after(START_SECONDS):
         while server.process.poll() is None:

@@ -69,7 +69,7 @@ async def _prepare_template(server: embedded.Embedded) -> None:
 
 def database_of(server: embedded.Embedded, name: str) -> str:
     """The address of another database of the same server."""
-    return server.url.rpartition("/")[0] + "/" + name
+    return server.tcp_url.rpartition("/")[0] + "/" + name
 
 
 @pytest.fixture

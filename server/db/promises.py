@@ -190,7 +190,10 @@ CHECKS = (
             SELECT p.merchant_id, p.id, regexp_replace(m[1], '[ -]', '', 'g') AS digits
               FROM payment_requests p,
                    LATERAL regexp_matches(
-                       concat_ws(' | ', p.order_id, p.description, p.return_url, p.idempotency_key),
+                       regexp_replace(
+                           concat_ws(' | ', p.order_id, p.description, p.return_url, p.idempotency_key),
+                           '\m(?=[0-9-]*[A-Fa-f])([0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}|[0-9A-Fa-f]{20,})\M',
+                           '', 'g'),
                        '(?:^|[^0-9])([2-6](?:[ -]?[0-9]){11,18})(?![0-9])', 'g') AS m
         )
         SELECT merchant_id, id, length(digits) AS digits

@@ -92,6 +92,25 @@ def test_other_numbers_pass(text: str) -> None:
 
 
 @given(st.uuids())
+def test_identifiers_are_not_taken_for_card_numbers(value: UUID) -> None:
+    assert not contains_card_number(f"order {value} {value.hex} {value.hex[:24]}") or value.hex[:24].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("4242424242424242abcdef", False),
+        ("42424242-4242-4242-a242-424242424242", False),
+        ("CC4242424242424242", True),
+        ("card 4242424242424242, key 0198c5aa4242424242424242bb", True),
+        ("4242-4242-4242-4242-abc", True),
+    ],
+)
+def test_hexadecimal_identifiers_pass(text: str, *, found: bool) -> None:
+    assert contains_card_number(text) is found
+
+
+@given(st.uuids())
 def test_ids_go_out_and_come_back(value: UUID) -> None:
     assert decode_id(PAYMENT, encode_id(PAYMENT, value)) == value
 
