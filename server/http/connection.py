@@ -6,291 +6,219 @@ body that the application did not read is read and thrown away up to a bound, pa
 """
 
 import math
-import socket as stdlib_socket
-from http import HTTPStatus
-from typing import Any
+import ssl
+from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 import structlog
-import trio
 
-from server.http.asgi import Application, Message, Scope
+from server.http.asgi import Application, Scope
+from server.http.exchange import STATUS_LINES, Exchange
+from server.http.forwarded import Addresses, Networks, forwarded
 from server.http.parser import BadRequest, Request, RequestParser
 from server.http.reaper import Reaper
+from server.http.transport import Transport
 
 HEADER_SECONDS = 10.0
 BODY_SECONDS = 30.0
+BODY_BYTES_PER_SECOND_MIN = 500
 IDLE_SECONDS = 75.0
 WRITE_SECONDS = 20.0
-DRAINED_BODY_BYTES_MAX = 1_048_576
-_READ_BYTES = 65_536
+LINGER_SECONDS = 1.0
+SKIPPED_BODY_BYTES_MAX = 1_048_576
+READABLE_PART_BYTES = 262_144
 
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus}
-_BODILESS = frozenset({204, 304})
 _log = structlog.get_logger()
 
 
-class Connection:
-    """Serves one accepted socket until it is closed."""
+@dataclass(slots=True)
+class House:
+    """What all connections of a listener share."""
 
-    def __init__(self, socket: trio.socket.SocketType, app: Application, reaper: Reaper, *, is_draining: trio.Event) -> None:
-        self._socket = socket
-        self._app = app
-        self._reaper = reaper
-        self._draining = is_draining
+    app: Application
+    reaper: Reaper
+    requests_in_flight_max: int
+    trusted_proxies: Networks = ()
+    requests_in_flight: int = 0
+    is_draining: bool = False
+
+
+class Connection:
+    """Serves one connected transport until it is closed."""
+
+    __slots__ = ("_addresses", "_eof", "_house", "_parser", "_transport", "deadline", "idle")
+
+    def __init__(self, transport: Transport, addresses: Addresses, house: House) -> None:
+        self._transport = transport
+        self._addresses = addresses
+        self._house = house
         self._parser = RequestParser()
-        self._client = _address(socket.getpeername)
-        self._server = _address(socket.getsockname)
         self._eof = False
         self.deadline = math.inf
         self.idle = True
 
     def expire(self) -> None:
-        """Called by the reaper: end whatever this connection waits for."""
-        try:
-            self._socket.shutdown(stdlib_socket.SHUT_RDWR)
-        except OSError:
-            self._eof = True
+        """Called by the reaper and by a drain: end whatever this connection waits for."""
+        self._eof = True
+        self._transport.shut_down()
 
     async def serve(self) -> None:
         """Serve requests until the peer leaves, a bound is passed or the server drains."""
-        self._reaper.watched.add(self)
+        watched = self._house.reaper.watched
+        watched.add(self)
         try:
             while await self._serve_next():
                 pass
         except BadRequest as error:
             await self._refuse(error)
-        except OSError:
+        except (OSError, ssl.SSLError):
             pass  # the peer is gone; whatever it asked for has been done
         finally:
-            self._reaper.watched.discard(self)
-            self._socket.close()
+            watched.discard(self)
+            self._transport.close()
 
     async def _serve_next(self) -> bool:
         """Serve one request; whether another may follow."""
-        requests = self._parser.requests
-        self.idle = not requests
-        self.deadline = self._reaper.now + IDLE_SECONDS
-        while not requests:
-            if self._parser.failure is not None:
-                raise self._parser.failure
-            if self._draining.is_set() and not self._parser.in_head:
-                return False
-            if not await self._read():
-                return False
-            if self._parser.in_head and self.idle:
-                self.idle = False
-                self.deadline = self._reaper.now + HEADER_SECONDS
-        self.idle = False
+        parser, house = self._parser, self._house
+        requests = parser.requests
+        if not requests and not await self._read_head():
+            return False
         request = requests[0]
-        exchange = _Exchange(self, request)
-        self.deadline = math.inf
-        try:
-            await self._app(self._scope(request), exchange.receive, exchange.send)
-        except Exception:  # noqa: BLE001 - whatever the application does, only its own request may fail
-            if self._parser.failure is not None and not exchange.started:
-                raise self._parser.failure from None
-            _log.exception("the application failed", method=request.method, target=request.target.decode("latin-1"))
-            if exchange.started:
-                return False
-            await exchange.send_error()
-        if not exchange.started and self._parser.failure is not None:
-            raise self._parser.failure
-        if not exchange.finished or not await self._skip_body(request):
+        exchange = Exchange(self, request)
+        if house.requests_in_flight >= house.requests_in_flight_max:
+            await self._turn_away(exchange)
+        else:
+            house.requests_in_flight += 1
+            try:
+                await self._call(request, exchange)
+            finally:
+                house.requests_in_flight -= 1
+        if not exchange.finished or (not request.complete and not await self._skip_body(request)):
             return False
         requests.popleft()
         return exchange.keep_alive
 
+    async def _read_head(self) -> bool:
+        """Read until a request's head is complete; False where none will come. Raises `BadRequest`."""
+        parser, house = self._parser, self._house
+        self.idle = not parser.in_head
+        self.deadline = house.reaper.now + (IDLE_SECONDS if self.idle else HEADER_SECONDS)
+        while not parser.requests:
+            if parser.failure is not None:
+                raise parser.failure
+            if (house.is_draining and not parser.in_head) or not await self._read():
+                return False
+            if self.idle and parser.in_head:
+                self.idle = False
+                self.deadline = house.reaper.now + HEADER_SECONDS
+        self.idle = False
+        self.deadline = math.inf
+        return True
+
+    async def _call(self, request: Request, exchange: Exchange) -> None:
+        """Call the application. Raises `BadRequest` where it could not answer because the rest of the request is bad."""
+        try:
+            await self._house.app(self._scope(request), exchange.receive, exchange.send)
+        except Exception:  # noqa: BLE001 - whatever the application does, only its own request may fail
+            if self._parser.failure is not None and not exchange.started:
+                raise self._parser.failure from None
+            _log.exception("the application failed", method=request.method, target=request.target.decode("latin-1"))
+            if not exchange.started:
+                body = b'{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal_error"}'
+                await exchange.send_plain(500, body, content_type=b"application/problem+json")
+        if not exchange.started and self._parser.failure is not None:
+            raise self._parser.failure
+
+    async def _turn_away(self, exchange: Exchange) -> None:
+        """Answer 503 before anything has happened."""
+        body = b'{"type":"urn:florin:problem:overloaded","title":"Try again later","status":503,"code":"overloaded"}'
+        await exchange.send_plain(503, body, content_type=b"application/problem+json", headers=[(b"retry-after", b"1")])
+
     async def _read(self) -> bool:
         """Read once and parse; False at the end of the stream."""
-        data = b"" if self._eof else await self._socket.recv(_READ_BYTES)
+        data = b"" if self._eof else await self._transport.receive()
         if not data:
             self._eof = True
             return False
         self._parser.feed(data)
         return True
 
-    async def read_body(self) -> bool:
-        """Wait for more of the body; False where it will not come."""
+    async def read_body(self, request: Request) -> bool:
+        """Wait for more of the body; False where it will not come. A body has 30 s, and longer only at 500 B/s or more."""
         if self._parser.failure is not None:
             return False
-        self.deadline = self._reaper.now + BODY_SECONDS
+        request.body_began = min(request.body_began, self._house.reaper.now)
+        self.deadline = request.body_began + BODY_SECONDS + request.body_bytes / BODY_BYTES_PER_SECOND_MIN
         try:
             return await self._read()
         finally:
             self.deadline = math.inf
 
     async def _skip_body(self, request: Request) -> bool:
-        skipped = 0
+        """Throw the rest of the body away; False where that is too much, or the client still waits to be told to send it."""
+        began_with = request.body_bytes
         while not request.complete:
-            skipped += request.body_bytes
             request.body.clear()
-            request.body_bytes = 0
-            if skipped > DRAINED_BODY_BYTES_MAX or request.expects_continue or not await self.read_body():
+            too_much = request.body_bytes - began_with > SKIPPED_BODY_BYTES_MAX
+            if too_much or request.expects_continue or not await self.read_body(request):
                 return False
         return True
 
     async def write(self, data: bytes) -> None:
         """Write all of it: tried first, waited for only where the socket is full. Raises OSError where the peer is gone."""
-        sent = await self._socket.send(data)
+        sent = self._transport.send_now(data)
         if sent == len(data):
             return
-        self.deadline = self._reaper.now + WRITE_SECONDS
+        # The deadline moves with progress, so it is the peer's slowness that ends a connection and not a large response.
         view = memoryview(data)
         while sent < len(data):
-            sent += await self._socket.send(view[sent:])
-            self.deadline = self._reaper.now + WRITE_SECONDS
+            self.deadline = self._house.reaper.now + WRITE_SECONDS
+            part = view[sent : sent + READABLE_PART_BYTES]
+            await self._transport.send_all(bytes(part))
+            sent += len(part)
         self.deadline = math.inf
 
     @property
     def date_header(self) -> bytes:
         """The current Date header, ready to be sent."""
-        return self._reaper.date_header
+        return self._house.reaper.date_header
 
     @property
     def is_draining(self) -> bool:
         """Whether this connection should end after the current response."""
-        return self._draining.is_set()
+        return self._house.is_draining
 
     async def _refuse(self, error: BadRequest) -> None:
+        """Answer what cannot be served, and close so that the answer arrives."""
         body = error.reason.encode() + b"\n"
         head = b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
-        status_line = _STATUS_LINES.get(error.status, _STATUS_LINES[400])
         try:
-            await self.write(status_line + self.date_header + head + b"\r\n" + body)
-            self._socket.shutdown(stdlib_socket.SHUT_WR)
+            await self.write(STATUS_LINES.get(error.status, STATUS_LINES[400]) + self.date_header + head + b"\r\n" + body)
+            self._transport.finish_sending()
             # Closing with unread data resets the connection and may destroy the reply on its way: read a little more.
-            self.deadline = self._reaper.now + 1.0
-            while await self._socket.recv(_READ_BYTES):
+            self.deadline = self._house.reaper.now + LINGER_SECONDS
+            while await self._transport.receive():
                 pass
-        except OSError:
+        except (OSError, ssl.SSLError):
             pass
 
     def _scope(self, request: Request) -> Scope:
         raw_path, _, query = request.target.partition(b"?")
         path = raw_path if b"%" not in raw_path else unquote_to_bytes(raw_path)
+        addresses, trusted = self._addresses, self._house.trusted_proxies
+        if trusted:
+            addresses = forwarded(addresses, request.headers, trusted)
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": request.http_version,
             "method": request.method,
-            "scheme": "http",
+            "scheme": addresses.scheme,
             "path": path.decode("utf-8", "replace"),
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
             "headers": request.headers,
-            "client": self._client,
-            "server": self._server,
+            "client": addresses.client,
+            "server": addresses.server,
         }
-
-
-class _Exchange:
-    """The `receive` and `send` of one request."""
-
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_head",
-        "_remaining",
-        "_request",
-        "_silent",
-        "finished",
-        "keep_alive",
-        "started",
-    )
-
-    def __init__(self, connection: Connection, request: Request) -> None:
-        self._connection = connection
-        self._request = request
-        self._head = b""
-        self._chunked = False
-        self._silent = request.method == "HEAD"
-        self._remaining: int | None = None
-        self.keep_alive = request.keep_alive
-        self.started = False
-        self.finished = False
-
-    async def receive(self) -> Message:
-        request = self._request
-        if request.expects_continue and not self.started:
-            request.expects_continue = False
-            await self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not request.body and not request.complete:
-            if not await self._connection.read_body():
-                return {"type": "http.disconnect"}
-        if not request.body and self.finished:
-            return {"type": "http.disconnect"}
-        body = b"".join(request.body)
-        request.body.clear()
-        request.body_bytes = 0
-        return {"type": "http.request", "body": body, "more_body": not request.complete}
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            assert not self.started
-            self.started = True
-            self._start(message["status"], message.get("headers", ()))
-            return
-        assert self.started
-        assert not self.finished
-        body: bytes = message.get("body", b"")
-        more = message.get("more_body", False)
-        if self._head and not more and not self._chunked:
-            self.finished = True
-            head, self._head = self._head, b""
-            await self._connection.write(head if self._silent else head + body)
-            return
-        await self._send_part(body, more=more)
-
-    async def send_error(self) -> None:
-        body = b'{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal_error"}'
-        headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
-        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
-
-    def _start(self, status: int, headers: Any) -> None:
-        parts = [_STATUS_LINES[status], self._connection.date_header]
-        has_length = False
-        for name, value in headers:
-            lowered = name.lower()
-            has_length = has_length or lowered == b"content-length"
-            if lowered == b"connection" and value.lower() == b"close":
-                self.keep_alive = False
-            elif lowered != b"connection":
-                parts.append(b"%b: %b\r\n" % (name, value))
-        if self._connection.is_draining:
-            self.keep_alive = False
-        self._silent = self._silent or status in _BODILESS
-        if not has_length and status not in _BODILESS:
-            if self._request.http_version == "1.1":
-                self._chunked = True
-                parts.append(b"transfer-encoding: chunked\r\n")
-            else:
-                self.keep_alive = False
-        if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        elif self._request.http_version == "1.0":
-            parts.append(b"connection: keep-alive\r\n")
-        parts.append(b"\r\n")
-        self._head = b"".join(parts)
-
-    async def _send_part(self, body: bytes, *, more: bool) -> None:
-        out, self._head = self._head, b""
-        if not self._silent:
-            if self._chunked:
-                out += b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-                out += b"" if more else b"0\r\n\r\n"
-            else:
-                out += body
-        self.finished = not more
-        if out:
-            await self._connection.write(out)
-
-
-def _address(ask: Any) -> tuple[str, int] | None:
-    try:
-        address = ask()
-    except OSError:
-        return None
-    return (address[0], address[1]) if isinstance(address, tuple) else None

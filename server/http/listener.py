@@ -5,51 +5,93 @@ descriptors is survived; a drain ends in bounded time whatever the peers do.
 """
 
 import errno
-import socket as stdlib_socket
+import os
+import socket
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 import trio
 
 from server.http.asgi import Application
-from server.http.connection import Connection
+from server.http.connection import HEADER_SECONDS, Connection, House
+from server.http.forwarded import PROXY_HEADER_BYTES, Addresses, Networks, proxied, proxy_length
+from server.http.parser import BadRequest
 from server.http.reaper import Reaper
+from server.http.transport import SocketTransport, TlsTransport, Transport
 
-CONNECTIONS_MAX = 16_384
 BACKLOG = 2_048
+ACCEPTED_AT_ONCE_MAX = 64
 OUT_OF_RESOURCES_SECONDS = 0.1
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _log = structlog.get_logger()
 
 
-def bind(host: str, port: int, *, reuse_port: bool = False) -> stdlib_socket.socket:
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     """A listening TCP socket. With `reuse_port` several of them share the port and the kernel spreads connections.
 
     Raises OSError where the address is taken or not ours.
     """
-    family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
-    listening = stdlib_socket.socket(family, stdlib_socket.SOCK_STREAM)
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        listening.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
-            listening.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEPORT, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((host, port))
-        listening.listen(BACKLOG)
-        listening.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        return _listen(listening)
     except OSError:
         listening.close()
         raise
+
+
+def bind_unix(path: str, *, mode: int = 0o660) -> socket.socket:
+    """A listening unix socket; one that a dead server has left is replaced. Raises OSError."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+            else:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        listening.bind(path)
+        os.chmod(path, mode)
+        return _listen(listening)
+    except OSError:
+        listening.close()
+        raise
+
+
+def _listen(listening: socket.socket) -> socket.socket:
+    listening.listen(BACKLOG)
+    listening.setblocking(False)  # noqa: FBT003 - the standard library's signature
     return listening
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerOptions:
+    """How to serve. `proxy_protocol`: every connection begins with a PROXY header, version 2."""
+
+    connections_max: int = 16_384
+    requests_in_flight_max: int = 16_384
+    tls: ssl.SSLContext | None = None
+    proxy_protocol: bool = False
+    trusted_proxies: Networks = ()
 
 
 class Listener:
     """Serves an application on one listening socket. `run` owns the connections' nursery; `drain` ends it."""
 
-    def __init__(self, app: Application, listening: stdlib_socket.socket, *, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(self, app: Application, listening: socket.socket, options: ListenerOptions | None = None) -> None:
         self._app = app
-        self._socket = trio.socket.from_stdlib_socket(listening)
+        self._socket = listening
+        self._options = options or ListenerOptions()
+        self._house: House | None = None
         self._connections: set[Connection] = set()
-        self._free = trio.Semaphore(connections_max)
-        self._draining = trio.Event()
+        self._free = trio.Semaphore(self._options.connections_max)
         self._last_ended = trio.Event()
         self._accepting = trio.CancelScope()
 
@@ -62,17 +104,20 @@ class Listener:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept and serve until drained or cancelled; returns when the last connection has ended."""
         reaper = Reaper()
+        options = self._options
+        house = self._house = House(self._app, reaper, options.requests_in_flight_max, options.trusted_proxies)
         async with trio.open_nursery() as housekeeping:
             await housekeeping.start(reaper.run)
             async with trio.open_nursery() as connections:
                 with self._accepting, self._socket:
                     task_status.started()
-                    await self._accept(connections, reaper)
+                    await self._accept(connections, house)
             housekeeping.cancel_scope.cancel()
 
     async def drain(self, *, seconds: float) -> None:
         """Stop accepting, let requests in hand finish for `seconds`, then end whatever is left."""
-        self._draining.set()
+        if self._house is not None:
+            self._house.is_draining = True
         self._accepting.cancel()
         for connection in self._connections:
             if connection.idle:
@@ -83,44 +128,75 @@ class Listener:
         for connection in self._connections:
             connection.expire()
 
-    async def _accept(self, nursery: trio.Nursery, reaper: Reaper) -> None:
+    async def _accept(self, nursery: trio.Nursery, house: House) -> None:
         while True:
             async with self._free:
-                pass  # a place is free; only this task takes places, so it still is after the accept
-            peer = await self._accept_one()
-            if peer is None:
-                await trio.sleep(OUT_OF_RESOURCES_SECONDS)
-                continue
-            self._free.acquire_nowait()
-            nursery.start_soon(self._serve, peer, reaper)
-
-    async def _accept_one(self) -> trio.socket.SocketType | None:
-        """The next connection, or None where there are no resources for it now."""
-        while True:
+                pass  # a place is free; only this task takes places, so it still is after the wait
+            await trio.lowlevel.wait_readable(self._socket)
             try:
-                peer, _ = await self._socket.accept()
+                for _ in range(ACCEPTED_AT_ONCE_MAX):
+                    if not self._free.value:
+                        break
+                    peer, address = self._socket.accept()
+                    self._free.acquire_nowait()
+                    nursery.start_soon(self._serve, peer, address, house)
+            except BlockingIOError:
+                continue
             except OSError as error:
                 if error.errno in (errno.EBADF, errno.EINVAL):
                     raise
-                if error.errno in _OUT_OF_RESOURCES:
-                    _log.warning("out of file descriptors or memory: not accepting for a moment", error=str(error))
-                    return None
+                if error.errno not in _OUT_OF_RESOURCES:
+                    continue  # the peer was gone before it was accepted
+                _log.warning("out of file descriptors or memory: not accepting for a moment", error=str(error))
             else:
-                return peer
+                continue
+            await trio.sleep(OUT_OF_RESOURCES_SECONDS)
 
-    async def _serve(self, peer: trio.socket.SocketType, reaper: Reaper) -> None:
+    async def _serve(self, peer: socket.socket, address: Any, house: House) -> None:
+        transport: Transport | None = None
+        connection: Connection | None = None
         try:
-            peer.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-            connection = Connection(peer, self._app, reaper, is_draining=self._draining)
-        except OSError:
-            peer.close()
-            self._free.release()
-            return
-        self._connections.add(connection)
-        try:
+            peer.setblocking(False)  # noqa: FBT003 - the standard library's signature
+            if peer.family != socket.AF_UNIX:
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            addresses = _addresses(peer, address, "https" if self._options.tls else "http")
+            if self._options.proxy_protocol:
+                with trio.fail_after(HEADER_SECONDS):
+                    addresses = await _read_proxy_header(peer, addresses)
+            transport = TlsTransport.accept(peer, self._options.tls) if self._options.tls else SocketTransport(peer)
+            connection = Connection(transport, addresses, house)
+            self._connections.add(connection)
             await connection.serve()
+        except (OSError, BadRequest, trio.TooSlowError):
+            pass  # the peer was gone, or was not the proxy that it should have been, before a request could come
         finally:
-            self._connections.discard(connection)
+            if transport is None:
+                peer.close()
+            if connection is not None:
+                self._connections.discard(connection)
             self._free.release()
-            if self._draining.is_set() and not self._connections:
+            if house.is_draining and not self._connections:
                 self._last_ended.set()
+
+
+def _addresses(peer: socket.socket, address: Any, scheme: str) -> Addresses:
+    if peer.family == socket.AF_UNIX:
+        return Addresses(None, (peer.getsockname(), None), scheme)
+    return Addresses(address[:2], peer.getsockname()[:2], scheme)
+
+
+async def _read_proxy_header(peer: socket.socket, addresses: Addresses) -> Addresses:
+    """Read exactly the PROXY header and nothing behind it. Raises `BadRequest`, or OSError at an early end."""
+    head = await _read_exactly(peer, PROXY_HEADER_BYTES)
+    return proxied(addresses, head, await _read_exactly(peer, proxy_length(head)))
+
+
+async def _read_exactly(peer: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        await trio.lowlevel.wait_readable(peer)
+        part = peer.recv(count - len(data))
+        if not part:
+            raise ConnectionResetError("the connection ended inside the PROXY header")
+        data += part
+    return data

@@ -5,6 +5,7 @@ Host, never Content-Length with Transfer-Encoding, `chunked` as the only coding;
 bounded. After a refusal nothing further of that connection is read.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -37,6 +38,7 @@ class Request:
     expects_continue: bool = False
     body: deque[bytes] = field(default_factory=deque)
     body_bytes: int = 0
+    body_began: float = math.inf
     complete: bool = False
 
 

@@ -1,0 +1,129 @@
+"""One request and its response: the `receive` and `send` that an application is given."""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Protocol
+
+from server.http.asgi import Message
+from server.http.parser import Request
+
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus}
+_BODILESS = frozenset({204, 304})
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Wire(Protocol):
+    """What an exchange needs of its connection."""
+
+    @property
+    def date_header(self) -> bytes:
+        """The current Date header, ready to be sent."""
+        ...
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether this connection should end after the current response."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it under the write deadline."""
+        ...
+
+    async def read_body(self, request: Request) -> bool:
+        """Wait for more of the body under the body deadline; False where it will not come."""
+        ...
+
+
+class Exchange:
+    """The channel between a connection and one call of the application."""
+
+    __slots__ = ("_chunked", "_head", "_request", "_silent", "_wire", "finished", "keep_alive", "started")
+
+    def __init__(self, wire: Wire, request: Request) -> None:
+        self._wire = wire
+        self._request = request
+        self._head = b""
+        self._chunked = False
+        self._silent = request.method == "HEAD"
+        self.keep_alive = request.keep_alive
+        self.started = False
+        self.finished = False
+
+    async def receive(self) -> Message:
+        """ASGI's `receive`: body, or `http.disconnect` once the client has gone or the response has ended."""
+        request = self._request
+        if request.complete and request.body:
+            body = request.body[0] if len(request.body) == 1 else b"".join(request.body)
+            request.body.clear()
+            return {"type": "http.request", "body": body, "more_body": False}
+        if request.expects_continue and not self.started:
+            request.expects_continue = False
+            await self._wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not request.body and not request.complete:
+            if not await self._wire.read_body(request):
+                return {"type": "http.disconnect"}
+        if self.finished:
+            return {"type": "http.disconnect"}
+        body = b"".join(request.body)
+        request.body.clear()
+        return {"type": "http.request", "body": body, "more_body": not request.complete}
+
+    async def send(self, message: Message) -> None:
+        """ASGI's `send`. A response whose length is known leaves in one write, head and body together."""
+        if message["type"] == "http.response.start":
+            assert not self.started, "a response starts once"
+            self.started = True
+            self._start(message["status"], message.get("headers", ()))
+            return
+        assert self.started, "a response starts before its body"
+        assert not self.finished, "a response ends once"
+        body: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        out, self._head = self._head, b""
+        if not self._silent:
+            if self._chunked:
+                out += b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+                out += b"" if more else _LAST_CHUNK
+            else:
+                out += body
+        self.finished = not more
+        if out:
+            await self._wire.write(out)
+
+    async def send_plain(
+        self, status: int, body: bytes, *, content_type: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """A whole response of the server itself."""
+        fields = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
+        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+        await self.send({"type": "http.response.body", "body": body})
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        wire = self._wire
+        parts = [STATUS_LINES[status], wire.date_header]
+        has_length = False
+        for name, value in headers:
+            lowered = name.lower()
+            if lowered == b"connection":
+                if value.lower() == b"close":
+                    self.keep_alive = False
+                continue
+            if lowered == b"content-length":
+                has_length = True
+            parts += (name, b": ", value, b"\r\n")
+        if wire.is_draining:
+            self.keep_alive = False
+        if status in _BODILESS:
+            self._silent = True
+        elif not has_length:
+            if self._request.http_version == "1.1":
+                self._chunked = True
+                parts.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keep_alive = False
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+        elif self._request.http_version == "1.0":
+            parts.append(b"connection: keep-alive\r\n")
+        parts.append(b"\r\n")
+        self._head = b"".join(parts)
