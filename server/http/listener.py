@@ -67,7 +67,6 @@ def bind_unix(path: str, *, mode: int = 0o660) -> socket.socket:
 
 def _listen(listening: socket.socket) -> socket.socket:
     listening.listen(BACKLOG)
-    listening.setblocking(False)  # noqa: FBT003 - the standard library's signature
     return listening
 
 
@@ -88,6 +87,7 @@ class Listener:
     def __init__(self, app: Application, listening: socket.socket, options: ListenerOptions | None = None) -> None:
         self._app = app
         self._socket = listening
+        self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
         self._options = options or ListenerOptions()
         self._house: House | None = None
         self._connections: set[Connection] = set()
