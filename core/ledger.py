@@ -8,7 +8,7 @@ and accounts whenever it is computed, so that the ledger's primary key refuses a
 from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from core.errors import UnbalancedTransfer
 from core.ids import PspAccountId
@@ -68,14 +68,16 @@ class Transfer:
 def transfer_of(change: Change) -> Transfer | None:
     """The transfer that belongs to a change, or None where no money moved."""
     if change.to_suspense is not None:
-        return _transfer(change, TransferKind.SUSPENSE, to=SUSPENSE, money=change.to_suspense)
+        # Named by what the PSP calls the money, so that a second mismatch is posted too and a repeated one is not.
+        name = f"{change.evidence.psp_account_id.hex}:{change.evidence.reference}"
+        return _transfer(change, TransferKind.SUSPENSE, uuid5(change.after.id, name), to=SUSPENSE, money=change.to_suspense)
     if change.after.status is Status.SUCCEEDED and change.before.status is not Status.SUCCEEDED:
         money = Money(change.after.captured_minor, change.after.money.currency)
-        return _transfer(change, TransferKind.CHARGE, to=WalletKind.AVAILABLE, money=money)
+        return _transfer(change, TransferKind.CHARGE, change.after.id, to=WalletKind.AVAILABLE, money=money)
     return None
 
 
-def _transfer(change: Change, kind: TransferKind, *, to: str, money: Money) -> Transfer:
+def _transfer(change: Change, kind: TransferKind, transfer_id: UUID, *, to: str, money: Money) -> Transfer:
     debit = Money(-money.amount_minor, money.currency)
     postings = (Posting(to, money), Posting(psp_receivable(change.evidence.psp_account_id), debit))
-    return Transfer(change.after.id, kind, postings)
+    return Transfer(transfer_id, kind, postings)

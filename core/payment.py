@@ -19,8 +19,11 @@ from typing import assert_never
 
 from core.errors import IllegalTransition
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
-from core.money import Money
+from core.money import AMOUNT_MINOR_MAX, Money
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
+
+FIRST_LOOK_SECONDS = 600
+"""How old an open payment is when it is first looked at for a webhook that may have been lost."""
 
 COMPLETE_AFTER_SECONDS = 60
 """How long a payment whose PSP object we know nothing of is left to the request that created it."""
@@ -39,7 +42,11 @@ class Status(StrEnum):
 
 
 class EvidenceKind(StrEnum):
-    """What was learned. The first eight are facts at the PSP, the last three are about our own asking."""
+    """What was learned. The first seven are facts at the PSP; the others are about our own asking.
+
+    NOT_FOUND and UNANSWERED are looks that brought nothing; LOST, UNREACHABLE and REJECTED are ends of the call that should
+    have opened the payment.
+    """
 
     OPENED = "opened"
     ATTEMPT_FAILED = "attempt_failed"
@@ -49,6 +56,7 @@ class EvidenceKind(StrEnum):
     EXPIRED = "expired"
     CANCELED = "canceled"
     NOT_FOUND = "not_found"
+    UNANSWERED = "unanswered"
     LOST = "lost"
     UNREACHABLE = "unreachable"
     REJECTED = "rejected"
@@ -73,6 +81,7 @@ class Finding(StrEnum):
 
     EVIDENCE_MISMATCH = "evidence_mismatch"
     OUTCOME_UNKNOWN = "outcome_unknown"
+    UNMATCHED_EVENT = "unmatched_event"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +152,8 @@ _OPEN = {
     EvidenceKind.CANCELED: Status.CANCELED,
     EvidenceKind.REJECTED: Status.CANCELED,
 }
-_ASKING = (EvidenceKind.NOT_FOUND, EvidenceKind.LOST)
+_LOOKS_IN_VAIN = (EvidenceKind.NOT_FOUND, EvidenceKind.UNANSWERED)
+_ASKING = (*_LOOKS_IN_VAIN, EvidenceKind.LOST)
 
 
 def _stays(status: Status, *kinds: EvidenceKind) -> dict[EvidenceKind, Status]:
@@ -162,7 +172,7 @@ _PSP_FACTS = (
 TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
     Status.PENDING: {
         **_OPEN,
-        **_stays(Status.PENDING, EvidenceKind.OPENED, EvidenceKind.ATTEMPT_FAILED, EvidenceKind.NOT_FOUND),
+        **_stays(Status.PENDING, EvidenceKind.OPENED, EvidenceKind.ATTEMPT_FAILED, *_LOOKS_IN_VAIN),
         EvidenceKind.LOST: Status.UNKNOWN,
         EvidenceKind.UNREACHABLE: Status.CANCELED,
     },
@@ -197,6 +207,7 @@ TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
 
 FINAL = frozenset({Status.SUCCEEDED, Status.DECLINED, Status.EXPIRED, Status.CANCELED})
 _CLOSED = frozenset({Status.EXPIRED, Status.CANCELED})
+_UNSETTLED = frozenset({Status.PENDING, Status.UNKNOWN})
 
 
 def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | None:
@@ -219,7 +230,7 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
     if named == payment and not for_the_log:
         return None
     due_at = _due_at(named, now=now)
-    given_up = named.status is Status.UNKNOWN and due_at is None
+    given_up = due_at is None and named.status not in FINAL and evidence.kind in _LOOKS_IN_VAIN
     return Change(
         before=payment,
         after=replace(named, version=payment.version + 1, updated_at=now, due_at=due_at),
@@ -237,17 +248,23 @@ def _matches(payment: Payment, evidence: Evidence) -> bool:
     )
 
 
-def _mismatch(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | None:
-    if payment.suspended:
-        return None
-    holds_money = evidence.kind is EvidenceKind.CAPTURED
-    return Change(
-        before=payment,
-        after=replace(payment, version=payment.version + 1, updated_at=now, suspended=holds_money),
-        evidence=evidence,
-        finding=Finding.EVIDENCE_MISMATCH,
-        to_suspense=evidence.money if holds_money else None,
+def _mismatch(payment: Payment, evidence: Evidence, *, now: datetime) -> Change:
+    """A change for a person to look at. The caller drops one that it has written before: the ledger and the findings know.
+
+    Once money is in suspense, or our own look finds a stranger's object, there is nothing that a job could do.
+    """
+    money = evidence.money if evidence.kind is EvidenceKind.CAPTURED else None
+    to_suspense = money if money is not None and 0 < money.amount_minor <= AMOUNT_MINOR_MAX else None
+    suspended = payment.suspended or to_suspense is not None
+    is_hopeless = suspended or evidence.source in FETCHED
+    after = replace(
+        payment,
+        version=payment.version + 1,
+        updated_at=now,
+        suspended=suspended,
+        due_at=None if is_hopeless else payment.due_at,
     )
+    return Change(before=payment, after=after, evidence=evidence, finding=Finding.EVIDENCE_MISMATCH, to_suspense=to_suspense)
 
 
 def _step(payment: Payment, evidence: Evidence, target: Status) -> Payment:
@@ -265,8 +282,14 @@ def _step(payment: Payment, evidence: Evidence, target: Status) -> Payment:
             return replace(payment, decline_code=payment.decline_code or evidence.code or "declined")
         case EvidenceKind.LOST if payment.reference is not None:
             return payment
-        case EvidenceKind.NOT_FOUND if payment.status is Status.UNKNOWN:
+        case EvidenceKind.NOT_FOUND | EvidenceKind.UNANSWERED if payment.status in _UNSETTLED:
             return replace(payment, checks=payment.checks + 1)
+        case EvidenceKind.OPENED if payment.status in _UNSETTLED:
+            # Seen open by a fetch, it is not declined after all: the customer may still try another card.
+            contradicted = evidence.source in FETCHED
+            return replace(payment, status=target, checks=0, decline_code=None if contradicted else payment.decline_code)
+        case EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED if payment.reference is not None:
+            return payment  # another request has opened it meanwhile
         case EvidenceKind.AUTHORIZED if payment.status is Status.DECLINED:
             return replace(payment, status=target, decline_code=None)
         case EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED:
@@ -280,6 +303,7 @@ def _step(payment: Payment, evidence: Evidence, target: Status) -> Payment:
             | EvidenceKind.EXPIRED
             | EvidenceKind.CANCELED
             | EvidenceKind.NOT_FOUND
+            | EvidenceKind.UNANSWERED
             | EvidenceKind.LOST
         ):
             return replace(payment, status=target)
@@ -289,17 +313,34 @@ def _step(payment: Payment, evidence: Evidence, target: Status) -> Payment:
 
 def is_provisionally_declined(payment: Payment) -> bool:
     """Whether a decline was heard of that no fetch has confirmed yet."""
-    return payment.status in (Status.PENDING, Status.UNKNOWN) and payment.decline_code is not None
+    return payment.status in _UNSETTLED and payment.decline_code is not None
+
+
+def next_look_at(payment: Payment, *, now: datetime) -> datetime:
+    """When to look next at an open page that was just seen open: in case a webhook is lost, less and less often."""
+    age = max(now - payment.created_at, timedelta(seconds=FIRST_LOOK_SECONDS))
+    return min(payment.expires_at, now + age) if payment.expires_at > now else now + timedelta(seconds=FIRST_LOOK_SECONDS)
+
+
+def _pending_due_at(payment: Payment, *, now: datetime) -> datetime | None:
+    if payment.checks:
+        again = next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
+        if payment.expires_at <= now:
+            return again
+        return min(payment.expires_at, again) if again else payment.expires_at
+    if is_provisionally_declined(payment):
+        return now
+    if payment.reference is None:
+        return min(payment.expires_at, payment.created_at + timedelta(seconds=COMPLETE_AFTER_SECONDS))
+    return next_look_at(payment, now=now)
 
 
 def _due_at(payment: Payment, *, now: datetime) -> datetime | None:
+    if payment.suspended:
+        return None
     match payment.status:
         case Status.PENDING:
-            if is_provisionally_declined(payment):
-                return now
-            if payment.reference is None:
-                return min(payment.expires_at, payment.created_at + timedelta(seconds=COMPLETE_AFTER_SECONDS))
-            return payment.expires_at
+            return _pending_due_at(payment, now=now)
         case Status.UNKNOWN:
             return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
         case Status.AUTHORIZED | Status.SUCCEEDED | Status.DECLINED | Status.EXPIRED | Status.CANCELED:

@@ -78,7 +78,8 @@ def spawn(
 
 def python(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of Florin with this interpreter."""
-    return [sys.executable, "-m", module, *arguments]
+    # -P: a file in the current directory must not stand in for a module of ours.
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 async def wait(child: subprocess.Popen[bytes]) -> int:

@@ -4,7 +4,6 @@ Everything is drawn once and kept in `demo.json` in the data directory, readable
 still works after a restart. Writing it to the database again changes nothing.
 """
 
-import os
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from core.signing import standard_secret
 from server.db import merchants
 from server.db.connection import Connection
 from server.new_ids import api_key, key_hash, uuid7
+from server.private_files import write_private
 from server.sealing import Sealer
 
 _MODE: Literal["test"] = "test"
@@ -46,7 +46,7 @@ def load_or_draw(path: Path) -> Demo:
     if path.exists():
         try:
             return msgspec.json.decode(path.read_bytes(), type=Demo)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, OSError) as error:
             raise FlorinError(f"{path} cannot be read: {error}. Remove it to get a new demo merchant") from error
     merchant_id = MerchantId(uuid7())
     demo = Demo(
@@ -61,16 +61,6 @@ def load_or_draw(path: Path) -> Demo:
     )
     write_private(path, msgspec.json.encode(demo))
     return demo
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read; it is there whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.unlink(missing_ok=True)
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    unfinished.replace(path)
 
 
 async def provision(connection: Connection, demo: Demo, sealer: Sealer, *, psp_url: str, shop_url: str, now: datetime) -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import trio
 from core.errors import DatabaseUnavailable, FlorinError
 from server import children
 from server.db.connection import Connection
+from server.private_files import create_private
 
 START_SECONDS = 30.0
 STOP_SECONDS = 4.0
@@ -94,17 +96,22 @@ def start(data_directory: Path) -> Embedded:
     if not (cluster / "data" / "PG_VERSION").exists():
         _initialise(binaries, cluster, password, user)
     port = _free_port()
-    sockets = cluster if len(str(cluster)) < _SOCKET_PATH_MAX else None
+    is_usable = len(os.fsencode(cluster)) < _SOCKET_PATH_MAX and not set("',\\\"\n") & set(str(cluster))
+    sockets = cluster if is_usable else None
     data = cluster / "data"
     configuration = _CONFIGURATION.format(port=port, sockets=sockets or "")
     (data / "florin.conf").write_text(configuration)
+    # Until its log collector runs, PostgreSQL says what is wrong on standard error.
+    first_words = os.open(data_directory / "postgres-start.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    _wait_for_predecessor(data)
     process = children.spawn(
         [str(binaries / "postgres"), "-D", str(data), "-c", f"config_file={data / 'florin.conf'}"],
         death_signal=signal.SIGINT,
         user=user,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=first_words,
     )
+    os.close(first_words)
     tcp_url = f"postgresql://{_SUPERUSER}:{password}@127.0.0.1:{port}/{_DATABASE}"
     socket_url = f"postgresql://{_SUPERUSER}:{password}@/{_DATABASE}?host={quote(str(sockets), safe='')}&port={port}"
     return Embedded(process, socket_url if sockets else tcp_url, tcp_url, data)
@@ -120,6 +127,8 @@ async def until_ready(server: Embedded) -> None:
                 connection = await Connection.open(administrative)
             except DatabaseUnavailable as error:
                 last = str(error)
+                if "authentication failed" in last:
+                    break
                 await trio.sleep(0.05)  # there is nothing to wait on: the server makes its socket when it is ready
                 continue
             try:
@@ -129,7 +138,9 @@ async def until_ready(server: Embedded) -> None:
             finally:
                 connection.discard()
             return
-    raise EmbeddedPostgresError(f"PostgreSQL did not start: {last or 'it ended at once'}. Its log is in {server.data / 'log'}")
+    said = (server.data.parent.parent / "postgres-start.log").read_text(errors="replace").strip().splitlines()
+    reason = said[-1] if server.process.poll() is not None and said else last
+    raise EmbeddedPostgresError(f"PostgreSQL did not start: {reason or 'it ended at once'} (its log is in {server.data / 'log'})")
 
 
 def _unprivileged_user(data_directory: Path) -> children.User | None:
@@ -204,11 +215,19 @@ def _can(user: children.User, command: list[str]) -> bool:
 
 def _password(data_directory: Path) -> str:
     path = data_directory / "postgres-password"
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(24))
+    create_private(path, secrets.token_hex(24).encode())
     return path.read_text().strip()
+
+
+def _wait_for_predecessor(data: Path) -> None:
+    """A server whose parent was killed shuts down by itself; it may need a moment more."""
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        pid = int((data / "postmaster.pid").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _initialise(binaries: Path, cluster: Path, password: str, user: children.User | None) -> None:

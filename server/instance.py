@@ -4,13 +4,14 @@
 stopped in reverse order at the end of the block, and ends by itself where this process is killed.
 """
 
+import errno
 import fcntl
 import os
 import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,13 +21,15 @@ import trio
 from core.errors import FlorinError
 from server import children
 from server.db.connection import Connection
+from server.db.merchants import list_psp_accounts
 from server.db.migrate import migrate
-from server.demo import Demo, load_or_draw, provision, write_private
+from server.demo import Demo, load_or_draw, provision
 from server.embedded import open_embedded
 from server.flows.services import utc_now
-from server.http.listener import bind
+from server.http.listener import bind_shared
+from server.private_files import write_private
 from server.sandbox.program import SandboxConfiguration
-from server.sealing import Sealer, create_key_file
+from server.sealing import Sealer, SealError, create_key_file
 from server.settings import API_PORT, PSP_PORT, SHOP_PORT
 from server.supervisor import Supervisor
 
@@ -112,6 +115,9 @@ async def open_instance(options: Options) -> AsyncIterator[Instance]:
             async with _sandbox(directory, running, demo, psp_socket, shop_socket) as sandbox:
                 supervisor = Supervisor(api_sockets, environment=_environment(options, running), drain_seconds=DRAIN_SECONDS)
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_watch, sandbox, "the sandbox")
+                    if postgres is not None:
+                        nursery.start_soon(_watch, postgres, "PostgreSQL")
                     await nursery.start(supervisor.run)
                     write_private(running_file(directory), msgspec.json.encode(running))
                     try:
@@ -119,6 +125,12 @@ async def open_instance(options: Options) -> AsyncIterator[Instance]:
                     finally:
                         running_file(directory).unlink(missing_ok=True)
                         nursery.cancel_scope.cancel()
+
+
+async def _watch(child: subprocess.Popen[bytes], name: str) -> None:
+    """An instance that has lost a part ends as a whole, and says so, rather than answer nothing but errors."""
+    code = await children.wait(child)
+    raise InstanceError(f"{name} has ended unexpectedly (code {code}): start again; data is as it was")
 
 
 @contextmanager
@@ -140,32 +152,31 @@ def _directory(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def cannot_listen(host: str, port: int, error: OSError, *, flag: str) -> str:
+    """Why, and which option to change."""
+    is_the_port = error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EINVAL)
+    return f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another with {flag if is_the_port else '--host'}"
+
+
 @contextmanager
 def _sockets(options: Options) -> Iterator[tuple[Sequence[socket.socket], socket.socket, socket.socket]]:
-    opened: list[socket.socket] = []
+    with ExitStack() as stack:
 
-    def listen(port: int, flag: str, *, reuse_port: bool = False) -> socket.socket:
-        try:
-            opened.append(bind(options.host, port, reuse_port=reuse_port))
-        except OSError as error:
-            raise InstanceError(
-                f"cannot listen on {options.host}:{port}: {error.strerror}. Choose another with {flag}"
-            ) from error
-        return opened[-1]
+        def listen(port: int, flag: str) -> socket.socket:
+            return stack.enter_context(_bound(options.host, port, 1, flag=flag)[0])
 
-    try:
         if options.port_per_worker:
             api = [listen(options.port + number if options.port else 0, "--port") for number in range(options.workers)]
         else:
-            # A socket without SO_REUSEPORT fails where another program shares its port, ours of another directory included.
-            probe = listen(options.port, "--port")
-            port = probe.getsockname()[1]
-            probe.close()
-            api = [listen(port, "--port", reuse_port=True) for _ in range(options.workers)]
+            api = [stack.enter_context(one) for one in _bound(options.host, options.port, options.workers, flag="--port")]
         yield api, listen(options.psp_port, "--psp-port"), listen(options.shop_port, "--shop-port")
-    finally:
-        for one in opened:
-            one.close()
+
+
+def _bound(host: str, port: int, count: int, *, flag: str) -> list[socket.socket]:
+    try:
+        return bind_shared(host, port, count)
+    except OSError as error:
+        raise InstanceError(cannot_listen(host, port, error, flag=flag)) from error
 
 
 @asynccontextmanager
@@ -182,9 +193,22 @@ async def _prepare(running: Running, demo: Demo) -> None:
     try:
         await migrate(connection)
         sealer = Sealer.from_file(Path(running.key_file))
+        await _require_own_secrets(connection, sealer, running)
         await provision(connection, demo, sealer, psp_url=running.psp_url, shop_url=running.shop_url, now=utc_now())
     finally:
         connection.discard()
+
+
+async def _require_own_secrets(connection: Connection, sealer: Sealer, running: Running) -> None:
+    """Refuse, before anything is written, a database whose secrets were sealed with another key."""
+    try:
+        for account in await list_psp_accounts(connection):
+            sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id)
+    except SealError as error:
+        raise InstanceError(
+            f"this database's secrets were sealed with another key than {running.key_file}: "
+            "use the data directory that it was set up with, restore its key file, or choose another database"
+        ) from error
 
 
 @asynccontextmanager

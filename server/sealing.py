@@ -7,7 +7,6 @@ never in the database or its backups. Source: NIST SP 800-38D; 96-bit random non
 
 import base64
 import binascii
-import os
 import secrets
 from pathlib import Path
 from uuid import UUID
@@ -16,6 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from core.errors import FlorinError
+from server.private_files import create_private
 
 _VERSION = b"\x01"
 _NONCE_BYTES = 12
@@ -42,8 +42,8 @@ class Sealer:
         """Read the key, 32 bytes in base64. Raises `SealError`."""
         try:
             return cls(base64.b64decode(path.read_text().strip(), validate=True))
-        except (OSError, binascii.Error, UnicodeDecodeError) as error:
-            raise SealError(f"cannot read the sealing key {path}: {error}") from error
+        except (OSError, binascii.Error, UnicodeDecodeError, SealError) as error:
+            raise SealError(f"cannot use the sealing key {path}: {error}. Restore it from its copy") from error
 
     def seal(self, secret: str, *, table: str, row: UUID, merchant: UUID = _NOBODY) -> bytes:
         """Encrypt a secret for one place."""
@@ -61,13 +61,7 @@ class Sealer:
 
 def create_key_file(path: Path) -> None:
     """Make a new key, readable by its owner only, unless the file exists."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
+    create_private(path, base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
 
 
 def _place(table: str, row: UUID, merchant: UUID) -> bytes:

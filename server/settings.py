@@ -5,9 +5,12 @@ Every setting is a `FLORIN_...` variable; flags of the command line win over it.
 
 import os
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core.errors import FlorinError
 
 API_PORT = 8080
 PSP_PORT = 8090
@@ -21,6 +24,12 @@ def default_data_directory() -> Path:
     return Path.home() / ".local" / "share" / "florin"
 
 
+class SettingsError(FlorinError):
+    """A setting in the environment is not what it should be; the text names it."""
+
+    code = "settings_error"
+
+
 class Settings(BaseSettings):
     """What a worker needs to know."""
 
@@ -30,7 +39,8 @@ class Settings(BaseSettings):
     key_file: Path = Field(description="file with the key that seals secrets at rest")
     public_url: str = Field(default=f"http://127.0.0.1:{API_PORT}", description="how PSPs and shops reach this server")
     pool_size: int = Field(default=8, ge=1, le=100, description="database connections of a worker, besides its writers")
-    psp_seconds: float = Field(default=10.0, gt=0, description="how long one call to a PSP may take")
+    psp_seconds: float = Field(default=10.0, gt=0, description="how long one call to a PSP may take, connecting included")
+    connect_seconds: float = Field(default=3.0, gt=0, description="how long connecting to a PSP or merchant may take")
     delivery_seconds: float = Field(default=15.0, gt=0, description="how long one webhook to a merchant may take")
     sweep_seconds: float = Field(default=1.0, gt=0, description="how often jobs look for work that is due")
     drain_seconds: float = Field(default=5.0, ge=0, description="how long requests in hand may take after SIGTERM")
@@ -40,3 +50,17 @@ class Settings(BaseSettings):
     def delivery_lease_seconds(self) -> float:
         """How long a delivery is left to one worker: twice what an attempt may take."""
         return 2 * self.delivery_seconds
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings of the environment, under what is `given`. Raises `SettingsError`."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = [f"FLORIN_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors()]
+        raise SettingsError("; ".join(wrong)) from None
+
+
+def environment(name: str) -> str | None:
+    """One setting of the environment, for commands that need no others; None where it is not set or empty."""
+    return os.environ.get(f"FLORIN_{name}") or None

@@ -1,8 +1,9 @@
 """The parent of the workers: starts them, replaces one that dies, drains them, and kills what will not end.
 
 It owns every worker's listening socket, so a replacement inherits its predecessor's and no connection in the backlog is reset.
-Invariants: as many workers as slots; a worker that dies is replaced after a backoff; a worker that says its setup is hopeless
-ends everything with its reason; after `stop` nothing is left running. Must run in the main thread (`server.children`).
+Invariants: as many workers as slots; a worker that dies is replaced after a backoff; where the first worker of a slot says that
+its setup is hopeless, everything ends with its reason; after `stop` nothing is left running. Must run in the main thread
+(`server.children`).
 """
 
 import os
@@ -72,10 +73,11 @@ class Supervisor:
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
             code = await children.wait(self._workers[slot])
-            if code == EXIT_SETUP_FAILED:
+            has_started = task_status is trio.TASK_STATUS_IGNORED
+            if code == EXIT_SETUP_FAILED and not has_started:
                 raise SupervisorError("a worker cannot be set up; its reason is in the log above")
             failures = 0 if trio.current_time() - began > HEALTHY_SECONDS else failures + 1
-            if failures > len(RESTART_DELAYS_SECONDS) and task_status is not trio.TASK_STATUS_IGNORED:
+            if failures > len(RESTART_DELAYS_SECONDS) and not has_started:
                 raise SupervisorError("the workers end as soon as they start; their reason is in the log above")
             delay = RESTART_DELAYS_SECONDS[min(failures, len(RESTART_DELAYS_SECONDS)) - 1] if failures else 0.0
             _log.warning("a worker ended and is replaced", slot=slot, code=code, delay_seconds=delay)

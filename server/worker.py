@@ -23,7 +23,7 @@ import trio
 from core.errors import FlorinError, leaves
 from server.api.app import Api
 from server.db.database import Database, open_database
-from server.db.merchants import list_psp_accounts
+from server.db.merchants import PspAccount, list_psp_accounts
 from server.db.migrate import MigrationError, require_current
 from server.flows.services import Services, utc_now
 from server.http.client import Client
@@ -34,7 +34,7 @@ from server.psp.adapter import Adapter
 from server.psp.routing import Routing
 from server.psp.sandbox import SandboxAdapter
 from server.sealing import Sealer, SealError
-from server.settings import Settings
+from server.settings import Settings, SettingsError, load_settings
 from server.telemetry import configure_logs
 
 READY = b"ready\n"
@@ -43,7 +43,7 @@ _log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIterator[Listener]:
+async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIterator[Services]:
     """Everything of a worker, serving. At the end of the block it drains and closes in order."""
     sealer = Sealer.from_file(settings.key_file)
     async with open_database(
@@ -51,7 +51,8 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
     ) as db:
         async with db.pool.connection() as connection:
             await require_current(connection)
-        http = Client()
+        # What could not connect in time was not sent; that must be known before the PSP's deadline makes it unknown.
+        http = Client(connect_seconds=min(settings.connect_seconds, settings.psp_seconds / 2))
         deliverer = Deliverer(
             db,
             http,
@@ -71,7 +72,7 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
                 async with trio.open_nursery() as front:
                     await front.start(listener.run)
                     try:
-                        yield listener
+                        yield services
                     finally:
                         with trio.CancelScope(shield=True):
                             await listener.drain(seconds=settings.drain_seconds)
@@ -85,20 +86,27 @@ def _routing(db: Database, http: Client, sealer: Sealer) -> Routing:
     async def load() -> Iterable[Adapter]:
         async with db.pool.connection() as connection:
             accounts = await list_psp_accounts(connection)
-        return [
-            SandboxAdapter(
-                http,
-                account_id=account.id,
-                base_url=account.base_url,
-                api_key=sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id),
-                webhook_secrets=(
-                    sealer.open(account.sealed_webhook_secret, table="psp_accounts.webhook_secret", row=account.id),
-                ),
-            )
-            for account in accounts
-        ]
+        adapters = [adapter for account in accounts if (adapter := _adapter(account, http, sealer))]
+        if accounts and not adapters:
+            raise SealError("no PSP account can be opened with this sealing key: is it the right key file?")
+        return adapters
 
     return Routing(load)
+
+
+def _adapter(account: PspAccount, http: Client, sealer: Sealer) -> Adapter | None:
+    """The adapter of an account; one whose secrets cannot be opened must not stop the others."""
+    try:
+        return SandboxAdapter(
+            http,
+            account_id=account.id,
+            base_url=account.base_url,
+            api_key=sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id),
+            webhook_secrets=(sealer.open(account.sealed_webhook_secret, table="psp_accounts.webhook_secret", row=account.id),),
+        )
+    except SealError as error:
+        _log.error("a PSP account cannot be used", account=str(account.id), error=str(error))
+        return None
 
 
 async def serve(settings: Settings, listening: socket.socket, *, ready: int | None) -> None:
@@ -116,7 +124,12 @@ async def serve(settings: Settings, listening: socket.socket, *, ready: int | No
 
 def main(listening_descriptor: int, ready_descriptor: int) -> int:
     """A worker process of the supervisor, which passes the listening socket and a pipe. Its exit code."""
-    settings = Settings()
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        configure_logs("info")
+        _log.error("the worker cannot run", errors=[str(error)])
+        return EXIT_SETUP_FAILED
     configure_logs(settings.log_level)
     listening = socket.socket(fileno=listening_descriptor)
     try:

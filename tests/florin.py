@@ -15,7 +15,7 @@ from core.ids import MERCHANT, PAYMENT, decode_id, encode_id
 from server.db.connection import Connection
 from server.db.promises import broken_promises
 from server.demo import Demo, load_or_draw, provision
-from server.flows.services import utc_now
+from server.flows.services import Services, utc_now
 from server.http.listener import bind
 from server.sandbox.program import SandboxConfiguration, open_sandbox
 from server.sealing import Sealer, create_key_file
@@ -51,6 +51,7 @@ class Florin:
     demo: Demo
     http: httpx2.AsyncClient
     connection: Connection
+    services: Services
     headers: dict[str, str] = field(default_factory=dict)
 
     async def post(self, body: Any, *, key: str | None = None, headers: dict[str, str] | None = None) -> httpx2.Response:
@@ -156,11 +157,13 @@ async def open_florin(database_url: str, directory: Path, **settings: Any) -> As
         key_file=key_file,
         **{"sweep_seconds": 0.05, "drain_seconds": 2.0, "psp_seconds": 3.0, **settings},
     )
-    async with (
-        open_sandbox(configuration, sockets[1], sockets[2]),
-        open_worker(wanted, sockets[0]),
-        httpx2.AsyncClient(timeout=30) as http,
-    ):
-        headers = {"authorization": f"Bearer {demo.api_key}"}
-        yield Florin(api_url, psp_url, shop_url, database_url, demo, http, connection, headers)
-    connection.discard()
+    try:
+        async with (
+            open_sandbox(configuration, sockets[1], sockets[2]),
+            open_worker(wanted, sockets[0]) as services,
+            httpx2.AsyncClient(timeout=30) as http,
+        ):
+            headers = {"authorization": f"Bearer {demo.api_key}"}
+            yield Florin(api_url, psp_url, shop_url, database_url, demo, http, connection, services, headers)
+    finally:
+        connection.discard()

@@ -61,11 +61,10 @@ class Api:
                 await self._psp_webhook(psp, account, scope, body, send)
             case "GET", ["healthz"]:
                 await self._health(send)
-            case _, ["v1", "payments"] | ["v1", "payments", _] | ["v1", "wallets"] | ["v1", "psp", _, _, "webhooks"] | [
-                "healthz"
-            ]:
-                detail = f"{scope['method']} is not possible here"
-                await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id)
+            case _, ["v1", "payments"] | ["v1", "psp", _, _, "webhooks"]:
+                await _send_not_allowed(scope, send, allow=b"POST", request_id=request_id)
+            case _, ["v1", "payments", _] | ["v1", "wallets"] | ["healthz"]:
+                await _send_not_allowed(scope, send, allow=b"GET, HEAD", request_id=request_id)
             case _:
                 raise NotFound(f"there is nothing at {scope['path'][:200]}", code="no_such_route")
 
@@ -108,3 +107,9 @@ class Api:
                 await respond(send, 200, b'{"status":"ok"}', content_type=JSON)
                 return
         await respond(send, 503, b'{"status":"no database"}', content_type=JSON, headers=[(b"retry-after", b"1")])
+
+
+async def _send_not_allowed(scope: Scope, send: Send, *, allow: bytes, request_id: str) -> None:
+    detail = f"{scope['method']} is not possible here"
+    headers = [(b"allow", allow)]
+    await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id, headers=headers)

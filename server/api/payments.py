@@ -164,6 +164,9 @@ async def _send_opened(send: Send, payment: Payment, *, replayed: bool, request_
         case Status.CANCELED, "psp_rejected":
             code, status = "psp_rejected", 502
             detail = "the payment provider refused to open this payment; it is canceled"
+        case Status.PENDING, _ if payment.payment_url is None:
+            code, status = "psp_unreachable", 502
+            detail = "the payment provider cannot be reached yet: repeat the request with the same key"
         case _:
             location = (b"location", f"/v1/payments/{PAYMENT}_{payment.id.hex}".encode())
             await respond(send, CREATED, encode_payment(payment), content_type=JSON, headers=[location, *headers])

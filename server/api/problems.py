@@ -103,4 +103,6 @@ async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None
         code, detail, path = error.request_code, error.detail, error.path
     if status == 500:
         detail = "something went wrong on our side; the request id helps us find it"
+    if isinstance(error, DatabaseUnavailable):
+        detail = "the database cannot be reached at the moment; nothing was acknowledged: repeat the request with the same key"
     await send_problem(send, status, code=code, detail=detail, request_id=request_id, path=path, headers=headers)

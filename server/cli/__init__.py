@@ -1,16 +1,20 @@
 """The command `florin`. Bad input gets one clear line that says what to do; every command can be interrupted."""
 
+import io
+import os
 import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated, NoReturn
 
 import typer
 
 from core.errors import FlorinError, leaves
 from server.cli import doctor, explain, haproxy, merchant, migrate, serve, smoke, up
+from server.cli.doctor import NotChecked
 
 app = typer.Typer(
     name="florin",
-    help="A payment server: takes payments, keeps the ledger and the wallets, tells merchants.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -24,25 +28,49 @@ app.command("doctor")(doctor.command)
 app.command("haproxy")(haproxy.command)
 
 
+@app.callback(invoke_without_command=True)
+def version(
+    context: typer.Context, show: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False
+) -> None:
+    """A payment server: takes payments, keeps the ledger and the wallets, tells merchants."""
+    if show:
+        typer.echo(f"florin {metadata.version('florin')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 def main() -> None:
     """Run the command; failures of ours become one line on standard error and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
-    except FlorinError as error:
-        fail([error])
+    except (FlorinError, KeyboardInterrupt, BrokenPipeError) as error:
+        end([error])
+        raise
     except BaseExceptionGroup as group:
-        errors = leaves(group)
-        if all(isinstance(error, KeyboardInterrupt) for error in errors):
+        end(leaves(group))
+        raise
+
+
+def end(errors: list[BaseException]) -> None:
+    """Exit as befits what a command raised; returns only where that is a defect of ours, which deserves its traceback."""
+    if all(isinstance(error, FlorinError) for error in errors):
+        fail([error for error in errors if isinstance(error, FlorinError)])
+    for error in errors:
+        if isinstance(error, SystemExit):
+            raise error
+        if isinstance(error, KeyboardInterrupt):
             sys.exit(130)
-        if not all(isinstance(error, FlorinError) for error in errors):
-            raise
-        fail(errors)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        if isinstance(error, BrokenPipeError):  # whoever read our output has left; Python must not try to flush it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
 
-def fail(errors: list[BaseException]) -> None:
-    """Say what went wrong and exit."""
+def fail(errors: Sequence[FlorinError]) -> NoReturn:
+    """Say what went wrong and exit: with 2 where a check could not be made at all, else 1."""
     for text in dict.fromkeys(str(error) for error in errors):
         print(f"florin: {text}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(2 if any(isinstance(error, NotChecked) for error in errors) else 1)

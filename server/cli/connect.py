@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
+import psycopg
 import trio
 import typer
 
-from core.errors import FlorinError
+from core.errors import DatabaseRefused, FlorinError
 from server.db.connection import Connection
 from server.instance import Running, running_file
-from server.settings import default_data_directory
+from server.settings import default_data_directory, environment
 
 T = TypeVar("T")
 
@@ -24,8 +25,7 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option(
         "--database-url",
-        envvar="FLORIN_DATABASE_URL",
-        help="PostgreSQL 15 or newer. Default: that of the instance that runs.",
+        help="PostgreSQL 15 or newer. Default: FLORIN_DATABASE_URL, else that of the instance that runs.",
         show_default=False,
     ),
 ]
@@ -33,8 +33,7 @@ KeyFile = Annotated[
     Path | None,
     typer.Option(
         "--key-file",
-        envvar="FLORIN_KEY_FILE",
-        help="The key that seals secrets. Default: that of the instance that runs.",
+        help="The key that seals secrets. Default: FLORIN_KEY_FILE, else that of the instance that runs.",
         show_default=False,
     ),
 ]
@@ -48,6 +47,8 @@ class NothingRuns(FlorinError):
 
 def data_directory(given: Path | None) -> Path:
     """The data directory, as an absolute path."""
+    if given == Path():
+        raise NothingRuns("--data-dir is empty: name a directory")
     return (given or default_data_directory()).expanduser().absolute()
 
 
@@ -57,20 +58,28 @@ def running_instance(directory: Path | None) -> Running:
     try:
         running = msgspec.json.decode(path.read_bytes(), type=Running)
     except (OSError, msgspec.DecodeError):
-        raise NothingRuns(f"no Florin runs on {path.parent}: start one with `florin up`, or name a database") from None
+        raise NothingRuns(
+            f"no Florin runs on {path.parent}: start one with `florin up`, or name its --data-dir or a --database-url"
+        ) from None
     if not Path(f"/proc/{running.pid}").exists():
         raise NothingRuns(f"the Florin on {path.parent} has ended: start it again with `florin up`")
     return running
 
 
 def find_database(directory: Path | None, database_url: str | None) -> str:
-    """The database to work on. Raises `NothingRuns`."""
-    return database_url or running_instance(directory).database_url
+    """The database to work on: the flag, else the instance of the directory that was named, else the environment, else the
+    instance of the default directory. Raises `NothingRuns`.
+    """
+    if database_url or directory is not None:
+        return database_url or running_instance(directory).database_url
+    return environment("DATABASE_URL") or running_instance(None).database_url
 
 
 def find_key_file(directory: Path | None, key_file: Path | None) -> Path:
-    """The sealing key to work with. Raises `NothingRuns`."""
-    return key_file or Path(running_instance(directory).key_file)
+    """The sealing key to work with, found like the database. Raises `NothingRuns`."""
+    if key_file or directory is not None:
+        return key_file or Path(running_instance(directory).key_file)
+    return Path(environment("KEY_FILE") or running_instance(None).key_file)
 
 
 @asynccontextmanager
@@ -88,6 +97,11 @@ def with_database(url: str, work: Callable[[Connection], Awaitable[T]]) -> T:
 
     async def run() -> T:
         async with open_connection(url) as connection:
-            return await work(connection)
+            try:
+                return await work(connection)
+            except psycopg.errors.UndefinedTable as error:
+                raise DatabaseRefused("this database has no tables of Florin: run `florin migrate`") from error
+            except psycopg.Error as error:
+                raise DatabaseRefused(f"the database refused: {str(error).strip()}") from error
 
     return trio.run(run)

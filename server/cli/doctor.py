@@ -3,15 +3,25 @@
 import typer
 from rich.console import Console
 
+from core.errors import FlorinError
 from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
 from server.db.promises import CHECKS, ROWS_MAX, Violation, broken_promises
 
 _console = Console(highlight=False, soft_wrap=True)
 
 
+class NotChecked(FlorinError):
+    """The database could not be looked at, which says nothing about the promises."""
+
+    code = "not_checked"
+
+
 def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """Check every promise; prints offending rows and exits with 1 if there are any."""
-    violations = with_database(find_database(data_dir, database_url), broken_promises)
+    """Check every promise; prints offending rows. Exit code 0: all kept, 1: broken, 2: could not be checked."""
+    try:
+        violations = with_database(find_database(data_dir, database_url), broken_promises)
+    except (FlorinError, BaseExceptionGroup) as error:
+        raise NotChecked(f"the promises could not be checked: {error}") from error
     print_diagnosis(violations, _console)
     if violations:
         raise typer.Exit(1)
@@ -20,7 +30,7 @@ def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) ->
 def print_diagnosis(violations: list[Violation], console: Console) -> None:
     """One line a check, and the rows that break it."""
     broken = {violation.check.name: violation for violation in violations}
-    for check in CHECKS:
+    for check in sorted(CHECKS, key=lambda check: check.promise):
         violation = broken.get(check.name)
         console.print(f"{'BROKEN' if violation else 'kept  '}  promise {check.promise}: {check.name}", markup=False)
         for row in violation.rows if violation else ():

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from core.errors import InvalidId, NotFound, Unprocessable
@@ -46,8 +47,8 @@ def add(
     key_file: KeyFile = None,
 ) -> None:
     """Add a merchant with a first API key."""
-    if not 1 <= len(name) <= 200:
-        raise Unprocessable("a merchant's name has 1 to 200 characters")
+    if not 1 <= len(name) <= 200 or not name.isprintable():
+        raise Unprocessable("a merchant's name has 1 to 200 printable characters")
     if webhook_url is not None:
         _require_webhook_address(webhook_url, mode)
     url = find_database(data_dir, database_url)
@@ -55,9 +56,15 @@ def add(
 
     async def work(connection: Connection) -> tuple[MerchantId, str, str | None]:
         now = utc_now()
-        account = next((one for one in await merchants.list_psp_accounts(connection) if one.mode == mode), None)
-        if account is None:
-            raise NotFound(f"there is no {mode} PSP account yet: payments would have nowhere to go")
+        accounts = [one for one in await merchants.list_psp_accounts(connection) if one.mode == mode]
+        if not accounts:
+            raise NotFound(
+                f"there is no {mode} PSP account, so payments would have nowhere to go: "
+                "`florin up` makes the sandbox's on its database, and other PSPs are not supported yet"
+            )
+        account = accounts[-1]
+        if sealer is not None:  # a secret that is sealed with another key than the workers' would never be sent
+            sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id)
         merchant = merchants.Merchant(MerchantId(uuid7()), name, mode.value, account.id, now)
         secret = None
         async with connection.atomic():
@@ -89,7 +96,7 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
     table = Table("merchant", "name", "mode", "since", box=None, pad_edge=False)
     for merchant in found:
         since = merchant.created_at.date().isoformat()
-        table.add_row(encode_id(MERCHANT, merchant.id), merchant.name, merchant.mode, since)
+        table.add_row(encode_id(MERCHANT, merchant.id), escape(merchant.name), merchant.mode, since)
     _console.print(table)
 
 
@@ -113,7 +120,13 @@ def key_list(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir:
     """List a merchant's API keys; the secrets cannot be shown."""
     merchant_id = _merchant_id(merchant)
     url = find_database(data_dir, database_url)
-    found = with_database(url, lambda connection: merchants.list_api_keys(connection, merchant_id))
+
+    async def work(connection: Connection) -> list[merchants.ApiKey]:
+        if await merchants.find_merchant(connection, merchant_id) is None:
+            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+        return await merchants.list_api_keys(connection, merchant_id)
+
+    found = with_database(url, work)
     if not found:
         _console.print("This merchant has no API keys: add one with `florin merchant key add`.")
         return
@@ -158,5 +171,10 @@ def _merchant_id(text: str) -> MerchantId:
 def _require_webhook_address(url: str, mode: Mode) -> None:
     parts = urlsplit(url)
     schemes = ("https", "http") if mode is Mode.TEST else ("https",)
-    if parts.scheme not in schemes or not parts.hostname:
+    try:
+        is_callable = url.isascii() and url.isprintable() and " " not in url and parts.port != 0
+        is_callable = is_callable and bool((parts.hostname or "").encode("idna"))
+    except ValueError:  # a port that is none, or a host name that is none
+        is_callable = False
+    if parts.scheme not in schemes or not is_callable:
         raise Unprocessable(f"--webhook-url must be an address with {' or '.join(schemes)} for a {mode} merchant")

@@ -1,22 +1,25 @@
 """`florin serve`: the workers alone, for production: against a PostgreSQL that is there, without sandbox or demo."""
 
 import os
-import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import trio
 import typer
+from rich.console import Console
 
 from server.cli.connect import open_connection
+from server.cli.signals import stop_on_signal
 from server.db.migrate import require_current
-from server.http.listener import bind
-from server.instance import InstanceError
+from server.http.listener import bind_shared
+from server.instance import InstanceError, cannot_listen
 from server.sealing import Sealer
-from server.settings import API_PORT, Settings
+from server.settings import API_PORT, Settings, load_settings
 from server.supervisor import Supervisor
 from server.telemetry import configure_logs
+
+_console = Console(highlight=False, soft_wrap=True)
 
 
 def command(
@@ -36,28 +39,28 @@ def command(
 ) -> None:
     """Run the workers until SIGTERM or Ctrl-C."""
     count = workers or len(os.sched_getaffinity(0))
-    settings = Settings(database_url=database_url, key_file=key_file)
+    settings = load_settings(database_url=database_url, key_file=key_file)
     configure_logs(settings.log_level)
     environment = {**os.environ, "FLORIN_DATABASE_URL": database_url, "FLORIN_KEY_FILE": str(key_file.absolute())}
     with ExitStack() as stack:
-        sockets = []
-        for number in range(count):
-            wanted = port + number if port_per_worker else port
-            try:
-                sockets.append(stack.enter_context(bind(host, wanted, reuse_port=not port_per_worker)))
-            except OSError as error:
-                raise InstanceError(f"cannot listen on {host}:{wanted}: {error.strerror}. Choose another with --port") from error
+        try:
+            if port_per_worker:
+                sockets = [stack.enter_context(bind_shared(host, port + number, 1)[0]) for number in range(count)]
+            else:
+                sockets = [stack.enter_context(one) for one in bind_shared(host, port, count)]
+        except OSError as error:
+            raise InstanceError(cannot_listen(host, port, error, flag="--port")) from error
         supervisor = Supervisor(sockets, environment=environment, drain_seconds=settings.drain_seconds)
-        trio.run(_run, supervisor, settings)
+        last = port + count - 1 if port_per_worker else port
+        trio.run(_run, supervisor, settings, f"{host}:{port}" + (f" to {last}" if last != port else ""))
 
 
-async def _run(supervisor: Supervisor, settings: Settings) -> None:
+async def _run(supervisor: Supervisor, settings: Settings, where: str) -> None:
     Sealer.from_file(settings.key_file)
     async with open_connection(settings.database_url) as connection:
         await require_current(connection)
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(supervisor.run)
-            async for _ in signals:
-                break
-            nursery.cancel_scope.cancel()
+    async with stop_on_signal() as scope, trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        _console.print(f"ready: {len(supervisor.pids)} worker(s) on {where}, pids {', '.join(map(str, supervisor.pids))}")
+        await scope.wait()
+        nursery.cancel_scope.cancel()

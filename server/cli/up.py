@@ -1,7 +1,6 @@
 """`florin up`: everything on this machine with one command, for a first payment, for development and for tests."""
 
 import os
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,12 @@ import typer
 from rich.console import Console
 
 from server.cli.connect import DataDirectory, data_directory
+from server.cli.signals import stop_on_signal
 from server.instance import Instance, Options, open_instance
-from server.settings import API_PORT, PSP_PORT, SHOP_PORT
+from server.settings import API_PORT, PSP_PORT, SHOP_PORT, load_settings
 from server.telemetry import configure_logs
 
+INTERRUPTED = 130
 _console = Console(highlight=False, soft_wrap=True)
 
 
@@ -46,6 +47,8 @@ def command(
 ) -> None:
     """Start PostgreSQL, the sandbox PSP, a demo shop and the workers; Ctrl-C stops them all."""
     configure_logs("warning")
+    os.umask(0o022)  # PostgreSQL may run as another user below the data directory; what is private is made so
+    load_settings(database_url="not looked at yet", key_file=Path("not looked at yet"))
     with _directory(data_dir, ephemeral=ephemeral) as directory:
         options = Options(
             data_directory=directory,
@@ -58,25 +61,29 @@ def command(
             port_per_worker=port_per_worker,
             settings={"FLORIN_LOG_LEVEL": "warning"},
         )
-        trio.run(_run, options)
+        if not trio.run(_run, options):
+            raise typer.Exit(INTERRUPTED)
 
 
-async def _run(options: Options) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
+async def _run(options: Options) -> bool:
+    """Run until asked to stop; whether it had become ready by then."""
+    is_ready = False
+    async with stop_on_signal() as asked, trio.open_nursery() as nursery:
 
-            async def end_on_signal() -> None:
-                async for _ in signals:
-                    _console.print("stopping: requests in hand are finished first")
-                    nursery.cancel_scope.cancel()
-                    return
+        async def end_when_asked() -> None:
+            await asked.wait()
+            _console.print("stopping: requests in hand are finished first")
+            nursery.cancel_scope.cancel()
 
-            nursery.start_soon(end_on_signal)
-            _console.print("starting: the first start sets up the database and takes a few seconds more")
-            async with open_instance(options) as instance:
-                _show(instance, options)
-                await trio.sleep_forever()
+        nursery.start_soon(end_when_asked)
+        is_new = not (options.data_directory / "postgres").exists() and options.database_url is None
+        _console.print("starting" + (": setting up the database takes a moment" if is_new else ""))
+        async with open_instance(options) as instance:
+            _show(instance, options)
+            is_ready = True
+            await trio.sleep_forever()
     _console.print("stopped")
+    return is_ready
 
 
 def _show(instance: Instance, options: Options) -> None:
@@ -84,7 +91,7 @@ def _show(instance: Instance, options: Options) -> None:
     running = instance.running
     lines = {
         "API": ", ".join(running.api_urls),
-        "demo shop": f"{running.shop_url}  ← open this in a browser and buy something",
+        "demo shop": f"{running.shop_url}  <- open this in a browser and buy something",
         "sandbox PSP": running.psp_url,
         "API key": instance.demo.api_key,
         "webhooks go to": f"{running.shop_url}/webhooks  (received ones: {running.shop_url}/events)",

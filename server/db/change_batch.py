@@ -6,8 +6,8 @@ idempotent request it answers. Invariants:
 
 - Rows are locked in the order of `server.db`: payments by key, then sequences and wallets by key. The upserts lock in
   the order of their sorted input.
-- A change that lost its compare-and-set writes nothing at all and gets no sequence number, so a merchant's sequence has no gaps
-  and commits in order.
+- A change that lost its compare-and-set, or whose PSP event was applied before, writes nothing at all and gets no sequence
+  number, so a merchant's sequence has no gaps and commits in order.
 - Deliveries are born leased to the worker that commits them; a dead worker's are taken over when the lease ends.
 """
 
@@ -84,7 +84,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Another change of the payment came first: read it again and think again."""
+    """Another change of the payment, or the same PSP event, came first: read it again and think again."""
 
 
 _WRITE = """
@@ -102,6 +102,10 @@ WITH input AS (
     SELECT p.merchant_id, p.id, p.status
       FROM payment_requests p
       JOIN input i ON p.merchant_id = i.merchant_id AND p.id = i.payment_id AND p.version = i.version
+     WHERE NOT EXISTS (
+            SELECT FROM psp_events e
+             WHERE e.merchant_id = i.merchant_id AND e.payment_id = i.payment_id
+               AND e.psp_account_id = i.psp_account_id AND e.event_id = i.psp_event_id)
      ORDER BY p.merchant_id, p.id
        FOR UPDATE OF p
 ), applied AS (

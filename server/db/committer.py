@@ -142,7 +142,7 @@ class Committer(Generic[I, Result]):
             self._wake(entries, [outcome.Error(DatabaseUnavailable(said)) for _ in items])
         except psycopg.Error as error:
             if len(items) == 1:
-                self._wake(entries, [outcome.Error(DatabaseRefused(str(error).strip()))])
+                self._wake(entries, [outcome.Error(DatabaseRefused(_without_data(error)))])
                 return
             half = len(items) // 2
             await self._write_batch(items[:half], entries[:half])
@@ -185,9 +185,20 @@ class Committer(Generic[I, Result]):
                 trio.lowlevel.reschedule(entry.task, result)
 
     async def _connect(self) -> Connection:
-        return await Connection.open(self._conninfo, application_name="florin committer", plan_cache_mode="force_custom_plan")
+        """A connection on which a commit means that it is on disk, whatever the server's default."""
+        connection = await Connection.open(
+            self._conninfo, application_name="florin committer", plan_cache_mode="force_custom_plan"
+        )
+        if (await connection.query("SHOW synchronous_commit"))[0][0] in ("off", "local"):
+            await connection.execute("SET synchronous_commit = on")
+        return connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.discard()
             self._connection = None
+
+
+def _without_data(error: psycopg.Error) -> str:
+    """What the database says, without the row: that may hold what must not be logged."""
+    return f"{type(error).__name__} {error.sqlstate} {error.diag.constraint_name or ''}".strip()

@@ -70,7 +70,10 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         Raises `DatabaseUnavailable` where no server answers within `CONNECT_SECONDS` or it refuses.
         """
         settings = " ".join(f"-c {name}={value}" for name, value in options.items())
-        params = libpq_conninfo.conninfo_to_dict(conninfo, application_name=application_name)
+        try:
+            params = libpq_conninfo.conninfo_to_dict(conninfo, application_name=application_name)
+        except psycopg.ProgrammingError as error:
+            raise DatabaseUnavailable(f"not the address of a PostgreSQL: {str(error).strip()}") from error
         if settings:
             params["options"] = f"{params.get('options', '')} {settings}".strip()
         params = await _resolved(params)
@@ -175,9 +178,10 @@ async def _resolved(params: dict[str, Any]) -> dict[str, Any]:
         return params
     try:
         found = await trio.socket.getaddrinfo(host, params.get("port") or 5432, type=trio.socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DatabaseUnavailable(f"cannot resolve {host}: {error}") from error
-    return {**params, "hostaddr": found[0][4][0]}
+    addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
+    return {**params, "hostaddr": ",".join(addresses), "host": ",".join([host] * len(addresses))}
 
 
 async def _drive_connecting(gen: PQGenConn[RV]) -> RV:

@@ -8,9 +8,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from core.ids import EndpointId, EventId, MerchantId, PaymentId
+from core.retry import DELIVERY_DELAYS_SECONDS
 from server.db.arrays import plain, quoted
 from server.db.change_batch import NewDelivery
 from server.db.connection import Connection
+
+ATTEMPTS_MAX = len(DELIVERY_DELAYS_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ async def merchants_with_due_deliveries(connection: Connection, *, limit: int) -
 async def claim_due_deliveries(
     connection: Connection, merchant_id: MerchantId, *, limit: int, lease_seconds: float
 ) -> list[ClaimedDelivery]:
-    """Take due deliveries of one merchant, oldest event first."""
+    """Take due deliveries of one merchant, oldest event first; one whose attempts are used up is dead."""
     rows = await connection.query(
         """
         WITH due AS (
@@ -52,18 +55,21 @@ async def claim_due_deliveries(
              WHERE merchant_id = $1 AND due_at <= now() ORDER BY endpoint_id, event_seq LIMIT $2 FOR UPDATE
         ), claimed AS (
             UPDATE deliveries d
-               SET due_at = now() + make_interval(secs => $3::float8), attempts = d.attempts + 1, updated_at = now()
+               SET state = CASE WHEN d.attempts < $4 THEN d.state ELSE 'DEAD' END,
+                   due_at = CASE WHEN d.attempts < $4 THEN now() + make_interval(secs => $3::float8) END,
+                   attempts = least(d.attempts + 1, $4), updated_at = now()
               FROM due
              WHERE d.merchant_id = $1 AND d.endpoint_id = due.endpoint_id AND d.event_seq = due.event_seq AND d.due_at <= now()
-            RETURNING d.endpoint_id, d.event_seq, d.attempts
+            RETURNING d.endpoint_id, d.event_seq, d.attempts, d.state
         )
         SELECT c.endpoint_id, c.event_seq, c.attempts, e.id, e.type, e.data, e.payment_id, e.created_at
-          FROM claimed c JOIN events e ON e.merchant_id = $1 AND e.seq = c.event_seq
+          FROM claimed c JOIN events e ON e.merchant_id = $1 AND e.seq = c.event_seq AND c.state = 'PENDING'
          ORDER BY c.event_seq
         """,
         merchant_id,
         limit,
         lease_seconds,
+        ATTEMPTS_MAX,
     )
     return [
         ClaimedDelivery(

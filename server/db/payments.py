@@ -1,9 +1,9 @@
 """Reading payments, and claiming those that are due."""
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from core.idempotency import StoredKey
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
 from core.payment import Payment, Status
@@ -65,33 +65,32 @@ async def find_owner(connection: Connection, payment_id: UUID) -> MerchantId | N
     return MerchantId(rows[0][0]) if rows else None
 
 
-async def list_payments(connection: Connection, merchant_id: MerchantId, *, before: PaymentId, limit: int) -> list[Payment]:
-    """The merchant's payments made before `before`, newest first: UUIDv7 ids sort by time."""
-    rows = await connection.query(
-        f"""
-        SELECT {_COLUMNS} FROM payment_requests p WHERE p.merchant_id = $1 AND p.id < $2 ORDER BY p.id DESC LIMIT $3
-        """,  # noqa: S608 - own columns
-        merchant_id,
-        before,
-        limit,
-    )
-    return [_payment(row) for row in rows]
-
-
-async def find_key(connection: Connection, merchant_id: MerchantId, key: str) -> StoredKey | None:
-    """What is stored under an idempotency key."""
-    rows = await connection.query(
+async def store_reply(connection: Connection, merchant_id: MerchantId, key: str, *, status: int, body: bytes) -> None:
+    """Store the first definitive reply of a key; one that is there stays."""
+    await connection.run(
         """
-        SELECT fingerprint, payment_id, in_flight_until, reply_status, reply_body
-          FROM idempotency_keys WHERE merchant_id = $1 AND key = $2
+        UPDATE idempotency_keys SET reply_status = $3, reply_body = $4, in_flight_until = created_at
+         WHERE merchant_id = $1 AND key = $2 AND reply_status IS NULL
         """,
         merchant_id,
         key,
+        status,
+        body.decode(),
     )
-    if not rows:
-        return None
-    fingerprint, payment_id, until, status, body = rows[0]
-    return StoredKey(fingerprint, PaymentId(payment_id), until, status, body.encode() if body is not None else None)
+
+
+async def postpone(connection: Connection, payment: Payment, *, due_at: datetime) -> None:
+    """Set when to look next at a payment that was just looked at in vain, unless it has changed meanwhile."""
+    await connection.run(
+        """
+        UPDATE payment_requests SET due_at = $4
+         WHERE merchant_id = $1 AND id = $2 AND version = $3 AND due_at IS NOT NULL
+        """,
+        payment.merchant_id,
+        payment.id,
+        payment.version,
+        due_at,
+    )
 
 
 async def merchants_with_due_payments(connection: Connection, *, limit: int) -> list[MerchantId]:

@@ -60,14 +60,36 @@ CHECKS = (
         2,
         "a payment is charged in the ledger exactly once if it succeeded, else never",
         """
-        SELECT p.merchant_id, p.id, p.status, p.captured_minor, c.credited, c.entries
+        SELECT p.merchant_id, p.id, p.status, p.captured_minor, p.currency, c.credited, c.receivable, c.entries, c.currencies
           FROM payment_requests p
           FULL JOIN (
-                SELECT merchant_id, payment_id, count(*) AS entries,
-                       sum(amount_minor) FILTER (WHERE account = 'merchant_available') AS credited
+                SELECT merchant_id, payment_id, count(*) AS entries, string_agg(DISTINCT currency, ' ') AS currencies,
+                       sum(amount_minor) FILTER (WHERE account = 'merchant_available') AS credited,
+                       sum(amount_minor) FILTER (WHERE account LIKE 'psp_receivable:%') AS receivable
                   FROM ledger_entries WHERE kind = 'charge' GROUP BY merchant_id, payment_id
                ) c ON c.merchant_id = p.merchant_id AND c.payment_id = p.id
-         WHERE coalesce(p.captured_minor, -1) <> coalesce(c.credited, 0) OR coalesce(c.entries, 0) NOT IN (0, 2)
+         WHERE p.id IS NULL
+            OR (c.entries IS NULL AND p.captured_minor <> 0)
+            OR (c.entries IS NOT NULL
+                AND (c.entries, c.credited, c.receivable, c.currencies)
+                    IS DISTINCT FROM (2, p.captured_minor, -p.captured_minor, p.currency))
+        """,
+    ),
+    Check(
+        2,
+        "money that matches no payment is in suspense, with a finding",
+        """
+        SELECT p.merchant_id, p.id, p.suspended, l.entries, f.findings
+          FROM payment_requests p
+          LEFT JOIN LATERAL (
+                SELECT count(*) AS entries FROM ledger_entries e
+                 WHERE e.merchant_id = p.merchant_id AND e.payment_id = p.id AND e.kind = 'suspense' AND e.account = 'suspense'
+               ) l ON true
+          LEFT JOIN LATERAL (
+                SELECT count(*) AS findings FROM findings f
+                 WHERE f.merchant_id = p.merchant_id AND f.payment_id = p.id AND f.kind = 'evidence_mismatch'
+               ) f ON true
+         WHERE p.suspended <> (l.entries > 0) OR (p.suspended AND f.findings = 0)
         """,
     ),
     Check(
@@ -96,9 +118,11 @@ CHECKS = (
         4,
         "an open or unknown payment is never forgotten",
         """
-        SELECT p.merchant_id, p.id, p.status, p.checks
+        SELECT p.merchant_id, p.id, p.status, p.checks, p.due_at
           FROM payment_requests p
-         WHERE p.status IN ('PENDING', 'UNKNOWN') AND p.due_at IS NULL
+         WHERE p.status IN ('PENDING', 'UNKNOWN')
+           AND (p.due_at IS NULL OR p.due_at < now() - interval '1 hour'
+                OR p.due_at > greatest(p.expires_at, p.updated_at + interval '25 hours', now() + interval '25 hours'))
            AND NOT EXISTS (SELECT FROM findings f WHERE f.merchant_id = p.merchant_id AND f.payment_id = p.id)
         """,
     ),
@@ -192,7 +216,8 @@ CHECKS = (
                    LATERAL regexp_matches(
                        regexp_replace(
                            concat_ws(' | ', p.order_id, p.description, p.return_url, p.idempotency_key),
-                           '\m(?=[0-9-]*[A-Fa-f])([0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}|[0-9A-Fa-f]{20,})\M',
+                           '(?<![0-9A-Za-z])(?=[0-9-]*[A-Fa-f])([0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}'
+                               || '|[0-9A-Fa-f]{20,})(?![0-9A-Za-z])',
                            '', 'g'),
                        '(?:^|[^0-9])([2-6](?:[ -]?[0-9]){11,18})(?![0-9])', 'g') AS m
         )
@@ -216,8 +241,16 @@ CHECKS = (
         SELECT wanted.name AS unprotected
           FROM unnest(ARRAY['ledger_entries', 'payment_logs', 'events']) AS wanted (name)
          WHERE NOT EXISTS (
-                SELECT FROM pg_trigger t
-                 WHERE t.tgrelid = wanted.name::regclass AND t.tgname = wanted.name || '_append_only' AND t.tgenabled = 'O')
+                SELECT FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
+                 WHERE t.tgrelid = wanted.name::regclass AND t.tgname = wanted.name || '_append_only' AND t.tgenabled = 'O'
+                   AND f.prosrc LIKE '%RAISE EXCEPTION%')
+        """,
+    ),
+    Check(
+        3,
+        "the server writes to disk before it answers",
+        """
+        SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'
         """,
     ),
 )

@@ -1,8 +1,9 @@
 """Expire a payment that nobody paid in time: the PSP is closed first, and has the last word.
 
 EXPIRED is written only when the PSP confirmed that its page can no longer be paid; if the customer was faster, the answer says
-captured and the payment succeeds. Where the PSP has never heard of the operation, its request cannot arrive any more once it is
-older than `NEVER_SENT_SECONDS`, longer than any call to a PSP may take.
+captured and the payment succeeds. Where the PSP has never heard of the operation there is nothing to pay: that is EXPIRED too,
+once no request for it can be under way (`server.flows.create` sends none when the time is nearly over) and unless another change
+of the payment came first.
 """
 
 from dataclasses import replace
@@ -14,8 +15,6 @@ from core.errors import PspOutcomeUnknown
 from core.payment import COMPLETE_AFTER_SECONDS, EvidenceKind, Payment, Source
 from server.flows.services import Services
 from server.flows.settle import settle
-
-NEVER_SENT_SECONDS = COMPLETE_AFTER_SECONDS
 
 
 async def expire(services: Services, payment: Payment) -> Payment:
@@ -29,9 +28,14 @@ async def expire(services: Services, payment: Payment) -> Payment:
             evidence = await adapter.close(payment, as_kind=EvidenceKind.EXPIRED, source=Source.EXPIRY)
     except trio.TooSlowError as error:
         raise PspOutcomeUnknown("the PSP did not answer in time") from error
-    age = services.now() - payment.created_at
-    if evidence.kind is EvidenceKind.NOT_FOUND and age > timedelta(seconds=NEVER_SENT_SECONDS):
+    is_absent = evidence.kind is EvidenceKind.NOT_FOUND
+    if is_absent and payment.reference is None and _is_long_ago(services, payment):
         evidence = replace(evidence, kind=EvidenceKind.EXPIRED)
-    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
+    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=is_absent)
     assert settled is not None
     return settled.payment
+
+
+def _is_long_ago(services: Services, payment: Payment) -> bool:
+    """Whether the first request has ended: it is older than any call to a PSP may be."""
+    return services.now() - payment.created_at > timedelta(seconds=COMPLETE_AFTER_SECONDS)

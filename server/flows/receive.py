@@ -3,12 +3,14 @@
 from enum import Enum, auto
 
 from core.ids import PspAccountId
-from core.payment import EvidenceKind, Source, is_provisionally_declined
+from core.payment import Evidence, EvidenceKind, Finding, Source, is_provisionally_declined
 from server.db import psp_events
 from server.db.change_batch import PspEvent
+from server.db.findings import add_finding
 from server.flows.services import Services
 from server.flows.settle import settle
 from server.flows.verify import verify_if_possible
+from server.new_ids import uuid7
 from server.psp.adapter import Notice
 
 
@@ -40,6 +42,7 @@ async def receive(services: Services, account_id: PspAccountId, notice: Notice) 
         psp_event=PspEvent(notice.event_id, notice.event_type),
     )
     if settled is None:
+        await _report_unmatched(services, notice, notice.evidence)
         await _remember(services, account_id, notice, psp_events.Outcome.UNMATCHED)
         return Received.UNMATCHED
     if not settled.changed:
@@ -53,6 +56,23 @@ async def receive(services: Services, account_id: PspAccountId, notice: Notice) 
 async def _was_seen(services: Services, account_id: PspAccountId, notice: Notice) -> bool:
     async with services.db.pool.connection() as connection:
         return await psp_events.was_seen(connection, notice.merchant_id, notice.payment_id, account_id, event_id=notice.event_id)
+
+
+async def _report_unmatched(services: Services, notice: Notice, evidence: Evidence) -> None:
+    """Money for a payment that we do not have is for a person to look at: the PSP will not tell again."""
+    if evidence.money is None or await _was_seen(services, evidence.psp_account_id, notice):
+        return
+    detail = f"{evidence.kind} {evidence.money} as {evidence.reference}, of a payment that is not here"
+    async with services.db.pool.connection() as connection:
+        await add_finding(
+            connection,
+            notice.merchant_id,
+            notice.payment_id,
+            uuid7(),
+            kind=Finding.UNMATCHED_EVENT,
+            detail=detail,
+            now=services.now(),
+        )
 
 
 async def _remember(services: Services, account_id: PspAccountId, notice: Notice, outcome: psp_events.Outcome) -> None:

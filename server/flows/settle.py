@@ -12,9 +12,12 @@ from core.errors import Overloaded
 from core.events import event_type_of, payment_data
 from core.ids import EventId, LogId, MerchantId, PaymentId
 from core.ledger import transfer_of
-from core.payment import Change, Evidence, Payment, apply
+from core.payment import Change, Evidence, Finding, Payment, apply
 from server.db.change_batch import Applied, ChangeRow, PspEvent, Reply
+from server.db.connection import Connection
+from server.db.findings import has_open_finding, has_transfer
 from server.db.payments import find_payment
+from server.db.psp_events import was_seen
 from server.flows.services import Services
 from server.new_ids import uuid7
 
@@ -51,10 +54,13 @@ async def settle(
     known: Payment | None = None,
     psp_event: PspEvent | None = None,
     answering: Answering | None = None,
+    only_if_unchanged: bool = False,
 ) -> Settled | None:
     """Apply evidence; None where the payment does not exist.
 
-    `known` saves the first read. Idempotent. Cancelled before the commit it changes nothing, after it all. Raises
+    `known` saves the first read. `only_if_unchanged`: the evidence proves something only about the payment as it was `known`
+    when the PSP was asked, and is dropped where another change came first. Idempotent. Cancelled before the commit it changes
+    nothing, after it all. Raises
     `DatabaseUnavailable`, `Overloaded`, `IllegalTransition`.
     """
     payment = known
@@ -66,15 +72,35 @@ async def settle(
             return None
         now = services.now()
         change = apply(payment, evidence, now=now)
-        if change is None:
+        if change is None or (change.finding is Finding.EVIDENCE_MISMATCH and await _was_found(services, change)):
             return Settled(payment, changed=False)
         row = _row(change, psp_event=psp_event, answering=answering)
         result = await services.db.changes.submit(row)
         if isinstance(result, Applied):
             services.notify(result.deliveries)
             return Settled(change.after, changed=True)
-        payment = None
+        async with services.db.pool.connection() as connection:
+            payment = await find_payment(connection, merchant_id, payment_id)
+            if payment is not None and (only_if_unchanged or await _was_seen(connection, payment, evidence, psp_event)):
+                return Settled(payment, changed=False)
     raise Overloaded("the payment changes faster than this change can be made")
+
+
+async def _was_found(services: Services, change: Change) -> bool:
+    """Whether this mismatch has been written before: its money is in suspense, or the finding is open."""
+    transfer = transfer_of(change)
+    async with services.db.pool.connection() as connection:
+        if transfer is not None:
+            return await has_transfer(connection, change.after.merchant_id, transfer)
+        return await has_open_finding(connection, change.after, Finding.EVIDENCE_MISMATCH)
+
+
+async def _was_seen(connection: Connection, payment: Payment, evidence: Evidence, psp_event: PspEvent | None) -> bool:
+    """Whether another delivery of the same event was faster."""
+    if psp_event is None:
+        return False
+    account_id = evidence.psp_account_id
+    return await was_seen(connection, payment.merchant_id, payment.id, account_id, event_id=psp_event.id)
 
 
 def _row(change: Change, *, psp_event: PspEvent | None, answering: Answering | None) -> ChangeRow:

@@ -3,13 +3,16 @@
 import trio
 
 from core.errors import PspError, PspOutcomeUnknown
-from core.payment import Payment, Source
+from core.payment import EvidenceKind, Payment, Source
 from server.flows.services import Services
 from server.flows.settle import settle
 
 
 async def verify(services: Services, payment: Payment, *, source: Source) -> Payment:
     """The payment after a fetch of its operation. Never charges.
+
+    A decline or an absence is evidence only about the payment as it was when we asked: with another change in between it is
+    dropped, so that the second look at a decline is always younger than the first.
 
     Raises `PspError` where nothing was learned within the PSP deadline, `DatabaseUnavailable`, `Overloaded`.
     """
@@ -19,7 +22,8 @@ async def verify(services: Services, payment: Payment, *, source: Source) -> Pay
             evidence = await adapter.fetch(payment, source=source)
     except trio.TooSlowError as error:
         raise PspOutcomeUnknown("the PSP did not answer in time") from error
-    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
+    about_then = evidence.kind in (EvidenceKind.DECLINED, EvidenceKind.NOT_FOUND)
+    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=about_then)
     assert settled is not None
     return settled.payment
 

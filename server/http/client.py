@@ -19,6 +19,8 @@ from core.errors import FlorinError
 
 CONNECTIONS_PER_ORIGIN_MAX = 256
 IDLE_SECONDS = 60.0
+CONNECT_SECONDS = 3.0
+"""How long a call may wait for a place in the pool and a connection, before anything of it is sent."""
 RESPONSE_BYTES_MAX = 1_048_576
 _READ_BYTES = 65_536
 
@@ -75,7 +77,9 @@ class Client:
         *,
         connections_per_origin_max: int = CONNECTIONS_PER_ORIGIN_MAX,
         response_bytes_max: int = RESPONSE_BYTES_MAX,
+        connect_seconds: float = CONNECT_SECONDS,
     ) -> None:
+        self._connect_seconds = connect_seconds
         self._connections_max = connections_per_origin_max
         self._response_bytes_max = response_bytes_max
         self._pools: dict[_Origin, _Pool] = {}
@@ -88,21 +92,36 @@ class Client:
         out to be dead before a byte of the request could be sent is replaced. Raises `NotSent`, `OutcomeUnknown` or
         `BadResponse`.
         """
-        parts = urlsplit(url)
-        head = _head(method, parts, headers, body)
-        pool = self._pools.setdefault(_origin(parts), _Pool(trio.Semaphore(self._connections_max)))
-        async with pool.free:
-            connection = _take_idle(pool) or await self._connect(_origin(parts))
-            reusable = False
+        try:
+            parts = urlsplit(url)
+            origin = _origin(parts)
+            head = _head(method, parts, headers, body)
+        except ValueError as error:  # UnicodeError is one
+            raise NotSent(f"not an address that can be called: {error}") from error
+        pool = self._pools.setdefault(origin, _Pool(trio.Semaphore(self._connections_max)))
+        connection = await self._take(pool, origin)
+        reusable = False
+        try:
+            response, reusable = await connection.exchange(head + body, bodiless=method == "HEAD")
+            return response
+        finally:
+            if reusable:
+                connection.idle_since = trio.current_time()
+                pool.idle.append(connection)
+            else:
+                connection.close()
+            pool.free.release()
+
+    async def _take(self, pool: _Pool, origin: _Origin) -> "_Connection":
+        """A place and a connection. Whatever time this may take, nothing has been sent: raises `NotSent`."""
+        with trio.move_on_after(self._connect_seconds):
+            await pool.free.acquire()
             try:
-                response, reusable = await connection.exchange(head + body, bodiless=method == "HEAD")
-                return response
-            finally:
-                if reusable:
-                    connection.idle_since = trio.current_time()
-                    pool.idle.append(connection)
-                else:
-                    connection.close()
+                return _take_idle(pool) or await self._connect(origin)
+            except BaseException:
+                pool.free.release()
+                raise
+        raise NotSent(f"no connection to {origin.host}:{origin.port} within {self._connect_seconds:g} s")
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -118,7 +137,7 @@ class Client:
                 secured = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
                 await secured.do_handshake()
                 return _Connection(secured, stream, self._response_bytes_max)
-        except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
+        except (OSError, ValueError, trio.BrokenResourceError, ssl.SSLError) as error:
             raise NotSent(f"cannot connect to {origin.host}:{origin.port}: {error}") from error
         return _Connection(stream, stream, self._response_bytes_max)
 

@@ -34,6 +34,8 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
 
     Raises OSError where the address is taken or not ours.
     """
+    if not 0 <= port <= 65_535:
+        raise OSError(errno.EINVAL, f"{port} is not a port")
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,6 +46,16 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     except OSError:
         listening.close()
         raise
+
+
+def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
+    """So many listening sockets on one port, 0 being any free one. Raises OSError where any other program is on it.
+
+    A socket without SO_REUSEPORT is bound first for a moment: it fails even where the other program would share its port.
+    """
+    with bind(host, port) as probe:
+        chosen: int = probe.getsockname()[1]
+    return [bind(host, chosen, reuse_port=True) for _ in range(count)]
 
 
 def bind_unix(path: str, *, mode: int = 0o660) -> socket.socket:

@@ -1,12 +1,14 @@
 """Sends events to merchants' webhook endpoints.
 
 What this worker committed arrives through `notify` and is sent within milliseconds; what is due otherwise (a retry, a dead
-worker's deliveries) is claimed from the table. Invariants: at most `IN_FLIGHT_MAX` attempts run and at most `QUEUE_MAX` wait in
-memory, the rest waits in the table; an attempt ends well inside its lease; its result is committed in a group.
+worker's deliveries) is claimed from the table. Invariants: at most `IN_FLIGHT_MAX` attempts run, of one endpoint fewer, and at
+most `QUEUE_MAX` wait in memory, the rest waits in the table; an attempt ends well inside its lease; its result is committed in
+a group; whatever goes wrong with one delivery is that delivery's failure and nobody else's.
 """
 
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import msgspec
@@ -31,6 +33,7 @@ from server.http.client import Client, ClientError
 from server.sealing import Sealer
 
 IN_FLIGHT_MAX = 128
+IN_FLIGHT_PER_ENDPOINT_MAX = 32
 QUEUE_MAX = 4_096
 CLAIM_MAX = 100
 ENDPOINT_CACHE_SECONDS = 2.0
@@ -45,11 +48,25 @@ class _Target(msgspec.Struct, frozen=True):
     fetched_at: float
 
 
+class _Lane(msgspec.Struct):
+    """What goes to one endpoint: so many attempts run, the rest waits with the time at which its claim is too old."""
+
+    running: int = 0
+    waiting: deque[tuple[ClaimedDelivery, float]] = msgspec.field(default_factory=deque)
+
+
 class Deliverer:
-    """The job and its queue."""
+    """The job and its queues."""
 
     def __init__(
-        self, db: Database, http: Client, sealer: Sealer, *, attempt_seconds: float, lease_seconds: float, sweep_seconds: float
+        self,
+        db: Database,
+        http: Client,
+        sealer: Sealer,
+        *,
+        attempt_seconds: float,
+        lease_seconds: float,
+        sweep_seconds: float,
     ) -> None:
         self._db = db
         self._http = http
@@ -57,15 +74,17 @@ class Deliverer:
         self._attempt_seconds = attempt_seconds
         self._lease_seconds = lease_seconds
         self._sweep_seconds = sweep_seconds
-        self._send, self._receive = trio.open_memory_channel[ClaimedDelivery](QUEUE_MAX)
-        self._free = trio.CapacityLimiter(IN_FLIGHT_MAX)
+        self._send, self._receive = trio.open_memory_channel[tuple[ClaimedDelivery, float]](QUEUE_MAX)
+        self._free = trio.Semaphore(IN_FLIGHT_MAX)
+        self._lanes: dict[EndpointId, _Lane] = {}
+        self._waiting = 0
         self._targets: dict[EndpointId, _Target] = {}
 
     def notify(self, deliveries: Sequence[NewDelivery]) -> None:
         """Take over what was just committed. What does not fit is recovered from the table when its lease ends."""
         for delivery in deliveries:
             try:
-                self._send.send_nowait(ClaimedDelivery(delivery, attempt=1))
+                self._send.send_nowait((ClaimedDelivery(delivery, attempt=1), self._too_old_at()))
             except trio.WouldBlock:
                 return
 
@@ -74,9 +93,41 @@ class Deliverer:
         async with trio.open_nursery() as attempts:
             attempts.start_soon(self._sweep_forever)
             task_status.started()
-            async for claimed in self._receive:
-                await self._free.acquire_on_behalf_of(claimed)
-                attempts.start_soon(self._attempt, claimed)
+            async for claimed, too_old_at in self._receive:
+                lane = self._lanes.setdefault(claimed.message.endpoint_id, _Lane())
+                if lane.running < IN_FLIGHT_PER_ENDPOINT_MAX:
+                    lane.running += 1
+                    await self._free.acquire()
+                    attempts.start_soon(self._run_lane, lane, claimed)
+                elif self._waiting < QUEUE_MAX:
+                    lane.waiting.append((claimed, too_old_at))
+                    self._waiting += 1
+
+    def _too_old_at(self) -> float:
+        """When an attempt could no longer end before the lease of a claim made now."""
+        return trio.current_time() + self._lease_seconds - self._attempt_seconds
+
+    async def _run_lane(self, lane: _Lane, claimed: ClaimedDelivery) -> None:
+        """Attempt a delivery, and then what waits for the same endpoint."""
+        following: ClaimedDelivery | None = claimed
+        try:
+            while following is not None:
+                await self._attempt(following)
+                following = self._next_of(lane)
+        finally:
+            self._free.release()
+            lane.running -= 1
+            if not lane.running and not lane.waiting:
+                self._lanes.pop(claimed.message.endpoint_id, None)
+
+    def _next_of(self, lane: _Lane) -> ClaimedDelivery | None:
+        """What waits and can still be attempted within its lease; the rest comes back from the table."""
+        while lane.waiting:
+            claimed, too_old_at = lane.waiting.popleft()
+            self._waiting -= 1
+            if trio.current_time() < too_old_at:
+                return claimed
+        return None
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -90,7 +141,7 @@ class Deliverer:
 
     async def _sweep(self) -> int:
         """Claim no more than there is room for, so that a claim does not age in the queue."""
-        room = min(CLAIM_MAX, IN_FLIGHT_MAX - int(self._free.borrowed_tokens))
+        room = min(CLAIM_MAX, self._free.value)
         found = 0
         if room <= 0 or self._send.statistics().current_buffer_used:
             return 0
@@ -100,20 +151,23 @@ class Deliverer:
                     connection, merchant_id, limit=room - found, lease_seconds=self._lease_seconds
                 )
                 for claim in claims:
-                    await self._send.send(claim)
+                    await self._send.send((claim, self._too_old_at()))
                 found += len(claims)
                 if found >= room:
                     break
         return found
 
     async def _attempt(self, claimed: ClaimedDelivery) -> None:
+        """One attempt and its result. Whatever goes wrong is this delivery's failure and nobody else's."""
         try:
             result = await self._deliver(claimed)
+        except Exception as error:  # noqa: BLE001 - a message that breaks its sender must use up its attempts, not its worker
+            _log.exception("a delivery failed in an unexpected way", event_id=str(claimed.message.event_id))
+            result = _failed(claimed, error=f"{type(error).__name__} while sending")
+        try:
             await self._db.delivery_results.submit(result)
         except FlorinError as error:
             _log.warning("a delivery's result could not be written; it will be repeated", error=str(error))
-        finally:
-            self._free.release_on_behalf_of(claimed)
 
     async def _deliver(self, claimed: ClaimedDelivery) -> DeliveryResult:
         message = claimed.message

@@ -1,18 +1,20 @@
 """Looks at every payment that is due: expires it, rechecks it, completes it.
 
-One column, `due_at`, says when: a PENDING payment when it expires, one whose PSP object we know nothing of soon after its
-request must have died, an UNKNOWN one by the recheck schedule, a provisionally declined one at once. The PSP is always asked
-before anything is decided, and asking never charges.
+One column, `due_at`, says when: a PENDING payment when it expires and now and then before, in case a webhook was lost; one whose
+PSP object we know nothing of, soon after its request must have died; an UNKNOWN one by the recheck schedule; a provisionally
+declined one at once. The PSP is always asked before anything is decided, and asking never charges. A look that brings nothing
+counts, so that looking ends with a finding for a person.
 """
 
 import structlog
 import trio
 
-from core.errors import DatabaseUnavailable, FlorinError, Overloaded, PspError
-from core.payment import Payment, Source, Status, is_provisionally_declined
-from server.db.payments import claim_due_payments, merchants_with_due_payments
+from core.errors import DatabaseUnavailable, Overloaded, PspError
+from core.payment import Evidence, EvidenceKind, Payment, Source, Status, is_provisionally_declined, next_look_at
+from server.db.payments import claim_due_payments, merchants_with_due_payments, postpone
 from server.flows.expire import expire
 from server.flows.services import Services
+from server.flows.settle import settle
 from server.flows.verify import verify
 
 CLAIM_MAX = 100
@@ -56,14 +58,34 @@ async def sweep(services: Services) -> int:
 async def _follow_up(services: Services, payment: Payment, free: trio.CapacityLimiter) -> None:
     async with free:
         try:
-            if is_overdue(services, payment):
-                await expire(services, payment)
-            else:
-                await verify(services, payment, source=Source.RECHECK)
-        except PspError as error:
-            _log.warning("a due payment could not be checked", payment=str(payment.id), error=str(error))
-        except FlorinError as error:
-            _log.error("a due payment could not be followed up", payment=str(payment.id), error=str(error))
+            try:
+                await _look(services, payment)
+            except PspError as error:
+                _log.warning("a due payment could not be checked", payment=str(payment.id), error=str(error))
+                await settle(
+                    services, payment.merchant_id, payment.id, _unanswered(payment), known=payment, only_if_unchanged=True
+                )
+        except Exception:  # noqa: BLE001 - one payment must not end the job; its lease brings it back
+            _log.exception("a due payment could not be followed up", payment=str(payment.id))
+
+
+async def _look(services: Services, payment: Payment) -> None:
+    if is_overdue(services, payment):
+        await expire(services, payment)
+        return
+    after = await verify(services, payment, source=Source.RECHECK)
+    if after.version == payment.version and after.status is Status.PENDING:
+        async with services.db.pool.connection() as connection:
+            await postpone(connection, after, due_at=next_look_at(after, now=services.now()))
+
+
+def _unanswered(payment: Payment) -> Evidence:
+    return Evidence(
+        kind=EvidenceKind.UNANSWERED,
+        source=Source.RECHECK,
+        psp_account_id=payment.psp_account_id,
+        operation_id=payment.operation_id,
+    )
 
 
 def is_overdue(services: Services, payment: Payment) -> bool:

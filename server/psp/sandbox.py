@@ -17,6 +17,9 @@ from server.psp.adapter import Notice
 
 SIGNATURE_HEADER = b"sandbox-signature"
 
+NOT_FOUND = 404
+_ABOUT_ANOTHER = frozenset({408, 409, 425, 429})
+
 T = TypeVar("T")
 
 _KIND_BY_STATUS = {
@@ -99,6 +102,8 @@ class SandboxAdapter:
                 return self._not_found(payment, source)
             reference = intent.id
         response = await self._call("POST", f"/v1/intents/{quote(reference)}/close", {"as": as_kind.value})
+        if response.status == NOT_FOUND:
+            return self._not_found(payment, source)
         return self._evidence(_read(response, Intent), source=source)
 
     def read_webhook(self, headers: Mapping[bytes, bytes], body: bytes, *, now: float) -> Notice:
@@ -160,7 +165,7 @@ class SandboxAdapter:
     async def _find(self, payment: Payment) -> Intent | None:
         if payment.reference is not None:
             response = await self._call("GET", f"/v1/intents/{quote(payment.reference)}")
-            return _read(response, Intent)
+            return None if response.status == NOT_FOUND else _read(response, Intent)
         response = await self._call("GET", f"/v1/intents?operation_id={payment.operation_id}")
         found = _read(response, _IntentList).data
         return found[0] if found else None
@@ -181,8 +186,8 @@ class SandboxAdapter:
 
 
 def _read(response: Response, kind: type[T]) -> T:
-    """The body of a successful answer. A 5xx may have had its effect; a 4xx had none."""
-    if response.status >= 500:
+    """The body of a successful answer. A 5xx may have had its effect; a 4xx had none, unless it speaks of another request."""
+    if response.status >= 500 or response.status in _ABOUT_ANOTHER:
         raise PspOutcomeUnknown(f"the sandbox PSP answered {response.status}")
     if response.status >= 400:
         raise PspRejected(f"the sandbox PSP refused: {response.status} {response.body[:200].decode(errors='replace')}")

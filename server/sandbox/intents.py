@@ -32,7 +32,7 @@ class Intents:
     def __init__(self, journal: Journal, public_url: str) -> None:
         self._journal = journal
         self._public_url = public_url
-        self._by_operation = {intent["operation_id"]: key for key, intent in journal.entries.items()}
+        self._by_operation = {intent["operation_id"]: key for key, intent in journal.entries.items() if "operation_id" in intent}
 
     def create(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Open an intent, once per operation. Raises ValueError for fields that cannot be."""

@@ -40,12 +40,13 @@ class Journal:
             self._file.close()
 
     def _load(self, path: Path) -> None:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
                     key, value = json.loads(line)
-                except ValueError:
+                except (ValueError, TypeError):
                     continue  # the last line of a process that was killed
-                self.entries[key] = value
+                if isinstance(key, str) and isinstance(value, dict):
+                    self.entries[key] = value
         for key in list(self.entries)[:-ENTRIES_MAX]:
             del self.entries[key]

@@ -1,8 +1,8 @@
 """The sandbox PSP over HTTP: an API for Florin, a hosted page for customers, a control API for tests.
 
 API (Bearer key): POST /v1/intents, GET /v1/intents?operation_id=, GET /v1/intents/{id}, POST /v1/intents/{id}/close.
-Customers: GET and POST /pay/{id}. Tests: POST /control with {"webhooks": "send"|"hold"|"release", "create":
-"answer"|"lose"|"hang"}.
+Customers: GET and POST /pay/{id}. Tests: POST /control with {"webhooks": "send"|"hold"|"release"} or
+{"create": "answer"|"lose"|"hang"|"slow"}.
 """
 
 import hmac
@@ -18,8 +18,9 @@ from server.sandbox.pages import FORM_BYTES_MAX, form, query, redirect, send_pag
 from server.sandbox.webhooks import Webhooks
 
 JSON = b"application/json"
-_CREATE_FAULTS = ("answer", "lose", "hang")
+_CREATE_FAULTS = ("answer", "lose", "hang", "slow")
 _HANG_SECONDS = 60.0
+_SLOW_SECONDS = 1.0
 
 
 class Psp:
@@ -91,6 +92,8 @@ class Psp:
     async def _created(self, intent: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if self._create_fault == "hang":
             await trio.sleep(_HANG_SECONDS)
+        if self._create_fault == "slow":
+            await trio.sleep(_SLOW_SECONDS)
         if self._create_fault == "lose":
             return 500, {"error": "the intent was created, and this answer is lost on purpose"}
         return 201, intent

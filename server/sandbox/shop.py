@@ -73,6 +73,10 @@ class Shop:
         if item not in GOODS or not _is_cart(cart):
             await send_page(send, "missing.html", status=404)
             return
+        known = self._orders.entries.get(cart)
+        if known is not None and known["item"] != item:
+            await send_page(send, "sorry.html", status=409, reason="This order was placed with another item. Please start anew.")
+            return
         name, amount = GOODS[item]
         wanted = {
             "amount": amount,

@@ -164,15 +164,22 @@ def test_money_wins_late() -> None:
         {"operation_id": OperationId(UUID(int=99))},
     ],
 )
-def test_money_that_does_not_match_goes_to_suspense_once(wrong: dict[str, object]) -> None:
+def test_money_that_does_not_match_goes_to_suspense(wrong: dict[str, object]) -> None:
     payment, _ = run(a_payment(), [_OPENED])
     strange = replace(evidence(EvidenceKind.CAPTURED), **wrong)  # type: ignore[arg-type]
     payment, changes = run(payment, [strange, strange])
     assert payment.status is Status.PENDING
-    assert [change.finding for change in changes] == [Finding.EVIDENCE_MISMATCH]
+    assert {change.finding for change in changes} == {Finding.EVIDENCE_MISMATCH}
+    assert payment.due_at is None, "a person has to look, a job cannot help"
     transfer = transfer_of(changes[0])
     assert transfer is not None
     assert transfer.kind is TransferKind.SUSPENSE
+    assert transfer == transfer_of(changes[1]), "the ledger's key must refuse a repetition"
+    another = apply(payment, replace(strange, reference="int_3"), now=NOW)
+    assert another is not None
+    second = transfer_of(another)
+    assert second is not None
+    assert second.id != transfer.id
     settled, _ = run(payment, [evidence(EvidenceKind.CAPTURED)])
     assert settled.status is Status.SUCCEEDED
 

@@ -3,11 +3,15 @@
 import re
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import httpx2
+import psutil
+import pytest
 
-from tests.e2e.command import STOP_SECONDS, run, up
+from server.sealing import create_key_file
+from tests.e2e.command import FLORIN, STOP_SECONDS, run, up
 
 
 def test_up_smoke_stop_and_up_again(directory: Path) -> None:
@@ -72,7 +76,7 @@ def test_merchants_and_keys(directory: Path) -> None:
         assert httpx2.get(f"{api}/v1/wallets", headers={"authorization": f"Bearer {second}"}).status_code == 401
         assert "no such key" in run("merchant", "key", "revoke", merchant, key_id, *data, code=1)
 
-        assert "1 to 200 characters" in run("merchant", "add", "", *data, code=1)
+        assert "1 to 200 printable characters" in run("merchant", "add", "", *data, code=1)
         assert "http" in run("merchant", "add", "x", "--webhook-url", "ftp://x", *data, code=1)
         assert "no live PSP account" in run("merchant", "add", "x", "--mode", "live", *data, code=1)
         assert "not a merchant" in run("merchant", "key", "add", "nonsense", *data, code=1)
@@ -83,9 +87,11 @@ def test_merchants_and_keys(directory: Path) -> None:
 
 def test_clear_words_where_something_is_missing(directory: Path) -> None:
     nowhere = ("--data-dir", str(directory))
-    for command in ("doctor", "smoke", "migrate"):
-        assert "start one with `florin up`" in run(command, *nowhere, code=1)
-    assert "cannot connect" in run("doctor", "--database-url", "postgresql://127.0.0.1:9/x", code=1)
+    for command, code in (("doctor", 2), ("smoke", 1), ("migrate", 1)):
+        assert "start one with `florin up`" in run(command, *nowhere, code=code)
+    assert "cannot connect" in run("doctor", "--database-url", "postgresql://127.0.0.1:9/x", code=2)
+    for nonsense in ("nonsense", "mysql://x", "postgresql://u@a..b/x"):
+        assert "florin:" in run("migrate", "--database-url", nonsense, code=1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -93,12 +99,58 @@ def test_clear_words_where_something_is_missing(directory: Path) -> None:
         assert "Choose another with --port" in run("up", *nowhere, "--port", port, code=1)
     (directory / "file").write_text("")
     assert "Choose another with --data-dir" in run("up", "--data-dir", str(directory / "file"), "--port", "0", code=1)
+    assert "florin " in run("--version")
+    assert "not a port" in run("up", *nowhere, "--port", "65535", "--workers", "2", "--port-per-worker", code=1)
+    assert "--host" in run("up", *nowhere, "--host", "nosuchhost.invalid", "--port", "0", code=1)
     for mistake in (["frobnicate"], ["up", "--workers", "0"], ["up", "--port", "x"]):
         run(*mistake, code=2)
 
 
 def test_serve_needs_a_migrated_database_and_a_key(directory: Path, database_url: str) -> None:
     key_file = str(directory / "missing.key")
-    assert "cannot read the sealing key" in run(
+    assert "cannot use the sealing key" in run(
         "serve", "--database-url", database_url, "--key-file", key_file, "--port", "39999", code=1
     )
+
+
+@pytest.mark.parametrize("part", ["postgres", "server.sandbox.program"])
+def test_an_instance_that_loses_a_part_ends_and_says_so(directory: Path, part: str) -> None:
+    with up("--data-dir", str(directory), "--workers", "1") as running:
+        family = running.family()
+        victim = next(one for one in family if part in " ".join(one.cmdline()[:4]))
+        victim.kill()
+        _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        assert not left
+        assert running.process.wait(STOP_SECONDS) == 1
+    with up("--data-dir", str(directory), "--workers", "1"):
+        assert "all promises are kept" in run("doctor", "--data-dir", str(directory))
+
+
+def test_a_database_is_not_shared_by_two_keys(directory: Path, database_url: str) -> None:
+    first, second = directory / "first", directory / "second"
+    with up("--data-dir", str(first), "--database-url", database_url, "--workers", "1") as running:
+        refusal = run("up", "--data-dir", str(second), "--database-url", database_url, "--port", "0", code=1)
+        assert "sealed with another key" in refusal
+        assert running.process.poll() is None
+        assert "all promises are kept" in run("doctor", "--database-url", database_url)
+        wrong = first / "wrong.key"
+        create_key_file(wrong)
+        added = ("merchant", "add", "x", "--webhook-url", "http://127.0.0.1:9/", "--key-file", str(wrong))
+        assert "another key" in run(*added, "--database-url", database_url, code=1)
+    (second / "keys" / "sealing.key").write_text("")
+    assert "Restore it" in run("up", "--data-dir", str(second), "--database-url", database_url, "--port", "0", code=1)
+
+
+def test_the_current_directory_cannot_stand_in_for_our_modules(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (directory / "trio.py").write_text("raise SystemExit('not ours')")
+    (directory / "server").mkdir()
+    monkeypatch.chdir(directory)
+    with up("--data-dir", str(directory / "it's, a \\ data directory"), "--workers", "1") as running:
+        assert httpx2.get(f"{running.value('API')}/healthz").status_code == 200
+
+
+def test_output_that_nobody_reads_is_no_failure_of_ours(directory: Path) -> None:
+    arguments = f"{FLORIN} up --data-dir {directory} --port 0 --psp-port 0 --shop-port 0 --workers 1"
+    done = subprocess.run(["bash", "-c", f"{arguments} | head -1"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith("starting")
+    assert "Traceback" not in done.stderr

@@ -97,7 +97,7 @@ async def test_a_forged_webhook_changes_nothing(florin: Florin) -> None:
     payment = await florin.create()
     row = await florin.row(payment["id"])
     url = florin.demo.psp_webhook_url(florin.api_url)
-    body = msgspec.json.encode(_captured(florin, row))
+    body = msgspec.json.encode(captured_event(florin, row))
 
     def signature(secret: str, at: float) -> dict[str, str]:
         return {"sandbox-signature": sign_timestamped(secret, timestamp=int(at), body=body)}
@@ -123,12 +123,12 @@ async def test_a_forged_webhook_changes_nothing(florin: Florin) -> None:
 async def test_repeated_and_reordered_webhooks_post_once(florin: Florin) -> None:
     payment = await florin.create()
     row = await florin.row(payment["id"])
-    captured = _captured(florin, row)
+    captured = captured_event(florin, row)
     expired = {**captured, "id": "sbe_2", "type": "intent.expired", "data": {**captured["data"], "status": "expired"}}
 
     async with trio.open_nursery() as nursery:
         for event in (captured, captured, expired, captured, expired):
-            nursery.start_soon(_send, florin, event)
+            nursery.start_soon(send_event, florin, event)
 
     stored = await florin.row(payment["id"])
     assert stored["status"] == "SUCCEEDED"
@@ -138,10 +138,10 @@ async def test_repeated_and_reordered_webhooks_post_once(florin: Florin) -> None
 
 async def test_money_that_does_not_match_goes_to_suspense(florin: Florin) -> None:
     payment = await florin.create()
-    event = _captured(florin, await florin.row(payment["id"]))
+    event = captured_event(florin, await florin.row(payment["id"]))
     event["data"]["amount_minor"] = 5
 
-    await _send(florin, event)
+    await send_event(florin, event)
 
     assert (await florin.row(payment["id"]))["status"] == "PENDING"
     findings = await florin.rows("SELECT kind FROM findings")
@@ -153,12 +153,13 @@ async def test_money_that_does_not_match_goes_to_suspense(florin: Florin) -> Non
 
 async def test_a_webhook_of_an_unknown_payment_is_kept_and_answered(florin: Florin) -> None:
     payment = await florin.create()
-    event = _captured(florin, await florin.row(payment["id"]))
+    event = captured_event(florin, await florin.row(payment["id"]))
     event["data"]["payment_id"] = florin.demo.merchant_id
 
-    await _send(florin, event)
+    await send_event(florin, event)
 
     assert await florin.rows("SELECT outcome FROM psp_events") == [{"outcome": "unmatched"}]
+    assert "19.90 EUR" in (await florin.rows("SELECT detail FROM findings"))[0]["detail"]
 
 
 async def test_an_answer_that_is_lost_leaves_the_payment_unknown_until_it_is_found(florin: Florin) -> None:
@@ -215,7 +216,7 @@ async def test_the_demo_shop_sells(florin: Florin) -> None:
     assert "Paid. Thank you" in back.text
 
 
-def _captured(florin: Florin, row: dict[str, Any]) -> dict[str, Any]:
+def captured_event(florin: Florin, row: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": "sbe_1",
         "type": "intent.captured",
@@ -232,7 +233,7 @@ def _captured(florin: Florin, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _send(florin: Florin, event: dict[str, Any]) -> None:
+async def send_event(florin: Florin, event: dict[str, Any]) -> None:
     body = msgspec.json.encode(event)
     signature = sign_timestamped(florin.demo.psp_webhook_secret, timestamp=int(time.time()), body=body)
     url = florin.demo.psp_webhook_url(florin.api_url)

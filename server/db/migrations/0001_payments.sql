@@ -200,6 +200,8 @@ CREATE TABLE findings (
     PRIMARY KEY (merchant_id, id)
 );
 
+CREATE INDEX findings_of_payment ON findings (merchant_id, payment_id);
+
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
