@@ -132,13 +132,17 @@ class Client:
     async def _connect(self, origin: _Origin) -> "_Connection":
         try:
             stream = await trio.open_tcp_stream(origin.host, origin.port)
-            stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
-            if origin.scheme == "https":
-                secured = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
-                await secured.do_handshake()
-                return _Connection(secured, stream, self._response_bytes_max)
+            try:
+                stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+                if origin.scheme == "https":
+                    secured = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
+                    await secured.do_handshake()
+                    return _Connection(secured, stream, self._response_bytes_max)
+            except BaseException:
+                stream.socket.close()
+                raise
         except (OSError, ValueError, trio.BrokenResourceError, ssl.SSLError) as error:
-            raise NotSent(f"cannot connect to {origin.host}:{origin.port}: {error}") from error
+            raise NotSent(f"cannot connect to {origin.host}:{origin.port}: {error.__cause__ or error}") from error
         return _Connection(stream, stream, self._response_bytes_max)
 
 
