@@ -28,7 +28,7 @@ from server.db.connection import Connection
 from server.private_files import create_private
 
 START_SECONDS = 30.0
-STOP_SECONDS = 4.0
+STOP_SECONDS = 3.5
 _SOCKET_PATH_MAX = 100  # sun_path has 108 bytes; PostgreSQL appends "/.s.PGSQL.65535"
 _SUPERUSER = "florin"
 _DATABASE = "florin"

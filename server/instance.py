@@ -33,9 +33,10 @@ from server.sealing import Sealer, SealError, create_key_file
 from server.settings import API_PORT, PSP_PORT, SHOP_PORT
 from server.supervisor import Supervisor
 
-DRAIN_SECONDS = 3.5
+# Together these, and the embedded PostgreSQL's, stay below ten seconds: so long may a Ctrl-C take at most.
+DRAIN_SECONDS = 3.0
 SANDBOX_START_SECONDS = 20.0
-SANDBOX_STOP_SECONDS = 2.0
+SANDBOX_STOP_SECONDS = 1.5
 
 
 class InstanceError(FlorinError):

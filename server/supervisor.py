@@ -23,7 +23,7 @@ from server.worker import EXIT_SETUP_FAILED
 RESTART_DELAYS_SECONDS = (0.0, 0.2, 1.0, 5.0)
 HEALTHY_SECONDS = 10.0
 START_SECONDS = 30.0
-KILL_MARGIN_SECONDS = 1.5
+KILL_MARGIN_SECONDS = 1.0
 _log = structlog.get_logger()
 
 

@@ -4,10 +4,12 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import httpx2
 import psutil
+import psycopg
 import pytest
 
 from server.sealing import create_key_file
@@ -39,6 +41,25 @@ def test_up_smoke_stop_and_up_again(directory: Path) -> None:
         stored = httpx2.get(f"{second.value('API')}/v1/payments/{payment}", headers=headers).json()
         assert stored["status"] == "SUCCEEDED"
         assert "all promises are kept" in run("doctor", *data)
+
+
+def test_ctrl_c_does_not_wait_for_a_psp_that_hangs(directory: Path) -> None:
+    with up("--data-dir", str(directory), "--workers", "1") as running, socket.socket() as hanging:
+        httpx2.post(f"{running.value('sandbox PSP')}/control", json={"create": "hang"})
+        address = running.value("API").removeprefix("http://").split(":")
+        hanging.connect((address[0], int(address[1])))
+        body = b'{"amount": 1, "currency": "EUR", "order_id": "hangs"}'
+        head = f"POST /v1/payments HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {running.value('API key')}\r\n"
+        hanging.sendall(head.encode() + b"Idempotency-Key: k\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        with psycopg.connect(running.value("database"), autocommit=True) as connection:
+            deadline = time.monotonic() + STOP_SECONDS
+            while not connection.execute("SELECT 1 FROM payment_requests").fetchall():
+                assert time.monotonic() < deadline
+        seconds, left = running.end(signal.SIGINT)
+        assert not left
+        assert seconds < STOP_SECONDS
+    with up("--data-dir", str(directory), "--workers", "1"):
+        assert "all promises are kept" in run("doctor", "--data-dir", str(directory))
 
 
 def test_nothing_outlives_a_killed_parent(directory: Path) -> None:
