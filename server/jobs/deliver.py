@@ -94,6 +94,8 @@ class Deliverer:
             attempts.start_soon(self._sweep_forever)
             task_status.started()
             async for claimed, too_old_at in self._receive:
+                if trio.current_time() >= too_old_at:
+                    continue
                 lane = self._lanes.setdefault(claimed.message.endpoint_id, _Lane())
                 if lane.running < IN_FLIGHT_PER_ENDPOINT_MAX:
                     lane.running += 1
