@@ -27,7 +27,6 @@ class Result:
 
     payments: int = 0
     errors: int = 0
-    offered_seconds: float = 0.0
     settled_seconds: float = 0.0
     create_ms: list[float] = field(default_factory=list)
     pay_ms: list[float] = field(default_factory=list)
@@ -52,7 +51,6 @@ async def run(instance: Instance, *, customers: int, payments_max: int, seconds_
         )
         began = trio.current_time()
         await _offer(instance, http, result, customers=customers, payments_max=payments_max, seconds_max=seconds_max)
-        result.offered_seconds = trio.current_time() - began
         await _until_settled(connection)
         result.settled_seconds = trio.current_time() - began
         result.cpu_seconds = meter.used_seconds()

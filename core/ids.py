@@ -18,10 +18,8 @@ EndpointId = NewType("EndpointId", UUID)
 
 MERCHANT = "mer"
 PAYMENT = "pay"
-OPERATION = "op"
 PSP_ACCOUNT = "acct"
 EVENT = "evt"
-ENDPOINT = "we"
 API_KEY = "key"
 
 _HEX_DIGITS = 32

@@ -19,17 +19,9 @@ from typing import IO, Any
 
 import trio
 
-from core.errors import FlorinError
-
 KILL_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class ChildFailed(FlorinError):
-    """A child process did not start or did not do its work."""
-
-    code = "child_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +75,7 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 async def wait(child: subprocess.Popen[bytes]) -> int:
-    """Wait until the child has ended; its return code. Only this reaps it."""
+    """Wait until the child has ended; its return code."""
     try:
         descriptor = os.pidfd_open(child.pid)
     except ProcessLookupError:

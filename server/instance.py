@@ -258,7 +258,6 @@ def _environment(options: Options, running: Running) -> dict[str, str]:
         **os.environ,
         "FLORIN_DATABASE_URL": running.database_url,
         "FLORIN_KEY_FILE": running.key_file,
-        "FLORIN_PUBLIC_URL": running.api_urls[0],
         "FLORIN_DRAIN_SECONDS": str(DRAIN_SECONDS),
         **options.settings,
     }

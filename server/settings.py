@@ -37,13 +37,18 @@ class Settings(BaseSettings):
 
     database_url: str = Field(description="PostgreSQL 15 or newer, as a URL or libpq string")
     key_file: Path = Field(description="file with the key that seals secrets at rest")
-    public_url: str = Field(default=f"http://127.0.0.1:{API_PORT}", description="how PSPs and shops reach this server")
     pool_size: int = Field(default=8, ge=1, le=100, description="database connections of a worker, besides its writers")
-    psp_seconds: float = Field(default=10.0, gt=0, description="how long one call to a PSP may take, connecting included")
+    # Bounded, because a payment whose PSP knows nothing of it after a minute is taken to have been never sent.
+    psp_seconds: float = Field(default=10.0, gt=0, le=25, description="how long a call to a PSP may take, connecting included")
     connect_seconds: float = Field(default=3.0, gt=0, description="how long connecting to a PSP or merchant may take")
-    delivery_seconds: float = Field(default=15.0, gt=0, description="how long one webhook to a merchant may take")
+    delivery_seconds: float = Field(default=15.0, gt=0, le=60, description="how long one webhook to a merchant may take")
     sweep_seconds: float = Field(default=1.0, gt=0, description="how often jobs look for work that is due")
     drain_seconds: float = Field(default=5.0, ge=0, description="how long requests in hand may take after SIGTERM")
+    requests_in_flight_max: int = Field(default=1_024, ge=1, description="requests at once in a worker; more get 503")
+    tls_cert: str = Field(default="", description="certificate chain in PEM, for TLS 1.3 without a proxy in front")
+    tls_key: str = Field(default="", description="the certificate's key in PEM")
+    proxy_protocol: bool = Field(default=False, description="every connection begins with a PROXY header, version 2")
+    trusted_proxies: str = Field(default="", description="addresses or networks, by commas, whose X-Forwarded-* is believed")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
     @property

@@ -41,7 +41,6 @@ class Supervisor:
         self._environment = environment
         self._drain_seconds = drain_seconds
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
-        self._stopping = False
         self.restarts = 0
 
     @property
@@ -61,19 +60,18 @@ class Supervisor:
                         starting.start_soon(slots.start, self._keep, slot)
                 task_status.started()
         finally:
-            self._stopping = True
             await self._stop_all()  # noqa: ASYNC102 - shielded and bounded there
 
     async def _keep(self, slot: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep one slot filled."""
         failures = 0
-        while not self._stopping:
+        has_started = False
+        while True:
             began = trio.current_time()
-            if await self._start(slot):
+            if await self._start(slot) and not has_started:
+                has_started = True
                 task_status.started()
-                task_status = trio.TASK_STATUS_IGNORED
             code = await children.wait(self._workers[slot])
-            has_started = task_status is trio.TASK_STATUS_IGNORED
             if code == EXIT_SETUP_FAILED and not has_started:
                 raise SupervisorError("a worker cannot be set up; its reason is in the log above")
             failures = 0 if trio.current_time() - began > HEALTHY_SECONDS else failures + 1

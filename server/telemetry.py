@@ -9,7 +9,6 @@ import structlog
 def configure_logs(level: str) -> None:
     """Set up logging for this process."""
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

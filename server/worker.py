@@ -27,7 +27,9 @@ from server.db.merchants import PspAccount, list_psp_accounts
 from server.db.migrate import MigrationError, require_current
 from server.flows.services import Services, utc_now
 from server.http.client import Client
-from server.http.listener import Listener
+from server.http.forwarded import networks
+from server.http.listener import Listener, ListenerOptions
+from server.http.transport import server_tls
 from server.jobs import follow_up
 from server.jobs.deliver import Deliverer
 from server.psp.adapter import Adapter
@@ -64,7 +66,7 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         routing = _routing(db, http, sealer)
         await routing.reload()
         services = Services(db, routing, deliverer.notify, settings.psp_seconds, utc_now)
-        listener = Listener(Api(services), listening)
+        listener = Listener(Api(services), listening, _listener_options(settings))
         try:
             async with trio.open_nursery() as jobs:
                 await jobs.start(deliverer.run)
@@ -80,6 +82,18 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
                 jobs.cancel_scope.cancel()
         finally:
             http.close()
+
+
+def _listener_options(settings: Settings) -> ListenerOptions:
+    try:
+        return ListenerOptions(
+            requests_in_flight_max=settings.requests_in_flight_max,
+            tls=server_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None,
+            proxy_protocol=settings.proxy_protocol,
+            trusted_proxies=networks(filter(None, settings.trusted_proxies.split(","))),
+        )
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise SettingsError(f"the listener cannot be set up as configured: {error}") from error
 
 
 def _routing(db: Database, http: Client, sealer: Sealer) -> Routing:
@@ -109,15 +123,14 @@ def _adapter(account: PspAccount, http: Client, sealer: Sealer) -> Adapter | Non
         return None
 
 
-async def serve(settings: Settings, listening: socket.socket, *, ready: int | None) -> None:
+async def serve(settings: Settings, listening: socket.socket, *, ready: int) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is a descriptor that is told when requests can come."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_worker(settings, listening):
             gc.collect()
             gc.freeze()
-            if ready is not None:
-                os.write(ready, READY)
-                os.close(ready)
+            os.write(ready, READY)
+            os.close(ready)
             async for _ in signals:
                 break
 
@@ -134,12 +147,13 @@ def main(listening_descriptor: int, ready_descriptor: int) -> int:
     listening = socket.socket(fileno=listening_descriptor)
     try:
         trio.run(lambda: serve(settings, listening, ready=ready_descriptor))
-    except BaseExceptionGroup as group:
+    except (FlorinError, BaseExceptionGroup) as error:
+        group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
         failures, rest = group.split(FlorinError)
         if rest is not None or failures is None:
             raise
         _log.error("the worker cannot run", errors=[str(error) for error in leaves(failures)])
-        is_hopeless = failures.subgroup((MigrationError, SealError)) is not None
+        is_hopeless = failures.subgroup((MigrationError, SealError, SettingsError)) is not None
         return EXIT_SETUP_FAILED if is_hopeless else 1
     return 0
 

@@ -11,7 +11,7 @@ from core.errors import Conflict, InvalidId, InvalidMoney, Malformed, NotFound, 
 from core.events import payment_data
 from core.idempotency import InFlight, Mismatch, Replay, fingerprint, parse_key
 from core.ids import PAYMENT, PaymentId, decode_id
-from core.money import payable
+from core.money import CURRENCY_EXPONENTS, payable
 from core.payment import Payment, Source, Status
 from server.api.problems import send_problem
 from server.db.merchants import Merchant
@@ -38,7 +38,7 @@ class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /v1/payments`. `amount` is in minor units: 1999 EUR is 19.99 €."""
 
     amount: int
-    currency: str
+    currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3)]
     order_id: Text
     description: LongText | None = None
     return_url: Url | None = None
@@ -132,7 +132,7 @@ def _validated(request: CreatePayment, key: str) -> NewPayment:
     try:
         money = payable(request.amount, request.currency)
     except InvalidMoney as error:
-        path = "$.currency" if "currency" in str(error) else "$.amount"
+        path = "$.amount" if request.currency in CURRENCY_EXPONENTS else "$.currency"
         raise Unprocessable(str(error), code="invalid_money", path=path) from error
     return NewPayment(
         money=money,

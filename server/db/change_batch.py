@@ -27,7 +27,16 @@ _OPERATION_STATE = {
     EvidenceKind.UNREACHABLE: "FAILED",
     EvidenceKind.REJECTED: "FAILED",
     EvidenceKind.NOT_FOUND: None,
+    EvidenceKind.UNANSWERED: None,
+    EvidenceKind.OPENED: "DONE",
+    EvidenceKind.ATTEMPT_FAILED: "DONE",
+    EvidenceKind.AUTHORIZED: "DONE",
+    EvidenceKind.CAPTURED: "DONE",
+    EvidenceKind.DECLINED: "DONE",
+    EvidenceKind.EXPIRED: "DONE",
+    EvidenceKind.CANCELED: "DONE",
 }
+"""What the evidence says of the operation that opened the payment; None is nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +278,7 @@ def _columns(items: Sequence[ChangeRow]) -> Iterable[str]:
     yield plain(fact.source for fact in evidence)
     yield plain(fact.kind for fact in evidence)
     yield quoted(fact.code for fact in evidence)
-    yield plain(_OPERATION_STATE.get(fact.kind, "DONE") for fact in evidence)
+    yield plain(None if item.change.finding else _OPERATION_STATE[item.change.evidence.kind] for item in items)
     yield plain(item.event_id for item in items)
     yield plain(item.event_type for item in items)
     yield quoted(item.event_data.decode() for item in items)

@@ -76,9 +76,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             raise DatabaseUnavailable(f"not the address of a PostgreSQL: {str(error).strip()}") from error
         if settings:
             params["options"] = f"{params.get('options', '')} {settings}".strip()
-        params = await _resolved(params)
         try:
             with trio.fail_after(CONNECT_SECONDS):
+                params = await _resolved(params)
                 connection = await _drive_connecting(cls._connect_gen(libpq_conninfo.make_conninfo("", **params)))
         except psycopg.Error as error:
             raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {str(error).strip()}") from error
@@ -154,7 +154,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     @asynccontextmanager
     async def atomic(self) -> AsyncIterator[None]:
-        """A transaction. A cancelled one is rolled back by the server, for its connection is closed."""
+        """A transaction: committed at the end of the block, rolled back where it is left by an exception or cancellation."""
         await self.execute("BEGIN")
         try:
             yield

@@ -26,33 +26,49 @@ class ClaimedDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryResult:
-    """What came of an attempt: `retry_seconds` None and `delivered` False means no further attempt."""
+    """What came of an attempt: `retry_seconds` None and `delivered` False means no further attempt.
+
+    One that was not `made`, because its claim had grown too old, is given back and does not count.
+    """
 
     claimed: ClaimedDelivery
     delivered: bool
     retry_seconds: float | None = None
     status: int | None = None
     error: str | None = None
+    made: bool = True
 
 
-async def merchants_with_due_deliveries(connection: Connection, *, limit: int) -> list[MerchantId]:
-    """Whose deliveries are due and in nobody's hands."""
+async def merchants_with_due_deliveries(
+    connection: Connection, *, but_not_to: Sequence[EndpointId], limit: int
+) -> list[MerchantId]:
+    """Whose deliveries are due and in nobody's hands, leaving out some endpoints."""
     rows = await connection.query(
-        "SELECT merchant_id FROM deliveries WHERE due_at <= now() GROUP BY merchant_id ORDER BY min(due_at) LIMIT $1",
+        """
+        SELECT merchant_id FROM deliveries WHERE due_at <= now() AND endpoint_id <> ALL ($2::uuid[])
+         GROUP BY merchant_id ORDER BY min(due_at) LIMIT $1
+        """,
         limit,
+        plain(but_not_to),
     )
     return [MerchantId(row[0]) for row in rows]
 
 
 async def claim_due_deliveries(
-    connection: Connection, merchant_id: MerchantId, *, limit: int, lease_seconds: float
+    connection: Connection,
+    merchant_id: MerchantId,
+    *,
+    but_not_to: Sequence[EndpointId],
+    limit: int,
+    lease_seconds: float,
 ) -> list[ClaimedDelivery]:
     """Take due deliveries of one merchant, oldest event first; one whose attempts are used up is dead."""
     rows = await connection.query(
         """
         WITH due AS (
             SELECT endpoint_id, event_seq FROM deliveries
-             WHERE merchant_id = $1 AND due_at <= now() ORDER BY endpoint_id, event_seq LIMIT $2 FOR UPDATE
+             WHERE merchant_id = $1 AND due_at <= now() AND endpoint_id <> ALL ($5::uuid[])
+             ORDER BY endpoint_id, event_seq LIMIT $2 FOR UPDATE
         ), claimed AS (
             UPDATE deliveries d
                SET state = CASE WHEN d.attempts < $4 THEN d.state ELSE 'DEAD' END,
@@ -70,6 +86,7 @@ async def claim_due_deliveries(
         limit,
         lease_seconds,
         ATTEMPTS_MAX,
+        plain(but_not_to),
     )
     return [
         ClaimedDelivery(
@@ -103,10 +120,12 @@ class DeliveryResultBatch:
             """
             UPDATE deliveries d
                SET state = i.state, due_at = CASE WHEN i.state = 'PENDING' THEN now() + make_interval(secs => i.retry) END,
-                   last_status = i.status, last_error = i.error, updated_at = now()
+                   attempts = d.attempts - CASE WHEN i.made THEN 0 ELSE 1 END,
+                   last_status = coalesce(i.status, d.last_status), last_error = i.error, updated_at = now()
               FROM unnest(
-                    $1::uuid[], $2::uuid[], $3::bigint[], $4::integer[], $5::text[], $6::float8[], $7::integer[], $8::text[]
-                ) AS i (merchant_id, endpoint_id, event_seq, attempts, state, retry, status, error)
+                    $1::uuid[], $2::uuid[], $3::bigint[], $4::integer[], $5::text[], $6::float8[], $7::integer[], $8::text[],
+                    $9::boolean[]
+                ) AS i (merchant_id, endpoint_id, event_seq, attempts, state, retry, status, error, made)
              WHERE d.merchant_id = i.merchant_id AND d.endpoint_id = i.endpoint_id AND d.event_seq = i.event_seq
                AND d.attempts = i.attempts AND d.state = 'PENDING'
             RETURNING d.merchant_id, d.endpoint_id, d.event_seq
@@ -119,6 +138,7 @@ class DeliveryResultBatch:
             plain(item.retry_seconds for item in items),
             plain(item.status for item in items),
             quoted(item.error for item in items),
+            plain(item.made for item in items),
         )
         written = set(rows)
         return [(one.merchant_id, one.endpoint_id, one.event_seq) in written for one in messages]

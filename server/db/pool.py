@@ -16,6 +16,8 @@ from server.db.connection import Connection
 
 WAITERS_MAX = 1_024
 ACQUIRE_SECONDS = 5.0
+USE_SECONDS = 30.0
+"""How long a connection may be held: queries only, never a call to anyone else."""
 
 
 class Pool:
@@ -38,9 +40,12 @@ class Pool:
         try:
             connection = await self._checkout()
             try:
-                yield connection
+                with trio.fail_after(USE_SECONDS):
+                    yield connection
             except psycopg.OperationalError as error:
                 raise DatabaseUnavailable(f"the database went away: {str(error).strip()}") from error
+            except trio.TooSlowError as error:
+                raise DatabaseUnavailable(f"the database did not answer within {USE_SECONDS:.0f} s") from error
             finally:
                 self._put_back(connection)
         finally:

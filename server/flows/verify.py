@@ -2,7 +2,7 @@
 
 import trio
 
-from core.errors import PspError, PspOutcomeUnknown
+from core.errors import DatabaseUnavailable, Overloaded, PspError, PspOutcomeUnknown
 from core.payment import EvidenceKind, Payment, Source
 from server.flows.services import Services
 from server.flows.settle import settle
@@ -33,6 +33,6 @@ async def verify_if_possible(services: Services, payment: Payment, *, source: So
     with trio.move_on_after(seconds):
         try:
             return await verify(services, payment, source=source)
-        except PspError:
+        except (PspError, DatabaseUnavailable, Overloaded):
             pass
     return payment

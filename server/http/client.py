@@ -8,6 +8,7 @@ end; cancellation at any point closes it; responses, connections and waiting are
 
 import select
 import ssl
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
@@ -18,6 +19,7 @@ import trio
 from core.errors import FlorinError
 
 CONNECTIONS_PER_ORIGIN_MAX = 256
+ORIGINS_MAX = 1_024
 IDLE_SECONDS = 60.0
 CONNECT_SECONDS = 3.0
 """How long a call may wait for a place in the pool and a connection, before anything of it is sent."""
@@ -66,7 +68,7 @@ class _Origin:
 @dataclass(slots=True)
 class _Pool:
     free: trio.Semaphore
-    idle: list["_Connection"] = field(default_factory=list)
+    idle: deque["_Connection"] = field(default_factory=deque)
 
 
 class Client:
@@ -98,7 +100,7 @@ class Client:
             head = _head(method, parts, headers, body)
         except ValueError as error:  # UnicodeError is one
             raise NotSent(f"not an address that can be called: {error}") from error
-        pool = self._pools.setdefault(origin, _Pool(trio.Semaphore(self._connections_max)))
+        pool = self._pool(origin)
         connection = await self._take(pool, origin)
         reusable = False
         try:
@@ -108,9 +110,24 @@ class Client:
             if reusable:
                 connection.idle_since = trio.current_time()
                 pool.idle.append(connection)
+                while not pool.idle[0].is_fresh():
+                    pool.idle.popleft().close()
             else:
                 connection.close()
             pool.free.release()
+
+    def _pool(self, origin: _Origin) -> _Pool:
+        """The origin's pool; where there are many origins, those that are at rest are forgotten."""
+        pool = self._pools.get(origin)
+        if pool is None:
+            if len(self._pools) >= ORIGINS_MAX:
+                for other, one in list(self._pools.items()):
+                    if one.free.value == self._connections_max:
+                        del self._pools[other]
+                        for connection in one.idle:
+                            connection.close()
+            pool = self._pools[origin] = _Pool(trio.Semaphore(self._connections_max))
+        return pool
 
     async def _take(self, pool: _Pool, origin: _Origin) -> "_Connection":
         """A place and a connection. Whatever time this may take, nothing has been sent: raises `NotSent`."""
@@ -212,8 +229,6 @@ class _ResponseParser:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes. Raises `BadResponse`."""
-        if self.complete:
-            raise BadResponse("bytes after the end of the response")
         self._bytes += len(data)
         if self._bytes > self._bytes_max:
             raise BadResponse(f"the response is larger than {self._bytes_max} bytes")
@@ -228,7 +243,7 @@ class _ResponseParser:
 
     def on_message_begin(self) -> None:
         if self.complete:
-            self.keep_alive = False
+            raise BadResponse("bytes after the end of the response")
         self._headers.clear()
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import structlog
 
-from server.http.asgi import Application, Scope
+from server.http.asgi import Application, Scope, respond
 from server.http.exchange import STATUS_LINES, Exchange
 from server.http.forwarded import Addresses, Networks, forwarded
 from server.http.parser import BadRequest, Request, RequestParser
@@ -125,14 +125,15 @@ class Connection:
             _log.exception("the application failed", method=request.method, target=request.target.decode("latin-1"))
             if not exchange.started:
                 body = b'{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal_error"}'
-                await exchange.send_plain(500, body, content_type=b"application/problem+json")
+                await respond(exchange.send, 500, body, content_type=b"application/problem+json")
         if not exchange.started and self._parser.failure is not None:
             raise self._parser.failure
 
     async def _turn_away(self, exchange: Exchange) -> None:
         """Answer 503 before anything has happened."""
         body = b'{"type":"urn:florin:problem:overloaded","title":"Try again later","status":503,"code":"overloaded"}'
-        await exchange.send_plain(503, body, content_type=b"application/problem+json", headers=[(b"retry-after", b"1")])
+        headers = [(b"retry-after", b"1")]
+        await respond(exchange.send, 503, body, content_type=b"application/problem+json", headers=headers)
 
     async def _read(self) -> bool:
         """Read once and parse; False at the end of the stream."""

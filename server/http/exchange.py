@@ -90,14 +90,6 @@ class Exchange:
         if out:
             await self._wire.write(out)
 
-    async def send_plain(
-        self, status: int, body: bytes, *, content_type: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
-    ) -> None:
-        """A whole response of the server itself."""
-        fields = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
-        await self.send({"type": "http.response.start", "status": status, "headers": fields})
-        await self.send({"type": "http.response.body", "body": body})
-
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         wire = self._wire
         parts = [STATUS_LINES[status], wire.date_header]

@@ -15,6 +15,9 @@ TARGET_BYTES_MAX = 8_192
 HEADER_BYTES_MAX = 32_768
 HEADERS_MAX = 100
 PIPELINE_MAX = 16
+QUIET_BYTES_MAX = TARGET_BYTES_MAX + HEADER_BYTES_MAX + 65_536
+"""How much may be read without a head or a part of a body: llhttp holds back an unfinished header, and reports a chunk's
+extensions not at all."""
 
 
 class BadRequest(Exception):
@@ -53,6 +56,7 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(self)
         self._current = Request()
         self._head_bytes = 0
+        self._quiet_bytes = 0
         self.in_head = False
         self.failure: BadRequest | None = None
 
@@ -60,6 +64,7 @@ class RequestParser:
         """Take the next bytes."""
         if self.failure is not None:
             return
+        self._quiet_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -69,6 +74,9 @@ class RequestParser:
             self.failure = cause if isinstance(cause, BadRequest) else BadRequest(400, "malformed request")
         except httptools.HttpParserError as error:
             self.failure = BadRequest(400, f"malformed request: {error}")
+        else:
+            if self._quiet_bytes > QUIET_BYTES_MAX:
+                self.failure = BadRequest(431, "the header block is too large")
 
     # llhttp's callbacks, in the order in which they come
 
@@ -85,7 +93,11 @@ class RequestParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         headers = self._current.headers
         self._head_bytes += len(name) + len(value)
-        if len(headers) >= HEADERS_MAX or self._head_bytes > HEADER_BYTES_MAX:
+        if self._head_bytes > HEADER_BYTES_MAX:
+            raise BadRequest(431, "the header block is too large")
+        if not self.in_head:
+            return  # a trailer must never become a header (RFC 9110, 6.5.1)
+        if len(headers) >= HEADERS_MAX:
             raise BadRequest(431, "the header block is too large")
         headers.append((name.lower(), value))
 
@@ -96,12 +108,14 @@ class RequestParser:
         # An upgrade that is not taken may be ignored (RFC 9110, 7.8), but what follows it may not be HTTP.
         request.keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         self.in_head = False
+        self._quiet_bytes = 0
         _require_unambiguous(request)
         if len(self.requests) >= PIPELINE_MAX:
             raise BadRequest(429, "too many pipelined requests")
         self.requests.append(request)
 
     def on_body(self, part: bytes) -> None:
+        self._quiet_bytes = 0
         self._current.body.append(part)
         self._current.body_bytes += len(part)
 

@@ -35,7 +35,10 @@ from server.sealing import Sealer
 IN_FLIGHT_MAX = 128
 IN_FLIGHT_PER_ENDPOINT_MAX = 32
 QUEUE_MAX = 4_096
-CLAIM_MAX = 100
+CLAIM_MAX = IN_FLIGHT_PER_ENDPOINT_MAX
+BUSY = IN_FLIGHT_PER_ENDPOINT_MAX // 2
+"""With so many attempts under way to an endpoint nothing more is claimed for it: it would only wait and age."""
+
 ENDPOINT_CACHE_SECONDS = 2.0
 ENDPOINT_CACHE_MAX = 10_000
 API_VERSION = "2026-11-01"
@@ -94,13 +97,11 @@ class Deliverer:
             attempts.start_soon(self._sweep_forever)
             task_status.started()
             async for claimed, too_old_at in self._receive:
-                if trio.current_time() >= too_old_at:
-                    continue
                 lane = self._lanes.setdefault(claimed.message.endpoint_id, _Lane())
                 if lane.running < IN_FLIGHT_PER_ENDPOINT_MAX:
                     lane.running += 1
                     await self._free.acquire()
-                    attempts.start_soon(self._run_lane, lane, claimed)
+                    attempts.start_soon(self._run_lane, lane, claimed, too_old_at)
                 elif self._waiting < QUEUE_MAX:
                     lane.waiting.append((claimed, too_old_at))
                     self._waiting += 1
@@ -109,27 +110,18 @@ class Deliverer:
         """When an attempt could no longer end before the lease of a claim made now."""
         return trio.current_time() + self._lease_seconds - self._attempt_seconds
 
-    async def _run_lane(self, lane: _Lane, claimed: ClaimedDelivery) -> None:
+    async def _run_lane(self, lane: _Lane, claimed: ClaimedDelivery, too_old_at: float) -> None:
         """Attempt a delivery, and then what waits for the same endpoint."""
-        following: ClaimedDelivery | None = claimed
         try:
-            while following is not None:
-                await self._attempt(following)
-                following = self._next_of(lane)
+            await self._attempt(claimed, too_old_at)
+            while lane.waiting:
+                self._waiting -= 1
+                await self._attempt(*lane.waiting.popleft())
         finally:
             self._free.release()
             lane.running -= 1
             if not lane.running and not lane.waiting:
                 self._lanes.pop(claimed.message.endpoint_id, None)
-
-    def _next_of(self, lane: _Lane) -> ClaimedDelivery | None:
-        """What waits and can still be attempted within its lease; the rest comes back from the table."""
-        while lane.waiting:
-            claimed, too_old_at = lane.waiting.popleft()
-            self._waiting -= 1
-            if trio.current_time() < too_old_at:
-                return claimed
-        return None
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -147,22 +139,26 @@ class Deliverer:
         found = 0
         if room <= 0 or self._send.statistics().current_buffer_used:
             return 0
+        busy = [endpoint_id for endpoint_id, lane in self._lanes.items() if lane.waiting or lane.running >= BUSY]
         async with self._db.pool.connection() as connection:
-            for merchant_id in await merchants_with_due_deliveries(connection, limit=room):
+            for merchant_id in await merchants_with_due_deliveries(connection, but_not_to=busy, limit=room):
                 claims = await claim_due_deliveries(
-                    connection, merchant_id, limit=room - found, lease_seconds=self._lease_seconds
+                    connection, merchant_id, but_not_to=busy, limit=room - found, lease_seconds=self._lease_seconds
                 )
                 for claim in claims:
-                    await self._send.send((claim, self._too_old_at()))
+                    self._send.send_nowait((claim, self._too_old_at()))
                 found += len(claims)
                 if found >= room:
                     break
         return found
 
-    async def _attempt(self, claimed: ClaimedDelivery) -> None:
+    async def _attempt(self, claimed: ClaimedDelivery, too_old_at: float) -> None:
         """One attempt and its result. Whatever goes wrong is this delivery's failure and nobody else's."""
         try:
-            result = await self._deliver(claimed)
+            if trio.current_time() < too_old_at:
+                result = await self._deliver(claimed)
+            else:
+                result = DeliveryResult(claimed=claimed, delivered=False, retry_seconds=self._sweep_seconds, made=False)
         except Exception as error:  # noqa: BLE001 - a message that breaks its sender must use up its attempts, not its worker
             _log.exception("a delivery failed in an unexpected way", event_id=str(claimed.message.event_id))
             result = _failed(claimed, error=f"{type(error).__name__} while sending")

@@ -117,12 +117,16 @@ class SandboxAdapter:
         except msgspec.DecodeError as error:
             raise Malformed(f"not an event of the sandbox PSP: {error}") from error
         intent = event.data
+        try:
+            evidence = self._evidence_of_event(event)
+        except PspOutcomeUnknown as error:
+            raise Malformed(f"an event of the sandbox PSP that cannot be: {error}") from error
         return Notice(
             event_id=event.id,
             event_type=event.type,
             merchant_id=MerchantId(intent.merchant_id),
             payment_id=PaymentId(intent.payment_id),
-            evidence=self._evidence_of_event(event),
+            evidence=evidence,
         )
 
     def _evidence_of_event(self, event: _Event) -> Evidence | None:

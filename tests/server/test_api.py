@@ -30,6 +30,7 @@ BAD_INPUT: list[tuple[object, int, str, str | None]] = [
     (b'{"amount":99999999999999999999999,"currency":"EUR","order_id":"1"}', 422, "invalid_money", "$.amount"),
     (order(currency="XXX"), 422, "invalid_money", "$.currency"),
     (order(currency="eur"), 422, "invalid_money", "$.currency"),
+    (order(currency="4242424242424242"), 422, "invalid_field", "$.currency"),
     (order(order_id=""), 422, "invalid_field", "$.order_id"),
     (order(order_id="x" * 256), 422, "invalid_field", "$.order_id"),
     (order(order_id="a\0b"), 422, "invalid_field", "$.order_id"),

@@ -201,6 +201,41 @@ async def test_an_endpoint_that_cannot_be_called_harms_nobody_else(florin: Flori
     await eventually(lambda: florin.rows("SELECT 1 WHERE NOT EXISTS (SELECT FROM deliveries WHERE state = 'PENDING')"))
 
 
+async def test_deliveries_to_an_endpoint_that_hangs_lose_no_attempt_unsent(florin: Florin) -> None:
+    received = 0
+
+    async def hang(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal received
+        received += 1
+        await trio.sleep_forever()
+
+    async with serving(hang) as (_, port):
+        await florin.connection.execute("UPDATE webhook_endpoints SET url = $1", (f"http://127.0.0.1:{port}/",))
+        payment = await florin.create()
+        await florin.pay(payment)
+        await florin.until_stored(payment["id"], "SUCCEEDED")
+        await florin.connection.execute(
+            """
+            INSERT INTO events SELECT merchant_id, n, gen_random_uuid(), type, payment_id, data, created_at
+              FROM events, generate_series(2, 200) AS n
+            """
+        )
+        await florin.connection.execute(
+            """
+            INSERT INTO deliveries (merchant_id, endpoint_id, event_seq, state, attempts, due_at, created_at, updated_at)
+            SELECT merchant_id, endpoint_id, n, 'PENDING', 0, now(), now(), now() FROM deliveries, generate_series(2, 200) AS n
+            """
+        )
+        await eventually(lambda: florin.rows("SELECT 1 FROM deliveries WHERE last_error LIKE 'no answer%'"))
+        rows = await florin.rows("SELECT sum(attempts)::integer AS claimed FROM deliveries")
+        assert rows[0]["claimed"] <= received + 1, "a claim that was not sent must not stay counted"
+        await florin.connection.execute("UPDATE deliveries SET state = 'DEAD', due_at = NULL")
+    # The events were made up, so the doctor would rightly object.
+    await florin.connection.execute("ALTER TABLE events DISABLE TRIGGER events_append_only")
+    await florin.connection.execute("DELETE FROM events WHERE seq > 1")
+    await florin.connection.execute("ALTER TABLE events ENABLE TRIGGER events_append_only")
+
+
 async def test_a_lost_webhook_is_noticed_before_the_payment_expires(florin: Florin) -> None:
     await florin.control(webhooks="hold")
     payment = await florin.create(expires_in=604_800)

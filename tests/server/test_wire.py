@@ -97,6 +97,8 @@ async def test_keep_alive_pipelining_and_order() -> None:
         (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"5\r\nhelloX"), 400),
         (request("GET / HTTP/1.1", "Host: a", "Connection: upgrade", "Upgrade: h2c"), 200),
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 200_000, 431),
+        (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"1;" + b"a" * 200_000), 431),
     ],
 )
 async def test_what_is_ambiguous_or_too_large_is_refused(data: bytes, status: int | tuple[int, ...]) -> None:
@@ -124,6 +126,17 @@ async def test_bodies_chunked_and_continued() -> None:
         assert len(await talk(port, request("POST / HTTP/1.1", "Host: a", f"Content-Length: {len(large)}", body=large))) > len(
             large
         )
+
+
+async def test_trailers_never_become_headers() -> None:
+    async def headers(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive, bytes_max=100)
+        await respond(send, 200, b" ".join(name for name, _ in scope["headers"]), content_type=TEXT)
+
+    trailers = b"0\r\nAuthorization: Bearer x\r\nHost: b\r\n\r\n"
+    async with serving(headers) as (_, port):
+        answer = await talk(port, request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=trailers))
+    assert answer.endswith(b"\r\n\r\nhost transfer-encoding")
 
 
 async def test_head_and_http_1_0_and_connection_close() -> None:
@@ -348,6 +361,7 @@ async def test_the_client_reads_every_kind_of_body(answer: bytes, body: bytes) -
         (b"HTTP/1.1 200 OK\r\nContent-Le", OutcomeUnknown),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhi", OutcomeUnknown),
         (b"nonsense\r\n\r\n", BadResponse),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 404 No\r\nContent-Length: 1\r\n\r\nz", BadResponse),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000, BadResponse),
     ],
 )

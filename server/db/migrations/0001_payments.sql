@@ -1,5 +1,5 @@
 -- The main job: merchants, payments and their operations, idempotency keys, ledger, wallets, events and deliveries.
--- Rules (held by tests/server/test_schema.py): every key of a merchant's table leads with merchant_id, so that the schema shards
+-- Rules (held by tests/server/test_database.py): every key of a merchant's table leads with merchant_id, so that the schema shards
 -- by merchant unchanged; ids are UUIDv7 made by the client; statuses repeat the core's enums. The tables of the payment path
 -- carry no foreign keys: their rows are written together by one statement, and `florin doctor` looks for orphans.
 
