@@ -4,13 +4,11 @@ Expected outcomes are return values; what is raised is a failure and belongs to 
 `code` that merchants may program against; the HTTP status of each is decided in one place, `server.api.problems`.
 """
 
-from typing import ClassVar
-
 
 class FlorinError(Exception):
     """The root of all failures that Florin raises itself."""
 
-    code: ClassVar[str] = "internal_error"
+    code: str = "internal_error"
 
 
 class DomainError(FlorinError):
@@ -52,8 +50,7 @@ class RequestError(FlorinError):
 
     def __init__(self, detail: str, *, code: str | None = None, path: str | None = None) -> None:
         super().__init__(detail)
-        self.detail = detail
-        self.request_code = code or self.code
+        self.code = code or self.code
         self.path = path
 
 
@@ -94,13 +91,9 @@ class TooLarge(RequestError):
 
 
 class Overloaded(FlorinError):
-    """A bound was reached before any side effect; try again after `retry_after_seconds`."""
+    """A bound was reached before any side effect; try again in a moment."""
 
     code = "overloaded"
-
-    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
-        super().__init__(detail)
-        self.retry_after_seconds = retry_after_seconds
 
 
 class DatabaseUnavailable(FlorinError):
@@ -110,9 +103,7 @@ class DatabaseUnavailable(FlorinError):
 
 
 class DatabaseRefused(FlorinError):
-    """The database refused a row: a constraint holds what the code should have held. Always a defect."""
-
-    code = "internal_error"
+    """The database refused: a right is missing, or a constraint held what the code should have held."""
 
 
 class PspError(FlorinError):

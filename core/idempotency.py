@@ -45,8 +45,6 @@ class Mismatch:
 class InFlight:
     """The first request with this key has not been answered yet."""
 
-    retry_after_seconds: int
-
 
 @dataclass(frozen=True, slots=True)
 class Resume:
@@ -73,7 +71,7 @@ def decide(stored: StoredKey, request_fingerprint: bytes, *, now: datetime) -> D
     if stored.reply_status is not None and stored.reply_body is not None:
         return Replay(stored.reply_status, stored.reply_body)
     if now < stored.in_flight_until:
-        return InFlight(retry_after_seconds=1)
+        return InFlight()
     return Resume(stored.payment_id)
 
 

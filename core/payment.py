@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from core.errors import IllegalTransition
+from core.evidence import FETCHED, Evidence, EvidenceKind, Finding, Source
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import AMOUNT_MINOR_MAX, Money
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
@@ -39,69 +40,6 @@ class Status(StrEnum):
     EXPIRED = "EXPIRED"
     CANCELED = "CANCELED"
     UNKNOWN = "UNKNOWN"
-
-
-class EvidenceKind(StrEnum):
-    """What was learned. The first seven are facts at the PSP; the others are about our own asking.
-
-    NOT_FOUND and UNANSWERED are looks that brought nothing; LOST, UNREACHABLE and REJECTED are ends of the call that should
-    have opened the payment.
-    """
-
-    OPENED = "opened"
-    ATTEMPT_FAILED = "attempt_failed"
-    AUTHORIZED = "authorized"
-    CAPTURED = "captured"
-    DECLINED = "declined"
-    EXPIRED = "expired"
-    CANCELED = "canceled"
-    NOT_FOUND = "not_found"
-    UNANSWERED = "unanswered"
-    LOST = "lost"
-    UNREACHABLE = "unreachable"
-    REJECTED = "rejected"
-
-
-class Source(StrEnum):
-    """Who brought the evidence."""
-
-    CREATE = "create"
-    WEBHOOK = "webhook"
-    ACCESS = "access"
-    RECHECK = "recheck"
-    EXPIRY = "expiry"
-
-
-FETCHED = frozenset({Source.ACCESS, Source.RECHECK, Source.EXPIRY})
-"""Sources that asked the PSP for the state of the operation, rather than being told."""
-
-
-class Finding(StrEnum):
-    """What a person has to look at."""
-
-    EVIDENCE_MISMATCH = "evidence_mismatch"
-    OUTCOME_UNKNOWN = "outcome_unknown"
-    UNMATCHED_EVENT = "unmatched_event"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """One thing learned about one operation of a payment.
-
-    `money` is set exactly for AUTHORIZED and CAPTURED; `reference` is the PSP's name of the object; `code` is a decline code.
-    """
-
-    kind: EvidenceKind
-    source: Source
-    psp_account_id: PspAccountId
-    operation_id: OperationId
-    reference: str | None = None
-    payment_url: str | None = None
-    money: Money | None = None
-    code: str | None = None
-
-    def __post_init__(self) -> None:
-        assert (self.money is not None) == (self.kind in (EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +165,7 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
         payment_url=step.payment_url or evidence.payment_url,
     )
     for_the_log = evidence.kind is EvidenceKind.ATTEMPT_FAILED and evidence.source is Source.WEBHOOK
-    if named == payment and not for_the_log:
+    if named == payment and not for_the_log and not _counts_as_look(payment, evidence):
         return None
     due_at = _due_at(named, now=now)
     given_up = due_at is None and named.status not in FINAL and evidence.kind in _LOOKS_IN_VAIN
@@ -280,16 +218,15 @@ def _step(payment: Payment, evidence: Evidence, target: Status) -> Payment:
             if heard_before and evidence.source in FETCHED:
                 return replace(payment, status=target, did_check_again=True)
             return replace(payment, decline_code=payment.decline_code or evidence.code or "declined")
-        case EvidenceKind.LOST if payment.reference is not None:
-            return payment
+        case EvidenceKind.LOST | EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED if payment.reference is not None:
+            return payment  # another request has opened it meanwhile
         case EvidenceKind.NOT_FOUND | EvidenceKind.UNANSWERED if payment.status in _UNSETTLED:
-            return replace(payment, checks=payment.checks + 1)
+            counted = min(payment.checks + 1, len(RECHECK_DELAYS_SECONDS))
+            return replace(payment, checks=counted) if _counts_as_look(payment, evidence) else payment
         case EvidenceKind.OPENED if payment.status in _UNSETTLED:
             # Seen open by a fetch, it is not declined after all: the customer may still try another card.
             contradicted = evidence.source in FETCHED
             return replace(payment, status=target, checks=0, decline_code=None if contradicted else payment.decline_code)
-        case EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED if payment.reference is not None:
-            return payment  # another request has opened it meanwhile
         case EvidenceKind.AUTHORIZED if payment.status is Status.DECLINED:
             return replace(payment, status=target, decline_code=None)
         case EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED:
@@ -311,9 +248,20 @@ def _step(payment: Payment, evidence: Evidence, target: Status) -> Payment:
             assert_never(evidence.kind)
 
 
+def _counts_as_look(payment: Payment, evidence: Evidence) -> bool:
+    """Whether a look in vain is one of the schedule's: not a reader's, and not after we have given up."""
+    is_scheduled = evidence.source is not Source.ACCESS and payment.due_at is not None
+    return is_scheduled and evidence.kind in _LOOKS_IN_VAIN and payment.status in _UNSETTLED
+
+
 def is_provisionally_declined(payment: Payment) -> bool:
     """Whether a decline was heard of that no fetch has confirmed yet."""
     return payment.status in _UNSETTLED and payment.decline_code is not None
+
+
+def first_due_at(*, created_at: datetime, expires_at: datetime) -> datetime:
+    """When to look at a payment whose opening nothing has been heard of: once its request must have died."""
+    return min(expires_at, created_at + timedelta(seconds=COMPLETE_AFTER_SECONDS))
 
 
 def next_look_at(payment: Payment, *, now: datetime) -> datetime:
@@ -331,7 +279,7 @@ def _pending_due_at(payment: Payment, *, now: datetime) -> datetime | None:
     if is_provisionally_declined(payment):
         return now
     if payment.reference is None:
-        return min(payment.expires_at, payment.created_at + timedelta(seconds=COMPLETE_AFTER_SECONDS))
+        return first_due_at(created_at=payment.created_at, expires_at=payment.expires_at)
     return next_look_at(payment, now=now)
 
 

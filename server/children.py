@@ -74,6 +74,20 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
+def say_ready(descriptor: int) -> None:
+    """Tell the parent, on the pipe that it has passed, that this process can be used."""
+    os.write(descriptor, b"ready\n")
+    os.close(descriptor)
+
+
+async def is_ready(descriptor: int, *, seconds: float) -> bool:
+    """Wait for the child's word on the pipe; False where it ends before, or the time is over. Closes the pipe."""
+    async with trio.lowlevel.FdStream(descriptor) as pipe:
+        with trio.move_on_after(seconds):
+            return bool(await pipe.receive_some(64))
+    return False
+
+
 async def wait(child: subprocess.Popen[bytes]) -> int:
     """Wait until the child has ended; its return code."""
     try:

@@ -29,6 +29,7 @@ from server.private_files import create_private
 
 START_SECONDS = 30.0
 STOP_SECONDS = 3.5
+INITDB_SECONDS = 120
 _SOCKET_PATH_MAX = 100  # sun_path has 108 bytes; PostgreSQL appends "/.s.PGSQL.65535"
 _SUPERUSER = "florin"
 _DATABASE = "florin"
@@ -208,7 +209,7 @@ def _can(user: children.User, command: list[str]) -> bool:
             timeout=30,
             check=False,
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
 
@@ -259,7 +260,10 @@ def _initialise(binaries: Path, cluster: Path, password: str, user: children.Use
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        _, said = child.communicate(timeout=120)
+        _, said = child.communicate(timeout=INITDB_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        child.kill()
+        raise EmbeddedPostgresError(f"initdb did not end within {INITDB_SECONDS} s: is the disk very slow?") from error
     finally:
         password_file.unlink(missing_ok=True)
     if child.returncode != 0:

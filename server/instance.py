@@ -20,7 +20,7 @@ import trio
 
 from core.errors import FlorinError
 from server import children
-from server.db.connection import Connection
+from server.db.connection import Connection, open_session
 from server.db.merchants import list_psp_accounts
 from server.db.migrate import migrate
 from server.demo import Demo, load_or_draw, provision
@@ -190,14 +190,11 @@ async def _database(options: Options) -> AsyncIterator[tuple[str, subprocess.Pop
 
 
 async def _prepare(running: Running, demo: Demo) -> None:
-    connection = await Connection.open(running.database_url)
-    try:
+    async with open_session(running.database_url) as connection:
         await migrate(connection)
         sealer = Sealer.from_file(Path(running.key_file))
         await _require_own_secrets(connection, sealer, running)
         await provision(connection, demo, sealer, psp_url=running.psp_url, shop_url=running.shop_url, now=utc_now())
-    finally:
-        connection.discard()
 
 
 async def _require_own_secrets(connection: Connection, sealer: Sealer, running: Running) -> None:
@@ -240,17 +237,9 @@ async def _sandbox(
     finally:
         os.close(writing)
     async with children.stopped_at_the_end(child, first=signal.SIGTERM, seconds=SANDBOX_STOP_SECONDS):
-        await _until_ready(reading)
+        if not await children.is_ready(reading, seconds=SANDBOX_START_SECONDS):
+            raise InstanceError("the sandbox did not start; its reason is in the log above")
         yield child
-
-
-async def _until_ready(reading: int) -> None:
-    """Wait for a child's word on its pipe."""
-    async with trio.lowlevel.FdStream(reading) as pipe:
-        with trio.move_on_after(SANDBOX_START_SECONDS):
-            if await pipe.receive_some(64):
-                return
-    raise InstanceError("the sandbox did not start; its reason is in the log above")
 
 
 def _environment(options: Options, running: Running) -> dict[str, str]:

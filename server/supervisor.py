@@ -95,9 +95,8 @@ class Supervisor:
             )
         finally:
             os.close(writing)
-        async with trio.lowlevel.FdStream(reading) as pipe:
-            with trio.move_on_after(START_SECONDS):
-                return bool(await pipe.receive_some(64))
+        if await children.is_ready(reading, seconds=START_SECONDS):
+            return True
         self._workers[slot].kill()
         return False
 

@@ -10,7 +10,6 @@ lease ends), commit what is queued, close. A client that hangs up cancels nothin
 """
 
 import gc
-import os
 import signal
 import socket
 import sys
@@ -22,6 +21,7 @@ import trio
 
 from core.errors import FlorinError, leaves
 from server.api.app import Api
+from server.children import say_ready
 from server.db.database import Database, open_database
 from server.db.merchants import PspAccount, list_psp_accounts
 from server.db.migrate import MigrationError, require_current
@@ -39,7 +39,6 @@ from server.sealing import Sealer, SealError
 from server.settings import Settings, SettingsError, load_settings
 from server.telemetry import configure_logs
 
-READY = b"ready\n"
 EXIT_SETUP_FAILED = 78  # EX_CONFIG: a restart will not help
 _log = structlog.get_logger()
 
@@ -129,8 +128,7 @@ async def serve(settings: Settings, listening: socket.socket, *, ready: int) -> 
         async with open_worker(settings, listening):
             gc.collect()
             gc.freeze()
-            os.write(ready, READY)
-            os.close(ready)
+            say_ready(ready)
             async for _ in signals:
                 break
 

@@ -1,7 +1,5 @@
 """The API as an ASGI application: routes, authentication, and failures turned into problems."""
 
-from typing import assert_never
-
 import msgspec
 import structlog
 import trio
@@ -12,8 +10,9 @@ from server.api.authentication import Authentication
 from server.api.payments import JSON, PaymentsApi
 from server.api.problems import send_error, send_problem, status_of
 from server.db.merchants import Merchant
+from server.db.psp_events import Outcome
 from server.db.wallets import list_wallets
-from server.flows.receive import Received, receive
+from server.flows.receive import receive
 from server.flows.services import Services
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, read_body, respond
 from server.new_ids import uuid7
@@ -85,14 +84,8 @@ class Api:
         adapter = await self._services.psps.named(psp, account_id)
         now = self._services.now().timestamp()
         notice = adapter.read_webhook(dict(scope["headers"]), body, now=now)
-        received = await receive(self._services, account_id, notice)
-        match received:
-            case Received.UNMATCHED:
-                _log.warning("a PSP event names a payment we do not have", psp=psp, event_id=notice.event_id)
-            case Received.APPLIED | Received.NOTHING_NEW | Received.IGNORED:
-                pass
-            case _:
-                assert_never(received)
+        if await receive(self._services, account_id, notice) is Outcome.UNMATCHED:
+            _log.warning("a PSP event names a payment we do not have", psp=psp, event_id=notice.event_id)
         await respond(send, 200, b'{"received":true}', content_type=JSON)
 
     async def _health(self, send: Send) -> None:

@@ -9,10 +9,11 @@ import trio
 from core.card import contains_card_number
 from core.errors import Conflict, InvalidId, InvalidMoney, Malformed, NotFound, Unprocessable
 from core.events import payment_data
+from core.evidence import Source
 from core.idempotency import InFlight, Mismatch, Replay, fingerprint, parse_key
 from core.ids import PAYMENT, PaymentId, decode_id
 from core.money import CURRENCY_EXPONENTS, payable
-from core.payment import Payment, Source, Status
+from core.payment import Payment, Status
 from server.api.problems import send_problem
 from server.db.merchants import Merchant
 from server.db.payments import find_payment

@@ -14,8 +14,6 @@ from core.errors import (
     NotFound,
     Overloaded,
     PspOutcomeUnknown,
-    PspRejected,
-    PspUnreachable,
     RequestError,
     TooLarge,
     Unauthenticated,
@@ -32,8 +30,6 @@ _STATUS_BY_ERROR: dict[type[FlorinError], int] = {
     TooLarge: 413,
     Unprocessable: 422,
     InvalidMoney: 422,
-    PspUnreachable: 502,
-    PspRejected: 502,
     Overloaded: 503,
     DatabaseUnavailable: 503,
     PspOutcomeUnknown: 504,
@@ -61,9 +57,7 @@ def status_of(error: FlorinError) -> int:
 
 def retry_after_seconds(error: FlorinError) -> int | None:
     """When it makes sense to try again, where that is known."""
-    if isinstance(error, Overloaded):
-        return error.retry_after_seconds
-    return 1 if isinstance(error, Conflict | DatabaseUnavailable) else None
+    return 1 if isinstance(error, Conflict | Overloaded | DatabaseUnavailable) else None
 
 
 async def send_problem(
@@ -98,9 +92,8 @@ async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None
     headers = [(b"retry-after", b"%d" % wait)] if wait is not None else []
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="florin"'))
-    code, detail, path = error.code, str(error), None
-    if isinstance(error, RequestError):
-        code, detail, path = error.request_code, error.detail, error.path
+    code, detail = error.code, str(error)
+    path = error.path if isinstance(error, RequestError) else None
     if status == 500:
         detail = "something went wrong on our side; the request id helps us find it"
     if isinstance(error, DatabaseUnavailable):

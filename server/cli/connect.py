@@ -1,17 +1,15 @@
 """Options that commands share, and how a command finds its database: a flag, the environment, or the instance that runs."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
-import psycopg
 import trio
 import typer
 
-from core.errors import DatabaseRefused, FlorinError
-from server.db.connection import Connection
+from core.errors import FlorinError
+from server.db.connection import Connection, open_session
 from server.instance import Running, running_file
 from server.settings import default_data_directory, environment
 
@@ -82,26 +80,11 @@ def find_key_file(directory: Path | None, key_file: Path | None) -> Path:
     return Path(environment("KEY_FILE") or running_instance(None).key_file)
 
 
-@asynccontextmanager
-async def open_connection(url: str) -> AsyncIterator[Connection]:
-    """A connection for one command."""
-    connection = await Connection.open(url, application_name="florin command")
-    try:
-        yield connection
-    finally:
-        connection.discard()
-
-
 def with_database(url: str, work: Callable[[Connection], Awaitable[T]]) -> T:
     """Run `work` on a connection of its own."""
 
     async def run() -> T:
-        async with open_connection(url) as connection:
-            try:
-                return await work(connection)
-            except psycopg.errors.UndefinedTable as error:
-                raise DatabaseRefused("this database has no tables of Florin: run `florin migrate`") from error
-            except psycopg.Error as error:
-                raise DatabaseRefused(f"the database refused: {str(error).strip()}") from error
+        async with open_session(url) as connection:
+            return await work(connection)
 
     return trio.run(run)

@@ -9,8 +9,8 @@ import trio
 import typer
 from rich.console import Console
 
-from server.cli.connect import open_connection
 from server.cli.signals import stop_on_signal
+from server.db.connection import open_session
 from server.db.migrate import require_current
 from server.http.listener import bind_shared
 from server.instance import InstanceError, cannot_listen
@@ -57,7 +57,7 @@ def command(
 
 async def _run(supervisor: Supervisor, settings: Settings, where: str) -> None:
     Sealer.from_file(settings.key_file)
-    async with open_connection(settings.database_url) as connection:
+    async with open_session(settings.database_url) as connection:
         await require_current(connection)
     async with stop_on_signal() as scope, trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)

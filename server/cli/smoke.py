@@ -17,10 +17,10 @@ from rich.console import Console
 
 from core.errors import FlorinError
 from core.ids import PAYMENT, PaymentId, decode_id
-from server.cli.connect import DataDirectory, data_directory, open_connection, running_instance
+from server.cli.connect import DataDirectory, data_directory, running_instance
 from server.cli.doctor import print_diagnosis
 from server.cli.explain import print_timeline
-from server.db.connection import Connection
+from server.db.connection import Connection, open_session
 from server.db.payments import find_owner
 from server.db.promises import broken_promises
 from server.db.timeline import Entry, timeline
@@ -155,7 +155,7 @@ async def _smoke(running: Running, demo: Demo) -> bool:
     customer = Customer(running, demo, http)
     failures = 0
     try:
-        async with open_connection(running.database_url) as connection:
+        async with open_session(running.database_url) as connection:
             for name, outcome in OUTCOMES.items():
                 _console.rule(name, align="left", style="none")
                 try:

@@ -14,7 +14,7 @@ from rich.console import Console
 from server.cli.connect import DataDirectory, data_directory
 from server.cli.signals import stop_on_signal
 from server.instance import Instance, Options, open_instance
-from server.settings import API_PORT, PSP_PORT, SHOP_PORT, load_settings
+from server.settings import API_PORT, PSP_PORT, SHOP_PORT, environment, load_settings
 from server.telemetry import configure_logs
 
 INTERRUPTED = 130
@@ -48,6 +48,7 @@ def command(
     """Start PostgreSQL, the sandbox PSP, a demo shop and the workers; Ctrl-C stops them all."""
     configure_logs("warning")
     os.umask(0o022)  # PostgreSQL may run as another user below the data directory; what is private is made so
+    # A bad setting is said now, in one line, and not by every worker; the two required ones are known only later.
     load_settings(database_url="not looked at yet", key_file=Path("not looked at yet"))
     with _directory(data_dir, ephemeral=ephemeral) as directory:
         options = Options(
@@ -59,7 +60,7 @@ def command(
             psp_port=psp_port,
             shop_port=shop_port,
             port_per_worker=port_per_worker,
-            settings={"FLORIN_LOG_LEVEL": "warning"},
+            settings={} if environment("LOG_LEVEL") else {"FLORIN_LOG_LEVEL": "warning"},
         )
         if not trio.run(_run, options):
             raise typer.Exit(INTERRUPTED)

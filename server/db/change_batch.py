@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from core.evidence import EvidenceKind
 from core.ids import EndpointId, EventId, LogId, MerchantId, PaymentId
 from core.ledger import Transfer, WalletKind
-from core.payment import Change, EvidenceKind
+from core.payment import Change
 from server.db.arrays import plain, quoted
 from server.db.connection import Connection
 

@@ -25,12 +25,13 @@ from psycopg import pq
 from psycopg.abc import PQGen, PQGenConn
 from psycopg.rows import TupleRow
 
-from core.errors import DatabaseUnavailable
+from core.errors import DatabaseRefused, DatabaseUnavailable
 
 RV = TypeVar("RV")
 
 CANCEL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0
+COMMIT_SECONDS = 10.0
 
 _READ = psycopg.waiting.Wait.R
 _WRITE = psycopg.waiting.Wait.W
@@ -165,11 +166,25 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             if self.pgconn.transaction_status != pq.TransactionStatus.IDLE:
                 self.discard()
             raise
-        with trio.move_on_after(CONNECT_SECONDS, shield=True):
+        with trio.move_on_after(COMMIT_SECONDS, shield=True):
             await self.execute("COMMIT")
             return
         self.discard()
         raise DatabaseUnavailable("the answer to COMMIT was lost")
+
+
+@asynccontextmanager
+async def open_session(url: str, *, application_name: str = "florin command") -> AsyncIterator[Connection]:
+    """A connection for a block, discarded at its end. What the database refuses is raised as `DatabaseRefused`."""
+    connection = await Connection.open(url, application_name=application_name)
+    try:
+        yield connection
+    except psycopg.errors.UndefinedTable as error:
+        raise DatabaseRefused("this database has no tables of Florin: run `florin migrate`") from error
+    except psycopg.Error as error:
+        raise DatabaseRefused(f"the database refused: {str(error).strip()}") from error
+    finally:
+        connection.discard()
 
 
 async def _resolved(params: dict[str, Any]) -> dict[str, Any]:

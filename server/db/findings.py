@@ -3,9 +3,10 @@
 from datetime import datetime
 from uuid import UUID
 
+from core.evidence import Finding
 from core.ids import MerchantId, PaymentId
 from core.ledger import Transfer
-from core.payment import Finding, Payment
+from core.payment import Payment
 from server.db.connection import Connection
 
 

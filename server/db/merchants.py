@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from core.ids import EndpointId, MerchantId, PspAccountId
@@ -52,6 +53,13 @@ class PspAccount:
     sealed_webhook_secret: bytes
 
 
+_MERCHANT = "m.merchant_id, m.name, m.mode, m.psp_account_id, m.created_at"
+
+
+def _merchant(row: tuple[Any, ...]) -> Merchant:
+    return Merchant(MerchantId(row[0]), row[1], row[2], PspAccountId(row[3]), row[4])
+
+
 async def add_psp_account(connection: Connection, account: PspAccount, *, now: datetime) -> None:
     """Store an account, or move it to another address."""
     await connection.run(
@@ -93,17 +101,18 @@ async def add_merchant(connection: Connection, merchant: Merchant) -> None:
 async def list_merchants(connection: Connection) -> list[Merchant]:
     """All merchants, oldest first."""
     rows = await connection.query(
-        "SELECT merchant_id, name, mode, psp_account_id, created_at FROM merchants ORDER BY created_at, merchant_id"
+        f"SELECT {_MERCHANT} FROM merchants m ORDER BY created_at, merchant_id"  # noqa: S608 - own columns
     )
-    return [Merchant(MerchantId(row[0]), row[1], row[2], PspAccountId(row[3]), row[4]) for row in rows]
+    return [_merchant(row) for row in rows]
 
 
 async def find_merchant(connection: Connection, merchant_id: MerchantId) -> Merchant | None:
     """The merchant of that id."""
     rows = await connection.query(
-        "SELECT merchant_id, name, mode, psp_account_id, created_at FROM merchants WHERE merchant_id = $1", merchant_id
+        f"SELECT {_MERCHANT} FROM merchants m WHERE merchant_id = $1",  # noqa: S608 - own columns
+        merchant_id,
     )
-    return Merchant(MerchantId(rows[0][0]), rows[0][1], rows[0][2], PspAccountId(rows[0][3]), rows[0][4]) if rows else None
+    return _merchant(rows[0]) if rows else None
 
 
 async def add_api_key(
@@ -143,15 +152,15 @@ async def revoke_api_key(connection: Connection, merchant_id: MerchantId, key_id
 async def find_key_owner(connection: Connection, merchant_id: MerchantId, *, secret_sha256: bytes) -> Merchant | None:
     """The merchant whose unrevoked key has this hash."""
     rows = await connection.query(
-        """
-        SELECT m.merchant_id, m.name, m.mode, m.psp_account_id, m.created_at
+        f"""
+        SELECT {_MERCHANT}
           FROM api_keys k JOIN merchants m ON m.merchant_id = k.merchant_id
          WHERE k.merchant_id = $1 AND k.secret_sha256 = $2 AND k.revoked_at IS NULL
-        """,
+        """,  # noqa: S608 - own columns
         merchant_id,
         secret_sha256,
     )
-    return Merchant(MerchantId(rows[0][0]), rows[0][1], rows[0][2], PspAccountId(rows[0][3]), rows[0][4]) if rows else None
+    return _merchant(rows[0]) if rows else None
 
 
 async def add_endpoint(connection: Connection, endpoint: Endpoint, *, now: datetime) -> None:

@@ -80,10 +80,13 @@ async def store_reply(connection: Connection, merchant_id: MerchantId, key: str,
 
 
 async def postpone(connection: Connection, payment: Payment, *, due_at: datetime) -> None:
-    """Set when to look next at a payment that was just looked at in vain, unless it has changed meanwhile."""
+    """Set when to look next at a payment that was just looked at in vain, unless it has changed meanwhile.
+
+    Never at once: our clock and the database's may differ.
+    """
     await connection.run(
         """
-        UPDATE payment_requests SET due_at = $4
+        UPDATE payment_requests SET due_at = greatest($4, now() + interval '5 seconds')
          WHERE merchant_id = $1 AND id = $2 AND version = $3 AND due_at IS NOT NULL
         """,
         payment.merchant_id,

@@ -40,7 +40,7 @@ class Pool:
         try:
             connection = await self._checkout()
             try:
-                with trio.fail_after(USE_SECONDS):
+                with trio.fail_after(USE_SECONDS):  # noqa: ASYNC100 - the caller's block waits
                     yield connection
             except psycopg.OperationalError as error:
                 raise DatabaseUnavailable(f"the database went away: {str(error).strip()}") from error

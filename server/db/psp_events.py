@@ -13,6 +13,7 @@ from server.db.connection import Connection
 class Outcome(StrEnum):
     """What became of the event."""
 
+    APPLIED = "applied"
     NOTHING_NEW = "nothing_new"
     IGNORED = "ignored"
     UNMATCHED = "unmatched"

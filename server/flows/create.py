@@ -12,10 +12,11 @@ import structlog
 import trio
 
 from core.errors import DatabaseUnavailable, PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.evidence import Evidence, EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay, Resume, decide
 from core.ids import LogId, OperationId, PaymentId
 from core.money import Money
-from core.payment import COMPLETE_AFTER_SECONDS, FINAL, Evidence, EvidenceKind, Payment, Source, Status
+from core.payment import FINAL, Payment, Status, first_due_at
 from server.db.create_batch import Creation, is_own
 from server.db.merchants import Merchant
 from server.db.payments import find_payment, store_reply
@@ -178,7 +179,7 @@ def _creation(services: Services, merchant: Merchant, wanted: NewPayment, *, key
         expires_at=expires_at,
         created_at=now,
         updated_at=now,
-        due_at=min(expires_at, now + timedelta(seconds=COMPLETE_AFTER_SECONDS)),
+        due_at=first_due_at(created_at=now, expires_at=expires_at),
         return_url=wanted.return_url,
         description=wanted.description,
     )

@@ -12,7 +12,8 @@ from datetime import timedelta
 import trio
 
 from core.errors import PspOutcomeUnknown
-from core.payment import COMPLETE_AFTER_SECONDS, EvidenceKind, Payment, Source
+from core.evidence import EvidenceKind, Source
+from core.payment import COMPLETE_AFTER_SECONDS, Payment
 from server.flows.services import Services
 from server.flows.settle import settle
 

@@ -1,12 +1,11 @@
 """Receive a webhook of a PSP: verified, applied once, remembered."""
 
-from enum import Enum, auto
-
+from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import PspAccountId
-from core.payment import Evidence, EvidenceKind, Finding, Source, is_provisionally_declined
-from server.db import psp_events
+from core.payment import is_provisionally_declined
 from server.db.change_batch import PspEvent
 from server.db.findings import add_finding
+from server.db.psp_events import Outcome, record, was_seen
 from server.flows.services import Services
 from server.flows.settle import settle
 from server.flows.verify import verify_if_possible
@@ -14,26 +13,17 @@ from server.new_ids import uuid7
 from server.psp.adapter import Notice
 
 
-class Received(Enum):
-    """What became of the webhook."""
-
-    APPLIED = auto()
-    NOTHING_NEW = auto()
-    IGNORED = auto()
-    UNMATCHED = auto()
-
-
-async def receive(services: Services, account_id: PspAccountId, notice: Notice) -> Received:
+async def receive(services: Services, account_id: PspAccountId, notice: Notice) -> Outcome:
     """Apply a verified notice. Returns after the commit; repeating it changes nothing.
 
     Raises `DatabaseUnavailable` or `Overloaded`: the PSP has to send it again.
     """
     if notice.evidence is None:
-        await _remember(services, account_id, notice, psp_events.Outcome.IGNORED)
-        return Received.IGNORED
+        await _remember(services, account_id, notice, Outcome.IGNORED)
+        return Outcome.IGNORED
     # Other evidence is idempotent by itself; a refused attempt is logged each time, so its event must be new.
     if notice.evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(services, account_id, notice):
-        return Received.NOTHING_NEW
+        return Outcome.NOTHING_NEW
     settled = await settle(
         services,
         notice.merchant_id,
@@ -43,19 +33,19 @@ async def receive(services: Services, account_id: PspAccountId, notice: Notice) 
     )
     if settled is None:
         await _report_unmatched(services, notice, notice.evidence)
-        await _remember(services, account_id, notice, psp_events.Outcome.UNMATCHED)
-        return Received.UNMATCHED
+        await _remember(services, account_id, notice, Outcome.UNMATCHED)
+        return Outcome.UNMATCHED
     if not settled.changed:
-        await _remember(services, account_id, notice, psp_events.Outcome.NOTHING_NEW)
-        return Received.NOTHING_NEW
+        await _remember(services, account_id, notice, Outcome.NOTHING_NEW)
+        return Outcome.NOTHING_NEW
     if is_provisionally_declined(settled.payment):
         await verify_if_possible(services, settled.payment, source=Source.RECHECK, seconds=services.psp_seconds)
-    return Received.APPLIED
+    return Outcome.APPLIED
 
 
 async def _was_seen(services: Services, account_id: PspAccountId, notice: Notice) -> bool:
     async with services.db.pool.connection() as connection:
-        return await psp_events.was_seen(connection, notice.merchant_id, notice.payment_id, account_id, event_id=notice.event_id)
+        return await was_seen(connection, notice.merchant_id, notice.payment_id, account_id, event_id=notice.event_id)
 
 
 async def _report_unmatched(services: Services, notice: Notice, evidence: Evidence) -> None:
@@ -75,9 +65,9 @@ async def _report_unmatched(services: Services, notice: Notice, evidence: Eviden
         )
 
 
-async def _remember(services: Services, account_id: PspAccountId, notice: Notice, outcome: psp_events.Outcome) -> None:
+async def _remember(services: Services, account_id: PspAccountId, notice: Notice, outcome: Outcome) -> None:
     async with services.db.pool.connection() as connection:
-        await psp_events.record(
+        await record(
             connection,
             notice.merchant_id,
             notice.payment_id,

@@ -4,15 +4,16 @@ Read, think (`core.payment.apply`), compare-and-set; where another change came f
 makes progress, so the bound on rounds is reached only when something is wrong.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from core.errors import Overloaded
 from core.events import event_type_of, payment_data
+from core.evidence import Evidence, Finding
 from core.ids import EventId, LogId, MerchantId, PaymentId
 from core.ledger import transfer_of
-from core.payment import Change, Evidence, Finding, Payment, apply
+from core.payment import Change, Payment, apply
 from server.db.change_batch import Applied, ChangeRow, PspEvent, Reply
 from server.db.connection import Connection
 from server.db.findings import has_open_finding, has_transfer
@@ -72,7 +73,9 @@ async def settle(
             return None
         now = services.now()
         change = apply(payment, evidence, now=now)
-        if change is None or (change.finding is Finding.EVIDENCE_MISMATCH and await _was_found(services, change)):
+        if change is not None and change.finding is Finding.EVIDENCE_MISMATCH and await _was_found(services, change):
+            change = _without_finding(change)
+        if change is None:
             return Settled(payment, changed=False)
         row = _row(change, psp_event=psp_event, answering=answering)
         result = await services.db.changes.submit(row)
@@ -93,6 +96,13 @@ async def _was_found(services: Services, change: Change) -> bool:
         if transfer is not None:
             return await has_transfer(connection, change.after.merchant_id, transfer)
         return await has_open_finding(connection, change.after, Finding.EVIDENCE_MISMATCH)
+
+
+def _without_finding(change: Change) -> Change | None:
+    """What remains of a mismatch that was written before: that there is nothing more for a job to do, if that is news."""
+    if change.after.due_at == change.before.due_at:
+        return None
+    return replace(change, finding=None, to_suspense=None)
 
 
 async def _was_seen(connection: Connection, payment: Payment, evidence: Evidence, psp_event: PspEvent | None) -> bool:

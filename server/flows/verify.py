@@ -3,7 +3,8 @@
 import trio
 
 from core.errors import DatabaseUnavailable, Overloaded, PspError, PspOutcomeUnknown
-from core.payment import EvidenceKind, Payment, Source
+from core.evidence import EvidenceKind, Source
+from core.payment import Payment
 from server.flows.services import Services
 from server.flows.settle import settle
 

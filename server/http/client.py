@@ -110,7 +110,7 @@ class Client:
             if reusable:
                 connection.idle_since = trio.current_time()
                 pool.idle.append(connection)
-                while not pool.idle[0].is_fresh():
+                while pool.idle and not pool.idle[0].is_fresh():
                     pool.idle.popleft().close()
             else:
                 connection.close()

@@ -93,7 +93,10 @@ class Connection:
                 await self._call(request, exchange)
             finally:
                 house.requests_in_flight -= 1
-        if not exchange.finished or (not request.complete and not await self._skip_body(request)):
+        if not exchange.finished:
+            return False
+        if not request.complete and not await self._skip_body(request):
+            await self._linger()
             return False
         requests.popleft()
         return exchange.keep_alive
@@ -120,6 +123,8 @@ class Connection:
         try:
             await self._house.app(self._scope(request), exchange.receive, exchange.send)
         except Exception:  # noqa: BLE001 - whatever the application does, only its own request may fail
+            if exchange.broken:
+                return  # the peer is gone; that is no failure of the application
             if self._parser.failure is not None and not exchange.started:
                 raise self._parser.failure from None
             _log.exception("the application failed", method=request.method, target=request.target.decode("latin-1"))
@@ -195,12 +200,15 @@ class Connection:
         head = b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
         try:
             await self.write(STATUS_LINES.get(error.status, STATUS_LINES[400]) + self.date_header + head + b"\r\n" + body)
-            self._transport.finish_sending()
-            # Closing with unread data resets the connection and may destroy the reply on its way: read a little more.
-            self.deadline = self._house.reaper.now + LINGER_SECONDS
-            while await self._transport.receive():
-                pass
+            await self._linger()
         except (OSError, ssl.SSLError):
+            pass
+
+    async def _linger(self) -> None:
+        """Closing with unread data resets the connection and may destroy the reply on its way: read a little more."""
+        self._transport.finish_sending()
+        self.deadline = self._house.reaper.now + LINGER_SECONDS
+        while await self._transport.receive():
             pass
 
     def _scope(self, request: Request) -> Scope:

@@ -37,7 +37,7 @@ class Wire(Protocol):
 class Exchange:
     """The channel between a connection and one call of the application."""
 
-    __slots__ = ("_chunked", "_head", "_request", "_silent", "_wire", "finished", "keep_alive", "started")
+    __slots__ = ("_chunked", "_head", "_request", "_silent", "_wire", "broken", "finished", "keep_alive", "started")
 
     def __init__(self, wire: Wire, request: Request) -> None:
         self._wire = wire
@@ -48,6 +48,7 @@ class Exchange:
         self.keep_alive = request.keep_alive
         self.started = False
         self.finished = False
+        self.broken = False
 
     async def receive(self) -> Message:
         """ASGI's `receive`: body, or `http.disconnect` once the client has gone or the response has ended."""
@@ -58,9 +59,9 @@ class Exchange:
             return {"type": "http.request", "body": body, "more_body": False}
         if request.expects_continue and not self.started:
             request.expects_continue = False
-            await self._wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not request.body and not request.complete:
-            if not await self._wire.read_body(request):
+            if not await self._read_body():
                 return {"type": "http.disconnect"}
         if self.finished:
             return {"type": "http.disconnect"}
@@ -88,7 +89,21 @@ class Exchange:
                 out += body
         self.finished = not more
         if out:
-            await self._wire.write(out)
+            await self._write(out)
+
+    async def _read_body(self) -> bool:
+        try:
+            return await self._wire.read_body(self._request)
+        except OSError:
+            self.broken = True
+            return False
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            await self._wire.write(data)
+        except OSError:
+            self.broken = True
+            raise
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         wire = self._wire
@@ -103,7 +118,8 @@ class Exchange:
             if lowered == b"content-length":
                 has_length = True
             parts += (name, b": ", value, b"\r\n")
-        if wire.is_draining:
+        # A body that the client was not told to send may or may not come: what follows could not be told apart.
+        if wire.is_draining or (self._request.expects_continue and not self._request.complete):
             self.keep_alive = False
         if status in _BODILESS:
             self._silent = True

@@ -103,6 +103,7 @@ class Listener:
         self._options = options or ListenerOptions()
         self._house: House | None = None
         self._connections: set[Connection] = set()
+        self._strangers: set[socket.socket] = set()
         self._free = trio.Semaphore(self._options.connections_max)
         self._last_ended = trio.Event()
         self._accepting = trio.CancelScope()
@@ -131,6 +132,9 @@ class Listener:
         if self._house is not None:
             self._house.is_draining = True
         self._accepting.cancel()
+        for stranger in self._strangers:
+            with suppress(OSError):
+                stranger.shutdown(socket.SHUT_RDWR)
         for connection in self._connections:
             if connection.idle:
                 connection.expire()
@@ -173,6 +177,7 @@ class Listener:
                 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             addresses = _addresses(peer, address, "https" if self._options.tls else "http")
             if self._options.proxy_protocol:
+                self._strangers.add(peer)
                 with trio.fail_after(HEADER_SECONDS):
                     addresses = await _read_proxy_header(peer, addresses)
             transport = TlsTransport.accept(peer, self._options.tls) if self._options.tls else SocketTransport(peer)
@@ -182,6 +187,7 @@ class Listener:
         except (OSError, BadRequest, trio.TooSlowError):
             pass  # the peer was gone, or was not the proxy that it should have been, before a request could come
         finally:
+            self._strangers.discard(peer)
             if transport is None:
                 peer.close()
             if connection is not None:

@@ -6,6 +6,7 @@ bounded. After a refusal nothing further of that connection is read.
 """
 
 import math
+import re
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -14,10 +15,13 @@ import httptools
 TARGET_BYTES_MAX = 8_192
 HEADER_BYTES_MAX = 32_768
 HEADERS_MAX = 100
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PIPELINE_MAX = 16
 QUIET_BYTES_MAX = TARGET_BYTES_MAX + HEADER_BYTES_MAX + 65_536
 """How much may be read without a head or a part of a body: llhttp holds back an unfinished header, and reports a chunk's
 extensions not at all."""
+
+_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 
 
 class BadRequest(Exception):
@@ -124,6 +128,8 @@ class RequestParser:
 
 
 def _require_unambiguous(request: Request) -> None:
+    if request.method not in METHODS:
+        raise BadRequest(501, "this method is not known here")
     if request.http_version not in ("1.1", "1.0"):
         raise BadRequest(505, "this version of HTTP is not spoken here")
     hosts = lengths = 0
@@ -131,6 +137,8 @@ def _require_unambiguous(request: Request) -> None:
     for name, value in request.headers:
         if name == b"host":
             hosts += 1
+            if not _HOST.fullmatch(value):
+                raise BadRequest(400, "this is not a Host")
         elif name == b"content-length":
             lengths += 1
         elif name == b"transfer-encoding":

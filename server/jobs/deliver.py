@@ -8,7 +8,7 @@ a group; whatever goes wrong with one delivery is that delivery's failure and no
 
 import random
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 import msgspec
@@ -78,8 +78,8 @@ class Deliverer:
         self._lease_seconds = lease_seconds
         self._sweep_seconds = sweep_seconds
         self._send, self._receive = trio.open_memory_channel[tuple[ClaimedDelivery, float]](QUEUE_MAX)
-        self._free = trio.Semaphore(IN_FLIGHT_MAX)
-        self._lanes: dict[EndpointId, _Lane] = {}
+        self._running = 0
+        self._lanes: OrderedDict[EndpointId, _Lane] = OrderedDict()
         self._waiting = 0
         self._targets: dict[EndpointId, _Target] = {}
 
@@ -97,31 +97,40 @@ class Deliverer:
             attempts.start_soon(self._sweep_forever)
             task_status.started()
             async for claimed, too_old_at in self._receive:
+                if self._waiting >= QUEUE_MAX:
+                    continue
                 lane = self._lanes.setdefault(claimed.message.endpoint_id, _Lane())
-                if lane.running < IN_FLIGHT_PER_ENDPOINT_MAX:
-                    lane.running += 1
-                    await self._free.acquire()
-                    attempts.start_soon(self._run_lane, lane, claimed, too_old_at)
-                elif self._waiting < QUEUE_MAX:
-                    lane.waiting.append((claimed, too_old_at))
-                    self._waiting += 1
+                lane.waiting.append((claimed, too_old_at))
+                self._waiting += 1
+                if self._running < IN_FLIGHT_MAX and (following := self._next()):
+                    self._running += 1
+                    attempts.start_soon(self._work, *following)
 
     def _too_old_at(self) -> float:
         """When an attempt could no longer end before the lease of a claim made now."""
         return trio.current_time() + self._lease_seconds - self._attempt_seconds
 
-    async def _run_lane(self, lane: _Lane, claimed: ClaimedDelivery, too_old_at: float) -> None:
-        """Attempt a delivery, and then what waits for the same endpoint."""
-        try:
-            await self._attempt(claimed, too_old_at)
-            while lane.waiting:
+    def _next(self) -> tuple[_Lane, ClaimedDelivery, float] | None:
+        """What to attempt next: the endpoints take turns, and none has more than its share under way."""
+        for endpoint_id, lane in self._lanes.items():
+            if lane.waiting and lane.running < IN_FLIGHT_PER_ENDPOINT_MAX:
+                self._lanes.move_to_end(endpoint_id)
+                lane.running += 1
                 self._waiting -= 1
-                await self._attempt(*lane.waiting.popleft())
-        finally:
-            self._free.release()
+                return lane, *lane.waiting.popleft()
+        return None
+
+    async def _work(self, lane: _Lane, claimed: ClaimedDelivery, too_old_at: float) -> None:
+        """Attempt one delivery after the other until none can be attempted now."""
+        following: tuple[_Lane, ClaimedDelivery, float] | None = (lane, claimed, too_old_at)
+        while following is not None:
+            lane, claimed, too_old_at = following
+            await self._attempt(claimed, too_old_at)
             lane.running -= 1
             if not lane.running and not lane.waiting:
                 self._lanes.pop(claimed.message.endpoint_id, None)
+            following = self._next()
+        self._running -= 1
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -135,7 +144,7 @@ class Deliverer:
 
     async def _sweep(self) -> int:
         """Claim no more than there is room for, so that a claim does not age in the queue."""
-        room = min(CLAIM_MAX, self._free.value)
+        room = min(CLAIM_MAX, IN_FLIGHT_MAX - self._running)
         found = 0
         if room <= 0 or self._send.statistics().current_buffer_used:
             return 0

@@ -10,7 +10,8 @@ import structlog
 import trio
 
 from core.errors import DatabaseUnavailable, Overloaded, PspError
-from core.payment import Evidence, EvidenceKind, Payment, Source, Status, is_provisionally_declined, next_look_at
+from core.evidence import Evidence, EvidenceKind, Source
+from core.payment import Payment, Status, is_provisionally_declined, next_look_at
 from server.db.payments import claim_due_payments, merchants_with_due_payments, postpone
 from server.flows.expire import expire
 from server.flows.services import Services

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import MerchantId, PaymentId, PspAccountId
-from core.payment import Evidence, EvidenceKind, Payment, Source
+from core.payment import Payment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

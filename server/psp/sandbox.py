@@ -8,9 +8,10 @@ from uuid import UUID
 import msgspec
 
 from core.errors import InvalidMoney, InvalidSignature, Malformed, PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
-from core.payment import Evidence, EvidenceKind, Payment, Source
+from core.payment import Payment
 from core.signing import verify_timestamped
 from server.http.client import BadResponse, Client, NotSent, OutcomeUnknown, Response
 from server.psp.adapter import Notice
@@ -18,6 +19,7 @@ from server.psp.adapter import Notice
 SIGNATURE_HEADER = b"sandbox-signature"
 
 NOT_FOUND = 404
+_NUL = b"\\u0000"
 _ABOUT_ANOTHER = frozenset({408, 409, 425, 429})
 
 T = TypeVar("T")
@@ -112,6 +114,8 @@ class SandboxAdapter:
         if signature is None:
             raise InvalidSignature("the Sandbox-Signature header is missing")
         verify_timestamped(self._webhook_secrets, header=signature.decode("latin-1"), body=body, now=now)
+        if _NUL in body:
+            raise Malformed("an event of the sandbox PSP holds the character U+0000")
         try:
             event = msgspec.json.decode(body, type=_Event)
         except msgspec.DecodeError as error:
@@ -194,7 +198,10 @@ def _read(response: Response, kind: type[T]) -> T:
     if response.status >= 500 or response.status in _ABOUT_ANOTHER:
         raise PspOutcomeUnknown(f"the sandbox PSP answered {response.status}")
     if response.status >= 400:
-        raise PspRejected(f"the sandbox PSP refused: {response.status} {response.body[:200].decode(errors='replace')}")
+        said = response.body[:200].decode(errors="replace").replace("\0", "")
+        raise PspRejected(f"the sandbox PSP refused: {response.status} {said}")
+    if _NUL in response.body:
+        raise PspOutcomeUnknown("the answer of the sandbox PSP holds a character that no text of ours can hold")
     try:
         return msgspec.json.decode(response.body, type=kind)
     except msgspec.DecodeError as error:

@@ -1,6 +1,5 @@
 """The sandbox as a process: the PSP on one port, the demo shop on another, until SIGTERM."""
 
-import os
 import signal
 import socket
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from server.children import say_ready
 from server.http.client import Client
 from server.http.listener import Listener
 from server.sandbox.intents import Intents
@@ -21,7 +21,6 @@ from server.sandbox.webhooks import Webhooks
 from server.telemetry import configure_logs
 
 DRAIN_SECONDS = 1.0
-READY = b"ready\n"
 
 
 class SandboxConfiguration(msgspec.Struct, frozen=True):
@@ -85,8 +84,7 @@ async def serve(configuration: SandboxConfiguration, psp_socket: socket.socket, 
     """Serve until SIGTERM or SIGINT."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_sandbox(configuration, psp_socket, shop_socket):
-            os.write(ready, READY)
-            os.close(ready)
+            say_ready(ready)
             async for _ in signals:
                 break
 

@@ -10,22 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import IllegalTransition
+from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.ledger import TransferKind, transfer_of
 from core.money import Money
-from core.payment import (
-    FINAL,
-    TRANSITIONS,
-    Change,
-    Evidence,
-    EvidenceKind,
-    Finding,
-    Payment,
-    Source,
-    Status,
-    apply,
-    is_provisionally_declined,
-)
+from core.payment import FINAL, TRANSITIONS, Change, Payment, Status, apply, is_provisionally_declined
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 ACCOUNT = PspAccountId(UUID(int=3))
@@ -204,6 +193,24 @@ def test_an_unknown_payment_is_rechecked_by_the_schedule_and_then_given_to_a_per
     assert waits == [30, 120, 600, 3_600, 86_400, 86_400, 86_400, 86_400, 86_400, None]
     assert finding is Finding.OUTCOME_UNKNOWN
     assert payment.status is Status.UNKNOWN
+
+
+def test_a_readers_look_in_vain_does_not_count() -> None:
+    payment, _ = run(a_payment(), [_LOST])
+    assert apply(payment, evidence(EvidenceKind.NOT_FOUND, Source.ACCESS, reference=None), now=NOW) is None
+
+
+def test_looking_in_vain_ends_with_one_finding() -> None:
+    opened, _ = run(a_payment(), [_OPENED])
+    overdue = opened.expires_at + timedelta(seconds=1)
+    payment, findings = opened, []
+    for _ in range(30):
+        change = apply(payment, evidence(EvidenceKind.UNANSWERED, Source.RECHECK, reference=None), now=overdue)
+        if change is not None:
+            payment = change.after
+            findings += [change.finding] if change.finding else []
+    assert findings == [Finding.OUTCOME_UNKNOWN]
+    assert (payment.status, payment.checks, payment.due_at) == (Status.PENDING, 10, None)
 
 
 def test_nothing_is_due_once_it_is_final() -> None:

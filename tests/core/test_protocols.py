@@ -36,7 +36,7 @@ def test_a_key_is_replayed_refused_awaited_or_taken_up() -> None:
     assert decide(stored(reply_status=201, reply_body=b"{}"), PRINT, now=NOW) == Replay(201, b"{}")
     assert decide(stored(), b"other", now=NOW) == Mismatch()
     assert decide(stored(reply_status=201, reply_body=b"{}"), b"other", now=NOW) == Mismatch()
-    assert decide(stored(), PRINT, now=NOW) == InFlight(1)
+    assert decide(stored(), PRINT, now=NOW) == InFlight()
     assert decide(stored(), PRINT, now=NOW + timedelta(seconds=5)) == Resume(PaymentId(UUID(int=1)))
 
 

@@ -9,11 +9,12 @@ import pytest
 import trio
 
 from core.errors import DatabaseRefused, DatabaseUnavailable, Overloaded
+from core.evidence import Evidence, EvidenceKind, Source
 from core.idempotency import StoredKey
 from core.ids import EventId, LogId, MerchantId, OperationId, PaymentId, PspAccountId
 from core.ledger import transfer_of
 from core.money import Money
-from core.payment import Evidence, EvidenceKind, Payment, Source, Status, apply
+from core.payment import Payment, Status, apply
 from server.db import committer as committer_module
 from server.db.arrays import hexed, plain, quoted
 from server.db.change_batch import Applied, ChangeBatch, ChangeRow, Lost

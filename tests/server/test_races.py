@@ -13,8 +13,9 @@ from uuid import UUID
 import pytest
 import trio
 
+from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import PAYMENT, MerchantId, PaymentId, decode_id
-from core.payment import Evidence, EvidenceKind, Payment, Source, Status
+from core.payment import Payment, Status
 from server.db.committer import Committer
 from server.db.connection import Connection
 from server.db.create_batch import CreateBatch, Creation
