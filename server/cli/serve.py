@@ -12,7 +12,7 @@ from rich.console import Console
 from server.cli.signals import stop_on_signal
 from server.db.connection import open_session
 from server.db.migrate import require_current
-from server.http.listener import bind_shared
+from server.http.listener import bind_shared, bind_unix
 from server.instance import InstanceError, cannot_listen
 from server.sealing import Sealer
 from server.settings import API_PORT, Settings, load_settings
@@ -32,6 +32,9 @@ def command(
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = API_PORT,
+    unix_socket: Annotated[
+        Path | None, typer.Option("--unix-socket", help="Listen here instead, for a proxy on this machine.")
+    ] = None,
     port_per_worker: Annotated[
         bool,
         typer.Option("--port-per-worker", help="Give each worker a port of its own, counting up, for a load balancer."),
@@ -44,15 +47,20 @@ def command(
     environment = {**os.environ, "FLORIN_DATABASE_URL": database_url, "FLORIN_KEY_FILE": str(key_file.absolute())}
     with ExitStack() as stack:
         try:
-            if port_per_worker:
+            if unix_socket is not None:
+                sockets = [stack.enter_context(bind_unix(str(unix_socket)))] * count
+                stack.callback(unix_socket.unlink, missing_ok=True)
+            elif port_per_worker:
                 sockets = [stack.enter_context(bind_shared(host, port + number, 1)[0]) for number in range(count)]
             else:
                 sockets = [stack.enter_context(one) for one in bind_shared(host, port, count)]
         except OSError as error:
+            if unix_socket is not None:
+                raise InstanceError(f"cannot listen on {unix_socket}: {error.strerror}") from error
             raise InstanceError(cannot_listen(host, port, error, flag="--port")) from error
         supervisor = Supervisor(sockets, environment=environment, drain_seconds=settings.drain_seconds)
-        last = port + count - 1 if port_per_worker else port
-        trio.run(_run, supervisor, settings, f"{host}:{port}" + (f" to {last}" if last != port else ""))
+        last = f" to {port + count - 1}" if port_per_worker and count > 1 else ""
+        trio.run(_run, supervisor, settings, str(unix_socket) if unix_socket else f"{host}:{port}{last}")
 
 
 async def _run(supervisor: Supervisor, settings: Settings, where: str) -> None:

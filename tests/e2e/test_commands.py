@@ -175,3 +175,21 @@ def test_output_that_nobody_reads_is_no_failure_of_ours(directory: Path) -> None
     done = subprocess.run(["bash", "-c", f"{arguments} | head -1"], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.startswith("starting")
     assert "Traceback" not in done.stderr
+
+
+def test_serve_takes_requests_until_it_is_told_to_stop(directory: Path, database_url: str) -> None:
+    key_file, path = directory / "sealing.key", directory / "florin.sock"
+    create_key_file(key_file)
+    command = [FLORIN, "serve", "--database-url", database_url, "--key-file", str(key_file), "--workers", "2"]
+    with subprocess.Popen([*command, "--unix-socket", str(path)], stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout is not None
+        try:
+            assert "ready: 2 worker(s)" in served.stdout.readline()
+            with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path))) as client:
+                assert client.get("http://florin/healthz").json() == {"status": "ok"}
+                assert client.post("http://florin/v1/payments").status_code == 401
+            served.send_signal(signal.SIGTERM)
+            assert served.wait(STOP_SECONDS) == 0
+            assert not path.exists()
+        finally:
+            served.kill()
