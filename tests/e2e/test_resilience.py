@@ -209,6 +209,7 @@ def _buy(options: webdriver.ChromeOptions, service: webdriver.ChromeService, sho
     browser = webdriver.Chrome(options=options, service=service)
     try:
         browser.set_page_load_timeout(30)
+        browser.implicitly_wait(10)  # a page that follows a submitted form may need a moment
         browser.get(shop_url)
         browser.find_element(By.ID, "buy-coffee").click()
         card = browser.find_element(By.ID, "card")
