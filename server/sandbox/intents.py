@@ -32,7 +32,6 @@ class Intents:
     def __init__(self, journal: Journal, public_url: str) -> None:
         self._journal = journal
         self._public_url = public_url
-        self._by_operation = {intent["operation_id"]: key for key, intent in journal.entries.items() if "operation_id" in intent}
 
     def create(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Open an intent, once per operation. Raises ValueError for fields that cannot be."""
@@ -43,7 +42,7 @@ class Intents:
         amount = fields["amount_minor"]
         if type(amount) is not int or amount <= 0:
             raise ValueError("amount_minor must be a positive whole number")
-        intent_id = "int_" + UUID(operation_id).hex
+        intent_id = _intent_id(operation_id)
         intent = {
             "id": intent_id,
             "status": "open",
@@ -59,7 +58,6 @@ class Intents:
             "attempts": 0,
         }
         self._store(intent)
-        self._by_operation[operation_id] = intent_id
         return intent
 
     def find(self, intent_id: str) -> dict[str, Any] | None:
@@ -67,9 +65,8 @@ class Intents:
         return self._journal.entries.get(intent_id)
 
     def of_operation(self, operation_id: str) -> dict[str, Any] | None:
-        """The intent that was opened for an operation of ours."""
-        intent_id = self._by_operation.get(operation_id)
-        return self.find(intent_id) if intent_id else None
+        """The intent that was opened for an operation of Florin's, which gave it its id. Raises ValueError for no UUID."""
+        return self.find(_intent_id(operation_id))
 
     def pay(self, intent: dict[str, Any], card: str) -> Step:
         """Try a card. Raises ValueError for something that is not a test card."""
@@ -101,3 +98,7 @@ class Intents:
 
     def _store(self, intent: dict[str, Any]) -> None:
         self._journal.put(intent["id"], intent)
+
+
+def _intent_id(operation_id: str) -> str:
+    return "int_" + UUID(operation_id).hex

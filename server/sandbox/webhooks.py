@@ -14,6 +14,7 @@ from server.http.client import Client, ClientError
 
 QUEUE_MAX = 100_000
 SENDERS = 32
+RETRIES_MAX = 10_000
 ATTEMPT_SECONDS = 10.0
 RETRY_DELAYS_SECONDS = (0.2, 1.0, 3.0, 10.0, 30.0)
 _log = structlog.get_logger()
@@ -61,8 +62,12 @@ class Webhooks:
 
     async def _send_forever(self, nursery: trio.Nursery) -> None:
         async for body in self._receive:
-            if not await self._deliver(body):
+            if await self._deliver(body):
+                continue
+            if len(nursery.child_tasks) < RETRIES_MAX:
                 nursery.start_soon(self._retry, body)
+            else:
+                _log.warning("the sandbox PSP gives a webhook up: too many are retried")
 
     async def _retry(self, body: bytes) -> None:
         for delay in RETRY_DELAYS_SECONDS:
