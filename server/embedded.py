@@ -228,7 +228,7 @@ def _wait_for_predecessor(data: Path) -> None:
     except (OSError, ValueError, IndexError):
         return
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.05)  # nothing else runs yet, and a process that is not our child gives no sign when it ends
 
 
 def _initialise(binaries: Path, cluster: Path, password: str, user: children.User | None) -> None:

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 import trio
@@ -69,7 +70,7 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         try:
             async with trio.open_nursery() as jobs:
                 await jobs.start(deliverer.run)
-                jobs.start_soon(lambda: follow_up.run(services, sweep_seconds=settings.sweep_seconds))
+                await jobs.start(partial(follow_up.run, services, sweep_seconds=settings.sweep_seconds))
                 async with trio.open_nursery() as front:
                     await front.start(listener.run)
                     try:

@@ -67,8 +67,8 @@ async def _run(supervisor: Supervisor, settings: Settings, where: str) -> None:
     Sealer.from_file(settings.key_file)
     async with open_session(settings.database_url) as connection:
         await require_current(connection)
-    async with stop_on_signal() as scope, trio.open_nursery() as nursery:
+    async with stop_on_signal() as asked, trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
         _console.print(f"ready: {len(supervisor.pids)} worker(s) on {where}, pids {', '.join(map(str, supervisor.pids))}")
-        await scope.wait()
+        await asked.wait()
         nursery.cancel_scope.cancel()

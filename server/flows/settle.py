@@ -61,8 +61,7 @@ async def settle(
 
     `known` saves the first read. `only_if_unchanged`: the evidence proves something only about the payment as it was `known`
     when the PSP was asked, and is dropped where another change came first. Idempotent. Cancelled before the commit it changes
-    nothing, after it all. Raises
-    `DatabaseUnavailable`, `Overloaded`, `IllegalTransition`.
+    nothing, after it all. Raises `DatabaseUnavailable`, `Overloaded`, `IllegalTransition`.
     """
     payment = known
     for _ in range(ROUNDS_MAX):

@@ -26,7 +26,7 @@ IDLE_SECONDS = 75.0
 WRITE_SECONDS = 20.0
 LINGER_SECONDS = 1.0
 SKIPPED_BODY_BYTES_MAX = 1_048_576
-READABLE_PART_BYTES = 262_144
+WRITTEN_PART_BYTES = 262_144
 
 _log = structlog.get_logger()
 
@@ -179,7 +179,7 @@ class Connection:
         view = memoryview(data)
         while sent < len(data):
             self.deadline = self._house.reaper.now + WRITE_SECONDS
-            part = view[sent : sent + READABLE_PART_BYTES]
+            part = view[sent : sent + WRITTEN_PART_BYTES]
             await self._transport.send_all(bytes(part))
             sent += len(part)
         self.deadline = math.inf

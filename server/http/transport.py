@@ -84,13 +84,11 @@ class SocketTransport:
 
     def shut_down(self) -> None:
         """See `Transport`."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        _shut(self._socket, socket.SHUT_RDWR)
 
     def finish_sending(self) -> None:
         """See `Transport`."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
+        _shut(self._socket, socket.SHUT_WR)
 
     def close(self) -> None:
         """See `Transport`."""
@@ -135,17 +133,21 @@ class TlsTransport:
 
     def shut_down(self) -> None:
         """See `Transport`."""
-        with suppress(OSError):
-            self._raw.shutdown(socket.SHUT_RDWR)
+        _shut(self._raw, socket.SHUT_RDWR)
 
     def finish_sending(self) -> None:
         """See `Transport`."""
-        with suppress(OSError):
-            self._raw.shutdown(socket.SHUT_WR)
+        _shut(self._raw, socket.SHUT_WR)
 
     def close(self) -> None:
         """See `Transport`."""
         self._stream.transport_stream.socket.close()
+
+
+def _shut(connected: socket.socket, how: int) -> None:
+    """Shut down one or both directions; a peer that has gone already is no error."""
+    with suppress(OSError):
+        connected.shutdown(how)
 
 
 def server_tls(certificate: str, key: str) -> ssl.SSLContext:

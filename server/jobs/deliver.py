@@ -145,21 +145,25 @@ class Deliverer:
     async def _sweep(self) -> int:
         """Claim no more than there is room for, so that a claim does not age in the queue."""
         room = min(CLAIM_MAX, IN_FLIGHT_MAX - self._running)
-        found = 0
         if room <= 0 or self._send.statistics().current_buffer_used:
             return 0
         busy = [endpoint_id for endpoint_id, lane in self._lanes.items() if lane.waiting or lane.running >= BUSY]
+        claims: list[ClaimedDelivery] = []
+        too_old_at = self._too_old_at()
         async with self._db.pool.connection() as connection:
             for merchant_id in await merchants_with_due_deliveries(connection, but_not_to=busy, limit=room):
-                claims = await claim_due_deliveries(
-                    connection, merchant_id, but_not_to=busy, limit=room - found, lease_seconds=self._lease_seconds
+                claims += await claim_due_deliveries(
+                    connection,
+                    merchant_id,
+                    but_not_to=busy,
+                    limit=room - len(claims),
+                    lease_seconds=self._lease_seconds,
                 )
-                for claim in claims:
-                    self._send.send_nowait((claim, self._too_old_at()))
-                found += len(claims)
-                if found >= room:
+                if len(claims) >= room:
                     break
-        return found
+        for claim in claims:  # what was committed meanwhile may have filled the queue, so this may have to wait
+            await self._send.send((claim, too_old_at))
+        return len(claims)
 
     async def _attempt(self, claimed: ClaimedDelivery, too_old_at: float) -> None:
         """One attempt and its result. Whatever goes wrong is this delivery's failure and nobody else's."""
