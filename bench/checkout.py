@@ -11,9 +11,10 @@ import msgspec
 import trio
 
 from bench.measure import CpuMeter, family
-from server.db.connection import Connection
+from server.db.connection import Connection, open_session
 from server.db.promises import Violation, broken_promises
-from server.http.client import Client, ClientError
+from server.http.client import Client, ClientOptions, open_client
+from server.http.errors import ClientError
 from server.instance import Instance
 from server.sandbox.intents import PAID_CARD
 
@@ -36,9 +37,10 @@ class Result:
 
 async def run(instance: Instance, *, customers: int, payments_max: int, seconds_max: float, warm_up: int) -> Result:
     """Warm up, measure, wait until all is settled, and check every promise."""
-    http = Client(connections_per_origin_max=customers)
-    connection = await Connection.open(instance.running.database_url)
-    try:
+    async with (
+        open_client(ClientOptions(connections_per_origin_max=customers)) as http,
+        open_session(instance.running.database_url) as connection,
+    ):
         await _offer(instance, http, Result(), customers=customers, payments_max=warm_up, seconds_max=seconds_max)
         await _until_settled(connection)
         result = Result()
@@ -56,9 +58,6 @@ async def run(instance: Instance, *, customers: int, payments_max: int, seconds_
         result.cpu_seconds = meter.used_seconds()
         result.violations = await broken_promises(connection)
         return result
-    finally:
-        connection.discard()
-        http.close()
 
 
 async def _offer(

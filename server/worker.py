@@ -27,7 +27,7 @@ from server.db.database import Database, open_database
 from server.db.merchants import PspAccount, list_psp_accounts
 from server.db.migrate import MigrationError, require_current
 from server.flows.services import Services, utc_now
-from server.http.client import Client
+from server.http.client import Client, ClientOptions, open_client
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions
 from server.http.transport import server_tls
@@ -48,13 +48,14 @@ _log = structlog.get_logger()
 async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIterator[Services]:
     """Everything of a worker, serving. At the end of the block it drains and closes in order."""
     sealer = Sealer.from_file(settings.key_file)
-    async with open_database(
-        settings.database_url, pool_size=settings.pool_size, delivery_lease_seconds=settings.delivery_lease_seconds
-    ) as db:
+    async with (
+        open_database(
+            settings.database_url, pool_size=settings.pool_size, delivery_lease_seconds=settings.delivery_lease_seconds
+        ) as db,
+        open_client(_client_options(settings)) as http,
+    ):
         async with db.pool.connection() as connection:
             await require_current(connection)
-        # What could not connect in time was not sent; that must be known before the PSP's deadline makes it unknown.
-        http = Client(connect_seconds=min(settings.connect_seconds, settings.psp_seconds / 2))
         deliverer = Deliverer(
             db,
             http,
@@ -67,21 +68,23 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         await routing.reload()
         services = Services(db, routing, deliverer.notify, settings.psp_seconds, utc_now)
         listener = Listener(Api(services), listening, _listener_options(settings))
-        try:
-            async with trio.open_nursery() as jobs:
-                await jobs.start(deliverer.run)
-                await jobs.start(partial(follow_up.run, services, sweep_seconds=settings.sweep_seconds))
-                async with trio.open_nursery() as front:
-                    await front.start(listener.run)
-                    try:
-                        yield services
-                    finally:
-                        with trio.CancelScope(shield=True):
-                            await listener.drain(seconds=settings.drain_seconds)
-                        front.cancel_scope.cancel()
-                jobs.cancel_scope.cancel()
-        finally:
-            http.close()
+        async with trio.open_nursery() as jobs:
+            await jobs.start(deliverer.run)
+            await jobs.start(partial(follow_up.run, services, sweep_seconds=settings.sweep_seconds))
+            async with trio.open_nursery() as front:
+                await front.start(listener.run)
+                try:
+                    yield services
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await listener.drain(seconds=settings.drain_seconds)
+                    front.cancel_scope.cancel()
+            jobs.cancel_scope.cancel()
+
+
+def _client_options(settings: Settings) -> ClientOptions:
+    """What could not connect in time was not sent; that must be known before the PSP's deadline makes it unknown."""
+    return ClientOptions(connect_seconds=min(settings.connect_seconds, settings.psp_seconds / 2))
 
 
 def _listener_options(settings: Settings) -> ListenerOptions:

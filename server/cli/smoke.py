@@ -25,7 +25,8 @@ from server.db.payments import find_owner
 from server.db.promises import broken_promises
 from server.db.timeline import Entry, timeline
 from server.demo import Demo, load_or_draw
-from server.http.client import Client, Response
+from server.http.client import Client, open_client
+from server.http.response import Response
 from server.instance import Running
 from server.sandbox.intents import PAID_CARD, REFUSED_CARDS
 
@@ -151,22 +152,18 @@ OUTCOMES: dict[str, Callable[[Customer], Awaitable[str]]] = {
 
 
 async def _smoke(running: Running, demo: Demo) -> bool:
-    http = Client()
-    customer = Customer(running, demo, http)
     failures = 0
-    try:
-        async with open_session(running.database_url) as connection:
-            for name, outcome in OUTCOMES.items():
-                _console.rule(name, align="left", style="none")
-                try:
-                    await _print_trail(connection, await outcome(customer))
-                except FlorinError as error:
-                    failures += 1
-                    _console.print(f"FAILED  {error}", markup=False)
-            _console.rule("promises", align="left", style="none")
-            violations = await broken_promises(connection)
-    finally:
-        http.close()
+    async with open_client() as http, open_session(running.database_url) as connection:
+        customer = Customer(running, demo, http)
+        for name, outcome in OUTCOMES.items():
+            _console.rule(name, align="left", style="none")
+            try:
+                await _print_trail(connection, await outcome(customer))
+            except FlorinError as error:
+                failures += 1
+                _console.print(f"FAILED  {error}", markup=False)
+        _console.rule("promises", align="left", style="none")
+        violations = await broken_promises(connection)
     print_diagnosis(violations, _console)
     _console.print(f"smoke: {len(OUTCOMES) - failures} of {len(OUTCOMES)} outcomes as they should be")
     return not failures and not violations

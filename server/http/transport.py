@@ -113,6 +113,24 @@ class TlsTransport:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
         return cls(trio.SSLStream(stream, context, server_side=True, https_compatible=True), connected)
 
+    @classmethod
+    async def connect(cls, connected: socket.socket, context: ssl.SSLContext, *, host: str) -> "TlsTransport":
+        """The client's side, after the handshake; the certificate is checked for `host`. Raises OSError.
+
+        The socket is closed where that fails or is cancelled.
+        """
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
+        transport = cls(trio.SSLStream(stream, context, server_hostname=host, https_compatible=True), connected)
+        try:
+            await transport._stream.do_handshake()
+        except trio.BrokenResourceError as error:
+            transport.close()
+            raise ConnectionResetError(f"the TLS handshake failed: {error.__cause__ or error}") from error
+        except BaseException:
+            transport.close()
+            raise
+        return transport
+
     async def receive(self) -> bytes:
         """See `Transport`."""
         try:
@@ -156,4 +174,11 @@ def server_tls(certificate: str, key: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["http/1.1"])
     context.load_cert_chain(certificate, key)
+    return context
+
+
+def client_tls() -> ssl.SSLContext:
+    """A context that trusts what the system trusts, and checks names."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
     return context

@@ -29,7 +29,8 @@ from server.db.deliveries import (
 )
 from server.db.merchants import find_endpoint
 from server.flows.services import utc_now
-from server.http.client import Client, ClientError
+from server.http.client import Client
+from server.http.errors import ClientError
 from server.sealing import Sealer
 
 IN_FLIGHT_MAX = 128

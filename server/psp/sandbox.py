@@ -13,7 +13,9 @@ from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
 from core.payment import Payment
 from core.signing import verify_timestamped
-from server.http.client import BadResponse, Client, NotSent, OutcomeUnknown, Response
+from server.http.client import Client
+from server.http.errors import BadResponse, NotSent, OutcomeUnknown
+from server.http.response import Response
 from server.psp.adapter import Notice
 
 SIGNATURE_HEADER = b"sandbox-signature"

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from server.children import say_ready
-from server.http.client import Client
+from server.http.client import open_client
 from server.http.listener import Listener
 from server.sandbox.intents import Intents
 from server.sandbox.journal import Journal
@@ -45,20 +45,19 @@ async def open_sandbox(
     directory = Path(configuration.directory) if configuration.directory else None
     intents_journal = Journal(directory / "intents.jsonl" if directory else None)
     orders_journal = Journal(directory / "orders.jsonl" if directory else None)
-    http = Client()
-    webhooks = Webhooks(http, url=configuration.psp_webhook_url, secret=configuration.psp_webhook_secret)
-    psp = Psp(Intents(intents_journal, configuration.psp_url), webhooks, api_key=configuration.psp_api_key)
-    shop = Shop(
-        http,
-        orders_journal,
-        florin_url=configuration.florin_url,
-        public_url=configuration.shop_url,
-        api_key=configuration.shop_api_key,
-        webhook_secret=configuration.shop_webhook_secret,
-    )
-    listeners = [Listener(psp, psp_socket), Listener(shop, shop_socket)]
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_client() as http, trio.open_nursery() as nursery:
+            webhooks = Webhooks(http, url=configuration.psp_webhook_url, secret=configuration.psp_webhook_secret)
+            psp = Psp(Intents(intents_journal, configuration.psp_url), webhooks, api_key=configuration.psp_api_key)
+            shop = Shop(
+                http,
+                orders_journal,
+                florin_url=configuration.florin_url,
+                public_url=configuration.shop_url,
+                api_key=configuration.shop_api_key,
+                webhook_secret=configuration.shop_webhook_secret,
+            )
+            listeners = [Listener(psp, psp_socket), Listener(shop, shop_socket)]
             await nursery.start(webhooks.run)
             for listener in listeners:
                 await nursery.start(listener.run)
@@ -71,7 +70,6 @@ async def open_sandbox(
                             draining.start_soon(_drain, listener)
                 nursery.cancel_scope.cancel()
     finally:
-        http.close()
         intents_journal.close()
         orders_journal.close()
 

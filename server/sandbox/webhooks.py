@@ -10,7 +10,8 @@ import structlog
 import trio
 
 from core.signing import sign_timestamped
-from server.http.client import Client, ClientError
+from server.http.client import Client
+from server.http.errors import ClientError
 
 QUEUE_MAX = 100_000
 SENDERS = 32

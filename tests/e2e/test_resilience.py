@@ -22,7 +22,8 @@ from selenium.webdriver.common.by import By
 from server.cli import haproxy
 from server.db.connection import Connection
 from server.db.promises import broken_promises
-from server.http.client import Client, ClientError
+from server.http.client import Client, open_client
+from server.http.errors import ClientError
 from server.instance import Instance, Options, open_instance
 from tests.conftest import program
 from tests.florin import PAID, eventually, order
@@ -45,9 +46,7 @@ async def test_killed_workers_are_replaced_and_lose_nothing(instance: Instance) 
     acknowledged: set[str] = set()
     paid: set[str] = set()
     stop = trio.Event()
-    http = Client()
-
-    async with trio.open_nursery() as customers:
+    async with open_client() as http, trio.open_nursery() as customers:
         for _ in range(CUSTOMERS):
             customers.start_soon(_buy_until, stop, instance, http, acknowledged, paid)
         for kill in range(KILLS):
@@ -68,7 +67,6 @@ async def test_killed_workers_are_replaced_and_lose_nothing(instance: Instance) 
         assert copies[0][0] >= len(paid)
     finally:
         connection.discard()
-        http.close()
     print(f"kill -9 of {KILLS} workers under load: {len(acknowledged)} acknowledged, {len(paid)} paid, none lost")
 
 

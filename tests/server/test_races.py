@@ -21,7 +21,8 @@ from server.db.connection import Connection
 from server.db.create_batch import CreateBatch, Creation
 from server.db.payments import find_payment
 from server.flows.settle import settle
-from server.http.client import Client, NotSent
+from server.http.client import ClientOptions, open_client
+from server.http.errors import NotSent
 from tests.florin import Florin, eventually, order
 from tests.server.test_checkout import captured_event, send_event
 from tests.server.test_database import a_creation, a_payment
@@ -254,14 +255,13 @@ async def test_what_found_no_connection_in_time_was_not_sent() -> None:
     async def hang(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep_forever()
 
-    client = Client(connections_per_origin_max=1, connect_seconds=0.1)
-    async with serving(hang) as (_, port), trio.open_nursery() as nursery:
+    options = ClientOptions(connections_per_origin_max=1, connect_seconds=0.1)
+    async with serving(hang) as (_, port), open_client(options) as client, trio.open_nursery() as nursery:
         nursery.start_soon(client.request, "GET", f"http://127.0.0.1:{port}/")
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(NotSent):
             await client.request("GET", f"http://127.0.0.1:{port}/")
         nursery.cancel_scope.cancel()
-    client.close()
 
 
 async def test_a_commit_is_on_disk_whatever_the_default(database_url: str, connection: Connection) -> None:

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from server.http.asgi import Receive, Scope, Send, read_body, respond
-from server.http.client import Client, NotSent
+from server.http.client import ClientOptions, open_client
+from server.http.errors import NotSent
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions, bind, bind_unix
 from server.http.transport import server_tls
@@ -66,17 +67,16 @@ async def test_tls_both_ways(certificate: tuple[str, str]) -> None:
     options = ListenerOptions(tls=server_tls(*certificate))
     listener = Listener(who, bind("127.0.0.1", 0), options)
     url = f"https://127.0.0.1:{listener.port}/"
-    trusting = Client()
-    trusting._tls = ssl.create_default_context(cafile=certificate[0])
-    async with listening(listener):
+    trust = ClientOptions(tls=ssl.create_default_context(cafile=certificate[0]))
+    async with listening(listener), open_client(trust) as trusting, open_client() as strict:
         for _ in range(2):
             response = await trusting.request("POST", url, body=b"x" * 100)
             assert response.body == b"127.0.0.1 by https"
         with pytest.raises(NotSent, match="certificate"):
-            await Client().request("GET", url)
+            await strict.request("GET", url)
         assert await talk(listener.port, GET) == b""
         assert (await trusting.request("GET", url)).status == 200
-    trusting.close()
+        assert trusting.connections == 1, "the connection is used again"
 
 
 async def test_a_handshake_that_never_ends_is_ended(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

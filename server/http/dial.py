@@ -1,0 +1,110 @@
+"""From a name to a connected socket: resolve, let the caller look at every address, connect by Happy Eyeballs (RFC 8305).
+
+Invariant: a connection goes only to an address that the check has seen and allowed; the name is not resolved again in between,
+so an answer that changes from one look-up to the next (DNS rebinding) gains nothing.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+import trio
+
+ATTEMPT_SECONDS = 0.25
+"""How long an address is alone before the next one is tried beside it (RFC 8305, section 5)."""
+ADDRESSES_MAX = 8
+
+AddressCheck = Callable[[IPv4Address | IPv6Address], None]
+"""Sees every address of a name before any is connected to; raises `server.http.errors.Refused` where one may not be called."""
+
+_Address = tuple[int, Any]
+
+
+async def dial(host: str, port: int, *, check: AddressCheck | None) -> socket.socket:
+    """A connected, non-blocking socket. Raises OSError, or what `check` raises. The deadline is the caller's."""
+    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = _interleaved([(int(family), address) for family, _, _, _, address in found])
+    if check is not None:
+        for _, address in addresses:
+            check(ip_address(address[0].partition("%")[0]))
+    if len(addresses) == 1:
+        return await _connect(addresses[0])
+    return await _race(addresses[:ADDRESSES_MAX])
+
+
+def _interleaved(addresses: Sequence[_Address]) -> list[_Address]:
+    """The system's order, with the families taking turns (RFC 8305, section 4)."""
+    if not addresses:
+        raise OSError(errno.EADDRNOTAVAIL, "the name has no address")
+    first = [one for one in addresses if one[0] == addresses[0][0]]
+    other = [one for one in addresses if one[0] != addresses[0][0]]
+    turns: list[_Address] = []
+    while first or other:
+        turns += [first.pop(0)] if first else []
+        turns += [other.pop(0)] if other else []
+    return turns
+
+
+async def _race(addresses: Sequence[_Address]) -> socket.socket:
+    """The first that connects; the others are dropped. Raises the first one's error where none does."""
+    connected: list[socket.socket] = []
+    failures: list[OSError] = []
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(partial(_attempt, address, failed, connected, failures, nursery.cancel_scope))
+                with trio.move_on_after(ATTEMPT_SECONDS):
+                    await failed.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except BaseException:
+        for one in connected:
+            one.close()
+        raise
+    if not connected:
+        raise failures[0]
+    return connected[0]
+
+
+async def _attempt(
+    address: _Address, failed: trio.Event, connected: list[socket.socket], failures: list[OSError], race: trio.CancelScope
+) -> None:
+    try:
+        one = await _connect(address)
+    except OSError as error:
+        failures.append(error)
+        failed.set()
+        return
+    if connected:
+        one.close()
+        return
+    connected.append(one)
+    race.cancel()
+
+
+async def _connect(address: _Address) -> socket.socket:
+    family, sockaddr = address
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(BlockingIOError):
+            one.connect(sockaddr)
+        await trio.lowlevel.wait_writable(one)
+        _raise_failure(one)
+    except BaseException:
+        trio.lowlevel.notify_closing(one)
+        one.close()
+        raise
+    return one
+
+
+def _raise_failure(one: socket.socket) -> None:
+    error = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
