@@ -1,11 +1,15 @@
-"""CPU time of processes, from /proc: the figure that a noisy machine cannot bend much.
+"""CPU time of processes, from /proc: the figure that a noisy machine cannot bend much; and programs to measure it of.
 
 A process's time includes its threads and the children that it has waited for. The kernel counts in ticks of 10 ms, so a
 measurement should last a second or more.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,3 +61,44 @@ class CpuMeter:
 def percentile(values: list[float], fraction: float) -> float:
     """The value that `fraction` of them do not exceed; 0 for none."""
     return sorted(values)[min(int(len(values) * fraction), len(values) - 1)] if values else 0.0
+
+
+@dataclass(slots=True)
+class Program:
+    """A measured program: one process on a core of its own."""
+
+    process: subprocess.Popen[str]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What it has used so far."""
+        return cpu_seconds([self.process.pid])
+
+    @property
+    def resident_bytes(self) -> int:
+        """How much of it is in memory."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def program(module: str, *arguments: str, core: int, sockets: Iterable[socket.socket] = ()) -> Iterator[Program]:
+    """Run `python -m module` pinned to a core, with pipes to its input and output and with these sockets; killed at the end."""
+    descriptors = [one.fileno() for one in sockets]
+    command = ["taskset", "-c", str(core), sys.executable, "-m", module, *arguments]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=descriptors, text=True, bufsize=1
+    ) as process:
+        try:
+            yield Program(process)
+        finally:
+            process.kill()
+
+
+def interleaved(subjects: Mapping[str, Callable[[], float]], *, repeats: int) -> dict[str, list[float]]:
+    """Measure each subject in turn, again and again, so that what changes on the machine meanwhile meets all of them."""
+    found: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(repeats):
+        for name, measure in subjects.items():
+            found[name].append(measure())
+    return found

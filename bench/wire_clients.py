@@ -34,12 +34,24 @@ def florin(port: int) -> None:
 
 
 def httpx(port: int) -> None:
-    """httpx on trio: the idiomatic stack."""
+    """httpx on trio as it comes, keeping 20 connections alive."""
+    import httpx as peer
+
+    _httpx(port, peer.Limits(max_connections=100, max_keepalive_connections=20))
+
+
+def httpx_tuned(port: int) -> None:
+    """httpx on trio with a pool as large as the load."""
+    import httpx as peer
+
+    _httpx(port, peer.Limits(max_connections=TASKS, max_keepalive_connections=TASKS))
+
+
+def _httpx(port: int, limits: Any) -> None:
     import httpx as peer
     import trio
 
     url = f"http://127.0.0.1:{port}/"
-    limits = peer.Limits(max_connections=TASKS, max_keepalive_connections=TASKS)
 
     async def main() -> None:
         async with peer.AsyncClient(limits=limits, trust_env=False) as client:
@@ -91,7 +103,12 @@ async def _serve_trio(caller: Callable[[Iterator[int]], Any]) -> None:
         print("done", flush=True)
 
 
-CLIENTS: dict[str, Callable[[int], None]] = {"florin": florin, "aiohttp": aiohttp, "httpx": httpx}
+CLIENTS: dict[str, Callable[[int], None]] = {
+    "florin": florin,
+    "aiohttp": aiohttp,
+    "httpx": httpx,
+    "httpx_tuned": httpx_tuned,
+}
 
 if __name__ == "__main__":
     CLIENTS[sys.argv[1]](int(sys.argv[2]))

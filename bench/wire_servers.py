@@ -36,6 +36,26 @@ def florin(listening: socket.socket) -> None:
     trio.run(Listener(answer, listening).run)
 
 
+def florin_waiting(listening: socket.socket) -> None:
+    """Ours, with an application that answers nobody before so many wait."""
+    import trio
+
+    from server.http.listener import Listener
+
+    crowd, everybody = int(sys.argv[3]), trio.Event()
+    waiting = 0
+
+    async def wait(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal waiting
+        waiting += 1
+        if waiting >= crowd:
+            everybody.set()
+        await everybody.wait()
+        await answer(scope, receive, send)
+
+    trio.run(Listener(wait, listening).run)
+
+
 def uvicorn(listening: socket.socket) -> None:
     """uvicorn on uvloop with httptools, bare ASGI."""
     import uvicorn as peer
@@ -65,7 +85,12 @@ def quart_trio(listening: socket.socket) -> None:
     trio.run(hypercorn.trio.serve, app, config)
 
 
-SERVERS: dict[str, Callable[[socket.socket], None]] = {"florin": florin, "uvicorn": uvicorn, "quart_trio": quart_trio}
+SERVERS: dict[str, Callable[[socket.socket], None]] = {
+    "florin": florin,
+    "florin_waiting": florin_waiting,
+    "uvicorn": uvicorn,
+    "quart_trio": quart_trio,
+}
 
 if __name__ == "__main__":
     SERVERS[sys.argv[1]](socket.socket(fileno=int(sys.argv[2])))

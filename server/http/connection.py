@@ -98,7 +98,7 @@ class Connection:
         if not request.complete and not await self._skip_body(request):
             await self._linger()
             return False
-        requests.popleft()
+        del requests[0]
         return exchange.keep_alive
 
     async def _read_head(self) -> bool:

@@ -7,7 +7,6 @@ bounded. After a refusal nothing further of that connection is read.
 
 import math
 import re
-from collections import deque
 from dataclasses import dataclass, field
 
 import httptools
@@ -43,10 +42,13 @@ class Request:
     http_version: str = "1.1"
     keep_alive: bool = True
     expects_continue: bool = False
-    body: deque[bytes] = field(default_factory=deque)
+    body: list[bytes] = field(default_factory=list)
     body_bytes: int = 0
     body_began: float = math.inf
     complete: bool = False
+
+
+_NOTHING = Request()
 
 
 class RequestParser:
@@ -56,9 +58,9 @@ class RequestParser:
     """
 
     def __init__(self) -> None:
-        self.requests: deque[Request] = deque()
+        self.requests: list[Request] = []
         self._parser = httptools.HttpRequestParser(self)
-        self._current = Request()
+        self._current = _NOTHING
         self._head_bytes = 0
         self._quiet_bytes = 0
         self.in_head = False
@@ -125,6 +127,7 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         self._current.complete = True
+        self._current = _NOTHING  # an idle connection keeps nothing of its last request
 
 
 def _require_unambiguous(request: Request) -> None:
