@@ -10,6 +10,7 @@ import socket
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -55,7 +56,7 @@ def server(rounds: Rounds = 5, requests: Requests = 30_000) -> None:
             count = requests // SLOW_PEER_SHARE if name == "quart_trio" else requests
             wire_load.request_in_turn(stack.enter_context(_connections(port, CONNECTIONS)), min(count, WARM_UP_REQUESTS))
             connections = stack.enter_context(_connections(port, CONNECTIONS))
-            subjects[name] = _metered(one, count, lambda count, them=connections: wire_load.request_in_turn(them, count))
+            subjects[name] = _metered(one, count, partial(wire_load.request_in_turn, connections))
         _print("server", interleaved(subjects, repeats=rounds), {"uvicorn": 1.0, "quart_trio": 1 / 15})
 
 
@@ -71,7 +72,7 @@ def client(rounds: Rounds = 5, requests: Requests = 30_000) -> None:
             one = stack.enter_context(program("bench.wire_clients", name, str(port), core=0))
             count = requests // SLOW_PEER_SHARE if name.startswith("httpx") else requests
             _tell(one, min(count, WARM_UP_REQUESTS))
-            subjects[name] = _metered(one, count, lambda count, who=one: _tell(who, count))
+            subjects[name] = _metered(one, count, partial(_tell, one))
         _print("client", interleaved(subjects, repeats=rounds), {"aiohttp": 0.7, "httpx": 1 / 50, "httpx_tuned": 1 / 50})
 
 

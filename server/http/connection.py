@@ -7,17 +7,21 @@ body that the application did not read is read and thrown away up to a bound, pa
 
 import math
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import structlog
+import trio
 
 from server.http.asgi import Application, Scope, respond
 from server.http.exchange import STATUS_LINES, Exchange
 from server.http.forwarded import Addresses, Networks, forwarded
+from server.http.handshake import shake_hands
 from server.http.parser import BadRequest, Request, RequestParser
 from server.http.reaper import Reaper
 from server.http.transport import Transport
+from server.http.websocket import WebSocket
 
 HEADER_SECONDS = 10.0
 BODY_SECONDS = 30.0
@@ -39,6 +43,8 @@ class House:
     reaper: Reaper
     requests_in_flight_max: int
     trusted_proxies: Networks = ()
+    websocket_deflate: bool = False
+    state: dict[str, Any] = field(default_factory=dict)
     requests_in_flight: int = 0
     is_draining: bool = False
 
@@ -46,7 +52,7 @@ class House:
 class Connection:
     """Serves one connected transport until it is closed."""
 
-    __slots__ = ("_addresses", "_eof", "_house", "_parser", "_transport", "deadline", "idle")
+    __slots__ = ("_addresses", "_eof", "_house", "_parser", "_transport", "_websocket", "deadline", "idle")
 
     def __init__(self, transport: Transport, addresses: Addresses, house: House) -> None:
         self._transport = transport
@@ -54,13 +60,23 @@ class Connection:
         self._house = house
         self._parser = RequestParser()
         self._eof = False
+        self._websocket: WebSocket | None = None
         self.deadline = math.inf
         self.idle = True
 
     def expire(self) -> None:
-        """Called by the reaper and by a drain: end whatever this connection waits for."""
+        """Called by the reaper and at the end of a drain: end whatever this connection waits for."""
         self._eof = True
+        if self._websocket is not None:
+            self._websocket.lose()
         self._transport.shut_down()
+
+    def go_away(self) -> None:
+        """Called at the begin of a drain: end now if nothing is in hand."""
+        if self.idle:
+            self.expire()
+        elif self._websocket is not None:
+            self._websocket.go_away()
 
     async def serve(self) -> None:
         """Serve requests until the peer leaves, a bound is passed or the server drains."""
@@ -85,8 +101,11 @@ class Connection:
             return False
         request = requests[0]
         exchange = Exchange(self, request)
-        if house.requests_in_flight >= house.requests_in_flight_max:
+        if house.requests_in_flight >= house.requests_in_flight_max or (request.is_websocket and house.is_draining):
             await self._turn_away(exchange)
+        elif request.is_websocket:
+            await self._serve_websocket(request, exchange)
+            return False
         else:
             house.requests_in_flight += 1
             try:
@@ -133,6 +152,21 @@ class Connection:
                 await respond(exchange.send, 500, body, content_type=b"application/problem+json")
         if not exchange.started and self._parser.failure is not None:
             raise self._parser.failure
+
+    async def _serve_websocket(self, request: Request, exchange: Exchange) -> None:
+        """Serve it to its end. Raises `BadRequest` where the handshake is not what it should be."""
+        handshake = shake_hands(request)
+        house = self._house
+        try:
+            async with trio.open_nursery() as nursery:
+                websocket = WebSocket(
+                    self._transport, house.reaper, nursery, handshake, exchange, deflate=house.websocket_deflate
+                )
+                self._websocket = websocket
+                await websocket.run(house.app, self._scope(request))
+        finally:
+            if self._websocket is not None:
+                self._websocket.lose()
 
     async def _turn_away(self, exchange: Exchange) -> None:
         """Answer 503 before anything has happened."""
@@ -197,7 +231,7 @@ class Connection:
     async def _refuse(self, error: BadRequest) -> None:
         """Answer what cannot be served, and close so that the answer arrives."""
         body = error.reason.encode() + b"\n"
-        head = b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
+        head = error.headers + b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
         try:
             await self.write(STATUS_LINES.get(error.status, STATUS_LINES[400]) + self.date_header + head + b"\r\n" + body)
             await self._linger()
@@ -217,7 +251,7 @@ class Connection:
         addresses, trusted = self._addresses, self._house.trusted_proxies
         if trusted:
             addresses = forwarded(addresses, request.headers, trusted)
-        return {
+        scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": request.http_version,
@@ -231,3 +265,6 @@ class Connection:
             "client": addresses.client,
             "server": addresses.server,
         }
+        if self._house.state:
+            scope["state"] = self._house.state.copy()
+        return scope

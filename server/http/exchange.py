@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Protocol
 
+import trio
+
 from server.http.asgi import Message
 from server.http.parser import Request
 
@@ -90,6 +92,8 @@ class Exchange:
         self.finished = not more
         if out:
             await self._write(out)
+        if more:
+            await trio.lowlevel.checkpoint()  # whoever streams without end lets others have a turn
 
     async def _read_body(self) -> bool:
         try:

@@ -8,7 +8,7 @@ import errno
 import os
 import socket
 import ssl
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import trio
 from server.http.asgi import Application
 from server.http.connection import HEADER_SECONDS, Connection, House
 from server.http.forwarded import PROXY_HEADER_BYTES, Addresses, Networks, proxied, proxy_length
+from server.http.lifespan import open_lifespan
 from server.http.parser import BadRequest
 from server.http.reaper import Reaper
 from server.http.transport import SocketTransport, TlsTransport, Transport
@@ -84,13 +85,16 @@ def _listen(listening: socket.socket) -> socket.socket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerOptions:
-    """How to serve. `proxy_protocol`: every connection begins with a PROXY header, version 2."""
+    """How to serve. `proxy_protocol`: every connection begins with a PROXY header, version 2. `websocket_deflate`: compress
+    messages where the peer offers it. `lifespan`: tell the application when serving begins and ends."""
 
     connections_max: int = 16_384
     requests_in_flight_max: int = 16_384
     tls: ssl.SSLContext | None = None
     proxy_protocol: bool = False
     trusted_proxies: Networks = ()
+    websocket_deflate: bool = False
+    lifespan: bool = False
 
 
 class Listener:
@@ -116,11 +120,22 @@ class Listener:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept and serve until drained or cancelled; returns when the last connection has ended."""
-        reaper = Reaper()
         options = self._options
-        house = self._house = House(self._app, reaper, options.requests_in_flight_max, options.trusted_proxies)
+        async with AsyncExitStack() as stack:
+            state = await stack.enter_async_context(open_lifespan(self._app)) if options.lifespan else {}
+            house = self._house = House(
+                self._app,
+                Reaper(),
+                options.requests_in_flight_max,
+                options.trusted_proxies,
+                options.websocket_deflate,
+                state,
+            )
+            await self._run(house, task_status)
+
+    async def _run(self, house: House, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as housekeeping:
-            await housekeeping.start(reaper.run)
+            await housekeeping.start(house.reaper.run)
             async with trio.open_nursery() as connections:
                 with self._accepting, self._socket:
                     task_status.started()
@@ -136,8 +151,7 @@ class Listener:
             with suppress(OSError):
                 stranger.shutdown(socket.SHUT_RDWR)
         for connection in self._connections:
-            if connection.idle:
-                connection.expire()
+            connection.go_away()
         with trio.move_on_after(seconds):
             if self._connections:
                 await self._last_ended.wait()
@@ -186,6 +200,8 @@ class Listener:
             await connection.serve()
         except (OSError, BadRequest, trio.TooSlowError):
             pass  # the peer was gone, or was not the proxy that it should have been, before a request could come
+        except Exception:  # noqa: BLE001 - a mistake of ours may end one connection, never the worker
+            _log.exception("a connection failed")
         finally:
             self._strangers.discard(peer)
             if transport is None:

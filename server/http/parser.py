@@ -24,17 +24,18 @@ _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 
 
 class BadRequest(Exception):
-    """The bytes are not an acceptable request. `status` is the reply."""
+    """The bytes are not an acceptable request. `status` is the reply, with these complete header lines."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, *, headers: bytes = b"") -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
+        self.headers = headers
 
 
 @dataclass(slots=True)
 class Request:
-    """One request. The head is complete when it appears; the body arrives behind it."""
+    """One request. The head is complete when it appears; the body arrives behind it. `rest` is what followed a websocket's."""
 
     method: str = ""
     target: bytes = b""
@@ -46,6 +47,8 @@ class Request:
     body_bytes: int = 0
     body_began: float = math.inf
     complete: bool = False
+    is_websocket: bool = False
+    rest: bytes = b""
 
 
 _NOTHING = Request()
@@ -73,8 +76,8 @@ class RequestParser:
         self._quiet_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.failure = BadRequest(400, "upgrade is not supported here")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             self.failure = cause if isinstance(cause, BadRequest) else BadRequest(400, "malformed request")
@@ -83,6 +86,19 @@ class RequestParser:
         else:
             if self._quiet_bytes > QUIET_BYTES_MAX:
                 self.failure = BadRequest(431, "the header block is too large")
+
+    def _upgrade(self, rest: bytes) -> None:
+        """llhttp stops at any upgrade. One that is not taken is ignored (RFC 9110, 7.8): read the request without it."""
+        request = self.requests[-1]
+        if request.is_websocket:
+            request.rest = rest
+            self.failure = BadRequest(400, "a websocket is no longer HTTP")
+            return
+        self.requests.pop()
+        self._parser = httptools.HttpRequestParser(self)
+        lines = [b"%b: %b\r\n" % (name, value) for name, value in request.headers if name != b"upgrade"]
+        version = request.http_version.encode()
+        self.feed(b"%b %b HTTP/%b\r\n%b\r\n" % (request.method.encode(), request.target, version, b"".join(lines)) + rest)
 
     # llhttp's callbacks, in the order in which they come
 
@@ -111,11 +127,12 @@ class RequestParser:
         request = self._current
         request.method = self._parser.get_method().decode("ascii")
         request.http_version = self._parser.get_http_version()
-        # An upgrade that is not taken may be ignored (RFC 9110, 7.8), but what follows it may not be HTTP.
-        request.keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
+        request.keep_alive = self._parser.should_keep_alive()
         self.in_head = False
         self._quiet_bytes = 0
         _require_unambiguous(request)
+        if self._parser.should_upgrade():
+            _find_websocket(request)
         if len(self.requests) >= PIPELINE_MAX:
             raise BadRequest(429, "too many pipelined requests")
         self.requests.append(request)
@@ -128,6 +145,16 @@ class RequestParser:
     def on_message_complete(self) -> None:
         self._current.complete = True
         self._current = _NOTHING  # an idle connection keeps nothing of its last request
+
+
+def _find_websocket(request: Request) -> None:
+    """Whether it asks to become a websocket (RFC 6455, 4.1). Raises `BadRequest` where it has a body too."""
+    if request.http_version == "1.1" and (b"upgrade", b"websocket") in [(name, value.lower()) for name, value in request.headers]:
+        lengths = {name for name, _ in request.headers} & {b"content-length", b"transfer-encoding"}
+        if request.method != "GET" or lengths:
+            raise BadRequest(400, "a websocket begins with a GET without a body")
+        request.is_websocket = True
+        request.keep_alive = False
 
 
 def _require_unambiguous(request: Request) -> None:

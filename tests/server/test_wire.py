@@ -97,7 +97,6 @@ async def test_keep_alive_pipelining_and_order() -> None:
         (request("GET / HTTP/1.1", "Host: a", *["X: a"] * 101), 431),
         (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"fffffffffffffffff\r\n"), 400),
         (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"5\r\nhelloX"), 400),
-        (request("GET / HTTP/1.1", "Host: a", "Connection: upgrade", "Upgrade: h2c"), 200),
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 200_000, 431),
         (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"1;" + b"a" * 200_000), 431),
@@ -128,6 +127,18 @@ async def test_bodies_chunked_and_continued() -> None:
         assert len(await talk(port, request("POST / HTTP/1.1", "Host: a", f"Content-Length: {len(large)}", body=large))) > len(
             large
         )
+
+
+@pytest.mark.parametrize(
+    ("length", "body"), [("Content-Length: 5", b"hello"), ("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n")]
+)
+async def test_an_upgrade_that_is_not_taken_is_ignored(length: str, body: bytes) -> None:
+    """What curl --http2 sends: its body, and the request behind it, are read as if it had not asked."""
+    data = request("POST /u HTTP/1.1", "Host: a", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", length, body=body)
+    async with serving() as (_, port):
+        answer = await talk(port, data + GET)
+    assert b"POST /u  hello" in answer
+    assert answer.count(b"HTTP/1.1 200") == 2
 
 
 async def test_trailers_never_become_headers() -> None:

@@ -1,0 +1,88 @@
+"""ASGI's lifespan: the application is told when the server starts and stops (asgi.readthedocs.io, lifespan 2.0).
+
+An application that raises at the very beginning has no lifespan, and is served without. One that says that its start has failed
+is not served. Both ends have a deadline.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+import trio
+
+from core.errors import FlorinError
+from server.http.asgi import Application, Message
+
+STARTUP_SECONDS = 60.0
+SHUTDOWN_SECONDS = 10.0
+_log = structlog.get_logger()
+
+
+class StartupFailed(FlorinError):
+    """The application said that it could not start, or said nothing in time."""
+
+    code = "startup_failed"
+
+
+@asynccontextmanager
+async def open_lifespan(app: Application) -> AsyncIterator[dict[str, Any]]:
+    """The application, started, for as long as the block runs; what it has put into the state. Raises `StartupFailed`."""
+    life = _Life()
+    state: dict[str, Any] = {}
+    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(life.run, app, scope)
+        with trio.move_on_after(STARTUP_SECONDS) as deadline:
+            await life.started.wait()
+        if deadline.cancelled_caught:
+            life.failure = f"the application did not start within {STARTUP_SECONDS:g} s"
+        if life.failure is not None:
+            nursery.cancel_scope.cancel()
+            raise StartupFailed(life.failure)
+        try:
+            yield state
+        finally:
+            with trio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+                life.stopping.set()
+                await life.stopped.wait()
+            nursery.cancel_scope.cancel()
+
+
+class _Life:
+    """The channel between the server and one call of the application."""
+
+    def __init__(self) -> None:
+        self.started, self.stopping, self.stopped = trio.Event(), trio.Event(), trio.Event()
+        self.failure: str | None = None
+        self._was_told = False
+
+    async def run(self, app: Application, scope: dict[str, Any]) -> None:
+        try:
+            await app(scope, self.receive, self.send)
+        except Exception as error:  # noqa: BLE001 - the specification: go on without lifespan
+            _log.info("the application has no lifespan", error=repr(error))
+        self.started.set()
+        self.stopped.set()
+
+    async def receive(self) -> Message:
+        if not self._was_told:
+            self._was_told = True
+            return {"type": "lifespan.startup"}
+        await self.stopping.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(self, message: Message) -> None:
+        match message["type"]:
+            case "lifespan.startup.complete":
+                self.started.set()
+            case "lifespan.startup.failed":
+                self.failure = message.get("message") or "the application could not start"
+                self.started.set()
+            case "lifespan.shutdown.complete":
+                self.stopped.set()
+            case "lifespan.shutdown.failed":
+                _log.error("the application could not stop as it should", message=message.get("message", ""))
+                self.stopped.set()
+            case other:
+                raise RuntimeError(f"{other} cannot be sent here")
