@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.errors import FlorinError
@@ -51,6 +52,13 @@ class Settings(BaseSettings):
     trusted_proxies: str = Field(default="", description="addresses or networks, by commas, whose X-Forwarded-* is believed")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> "Settings":
+        """A certificate without its key must not be served as plain HTTP."""
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("FLORIN_TLS_CERT and FLORIN_TLS_KEY (--tls-cert and --tls-key) go together: set both or neither")
+        return self
+
     @property
     def delivery_lease_seconds(self) -> float:
         """How long a delivery is left to one worker: twice what an attempt may take."""
@@ -62,8 +70,12 @@ def load_settings(**given: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        wrong = [f"FLORIN_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors()]
-        raise SettingsError("; ".join(wrong)) from None
+        raise SettingsError("; ".join(map(_explained, error.errors()))) from None
+
+
+def _explained(error: ErrorDetails) -> str:
+    name = "_".join(map(str, error["loc"])).upper()
+    return f"FLORIN_{name}: {error['msg']}" if name else error["msg"].removeprefix("Value error, ")
 
 
 def environment(name: str) -> str | None:

@@ -91,7 +91,7 @@ def _listener_options(settings: Settings) -> ListenerOptions:
     try:
         return ListenerOptions(
             requests_in_flight_max=settings.requests_in_flight_max,
-            tls=server_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None,
+            tls=server_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None,
             proxy_protocol=settings.proxy_protocol,
             trusted_proxies=networks(filter(None, settings.trusted_proxies.split(","))),
         )

@@ -1,5 +1,7 @@
 """Fixtures: a real PostgreSQL for the session, a database of its own for each test, and a whole Florin over real sockets."""
 
+import datetime
+import ipaddress
 import os
 import shutil
 import signal
@@ -11,6 +13,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from server import children, embedded
 from server.db.connection import Connection
@@ -96,3 +102,27 @@ async def florin(database_url: str, directory: Path) -> AsyncIterator[Florin]:
     async with open_florin(database_url, directory) as running:
         yield running
         await running.require_promises()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[str, str]:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "florin test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = serialization.PrivateFormat.PKCS8
+    key_bytes = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    (tmp_path / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(key_bytes)
+    return str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")

@@ -1,7 +1,9 @@
 """`florin serve`: the workers alone, for production: against a PostgreSQL that is there, without sandbox or demo."""
 
 import os
-from contextlib import ExitStack
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +15,10 @@ from server.cli.signals import stop_on_signal
 from server.db.connection import open_session
 from server.db.migrate import require_current
 from server.http.listener import bind_shared, bind_unix
+from server.http.transport import server_tls
 from server.instance import InstanceError, cannot_listen
 from server.sealing import Sealer
-from server.settings import API_PORT, Settings, load_settings
+from server.settings import API_PORT, Settings, SettingsError, load_settings
 from server.supervisor import Supervisor
 from server.telemetry import configure_logs
 
@@ -39,12 +42,35 @@ def command(
         bool,
         typer.Option("--port-per-worker", help="Give each worker a port of its own, counting up, for a load balancer."),
     ] = False,
+    tls_cert: Annotated[
+        str, typer.Option("--tls-cert", envvar="FLORIN_TLS_CERT", help="Speak TLS 1.3 with this certificate chain (PEM).")
+    ] = "",
+    tls_key: Annotated[str, typer.Option("--tls-key", envvar="FLORIN_TLS_KEY", help="The certificate's key (PEM).")] = "",
 ) -> None:
     """Run the workers until SIGTERM or Ctrl-C."""
     count = workers or len(os.sched_getaffinity(0))
-    settings = load_settings(database_url=database_url, key_file=key_file)
+    settings = load_settings(database_url=database_url, key_file=key_file, tls_cert=tls_cert, tls_key=tls_key)
+    _require_certificate(settings)
     configure_logs(settings.log_level)
-    environment = {**os.environ, "FLORIN_DATABASE_URL": database_url, "FLORIN_KEY_FILE": str(key_file.absolute())}
+    environment = {
+        **os.environ,
+        "FLORIN_DATABASE_URL": database_url,
+        "FLORIN_KEY_FILE": str(key_file.absolute()),
+        "FLORIN_TLS_CERT": tls_cert and str(Path(tls_cert).absolute()),
+        "FLORIN_TLS_KEY": tls_key and str(Path(tls_key).absolute()),
+    }
+    last = f" to {port + count - 1}" if port_per_worker and count > 1 else ""
+    where = (str(unix_socket) if unix_socket else f"{host}:{port}{last}") + (" with TLS" if tls_cert else "")
+    with _sockets(host, port, count, unix_socket=unix_socket, port_per_worker=port_per_worker) as sockets:
+        supervisor = Supervisor(sockets, environment=environment, drain_seconds=settings.drain_seconds)
+        trio.run(_run, supervisor, settings, where)
+
+
+@contextmanager
+def _sockets(
+    host: str, port: int, count: int, *, unix_socket: Path | None, port_per_worker: bool
+) -> Iterator[list[socket.socket]]:
+    """The listening sockets of so many workers. Raises `InstanceError`."""
     with ExitStack() as stack:
         try:
             if unix_socket is not None:
@@ -58,9 +84,18 @@ def command(
             if unix_socket is not None:
                 raise InstanceError(f"cannot listen on {unix_socket}: {error.strerror}") from error
             raise InstanceError(cannot_listen(host, port, error, flag="--port")) from error
-        supervisor = Supervisor(sockets, environment=environment, drain_seconds=settings.drain_seconds)
-        last = f" to {port + count - 1}" if port_per_worker and count > 1 else ""
-        trio.run(_run, supervisor, settings, str(unix_socket) if unix_socket else f"{host}:{port}{last}")
+        yield sockets
+
+
+def _require_certificate(settings: Settings) -> None:
+    """Say now, in one line, what every worker would say."""
+    if settings.tls_cert:
+        try:
+            server_tls(settings.tls_cert, settings.tls_key)
+        except OSError as error:  # ssl.SSLError is one
+            raise SettingsError(
+                f"cannot use the certificate {settings.tls_cert} with the key {settings.tls_key}: {error}"
+            ) from error
 
 
 async def _run(supervisor: Supervisor, settings: Settings, where: str) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from server.cli.connect import DataDirectory, data_directory
 from server.cli.signals import stop_on_signal
 from server.instance import Instance, Options, open_instance
-from server.settings import API_PORT, PSP_PORT, SHOP_PORT, environment, load_settings
+from server.settings import API_PORT, PSP_PORT, SHOP_PORT, SettingsError, environment, load_settings
 from server.telemetry import configure_logs
 
 INTERRUPTED = 130
@@ -49,7 +49,9 @@ def command(
     configure_logs("warning")
     os.umask(0o022)  # PostgreSQL may run as another user below the data directory; what is private is made so
     # A bad setting is said now, in one line, and not by every worker; the two required ones are known only later.
-    load_settings(database_url="not looked at yet", key_file=Path("not looked at yet"))
+    settings = load_settings(database_url="not looked at yet", key_file=Path("not looked at yet"))
+    if settings.tls_cert:
+        raise SettingsError("the demo shop speaks plain HTTP to the API: unset FLORIN_TLS_CERT, or use `florin serve`")
     with _directory(data_dir, ephemeral=ephemeral) as directory:
         options = Options(
             data_directory=directory,

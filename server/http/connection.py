@@ -43,6 +43,7 @@ class House:
     reaper: Reaper
     requests_in_flight_max: int
     trusted_proxies: Networks = ()
+    websockets: bool = False
     websocket_deflate: bool = False
     state: dict[str, Any] = field(default_factory=dict)
     requests_in_flight: int = 0
@@ -58,7 +59,7 @@ class Connection:
         self._transport = transport
         self._addresses = addresses
         self._house = house
-        self._parser = RequestParser()
+        self._parser = RequestParser(websockets=house.websockets)
         self._eof = False
         self._websocket: WebSocket | None = None
         self.deadline = math.inf
@@ -175,9 +176,12 @@ class Connection:
         await respond(exchange.send, 503, body, content_type=b"application/problem+json", headers=headers)
 
     async def _read(self) -> bool:
-        """Read once and parse; False at the end of the stream."""
+        """Read once and parse; False at the end of the stream, or where this connection has expired meanwhile.
+
+        A request that is read from a connection that was shut down could be served and never answered.
+        """
         data = b"" if self._eof else await self._transport.receive()
-        if not data:
+        if self._eof or not data:
             self._eof = True
             return False
         self._parser.feed(data)

@@ -33,20 +33,20 @@ async def open_lifespan(app: Application) -> AsyncIterator[dict[str, Any]]:
     scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(life.run, app, scope)
-        with trio.move_on_after(STARTUP_SECONDS) as deadline:
-            await life.started.wait()
-        if deadline.cancelled_caught:
-            life.failure = f"the application did not start within {STARTUP_SECONDS:g} s"
-        if life.failure is not None:
-            nursery.cancel_scope.cancel()
-            raise StartupFailed(life.failure)
         try:
+            with trio.move_on_after(STARTUP_SECONDS) as deadline:
+                await life.started.wait()
+            if deadline.cancelled_caught:
+                life.failure = f"the application did not start within {STARTUP_SECONDS:g} s"
+            if life.failure is not None:
+                raise StartupFailed(life.failure)
             yield state
         finally:
-            with trio.move_on_after(SHUTDOWN_SECONDS, shield=True):
-                life.stopping.set()
-                await life.stopped.wait()
-            nursery.cancel_scope.cancel()
+            life.stopping.set()
+            if life.started.is_set() and life.failure is None:
+                with trio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+                    await life.stopped.wait()
+            life.scope.cancel()
 
 
 class _Life:
@@ -54,12 +54,15 @@ class _Life:
 
     def __init__(self) -> None:
         self.started, self.stopping, self.stopped = trio.Event(), trio.Event(), trio.Event()
+        self.scope = trio.CancelScope(shield=True)
+        """The server may be cancelled, and the application still be told; `open_lifespan` sets the deadline."""
         self.failure: str | None = None
         self._was_told = False
 
     async def run(self, app: Application, scope: dict[str, Any]) -> None:
         try:
-            await app(scope, self.receive, self.send)
+            with self.scope:
+                await app(scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - the specification: go on without lifespan
             _log.info("the application has no lifespan", error=repr(error))
         self.started.set()

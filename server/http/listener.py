@@ -85,14 +85,16 @@ def _listen(listening: socket.socket) -> socket.socket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerOptions:
-    """How to serve. `proxy_protocol`: every connection begins with a PROXY header, version 2. `websocket_deflate`: compress
-    messages where the peer offers it. `lifespan`: tell the application when serving begins and ends."""
+    """How to serve. `proxy_protocol`: every connection begins with a PROXY header, version 2. `websockets`, `lifespan`: the
+    application serves these scopes too; where it does not, an upgrade is ignored. `websocket_deflate`: compress messages where
+    the peer offers it."""
 
     connections_max: int = 16_384
     requests_in_flight_max: int = 16_384
     tls: ssl.SSLContext | None = None
     proxy_protocol: bool = False
     trusted_proxies: Networks = ()
+    websockets: bool = False
     websocket_deflate: bool = False
     lifespan: bool = False
 
@@ -122,12 +124,14 @@ class Listener:
         """Accept and serve until drained or cancelled; returns when the last connection has ended."""
         options = self._options
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._socket)
             state = await stack.enter_async_context(open_lifespan(self._app)) if options.lifespan else {}
             house = self._house = House(
                 self._app,
                 Reaper(),
                 options.requests_in_flight_max,
                 options.trusted_proxies,
+                options.websockets,
                 options.websocket_deflate,
                 state,
             )
@@ -137,7 +141,7 @@ class Listener:
         async with trio.open_nursery() as housekeeping:
             await housekeeping.start(house.reaper.run)
             async with trio.open_nursery() as connections:
-                with self._accepting, self._socket:
+                with self._accepting, self._socket:  # closed as soon as nothing more is accepted
                     task_status.started()
                     await self._accept(connections, house)
             housekeeping.cancel_scope.cancel()

@@ -60,7 +60,8 @@ class RequestParser:
     What cannot be accepted is kept in `failure`, for the requests before it are to be served first; nothing is read after it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, websockets: bool = False) -> None:
+        self._websockets = websockets
         self.requests: list[Request] = []
         self._parser = httptools.HttpRequestParser(self)
         self._current = _NOTHING
@@ -131,7 +132,7 @@ class RequestParser:
         self.in_head = False
         self._quiet_bytes = 0
         _require_unambiguous(request)
-        if self._parser.should_upgrade():
+        if self._websockets and self._parser.should_upgrade():
             _find_websocket(request)
         if len(self.requests) >= PIPELINE_MAX:
             raise BadRequest(429, "too many pipelined requests")

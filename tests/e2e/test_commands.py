@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 import psycopg
 import pytest
 
+from server.http.listener import bind
 from server.sealing import create_key_file
 from tests.e2e.command import FLORIN, STOP_SECONDS, run, up
 
@@ -175,6 +177,31 @@ def test_output_that_nobody_reads_is_no_failure_of_ours(directory: Path) -> None
     done = subprocess.run(["bash", "-c", f"{arguments} | head -1"], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.startswith("starting")
     assert "Traceback" not in done.stderr
+
+
+def test_serve_speaks_tls_or_says_why_not(directory: Path, database_url: str, certificate: tuple[str, str]) -> None:
+    key_file = directory / "sealing.key"
+    create_key_file(key_file)
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = [FLORIN, "serve", "--database-url", database_url, "--key-file", str(key_file), "--port", str(port)]
+    for wrong in (["--tls-cert", certificate[0]], ["--tls-cert", certificate[1], "--tls-key", certificate[1]]):
+        done = subprocess.run([*command, *wrong], capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        assert "tls-key" in done.stderr or "cannot use the certificate" in done.stderr
+    tls = ["--tls-cert", certificate[0], "--tls-key", certificate[1]]
+    with subprocess.Popen([*command, *tls], stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout is not None
+        try:
+            assert "with TLS" in served.stdout.readline()
+            context = ssl.create_default_context(cafile=certificate[0])
+            with httpx2.Client(verify=context) as client:
+                assert client.get(f"https://127.0.0.1:{port}/healthz").json() == {"status": "ok"}
+            served.send_signal(signal.SIGTERM)
+            assert served.wait(STOP_SECONDS) == 0
+        finally:
+            served.kill()
 
 
 def test_serve_takes_requests_until_it_is_told_to_stop(directory: Path, database_url: str) -> None:

@@ -20,9 +20,6 @@ from server.http.frame import FRAME_EXTENSION, Frame, send_frame
 from server.http.listener import Listener, ListenerOptions, bind
 from server.http.transport import server_tls
 from tests.server.test_wire import GET, request, talk
-from tests.server.test_wire_edges import certificate
-
-__all__ = ["certificate"]
 
 HANDSHAKE = request(
     "GET /s?a=b HTTP/1.1",
@@ -79,7 +76,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @asynccontextmanager
 async def serving(app: Application, **options: Any) -> AsyncIterator[tuple[Listener, int]]:
-    listener = Listener(app, bind("127.0.0.1", 0), ListenerOptions(**options))
+    listener = Listener(app, bind("127.0.0.1", 0), ListenerOptions(websockets=True, **options))
     port = listener.port
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
@@ -138,6 +135,14 @@ async def test_other_peoples_client_is_understood() -> None:
         assert client.closed is not None
         assert client.closed.code == 1000
         assert b"200 OK" in await talk(port, GET)
+
+
+async def test_where_there_are_none_an_upgrade_is_ignored() -> None:
+    listener = Listener(echo, bind("127.0.0.1", 0))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(listener.run)
+        assert (await talk(listener.port, HANDSHAKE + GET)).count(b"HTTP/1.1 200 OK") == 2
+        nursery.cancel_scope.cancel()
 
 
 async def test_over_tls(certificate: tuple[str, str]) -> None:
@@ -455,7 +460,7 @@ async def test_an_application_that_does_not_read_stops_its_peer_and_is_not_blame
 
 async def test_a_drain_says_reconnect_and_ends() -> None:
     app = Noting()
-    listener = Listener(app, bind("127.0.0.1", 0))
+    listener = Listener(app, bind("127.0.0.1", 0), ListenerOptions(websockets=True))
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             await nursery.start(listener.run)

@@ -1,7 +1,5 @@
 """The wire's edges: TLS, unix sockets, proxies that tell who is really there, and too many requests at once."""
 
-import datetime
-import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -10,10 +8,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from server.http.asgi import Receive, Scope, Send, read_body, respond
 from server.http.client import ClientOptions, open_client
@@ -37,30 +31,6 @@ async def listening(listener: Listener) -> AsyncIterator[None]:
         await nursery.start(listener.run)
         yield
         nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[str, str]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "florin test")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    form = serialization.PrivateFormat.PKCS8
-    key_bytes = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-    (tmp_path / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (tmp_path / "key.pem").write_bytes(key_bytes)
-    return str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
 
 
 async def test_tls_both_ways(certificate: tuple[str, str]) -> None:

@@ -1,0 +1,98 @@
+"""An ASGI application on hypercorn's trio worker, for what wants HTTP/2 or Quart and little traffic, on a private listener.
+
+hypercorn 0.18 leaves traps, which are contained here: whatever one connection's bytes make it raise ends that connection and not
+the process; a client that never reads cannot hold up the end, although hypercorn shields what it sends from cancellation; and
+the number of connections is bounded. Not contained: it holds a stalled body for ever, reads laxly what `server.http.parser`
+refuses, and cancels a handler whose client hangs up. So it is never exposed, and takes no payments.
+"""
+
+import socket
+import ssl
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import wrap_app
+
+from server.http.asgi import Application
+from server.http.lifespan import open_lifespan
+
+CONNECTIONS_MAX = 256
+DRAIN_SECONDS = 5.0
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _House:
+    """What all connections share."""
+
+    app: AppWrapper
+    config: Config
+    context: WorkerContext
+    state: dict[str, Any]
+    tls: ssl.SSLContext | None
+    streams: set[trio.SocketStream] = field(default_factory=set)
+    last_ended: trio.Event = field(default_factory=trio.Event)
+
+    def close_all(self) -> None:
+        """Close every socket, which ends even what is shielded."""
+        for stream in self.streams:
+            stream.socket.close()
+
+
+async def serve(
+    app: Application,
+    listening: socket.socket,
+    *,
+    tls: ssl.SSLContext | None = None,
+    stop: trio.Event | None = None,
+    drain_seconds: float = DRAIN_SECONDS,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `stop`, then let requests in hand finish for `drain_seconds`. Cancelled, it ends at once.
+
+    HTTP/2 is spoken where `tls` offers it by ALPN, and to whoever begins with it (RFC 9113, 3.3). Raises `StartupFailed`.
+    """
+    config = Config()
+    config.loglevel = "ERROR"
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+    async with listener, open_lifespan(app) as state, trio.open_nursery() as connections:
+        asgi = wrap_app(cast("Any", app), config.wsgi_max_body_size, "asgi")
+        house = _House(asgi, config, WorkerContext(None), state, tls)
+        try:
+            async with trio.open_nursery() as accepting:
+                handler = partial(_serve_connection, house)
+                accepting.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=connections))
+                task_status.started()
+                await (trio.sleep_forever() if stop is None else stop.wait())
+                accepting.cancel_scope.cancel()
+            await house.context.terminated.set()
+            if house.streams:
+                with trio.move_on_after(drain_seconds):
+                    await house.last_ended.wait()
+        finally:
+            house.close_all()
+
+
+async def _serve_connection(house: _House, stream: trio.SocketStream) -> None:
+    if len(house.streams) >= CONNECTIONS_MAX:
+        await trio.aclose_forcefully(stream)
+        return
+    house.streams.add(stream)
+    secured: Any = stream if house.tls is None else trio.SSLStream(stream, house.tls, server_side=True, https_compatible=True)
+    state = ConnectionState(house.state.copy())
+    try:
+        await TCPServer(house.app, house.config, house.context, state, secured)
+    except Exception as error:  # noqa: BLE001 - hypercorn lets what a peer's bytes raise escape
+        _log.warning("a connection failed in hypercorn", error=repr(error))
+    finally:
+        stream.socket.close()
+        house.streams.discard(stream)
+        if not house.streams:
+            house.last_ended.set()
