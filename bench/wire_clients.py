@@ -35,20 +35,20 @@ def florin(port: int) -> None:
 
 def httpx(port: int) -> None:
     """httpx on trio as it comes, keeping 20 connections alive."""
-    import httpx as peer
+    import httpx as peer  # noqa: ASYNC127 - this is the peer
 
     _httpx(port, peer.Limits(max_connections=100, max_keepalive_connections=20))
 
 
 def httpx_tuned(port: int) -> None:
     """httpx on trio with a pool as large as the load."""
-    import httpx as peer
+    import httpx as peer  # noqa: ASYNC127 - this is the peer
 
     _httpx(port, peer.Limits(max_connections=TASKS, max_keepalive_connections=TASKS))
 
 
 def _httpx(port: int, limits: Any) -> None:
-    import httpx as peer
+    import httpx as peer  # noqa: ASYNC127 - this is the peer
     import trio
 
     url = f"http://127.0.0.1:{port}/"

@@ -8,13 +8,17 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from bench.wire_servers import ANSWER
 
 REQUEST_BODY = b"y" * 200
 REQUEST = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\nContent-Length: 200\r\n\r\n" + REQUEST_BODY
 _RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(ANSWER) + ANSWER
+_HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 START_SECONDS = 20.0
 _READ_BYTES = 65_536
 
@@ -57,6 +61,84 @@ def request_in_turn(connections: Iterable[socket.socket], requests: int) -> None
                 one.sendall(REQUEST)
                 sent += 1
     poller.close()
+
+
+class Audience:
+    """Websockets that listen; the first one stops reading when it is told to stall."""
+
+    def __init__(self, port: int, count: int) -> None:
+        self._port = port
+        self._sockets = [self._join(receive_bytes=4_096 if number == 0 else None) for number in range(count)]
+        self._poller = select.epoll()
+        self._by_descriptor = {one.fileno(): one for one in self._sockets}
+        for descriptor in self._by_descriptor:
+            self._poller.register(descriptor, select.EPOLLIN)
+
+    def __enter__(self) -> "Audience":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._poller.close()
+        for one in self._sockets:
+            one.close()
+
+    def stall(self) -> None:
+        """Let the first one read nothing any more, and fill what is buffered for it."""
+        self._poller.unregister(self._sockets[0])
+        del self._by_descriptor[self._sockets[0].fileno()]
+        self._post("/stall", b"")
+
+    def publish(self, text: bytes, events: int) -> float:
+        """Have the server send an event so many times; the longest time until all had one that read."""
+        return max(self._publish_once(text) for _ in range(events))
+
+    def say(self, text: bytes, events: int) -> float:
+        """The same for a server that sends to all what one of them says."""
+        mask = b"\0\0\0\0"
+        frame = b"\x81\xfe" + len(text).to_bytes(2, "big") + mask + text
+        return max(self._publish_once(text, lambda: self._sockets[-1].sendall(frame)) for _ in range(events))
+
+    def _publish_once(self, text: bytes, begin: Callable[[], object] | None = None) -> float:
+        began = time.monotonic()
+        missing = dict.fromkeys(self._by_descriptor, len(text) + 4)
+        posted = self._begin_post("/", text) if begin is None else begin()
+        while missing:
+            for descriptor, _ in self._poller.poll(START_SECONDS):
+                received = len(self._by_descriptor[descriptor].recv(_READ_BYTES))
+                if not received:
+                    raise ConnectionError("the server closed a websocket")
+                missing[descriptor] -= received
+                if not missing[descriptor]:
+                    del missing[descriptor]
+        took = time.monotonic() - began
+        if isinstance(posted, socket.socket):
+            _finish_post(posted)
+        return took
+
+    def _join(self, *, receive_bytes: int | None) -> socket.socket:
+        one = socket.socket()
+        one.settimeout(START_SECONDS)
+        if receive_bytes is not None:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        one.connect(("127.0.0.1", self._port))
+        one.sendall(_HANDSHAKE)
+        if not one.recv(_READ_BYTES).startswith(b"HTTP/1.1 101"):
+            raise ConnectionError("the server refused a websocket")
+        return one
+
+    def _post(self, path: str, body: bytes) -> None:
+        _finish_post(self._begin_post(path, body))
+
+    def _begin_post(self, path: str, body: bytes) -> socket.socket:
+        one = socket.create_connection(("127.0.0.1", self._port), timeout=START_SECONDS)
+        one.sendall(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body))
+        return one
+
+
+def _finish_post(one: socket.socket) -> None:
+    with one:
+        if not one.recv(_READ_BYTES).startswith(b"HTTP/1.1 200"):
+            raise ConnectionError("the server did not publish")
 
 
 def answer_for_ever(listening: socket.socket) -> None:

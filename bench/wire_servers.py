@@ -1,7 +1,7 @@
 """The servers that `bench.wire` compares, each the plainest honest program of its kind.
 
 `python -m bench.wire_servers NAME DESCRIPTOR` serves on a listening socket that the parent passes. HTTP: a POST of some bytes is
-answered with as many. Websockets: everything said on one POST is sent to all who listen.
+answered with as many. Websockets: what is said once is sent to all who listen.
 """
 
 import socket
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 ANSWER = b"x" * 200
+STALLING_FRAMES, STALLING_FRAME_BYTES = 200, 16_384
+"""More than the kernel buffers for a peer that reads nothing, and less than what gets it cut off."""
 _HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(ANSWER))]
 
 
@@ -56,6 +58,60 @@ def florin_waiting(listening: socket.socket) -> None:
     trio.run(Listener(wait, listening).run)
 
 
+def florin_fan_out(listening: socket.socket) -> None:
+    """Ours: a POST's body goes to all websockets as one frame. `/stall` fills what the first of them never reads."""
+    import trio
+
+    from server.http.asgi import read_body, respond
+    from server.http.frame import Frame, send_frame
+    from server.http.listener import Listener, ListenerOptions
+
+    listeners: list[tuple[Any, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            listeners.append((scope, send))
+            await receive()
+            return
+        text = (await read_body(receive, bytes_max=1_000)).decode()
+        if scope["path"] == "/stall":
+            for _ in range(STALLING_FRAMES):
+                await send_frame(*listeners[0], Frame.of("z" * STALLING_FRAME_BYTES))
+        else:
+            frame = Frame.of(text)
+            for number, one in enumerate(listeners):
+                await send_frame(*one, frame)
+                if number % 256 == 0:
+                    await trio.lowlevel.checkpoint()
+        await respond(send, 200, b"x", content_type=b"text/plain")
+
+    trio.run(Listener(app, listening, ListenerOptions(websockets=True)).run)
+
+
+def trio_websocket(listening: socket.socket) -> None:
+    """trio-websocket: the idiomatic one; whatever comes on any websocket goes to all."""
+    import trio
+    import trio_websocket as peer
+
+    listeners: list[Any] = []
+
+    async def serve(request: Any) -> None:
+        one = await request.accept()
+        listeners.append(one)
+        while True:
+            text = await one.get_message()
+            for other in listeners:
+                await other.send_message(text)
+
+    async def main() -> None:
+        stream = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        await peer.WebSocketServer(serve, [stream]).run()
+
+    trio.run(main)
+
+
 def uvicorn(listening: socket.socket) -> None:
     """uvicorn on uvloop with httptools, bare ASGI."""
     import uvicorn as peer
@@ -88,6 +144,8 @@ def quart_trio(listening: socket.socket) -> None:
 SERVERS: dict[str, Callable[[socket.socket], None]] = {
     "florin": florin,
     "florin_waiting": florin_waiting,
+    "florin_fan_out": florin_fan_out,
+    "trio_websocket": trio_websocket,
     "uvicorn": uvicorn,
     "quart_trio": quart_trio,
 }

@@ -40,6 +40,16 @@ async def eventually(ask: Callable[[], Awaitable[T | None]], *, seconds: float =
             await trio.sleep(0.02)
 
 
+async def until(is_so: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait for what only the passing of bytes through the kernel can bring about."""
+
+    async def ask() -> bool:
+        await trio.lowlevel.checkpoint()
+        return is_so()
+
+    await eventually(ask, seconds=seconds)
+
+
 @dataclass
 class Florin:
     """Addresses, the demo merchant, and clients to use them with."""

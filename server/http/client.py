@@ -170,14 +170,14 @@ class Client:
 
     async def _take_place(self, origin: _Origin) -> None:
         """A place among the origin's connections, first come first served. Raises `NotSent`."""
-        try:
-            origin.free.acquire_nowait()
-        except trio.WouldBlock:
-            seconds = self._options.connect_seconds
-            with trio.move_on_after(seconds) as scope:
-                await origin.free.acquire()
-            if scope.cancelled_caught:
-                raise NotSent(f"no free connection to {origin.host}:{origin.port} within {seconds:g} s") from None
+        if origin.free.value:
+            origin.free.acquire_nowait()  # nobody waits, or they would have it
+            return
+        seconds = self._options.connect_seconds
+        with trio.move_on_after(seconds) as scope:
+            await origin.free.acquire()
+        if scope.cancelled_caught:
+            raise NotSent(f"no free connection to {origin.host}:{origin.port} within {seconds:g} s")
 
     async def _connect(self, origin: _Origin) -> "_Connection":
         """A new connection. Whatever goes wrong, nothing has been sent: raises `NotSent`."""

@@ -59,6 +59,7 @@ async def serve(
 
     HTTP/2 is spoken where `tls` offers it by ALPN, and to whoever begins with it (RFC 9113, 3.3). Raises `StartupFailed`.
     """
+    stop = trio.Event() if stop is None else stop
     config = Config()
     config.loglevel = "ERROR"
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
@@ -70,7 +71,7 @@ async def serve(
                 handler = partial(_serve_connection, house)
                 accepting.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=connections))
                 task_status.started()
-                await (trio.sleep_forever() if stop is None else stop.wait())
+                await stop.wait()
                 accepting.cancel_scope.cancel()
             await house.context.terminated.set()
             if house.streams:

@@ -135,10 +135,7 @@ class Listener:
                 options.websocket_deflate,
                 state,
             )
-            await self._run(house, task_status)
-
-    async def _run(self, house: House, task_status: trio.TaskStatus[None]) -> None:
-        async with trio.open_nursery() as housekeeping:
+            housekeeping = await stack.enter_async_context(trio.open_nursery())
             await housekeeping.start(house.reaper.run)
             async with trio.open_nursery() as connections:
                 with self._accepting, self._socket:  # closed as soon as nothing more is accepted

@@ -14,6 +14,7 @@ from server.http import dial
 from server.http.asgi import Receive, Scope, Send, read_body, respond
 from server.http.client import Client, ClientOptions, open_client
 from server.http.errors import BadResponse, NotSent, OutcomeUnknown, Refused
+from tests.florin import until
 from tests.server.test_wire import TEXT, echo, serving
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -166,9 +167,7 @@ async def test_an_idle_connection_is_closed_after_a_while() -> None:
     async with serving() as (_, port), open_client(ClientOptions(idle_seconds=0.2)) as client:
         await client.request("GET", f"http://127.0.0.1:{port}/")
         assert client.connections == 1
-        with trio.fail_after(5):
-            while client.connections:
-                await trio.sleep(0.05)
+        await until(lambda: client.connections == 0)
 
 
 async def test_waiting_for_a_place_is_fair_and_bounded() -> None:

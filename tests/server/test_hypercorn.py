@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import trio
 from wsproto import events as ws
@@ -17,7 +17,7 @@ from server.http.asgi import Application, Receive, Scope, Send, respond
 from server.http.frame import Frame, send_frame
 from server.http.lifespan import StartupFailed
 from server.http.listener import Listener, ListenerOptions, bind
-from tests.florin import Florin, order
+from tests.florin import Florin, eventually, order
 from tests.server.test_websocket import HANDSHAKE, connected, echo
 from tests.server.test_wire import GET, request, talk
 
@@ -56,7 +56,7 @@ async def test_the_payment_api_over_http_2(florin: Florin, certificate: tuple[st
         tls.set_alpn_protocols(["h2", "http/1.1"])
     async with (
         on_hypercorn(Api(florin.services), tls=tls) as port,
-        httpx.AsyncClient(http1=is_secure, http2=True, verify=verify, trust_env=False, timeout=20) as http,
+        httpx2.AsyncClient(http1=is_secure, http2=True, verify=verify, trust_env=False, timeout=20) as http,
     ):
         url = f"http{'s' if is_secure else ''}://127.0.0.1:{port}"
         headers = {**florin.headers, "idempotency-key": "over-http-2"}
@@ -168,13 +168,14 @@ async def test_a_client_that_never_reads_does_not_hold_up_the_end() -> None:
     listening = bind("127.0.0.1", 0)
     port: int = listening.getsockname()[1]
 
-    async def run(*, task_status: Any) -> None:
-        await hypercorn.serve(flood, listening, stop=stop, drain_seconds=0.2, task_status=task_status)
+    async def run() -> None:
+        await hypercorn.serve(flood, listening, stop=stop, drain_seconds=0.2)
         ended.set()
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            await nursery.start(run)
+            nursery.start_soon(run)
+            await trio.testing.wait_all_tasks_blocked()
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             await stream.send_all(GET)
             await stream.receive_some(1)
@@ -192,8 +193,10 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await talk(port, LAST, half_close=False) == b""
         await held[0].send_all(LAST)
         assert (await held[0].receive_some(100)).startswith(b"HTTP/1.1 200")
-        with trio.fail_after(5):
-            while b"200" not in await talk(port, LAST, half_close=False):
-                await trio.sleep(0.01)
+
+        async def is_served() -> bool:
+            return b"200" in await talk(port, LAST, half_close=False)
+
+        await eventually(is_served)
         for one in held:
             await one.aclose()

@@ -19,6 +19,7 @@ from server.http.asgi import Receive, Scope, Send
 from server.http.frame import FRAME_EXTENSION, Frame, send_frame
 from server.http.listener import Listener, ListenerOptions, bind
 from server.http.transport import server_tls
+from tests.florin import until
 from tests.server.test_wire import GET, request, talk
 
 HANDSHAKE = request(
@@ -368,9 +369,7 @@ async def test_a_close_that_nobody_answers_is_over_in_bounded_time(monkeypatch: 
 
     async with serving(app) as (listener, port), connected(port):
         await returned.wait()
-        with trio.fail_after(3):
-            while listener._connections:
-                await trio.sleep(0.05)
+        await until(lambda: not listener._connections)
 
 
 async def test_one_frame_for_many_and_a_stalled_reader_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,8 +386,7 @@ async def test_one_frame_for_many_and_a_stalled_reader_delays_nobody(monkeypatch
 
     frame = Frame.of("x" * 10_000)
     async with serving(app) as (_, port), connected(port) as stalled, connected(port) as reader:
-        while len(sockets) < 2:
-            await trio.sleep(0.01)
+        await until(lambda: len(sockets) == 2)
         assert FRAME_EXTENSION in sockets[0][0]["extensions"]
         received = 0
         while not gone.is_set():
@@ -454,8 +452,7 @@ async def test_an_application_that_does_not_read_stops_its_peer_and_is_not_blame
             await client.send_message("x")
         await trio.sleep(1.2)
         read.set()
-        while count < 100:
-            await trio.sleep(0.01)
+        await until(lambda: count == 100)
 
 
 async def test_a_drain_says_reconnect_and_ends() -> None:

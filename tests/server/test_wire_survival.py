@@ -18,6 +18,7 @@ from server.http.client import Client, ClientOptions, open_client
 from server.http.errors import ClientError
 from server.http.listener import Listener, bind
 from tests.conftest import program
+from tests.florin import until
 from tests.server.test_wire import GET, TEXT, echo, request, serving, talk
 
 LINGER_NONE = b"\1\0\0\0\0\0\0\0"
@@ -73,9 +74,7 @@ async def test_a_reset_in_the_middle_of_a_response_hurts_nobody() -> None:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
             await stream.aclose()
         assert b"ok" in await talk(port, request("GET /small HTTP/1.1", "Host: a"))
-        with trio.fail_after(5):
-            while listener._connections:
-                await trio.sleep(0.01)
+        await until(lambda: not listener._connections)
     assert len(ended) == 20, "the application is told by OSError"
 
 
@@ -117,7 +116,7 @@ held[-1].sendall(b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
 print(held[-1].recv(1000).split(b"\\r\\n")[0].decode(), flush=True)
 """
     async with serving() as (listener, port):
-        with subprocess.Popen(
+        with subprocess.Popen(  # noqa: ASYNC220 - it is there at once, and speaks by lines
             [sys.executable, "-c", script, str(port), "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         ) as peers:
             assert peers.stdin is not None
@@ -157,8 +156,7 @@ async def test_a_drain_under_load_loses_no_answer() -> None:
             async with trio.open_nursery() as loading:
                 for _ in range(50):
                     loading.start_soon(load, client, port)
-                while answered < 500:
-                    await trio.sleep(0.01)
+                await until(lambda: answered >= 500)
                 await listener.drain(seconds=5)
     assert answered == begun
 
@@ -188,9 +186,7 @@ async def test_slowhttptest_finds_the_service_available(mode: str, options: list
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
         said = done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace")
         assert set(re.findall(r"service available: *(\w+)", re.sub("\x1b\\[[0-9;]*[A-Za-z]", "", said))) == {"YES"}, said
-        with trio.fail_after(10):
-            while listener._connections:
-                await trio.sleep(0.05)
+        await until(lambda: not listener._connections)
         assert b"200 OK" in await talk(port, GET)
 
 
@@ -200,9 +196,7 @@ async def test_many_hang_up_at_once() -> None:
             for _ in range(300):
                 nursery.start_soon(partial(_hang_up, port))
         assert b"200 OK" in await talk(port, GET)
-        with trio.fail_after(5):
-            while listener._connections:
-                await trio.sleep(0.01)
+        await until(lambda: not listener._connections)
 
 
 async def _hang_up(port: int) -> None:
