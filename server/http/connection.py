@@ -198,6 +198,14 @@ class Connection:
         finally:
             self.deadline = math.inf
 
+    async def until_gone(self) -> None:
+        """Wait until the peer has finished sending. Once it has sent another request, that can no longer be seen."""
+        parser = self._parser
+        while len(parser.requests) == 1 and not parser.in_head and parser.failure is None:
+            if not await self._read():
+                return
+        await trio.sleep_forever()
+
     async def _skip_body(self, request: Request) -> bool:
         """Throw the rest of the body away; False where that is too much, or the client still waits to be told to send it."""
         began_with = request.body_bytes

@@ -35,11 +35,28 @@ class Wire(Protocol):
         """Wait for more of the body under the body deadline; False where it will not come."""
         ...
 
+    async def until_gone(self) -> None:
+        """Wait until the peer has finished sending."""
+        ...
+
 
 class Exchange:
     """The channel between a connection and one call of the application."""
 
-    __slots__ = ("_chunked", "_head", "_request", "_silent", "_wire", "broken", "finished", "keep_alive", "started")
+    __slots__ = (
+        "_bytes_left",
+        "_chunked",
+        "_has_given_all",
+        "_head",
+        "_request",
+        "_silent",
+        "_watch",
+        "_wire",
+        "broken",
+        "finished",
+        "keep_alive",
+        "started",
+    )
 
     def __init__(self, wire: Wire, request: Request) -> None:
         self._wire = wire
@@ -47,6 +64,9 @@ class Exchange:
         self._head = b""
         self._chunked = False
         self._silent = request.method == "HEAD"
+        self._bytes_left: int | None = None
+        self._has_given_all = False
+        self._watch: trio.CancelScope | None = None
         self.keep_alive = request.keep_alive
         self.started = False
         self.finished = False
@@ -58,7 +78,10 @@ class Exchange:
         if request.complete and request.body:
             body = request.body[0] if len(request.body) == 1 else b"".join(request.body)
             request.body.clear()
+            self._has_given_all = True
             return {"type": "http.request", "body": body, "more_body": False}
+        if self._has_given_all:
+            return await self._until_gone()
         if request.expects_continue and not self.started:
             request.expects_continue = False
             await self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -69,19 +92,22 @@ class Exchange:
             return {"type": "http.disconnect"}
         body = b"".join(request.body)
         request.body.clear()
+        self._has_given_all = request.complete
         return {"type": "http.request", "body": body, "more_body": not request.complete}
 
     async def send(self, message: Message) -> None:
         """ASGI's `send`. A response whose length is known leaves in one write, head and body together."""
         if message["type"] == "http.response.start":
             assert not self.started, "a response starts once"
-            self.started = True
             self._start(message["status"], message.get("headers", ()))
+            self.started = True
             return
         assert self.started, "a response starts before its body"
         assert not self.finished, "a response ends once"
         body: bytes = message.get("body", b"")
         more = message.get("more_body", False)
+        if self._bytes_left is not None:
+            self._count(body, is_last=not more)
         out, self._head = self._head, b""
         if not self._silent:
             if self._chunked:
@@ -89,11 +115,33 @@ class Exchange:
                 out += b"" if more else _LAST_CHUNK
             else:
                 out += body
-        self.finished = not more
         if out:
             await self._write(out)
+        self.finished = not more
         if more:
             await trio.lowlevel.checkpoint()  # whoever streams without end lets others have a turn
+        elif self._watch is not None:
+            self._watch.cancel()
+
+    def _count(self, body: bytes, *, is_last: bool) -> None:
+        """A body of another length than was said would be taken for the begin of the next response."""
+        assert self._bytes_left is not None
+        self._bytes_left -= len(body)
+        if self._bytes_left < 0 or (is_last and self._bytes_left):
+            self.started = not self._head  # nothing has left yet: there is room for an error
+            self._head, self._bytes_left = b"", None
+            raise RuntimeError("the body is not as long as its content-length says")
+
+    async def _until_gone(self) -> Message:
+        """Wait until the response has ended or the client has gone, for an application that watches for that."""
+        if not self.finished:
+            with trio.CancelScope() as self._watch:
+                try:
+                    await self._wire.until_gone()
+                except OSError:
+                    self.broken = True
+            self._watch = None
+        return {"type": "http.disconnect"}
 
     async def _read_body(self) -> bool:
         try:
@@ -112,6 +160,7 @@ class Exchange:
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         wire = self._wire
         parts = [STATUS_LINES[status], wire.date_header]
+        lines = 3
         has_length = False
         for name, value in headers:
             lowered = name.lower()
@@ -121,21 +170,31 @@ class Exchange:
                 continue
             if lowered == b"content-length":
                 has_length = True
+                if not self._silent:
+                    self._bytes_left = int(value)
             parts += (name, b": ", value, b"\r\n")
+            lines += 1
         # A body that the client was not told to send may or may not come: what follows could not be told apart.
         if wire.is_draining or (self._request.expects_continue and not self._request.complete):
             self.keep_alive = False
         if status in _BODILESS:
             self._silent = True
+            self._bytes_left = None
         elif not has_length:
             if self._request.http_version == "1.1":
                 self._chunked = True
                 parts.append(b"transfer-encoding: chunked\r\n")
+                lines += 1
             else:
                 self.keep_alive = False
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
+            lines += 1
         elif self._request.http_version == "1.0":
             parts.append(b"connection: keep-alive\r\n")
+            lines += 1
         parts.append(b"\r\n")
-        self._head = b"".join(parts)
+        head = b"".join(parts)
+        if head.count(b"\n") != lines or head.count(b"\r") != lines:
+            raise RuntimeError("a header of the response contains a line break")
+        self._head = head

@@ -311,3 +311,60 @@ async def test_replies_are_read_alike_by_a_second_parser() -> None:
         if number < 3:
             oracle.start_next_cycle()
     assert bodies == [b"GET /a b=c ", b"POST /p  hello", b"POST /c  abc", b"GET /z  "]
+
+
+@pytest.mark.parametrize("said", [b"5", b"1"])
+async def test_a_body_that_is_not_as_long_as_was_said_is_never_taken_for_the_next_response(said: bytes) -> None:
+    async def wrong(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", said)]})
+        if scope["path"] == "/streams":
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await send({"type": "http.response.body", "body": b"bc"})
+
+    async with serving(wrong) as (_, port):
+        answer = await talk(port, GET + GET)
+        assert answer.count(b"HTTP/1.1 500 ") == 2
+        assert b"bc" not in answer
+        streamed = await talk(port, request("GET /streams HTTP/1.1", "Host: a") + GET, half_close=False)
+        assert streamed.count(b"HTTP/1.1 ") == 1, "the connection ends where the body should"
+        assert streamed.endswith(b"\r\n\r\na")
+
+
+@pytest.mark.parametrize("bad", [(b"x", b"a\r\nset-cookie: b"), (b"x", b"a\nb"), (b"x\r\ny", b"a"), (b"x", b"a\rb")])
+async def test_an_application_cannot_inject_headers(bad: tuple[bytes, bytes]) -> None:
+    async def inject(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 200, b"ok", content_type=TEXT, headers=[bad])
+
+    async with serving(inject) as (_, port):
+        assert (await talk(port, GET)).startswith(b"HTTP/1.1 500 ")
+
+
+@pytest.mark.parametrize("ending", ["the client goes", "the response ends", "another request comes"])
+async def test_an_application_may_watch_for_the_end(ending: str) -> None:
+    told: list[str] = []
+    watching = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive, bytes_max=100)
+
+        async def watch() -> None:
+            watching.set()
+            told.append((await receive())["type"])
+            if ending == "the client goes":
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            if ending == "the client goes":
+                await trio.sleep_forever()
+            await respond(send, 200, b"done", content_type=TEXT)
+
+    async with serving(app) as (_, port):
+        if ending == "the client goes":
+            assert await talk(port, request("POST / HTTP/1.1", "Host: a", "Content-Length: 2", body=b"hi")) == b""
+        elif ending == "the response ends":
+            assert b"done" in await talk(port, request("GET / HTTP/1.1", "Host: a", "Connection: close"), half_close=False)
+        else:
+            assert (await talk(port, GET + GET, half_close=True)).count(b"done") == 2
+    assert set(told) == {"http.disconnect"}
