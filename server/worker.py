@@ -52,19 +52,20 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         open_database(
             settings.database_url, pool_size=settings.pool_size, delivery_lease_seconds=settings.delivery_lease_seconds
         ) as db,
-        open_client(_client_options(settings)) as http,
+        open_client(_client_options(settings)) as psp_http,
+        open_client(_client_options(settings)) as webhook_http,  # apart, so that merchants' hosts cannot hold up a PSP
     ):
         async with db.pool.connection() as connection:
             await require_current(connection)
         deliverer = Deliverer(
             db,
-            http,
+            webhook_http,
             sealer,
             attempt_seconds=settings.delivery_seconds,
             lease_seconds=settings.delivery_lease_seconds,
             sweep_seconds=settings.sweep_seconds,
         )
-        routing = _routing(db, http, sealer)
+        routing = _routing(db, psp_http, sealer)
         await routing.reload()
         services = Services(db, routing, deliverer.notify, settings.psp_seconds, utc_now)
         listener = Listener(Api(services), listening, _listener_options(settings))

@@ -48,6 +48,8 @@ def command(
     tls_key: Annotated[str, typer.Option("--tls-key", envvar="FLORIN_TLS_KEY", help="The certificate's key (PEM).")] = "",
 ) -> None:
     """Run the workers until SIGTERM or Ctrl-C."""
+    if unix_socket is not None and port_per_worker:
+        raise SettingsError("give --unix-socket or --port-per-worker, not both")
     count = workers or len(os.sched_getaffinity(0))
     settings = load_settings(database_url=database_url, key_file=key_file, tls_cert=tls_cert, tls_key=tls_key)
     _require_certificate(settings)
@@ -82,7 +84,7 @@ def _sockets(
                 sockets = [stack.enter_context(one) for one in bind_shared(host, port, count)]
         except OSError as error:
             if unix_socket is not None:
-                raise InstanceError(f"cannot listen on {unix_socket}: {error.strerror}") from error
+                raise InstanceError(f"cannot listen on {unix_socket}: {error.strerror or error}") from error
             raise InstanceError(cannot_listen(host, port, error, flag="--port")) from error
         yield sockets
 
@@ -93,9 +95,7 @@ def _require_certificate(settings: Settings) -> None:
         try:
             server_tls(settings.tls_cert, settings.tls_key)
         except OSError as error:  # ssl.SSLError is one
-            raise SettingsError(
-                f"cannot use the certificate {settings.tls_cert} with the key {settings.tls_key}: {error}"
-            ) from error
+            raise SettingsError(f"cannot speak TLS (--tls-cert, --tls-key): {error}") from error
 
 
 async def _run(supervisor: Supervisor, settings: Settings, where: str) -> None:

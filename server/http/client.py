@@ -1,48 +1,47 @@
 """An HTTP/1.1 client on bare trio: a keep-alive pool per origin, llhttp for the responses.
 
-Its errors say what is known (`server.http.errors`), because with money that is what matters. Invariants: a connection goes back
-to the pool only after its response was read to the end; cancellation at any point closes it; a request is never sent twice unless
-the caller says that it is idempotent; responses, connections, waiting and time are bounded.
-
-Deadlines cost an attribute, not a cancel scope: a reaper ends overdue connections (`server.http.reaper`), at most its tick too
-late. Only waiting for a place and connecting, which are rare, have a scope.
+Its errors say what is known (`server.http.errors`), because with money that is what matters. Invariants: a request is never sent
+twice unless the caller says that it is idempotent; once any of it may have been sent no error says `NotSent`; waiting,
+connections, responses and time are bounded.
 """
 
 import re
-import select
-import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import trio
 
+from server.http.client_connection import ClientConnection
 from server.http.dial import AddressCheck, dial
 from server.http.errors import NotSent, OutcomeUnknown
 from server.http.parser import METHODS
 from server.http.reaper import Reaper
-from server.http.response import Response, ResponseParser
+from server.http.response import Response
 from server.http.transport import SocketTransport, TlsTransport, Transport, client_tls
+from server.http.url import Origin, parse_origin, split
 
 ORIGINS_MAX = 1_024
-WRITTEN_PART_BYTES = 262_144
-_READ_EVENTS = select.POLLIN | select.POLLHUP | select.POLLERR
+LOOKUPS_MAX = 32
+"""Names looked up at the same time; a look-up that hangs keeps its place until the system gives it up."""
 
-_URL = re.compile(r"([A-Za-z]+://[^/?#]*)([^#]*)(?:#.*)?", re.DOTALL)
-_ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[^\[\]@:\\%\s]+)(?::([0-9]{1,5}))?", re.IGNORECASE)
-_TARGET = re.compile(r"[/?][!-~]*")
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OURS = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
     """The bounds of a client.
 
-    `connect_seconds`: how long a call may wait for a place in the pool, and how long for a connection, before anything of it is
-    sent; `write_seconds`: for each part of the request to be taken; `header_seconds`: from the end of the request to the end of
-    the response's head; `total_seconds`: for everything after connecting, unless the call says otherwise. `check` sees every
-    address before it is connected to, and may raise `Refused`. `tls` is for peers whose certificates the system does not know.
+    `connections_per_origin_max`: in use and idle together. `connect_seconds`: how long a call may wait for a place among them,
+    and how long for a connection, before anything of it is sent; `write_seconds`: for each part of the request to be taken;
+    `header_seconds`: from the end of the request to the end of the response's head; `total_seconds`: for everything after
+    connecting, unless the call says otherwise; `idle_seconds`: how long a connection waits to be used again.
+    `response_bytes_max`: of a whole response, head included. `check` sees every address before it is connected to, and may raise
+    `Refused`. `tls` is for peers whose certificates the system does not know.
     """
 
     connections_per_origin_max: int = 256
@@ -57,20 +56,21 @@ class ClientOptions:
 
 
 @dataclass(slots=True)
-class _Origin:
-    """Where calls go, and the connections that wait there to be used again, the latest last."""
+class _Pool:
+    """An origin, the places for connections to it, and those that are idle, the latest last."""
 
-    is_secure: bool
-    host: str
-    port: int
+    origin: Origin
     host_header: str
     free: trio.Semaphore
-    idle: deque["_Connection"] = field(default_factory=deque)
+    idle: deque[ClientConnection] = field(default_factory=deque)
 
 
 @asynccontextmanager
 async def open_client(options: ClientOptions | None = None) -> AsyncIterator["Client"]:
-    """A client, for as long as the block runs. Its connections are closed at the end."""
+    """A client, for as long as the block runs. Calls that are under way at its end fail as `OutcomeUnknown`.
+
+    It owns the task that enforces deadlines, so what leaves the block leaves in an exception group, as from any nursery.
+    """
     async with trio.open_nursery() as nursery:
         client = Client(options or ClientOptions())
         await nursery.start(client.reaper.run)
@@ -82,12 +82,15 @@ async def open_client(options: ClientOptions | None = None) -> AsyncIterator["Cl
 
 
 class Client:
-    """Calls to any number of origins. Made by `open_client`, which owns the task that enforces its deadlines."""
+    """Calls to any number of origins. Made by `open_client`."""
 
     def __init__(self, options: ClientOptions) -> None:
         self._options = options
-        self._origins: dict[str, _Origin] = {}
+        self._pools: dict[Origin, _Pool] = {}
+        self._pools_by_text: dict[str, _Pool] = {}
         self._tls = options.tls or client_tls()
+        self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
+        self._is_closed = False
         self.reaper = Reaper()
 
     async def request(
@@ -102,212 +105,147 @@ class Client:
     ) -> Response:
         """Send one request and read the whole response. Redirects are not followed.
 
-        On cancellation the connection is closed. A pooled connection that is seen to be dead before anything was sent is
+        On cancellation the connection is closed. A pooled connection that is found to be dead before anything was sent is
         replaced; one that dies later, before a byte of the response, is replaced once where the request is `idempotent`.
         Raises `NotSent`, `Refused`, `OutcomeUnknown` or `BadResponse`.
         """
-        origin, target = self._find(url)
-        data = _request_bytes(method, target, origin, headers, body)
-        total = self._options.total_seconds if total_seconds is None else total_seconds
-        bodiless = method == "HEAD"
-        await self._take_place(origin)
+        text, target = split(url)
+        pool = self._pools_by_text.get(text) or self._add_pool(text)
+        data = _request_bytes(method, target, pool.host_header, headers, body)
+        await self._take_place(pool)
         try:
-            connection = _take_idle(origin)
-            if connection is not None:
-                try:
-                    return await connection.exchange(data, bodiless=bodiless, total_seconds=total)
-                except OutcomeUnknown:
-                    if not idempotent or connection.expired or connection.heard:
-                        raise
-            connection = await self._connect(origin)
-            return await connection.exchange(data, bodiless=bodiless, total_seconds=total)
+            connection = _take_idle(pool)
+            if connection is None:
+                return await self._exchange(await self._connect(pool), data, method, total_seconds)
+            try:
+                return await self._exchange(connection, data, method, total_seconds)
+            except NotSent:
+                lost: OutcomeUnknown | None = None
+            except OutcomeUnknown as error:
+                if not idempotent or connection.expired or connection.heard:
+                    raise
+                lost = error
+            return await self._repeat(pool, data, method, total_seconds, after=lost)
         finally:
-            origin.free.release()
+            pool.free.release()
 
     def close(self) -> None:
-        """Close all idle connections. Those in use close with their calls."""
-        for origin in self._origins.values():
-            while origin.idle:
-                origin.idle.pop().close()
+        """Close all connections; calls under way fail, and new ones are refused."""
+        self._is_closed = True
+        for connection in list(self.reaper.watched):
+            connection.expire()
 
     @property
     def connections(self) -> int:
         """How many connections are open, idle ones included."""
         return len(self.reaper.watched)
 
-    def _find(self, url: str) -> tuple[_Origin, str]:
-        match = _URL.fullmatch(url)
-        if match is None:
-            raise NotSent(f"not an http or https address: {url[:200]!r}")
-        prefix, target = match.groups()
-        origin = self._origins.get(prefix)
-        if origin is None:
-            origin = self._add_origin(prefix)
-        return origin, target
-
-    def _add_origin(self, prefix: str) -> _Origin:
-        """A new origin; where there are many, those that are at rest are forgotten. Raises `NotSent`."""
-        match = _ORIGIN.fullmatch(prefix)
-        if match is None:
-            raise NotSent(f"not an http or https address without a user: {prefix[:200]!r}")
-        is_secure = match[1].lower() == "https"
-        port = int(match[3]) if match[3] else (443 if is_secure else 80)
+    async def _repeat(
+        self, pool: _Pool, data: bytes, method: str, total_seconds: float | None, *, after: OutcomeUnknown | None
+    ) -> Response:
+        """Once more, on a new connection. What could not be sent now may have arrived `after` which it is sent."""
         try:
-            host = match[2].strip("[]").lower().encode("idna").decode("ascii")
-        except UnicodeError as error:
-            raise NotSent(f"not a host name: {match[2][:200]!r}") from error
-        if not 0 < port <= 65_535:
-            raise NotSent(f"not a port: {port}")
-        places = self._options.connections_per_origin_max
-        if len(self._origins) >= ORIGINS_MAX:
-            for name in [name for name, one in self._origins.items() if one.free.value == places]:
-                for connection in self._origins.pop(name).idle:
-                    connection.close()
-        bracketed = f"[{host}]" if ":" in host else host
-        host_header = f"{bracketed}:{port}" if match[3] else bracketed
-        origin = self._origins[prefix] = _Origin(is_secure, host, port, host_header, trio.Semaphore(places))
-        return origin
+            return await self._exchange(await self._connect(pool), data, method, total_seconds)
+        except NotSent as error:
+            if after is None:
+                raise
+            raise OutcomeUnknown(f"{after}; and once more: {error}") from error
 
-    async def _take_place(self, origin: _Origin) -> None:
+    async def _exchange(self, connection: ClientConnection, data: bytes, method: str, total_seconds: float | None) -> Response:
+        options = self._options
+        return await connection.exchange(
+            data,
+            bodiless=method == "HEAD",
+            write_seconds=options.write_seconds,
+            header_seconds=options.header_seconds,
+            total_seconds=options.total_seconds if total_seconds is None else total_seconds,
+            idle_seconds=options.idle_seconds,
+        )
+
+    def _add_pool(self, text: str) -> _Pool:
+        """The pool of an origin in a new spelling. Raises `NotSent`."""
+        origin = parse_origin(text)
+        pool = self._pools.get(origin)
+        if pool is None:
+            if len(self._pools) >= ORIGINS_MAX:
+                self._forget_one()
+            pool = _Pool(origin, origin.host_header, trio.Semaphore(self._options.connections_per_origin_max))
+            self._pools[origin] = pool
+        if len(self._pools_by_text) >= 2 * ORIGINS_MAX:
+            self._pools_by_text.clear()
+        self._pools_by_text[text] = pool
+        return pool
+
+    def _forget_one(self) -> None:
+        """Make room: forget the oldest origin that is at rest."""
+        places = self._options.connections_per_origin_max
+        for origin, pool in self._pools.items():
+            if pool.free.value == places:
+                del self._pools[origin]
+                self._pools_by_text.clear()
+                while pool.idle:
+                    pool.idle.pop().close()
+                return
+
+    async def _take_place(self, pool: _Pool) -> None:
         """A place among the origin's connections, first come first served. Raises `NotSent`."""
-        if origin.free.value:
-            origin.free.acquire_nowait()  # nobody waits, or they would have it
+        if pool.free.value:
+            pool.free.acquire_nowait()  # nobody waits, or they would have it
             return
         seconds = self._options.connect_seconds
         with trio.move_on_after(seconds) as scope:
-            await origin.free.acquire()
+            await pool.free.acquire()
         if scope.cancelled_caught:
-            raise NotSent(f"no free connection to {origin.host}:{origin.port} within {seconds:g} s")
+            raise NotSent(f"no free connection to {pool.origin} within {seconds:g} s")
 
-    async def _connect(self, origin: _Origin) -> "_Connection":
+    async def _connect(self, pool: _Pool) -> ClientConnection:
         """A new connection. Whatever goes wrong, nothing has been sent: raises `NotSent`."""
-        seconds = self._options.connect_seconds
-        where = f"{origin.host}:{origin.port}"
-        with trio.move_on_after(seconds):
+        origin, options = pool.origin, self._options
+        with trio.move_on_after(options.connect_seconds):
             try:
-                connected = await dial(origin.host, origin.port, check=self._options.check)
+                connected = await dial(origin.host, origin.port, check=options.check, lookups=self._lookups)
                 transport: Transport = SocketTransport(connected)
                 if origin.is_secure:
                     transport = await TlsTransport.connect(connected, self._tls, host=origin.host)
-                return _Connection(transport, connected, origin, self._options, self.reaper)
             except (OSError, ValueError) as error:
-                raise NotSent(f"cannot connect to {where}: {error}") from error
-        raise NotSent(f"no connection to {where} within {seconds:g} s")
-
-
-class _Connection:
-    """One connection: in use by one call, or idle in its origin's pool, or closed."""
-
-    __slots__ = ("_options", "_origin", "_parser", "_poll", "_reaper", "_transport", "deadline", "expired", "idle")
-
-    def __init__(
-        self, transport: Transport, connected: socket.socket, origin: _Origin, options: ClientOptions, reaper: Reaper
-    ) -> None:
-        self._transport = transport
-        self._origin = origin
-        self._options = options
-        self._reaper = reaper
-        self._parser = ResponseParser(bytes_max=options.response_bytes_max)
-        self._poll = select.poll()
-        self._poll.register(connected, _READ_EVENTS)
-        self.deadline = reaper.now + options.idle_seconds
-        self.expired = False
-        self.idle = False
-        reaper.watched.add(self)
-
-    @property
-    def heard(self) -> bool:
-        """Whether any byte of the current response has come."""
-        return self._parser.heard
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether an idle connection was closed by its peer, or said what nobody asked for."""
-        return bool(self._poll.poll(0))
-
-    async def exchange(self, data: bytes, *, bodiless: bool, total_seconds: float) -> Response:
-        """One request and its response. The connection returns to the pool if it can, and is closed if not."""
-        parser, reaper, options = self._parser, self._reaper, self._options
-        parser.expect(bodiless=bodiless)
-        ends_at = reaper.now + total_seconds
-        reusable = False
-        try:
-            was_taken = await self._send(data, ends_at)
-            self.deadline = min(reaper.now + options.header_seconds, ends_at)
-            while not parser.complete:
-                received = await self._transport.receive()
-                if not received:
-                    if not parser.ends_with_the_stream or self.expired:
-                        raise OutcomeUnknown(self._why("the peer closed the connection before the response ended"))
-                    break
-                parser.feed(received)
-                if parser.head_complete:
-                    self.deadline = ends_at
-            reusable = was_taken and parser.complete and parser.keep_alive and not self.expired
-            return parser.response()
-        except OSError as error:
-            raise OutcomeUnknown(self._why(f"the connection broke before the response ended: {error}")) from error
-        finally:
-            if reusable:
-                self.deadline = reaper.now + options.idle_seconds
-                self.idle = True
-                self._origin.idle.append(self)
-            else:
-                self.close()
-
-    async def _send(self, data: bytes, ends_at: float) -> bool:
-        """Send the request; False where the peer would not take all of it, which it may have explained in its response."""
-        try:
-            sent = self._transport.send_now(data)
-            while sent < len(data):
-                self.deadline = min(self._reaper.now + self._options.write_seconds, ends_at)
-                part = data[sent : sent + WRITTEN_PART_BYTES]
-                await self._transport.send_all(part)
-                sent += len(part)
-        except OSError:
-            return False
-        return True
-
-    def _why(self, otherwise: str) -> str:
-        return "the peer took too long to answer" if self.expired else otherwise
-
-    def expire(self) -> None:
-        """Called by the reaper: the call has taken too long, or nobody has needed the connection for a while."""
-        if self.idle:
-            self._origin.idle.remove(self)
-            self.close()
-        else:
-            self.expired = True
-            self._transport.shut_down()
-
-    def close(self) -> None:
-        """Close at once, without a farewell."""
-        self._reaper.watched.discard(self)
-        self._transport.close()
-
-
-def _take_idle(origin: _Origin) -> _Connection | None:
-    """The connection that was used last, if it still lives."""
-    while origin.idle:
-        connection = origin.idle.pop()
-        connection.idle = False
-        if not connection.is_dead:
+                raise NotSent(f"cannot connect to {origin}: {error}") from error
+            connection = ClientConnection(transport, self.reaper, pool.idle, response_bytes_max=options.response_bytes_max)
+            if self._is_closed:
+                connection.close()
+                raise NotSent("the client is closed")
+            if not connection.take():
+                raise NotSent(f"{origin} closed the connection, or spoke, before it was asked")
             return connection
-        connection.close()
+        raise NotSent(f"no connection to {origin} within {options.connect_seconds:g} s")
+
+
+def _take_idle(pool: _Pool) -> ClientConnection | None:
+    """The connection that was used last, if it still lives."""
+    while pool.idle:
+        connection = pool.idle.pop()
+        if connection.take():
+            return connection
     return None
 
 
-def _request_bytes(method: str, target: str, origin: _Origin, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
+def _request_bytes(method: str, target: str, host: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
     """The whole request. Raises `NotSent` for what could be read as another request than was meant."""
-    lines = [f"{name}: {value}\r\n" for name, value in headers]
+    if method not in METHODS:
+        raise NotSent(f"not a method: {method[:200]!r}")
+    lines = [f"{name}: {value}\r\n" for name, value in headers if _require_field_name(name)]
     given = "".join(lines)
     if given.count("\n") != len(lines) or given.count("\r") != len(lines) or "\0" in given:
         raise NotSent("a header contains a line break")
-    if method not in METHODS or (target and not _TARGET.fullmatch(target)):
-        raise NotSent(f"not a method and target: {method} {target[:200]!r}")
-    path = target if target.startswith("/") else "/" + target
     length = f"content-length: {len(body)}\r\n" if body or method not in ("GET", "HEAD") else ""
     try:
-        return f"{method} {path} HTTP/1.1\r\nhost: {origin.host_header}\r\n{length}{given}\r\n".encode("latin-1") + body
+        return f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n{length}{given}\r\n".encode("latin-1") + body
     except UnicodeEncodeError as error:
         raise NotSent(f"a header cannot be written: {error}") from error
+
+
+@lru_cache(maxsize=1_024)
+def _require_field_name(name: str) -> bool:
+    """True, or raises `NotSent`: what frames a message is ours to say."""
+    if not _FIELD_NAME.fullmatch(name) or name.lower() in _OURS:
+        raise NotSent(f"not a header that a caller may give: {name[:200]!r}")
+    return True

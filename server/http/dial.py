@@ -20,21 +20,44 @@ ATTEMPT_SECONDS = 0.25
 ADDRESSES_MAX = 8
 
 AddressCheck = Callable[[IPv4Address | IPv6Address], None]
-"""Sees every address of a name before any is connected to; raises `server.http.errors.Refused` where one may not be called."""
+"""Sees every address of a name before any is connected to; raises `server.http.errors.Refused` where one may not be called.
+
+An IPv4 address mapped into IPv6 comes as the IPv4 address that it is; other disguises (NAT64, 6to4) are the check's to know."""
 
 _Address = tuple[int, Any]
 
 
-async def dial(host: str, port: int, *, check: AddressCheck | None) -> socket.socket:
-    """A connected, non-blocking socket. Raises OSError, or what `check` raises. The deadline is the caller's."""
-    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = _interleaved([(int(family), address) for family, _, _, _, address in found])
+async def dial(host: str, port: int, *, check: AddressCheck | None, lookups: trio.CapacityLimiter) -> socket.socket:
+    """A connected, non-blocking socket. Raises OSError, or what `check` raises. The deadline is the caller's.
+
+    `lookups` bounds the threads that wait for name servers, so that whose names hang does not stop everybody else's.
+    """
+    found = _numeric(host, port) or await trio.to_thread.run_sync(_look_up, host, port, abandon_on_cancel=True, limiter=lookups)
+    addresses = _interleaved(found)
     if check is not None:
         for _, address in addresses:
-            check(ip_address(address[0].partition("%")[0]))
+            check(_unmapped(ip_address(address[0].partition("%")[0])))
     if len(addresses) == 1:
         return await _connect(addresses[0])
     return await _race(addresses[:ADDRESSES_MAX])
+
+
+def _numeric(host: str, port: int) -> list[_Address]:
+    """What is an address already, in whatever notation; nothing for a name."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except OSError:
+        return []
+    return [(int(family), address) for family, _, _, _, address in found]
+
+
+def _look_up(host: str, port: int) -> list[_Address]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(int(family), address) for family, _, _, _, address in found]
+
+
+def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
 
 
 def _interleaved(addresses: Sequence[_Address]) -> list[_Address]:

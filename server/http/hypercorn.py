@@ -38,12 +38,8 @@ class _House:
     state: dict[str, Any]
     tls: ssl.SSLContext | None
     streams: set[trio.SocketStream] = field(default_factory=set)
+    is_stopping: bool = False
     last_ended: trio.Event = field(default_factory=trio.Event)
-
-    def close_all(self) -> None:
-        """Close every socket, which ends even what is shielded."""
-        for stream in self.streams:
-            stream.socket.close()
 
 
 async def serve(
@@ -55,7 +51,8 @@ async def serve(
     drain_seconds: float = DRAIN_SECONDS,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `stop`, then let requests in hand finish for `drain_seconds`. Cancelled, it ends at once.
+    """Serve until `stop`, then let requests in hand finish for `drain_seconds`. Cancelled, it ends without them; an application
+    with a lifespan is told in both cases.
 
     HTTP/2 is spoken where `tls` offers it by ALPN, and to whoever begins with it (RFC 9113, 3.3). Raises `StartupFailed`.
     """
@@ -73,12 +70,15 @@ async def serve(
                 task_status.started()
                 await stop.wait()
                 accepting.cancel_scope.cancel()
+            house.is_stopping = True
             await house.context.terminated.set()
             if house.streams:
                 with trio.move_on_after(drain_seconds):
                     await house.last_ended.wait()
         finally:
-            house.close_all()
+            for stream in house.streams:
+                stream.socket.close()  # which ends even what hypercorn shields
+            connections.cancel_scope.cancel()
 
 
 async def _serve_connection(house: _House, stream: trio.SocketStream) -> None:
@@ -95,5 +95,5 @@ async def _serve_connection(house: _House, stream: trio.SocketStream) -> None:
     finally:
         stream.socket.close()
         house.streams.discard(stream)
-        if not house.streams:
+        if house.is_stopping and not house.streams:
             house.last_ended.set()

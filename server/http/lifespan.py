@@ -27,7 +27,10 @@ class StartupFailed(FlorinError):
 
 @asynccontextmanager
 async def open_lifespan(app: Application) -> AsyncIterator[dict[str, Any]]:
-    """The application, started, for as long as the block runs; what it has put into the state. Raises `StartupFailed`."""
+    """The application, started, for as long as the block runs; what it has put into the state.
+
+    Raises `StartupFailed`, in a group, as whatever leaves the block.
+    """
     life = _Life()
     state: dict[str, Any] = {}
     scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
@@ -64,7 +67,10 @@ class _Life:
             with self.scope:
                 await app(scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - the specification: go on without lifespan
-            _log.info("the application has no lifespan", error=repr(error))
+            if self.started.is_set():
+                _log.exception("the application's lifespan failed")
+            else:
+                _log.warning("the application has no lifespan, or failed to begin it", error=repr(error))
         self.started.set()
         self.stopped.set()
 

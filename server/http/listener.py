@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import ssl
+import stat
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -64,10 +65,12 @@ def bind_unix(path: str, *, mode: int = 0o660) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
             try:
                 probe.connect(path)
             except ConnectionRefusedError:
-                os.unlink(path)
+                if is_socket:
+                    os.unlink(path)
             else:
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         listening.bind(path)
@@ -195,7 +198,7 @@ class Listener:
                 self._strangers.add(peer)
                 with trio.fail_after(HEADER_SECONDS):
                     addresses = await _read_proxy_header(peer, addresses)
-            transport = TlsTransport.accept(peer, self._options.tls) if self._options.tls else SocketTransport(peer)
+            transport = TlsTransport(peer, self._options.tls) if self._options.tls else SocketTransport(peer)
             connection = Connection(transport, addresses, house)
             self._connections.add(connection)
             await connection.serve()

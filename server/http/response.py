@@ -38,6 +38,7 @@ class ResponseParser:
         "_has_length",
         "_head_bytes",
         "_headers",
+        "_is_chunked",
         "_parser",
         "_status",
         "complete",
@@ -59,7 +60,7 @@ class ResponseParser:
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._status = 0
-        self._has_length = False
+        self._has_length = self._is_chunked = False
         self.heard = False
         self.head_complete = False
         self.complete = False
@@ -86,7 +87,7 @@ class ResponseParser:
 
     def response(self) -> Response:
         """What was read."""
-        body = self._body
+        body, self._body = self._body, []
         return Response(self._status, self._headers, body[0] if len(body) == 1 else b"".join(body))
 
     # llhttp's callbacks, in the order in which they come
@@ -96,6 +97,7 @@ class ResponseParser:
             raise BadResponse("bytes after the end of the response")
         if self._headers:
             self._headers = []
+            self._is_chunked = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         lowered = name.lower()
@@ -109,15 +111,22 @@ class ResponseParser:
             if not self._bodiless and int(value) > self._bytes_max:
                 raise BadResponse(f"the response is larger than {self._bytes_max} bytes")
         elif lowered == b"transfer-encoding":
-            self._has_length = True
+            if self._is_chunked or value.strip().lower() != b"chunked":
+                raise BadResponse("the only transfer coding is chunked")
+            self._has_length = self._is_chunked = True
         self._headers.append((lowered, value))
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         self._status = self._parser.get_status_code()
+        version = self._parser.get_http_version()
+        if self._status < 100 or version not in ("1.1", "1.0"):
+            raise BadResponse(f"HTTP/{version} with status {self._status} is not spoken here")
         if self._status < 200:
             self._has_length = False
             return
+        if self._is_chunked and version == "1.0":
+            raise BadResponse("HTTP/1.0 knows no chunks")
         self.head_complete = True
         self.keep_alive = self._parser.should_keep_alive()
         if self._bodiless:
@@ -125,6 +134,8 @@ class ResponseParser:
             self._parser = None  # llhttp would wait for the body that the header speaks of
 
     def on_body(self, part: bytes) -> None:
+        if self._bodiless or self._status < 200:
+            raise BadResponse("a body where there is none")
         self._body.append(part)
 
     def on_message_complete(self) -> None:

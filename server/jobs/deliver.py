@@ -189,7 +189,9 @@ class Deliverer:
         body = render(message)
         try:
             with trio.fail_after(self._attempt_seconds):
-                response = await self._http.request("POST", target.url, headers=_headers(message, target, body), body=body)
+                headers = _headers(message, target, body)
+                # The merchant tells repetitions by the message's id.
+                response = await self._http.request("POST", target.url, headers=headers, body=body, idempotent=True)
         except (ClientError, trio.TooSlowError) as error:
             return _failed(claimed, error=str(error) or f"no answer within {self._attempt_seconds:g} s")
         if 200 <= response.status < 300:

@@ -187,8 +187,9 @@ class SandboxAdapter:
         if idempotency_key is not None:
             headers = [*headers, ("idempotency-key", str(idempotency_key))]
         content = msgspec.json.encode(body) if body is not None else b""
+        is_safe = method == "GET" or idempotency_key is not None
         try:
-            return await self._http.request(method, self._base_url + path, headers=headers, body=content)
+            return await self._http.request(method, self._base_url + path, headers=headers, body=content, idempotent=is_safe)
         except NotSent as error:
             raise PspUnreachable(f"the sandbox PSP cannot be reached: {error}") from error
         except (OutcomeUnknown, BadResponse) as error:

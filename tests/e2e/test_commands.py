@@ -189,7 +189,7 @@ def test_serve_speaks_tls_or_says_why_not(directory: Path, database_url: str, ce
         done = subprocess.run([*command, *wrong], capture_output=True, text=True, timeout=30, check=False)
         assert done.returncode != 0
         assert "Traceback" not in done.stderr
-        assert "tls-key" in done.stderr or "cannot use the certificate" in done.stderr
+        assert "--tls-key" in done.stderr
     tls = ["--tls-cert", certificate[0], "--tls-key", certificate[1]]
     with subprocess.Popen([*command, *tls], stdout=subprocess.PIPE, text=True) as served:
         assert served.stdout is not None

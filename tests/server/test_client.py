@@ -2,8 +2,10 @@
 
 import ipaddress
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import ssl
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -92,6 +94,12 @@ async def test_a_head_is_answered_without_a_body_and_the_next_call_gets_its_own(
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n", OutcomeUnknown),
         (b"HTTP/1.1 100 Continue\r\n\r\n", OutcomeUnknown),
         (b"nonsense\r\n\r\n", BadResponse),
+        (b"HTTP/1.1 099 X\r\nContent-Length: 4\r\n\r\nevil" + OK, BadResponse),
+        (b"HTTP/1.1 103 X\r\nContent-Length: 4\r\n\r\nevil" + OK, BadResponse),
+        (b"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", BadResponse),
+        (b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", BadResponse),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", BadResponse),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", BadResponse),
         (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", BadResponse),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nhi!", BadResponse),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", BadResponse),
@@ -127,6 +135,14 @@ async def test_errors_say_what_is_known(answer: bytes, error: type[Exception]) -
         "http://127.0.0.1\\@example.com/",
         "http://127.0.0.1/\u00e9",
         "http://" + "a" * 300 + "/",
+        "http://127.0.0.1/" + "a" * 9_000,
+        "http://evil\uff20internal/",
+        "http://a\u2100b.com/",
+        "http://x\uff1a1/",
+        "http://a\x01b/",
+        "http://[127.0.0.1]/",
+        "http://[face.cafe]/",
+        "http://[::1%25lo]/",
     ],
 )
 async def test_what_cannot_be_called_was_not_sent(url: str) -> None:
@@ -140,11 +156,14 @@ async def test_headers_cannot_be_smuggled_out() -> None:
         for value in ("a\r\nHost: b", "a\nb", "a\rb", "a\0b", "\u20ac"):
             with pytest.raises(NotSent):
                 await client.request("GET", f"http://127.0.0.1:{port}/", headers=[("x", value)])
+        for name in ("a b", "x:y", "", " folded", "Host", "content-length", "Transfer-Encoding", "connection", "expect"):
+            with pytest.raises(NotSent):
+                await client.request("POST", f"http://127.0.0.1:{port}/", headers=[(name, "0")], body=b"x")
         with pytest.raises(NotSent):
             await client.request("GET / HTTP/1.1\r\nX:", f"http://127.0.0.1:{port}/")
 
 
-async def test_deadlines_end_calls_that_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_deadlines_end_calls_that_nobody_answers() -> None:
     async def slowly(scope: Scope, receive: Receive, send: Send) -> None:
         await read_body(receive, bytes_max=10)
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -153,9 +172,12 @@ async def test_deadlines_end_calls_that_nobody_answers(monkeypatch: pytest.Monke
             await trio.sleep(0.05)
 
     async with peers(close=False) as silent, open_client(ClientOptions(header_seconds=0.3)) as client:
-        with trio.fail_after(5), pytest.raises(OutcomeUnknown, match="too long"):
-            await client.request("POST", silent, body=b"x")
-        assert client.connections == 0
+        for _ in range(5):
+            began = trio.current_time()
+            with trio.fail_after(5), pytest.raises(OutcomeUnknown, match="too long"):
+                await client.request("POST", silent, body=b"x")
+            assert trio.current_time() - began >= 0.3, "a deadline may be late, never early"
+            assert client.connections == 0
         with trio.fail_after(5), pytest.raises(OutcomeUnknown, match="too long"):
             await client.request("POST", silent, body=b"x" * 30_000_000, total_seconds=0.3)
     async with serving(slowly) as (_, port), open_client(ClientOptions(header_seconds=0.3)) as client:
@@ -224,6 +246,124 @@ async def test_a_request_is_sent_again_only_where_that_is_allowed(idempotent: bo
         nursery.cancel_scope.cancel()
 
 
+async def test_a_repetition_that_cannot_be_sent_does_not_say_that_nothing_was() -> None:
+    """The first request has arrived and its answer was lost: that the second could not be sent changes nothing."""
+
+    async with trio.open_nursery() as nursery, open_client() as client:
+        scope = trio.CancelScope()
+
+        async def peer(stream: trio.SocketStream) -> None:
+            async with stream:
+                await stream.receive_some(65_536)
+                await stream.send_all(OK)
+                await stream.receive_some(65_536)
+                scope.cancel()  # nobody listens any more
+
+        async def serve(*, task_status: Any) -> None:
+            with scope:
+                await trio.serve_tcp(peer, 0, host="127.0.0.1", handler_nursery=nursery, task_status=task_status)
+
+        listeners: list[trio.SocketListener] = await nursery.start(serve)
+        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+        await client.request("POST", url, body=b"x")
+        with pytest.raises(OutcomeUnknown):
+            await client.request("POST", url, body=b"charge", idempotent=True)
+
+
+async def test_a_head_with_a_body_is_no_response() -> None:
+    async with peers(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi") as url, open_client() as client:
+        with pytest.raises(BadResponse):
+            await client.request("HEAD", url)
+        assert client.connections == 0
+
+
+async def test_after_its_block_a_client_calls_nobody() -> None:
+    failures: list[Exception] = []
+
+    async def call(client: Client, url: str) -> None:
+        try:
+            await client.request("GET", url)
+        except (OutcomeUnknown, NotSent) as error:
+            failures.append(error)
+
+    async with peers(close=False) as url:
+        async with trio.open_nursery() as nursery, open_client() as client:
+            nursery.start_soon(call, client, url)
+            await trio.testing.wait_all_tasks_blocked()
+        await call(client, url)
+        assert [type(error) for error in failures] == [OutcomeUnknown, NotSent]
+        assert client.connections == 0
+
+
+# Over TLS
+
+
+@asynccontextmanager
+async def tls_peer(certificate: tuple[str, str], *writes: bytes, farewell: bool = True) -> AsyncIterator[str]:
+    """A peer over TLS that writes these records, all at once, for each request; then it may say farewell."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+
+    async def peer(stream: trio.SocketStream) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        async with stream:
+            while True:
+                try:
+                    if tls.read(65_536) == b"":
+                        return
+                    for write in writes:
+                        tls.write(write)
+                    if farewell:
+                        with suppress(ssl.SSLWantReadError):
+                            tls.unwrap()
+                    await stream.send_all(outgoing.read())
+                    if not farewell:
+                        return
+                except ssl.SSLWantReadError:
+                    if said := outgoing.read():
+                        await stream.send_all(said)
+                    received = await stream.receive_some(65_536)
+                    if not received:
+                        return
+                    incoming.write(received)
+
+    async with trio.open_nursery() as nursery:
+        listeners: list[trio.SocketListener] = await nursery.start(partial(trio.serve_tcp, peer, 0, host="127.0.0.1"))
+        yield f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+        nursery.cancel_scope.cancel()
+
+
+def trusting(certificate: tuple[str, str]) -> ClientOptions:
+    return ClientOptions(tls=ssl.create_default_context(cafile=certificate[0]))
+
+
+async def test_over_tls_too_every_call_gets_its_own_answer(certificate: tuple[str, str]) -> None:
+    """A second record in the same packet lies where no poll of the socket sees it."""
+    extra = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL"
+    async with tls_peer(certificate, OK, extra) as url, open_client(trusting(certificate)) as client:
+        for _ in range(3):
+            assert (await client.request("GET", url)).body == b"hi"
+
+
+async def test_a_farewell_behind_a_response_is_seen_before_the_next_request(certificate: tuple[str, str]) -> None:
+    async with tls_peer(certificate, OK) as url, open_client(trusting(certificate)) as client:
+        for _ in range(3):
+            assert (await client.request("POST", url, body=b"x")).body == b"hi"
+
+
+@pytest.mark.parametrize("farewell", [True, False])
+async def test_a_body_that_was_cut_short_is_not_whole(certificate: tuple[str, str], farewell: bool) -> None:
+    """RFC 9112, 9.8: without a farewell nobody knows whether the end of the stream is the end of the body."""
+    endless = b'HTTP/1.1 200 OK\r\n\r\n{"amount": 10'
+    async with tls_peer(certificate, endless, farewell=farewell) as url, open_client(trusting(certificate)) as client:
+        if farewell:
+            assert (await client.request("GET", url)).body == b'{"amount": 10'
+        else:
+            with pytest.raises(OutcomeUnknown):
+                await client.request("GET", url)
+
+
 async def test_an_answer_that_comes_before_the_request_was_taken_is_heard() -> None:
     async def reject(stream: trio.SocketStream) -> None:
         async with stream:
@@ -244,34 +384,23 @@ async def test_an_answer_that_comes_before_the_request_was_taken_is_heard() -> N
 # Whom it may call
 
 
-class _Resolver(trio.abc.HostnameResolver):
-    """Names with several addresses, and one that answers differently each time."""
+@contextmanager
+def resolving(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> Iterator[list[str]]:
+    """Names with several addresses, or with another answer each time; the names that were looked up."""
+    rest = list(answers)
+    asked: list[str] = []
 
-    def __init__(self, *answers: list[str]) -> None:
-        self.answers = list(answers)
-        self.asked = 0
-
-    async def getaddrinfo(self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:  # noqa: A002
-        self.asked += 1
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        await trio.lowlevel.checkpoint()
+    def look_up(host: str, port: int) -> list[tuple[int, Any]]:
+        asked.append(host)
+        answer = rest.pop(0) if len(rest) > 1 else rest[0]
         return [
-            (socket.AF_INET6 if ":" in one else socket.AF_INET, type, 6, "", (one, port, 0, 0) if ":" in one else (one, port))
+            (socket.AF_INET6 if ":" in one else socket.AF_INET, (one, port, 0, 0) if ":" in one else (one, port))
             for one in answer
         ]
 
-    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
-        raise NotImplementedError
-
-
-@asynccontextmanager
-async def resolving(*answers: list[str]) -> AsyncIterator[_Resolver]:
-    resolver = _Resolver(*answers)
-    trio.socket.set_custom_hostname_resolver(resolver)
-    try:
-        yield resolver
-    finally:
-        trio.socket.set_custom_hostname_resolver(None)
+    with monkeypatch.context() as patched:
+        patched.setattr(dial, "_look_up", look_up)
+        yield asked
 
 
 def no_second_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
@@ -279,15 +408,14 @@ def no_second_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -
         raise Refused(f"{address} may not be called")
 
 
-async def test_the_address_that_is_checked_is_the_address_that_is_called() -> None:
+async def test_the_address_that_is_checked_is_the_address_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as (_, port), open_client(ClientOptions(check=no_second_loopback)) as client:
-        async with resolving(["127.0.0.1"], ["127.0.0.2"]) as resolver:
+        with resolving(monkeypatch, ["127.0.0.1"], ["127.0.0.2"]) as asked:
             assert (await client.request("GET", f"http://shop.example:{port}/")).status == 200
-            assert resolver.asked == 1, "a second look-up could be answered otherwise"
-        async with resolving(["127.0.0.1", "127.0.0.2"]):
-            with pytest.raises(Refused):
-                await client.request("GET", f"http://mixed.example:{port}/")
-        for spelling in ("127.0.0.2", "2130706434", "0x7f000002", "0177.0.0.2", "127.2"):
+            assert asked == ["shop.example"], "a second look-up could be answered otherwise"
+        with resolving(monkeypatch, ["127.0.0.1", "127.0.0.2"]), pytest.raises(Refused):
+            await client.request("GET", f"http://mixed.example:{port}/")
+        for spelling in ("127.0.0.2", "2130706434", "0x7f000002", "0177.0.0.2", "127.2", "[::ffff:127.0.0.2]", "[::ffff:7f00:2]"):
             with pytest.raises(Refused):
                 await client.request("GET", f"http://{spelling}:{port}/")
 
@@ -305,37 +433,60 @@ async def test_addresses_are_tried_beside_each_other(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(dial, "_connect", watched)
     monkeypatch.setattr(dial, "ATTEMPT_SECONDS", 0.05)
     async with serving() as (_, port), open_client() as client:
-        async with resolving(["127.0.0.9", "::1", "127.0.0.1"]):
+        with resolving(monkeypatch, ["127.0.0.9", "::1", "127.0.0.1"]):
             assert (await client.request("GET", f"http://many.example:{port}/")).status == 200
         assert tried == ["127.0.0.9", "::1", "127.0.0.1"]
-        async with resolving(["127.0.0.3", "127.0.0.4"]):
-            with pytest.raises(NotSent, match="refused"):
-                await client.request("GET", "http://none.example:9/")
-        async with resolving([]):
-            with pytest.raises(NotSent, match="no address"):
-                await client.request("GET", "http://nowhere.example:9/")
+        with resolving(monkeypatch, ["127.0.0.3", "127.0.0.4"]), pytest.raises(NotSent, match="refused"):
+            await client.request("GET", "http://none.example:9/")
+        with resolving(monkeypatch, []), pytest.raises(NotSent, match="no address"):
+            await client.request("GET", "http://nowhere.example:9/")
+
+
+async def test_names_whose_look_up_hangs_stop_only_so_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = threading.Event()
+    monkeypatch.setattr(dial, "_look_up", lambda host, port: hanging.wait(10) and [])
+    options = ClientOptions(connect_seconds=0.2)
+    try:
+        async with open_client(options) as merchants, trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(_in_vain, merchants, f"http://slow-{number}.example/")
+            await trio.sleep(0.3)
+            nursery.cancel_scope.cancel()
+        monkeypatch.undo()
+        async with serving() as (_, port), open_client(options) as psps:
+            assert (await psps.request("GET", f"http://localhost:{port}/")).status == 200
+    finally:
+        hanging.set()
+
+
+async def _in_vain(client: Client, url: str) -> None:
+    with pytest.raises(NotSent):
+        await client.request("GET", url)
 
 
 # Cancellation
 
 
 class _CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when its task is about to take its n-th step."""
+    """Cancels a scope when any task, those that race for a connection included, is about to take the n-th step."""
 
     def __init__(self, scope: trio.CancelScope, step: int) -> None:
         self._scope = scope
         self._left = step
-        self._task = trio.lowlevel.current_task()
 
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._left -= 1
-            if self._left == 0:
-                self._scope.cancel()
+        self._left -= 1
+        if self._left == 0:
+            self._scope.cancel()
+
+
+def _close_idle(client: Client) -> None:
+    for connection in list(client.reaper.watched):
+        connection.expire()
 
 
 async def _cancelled_at(step: int, call: Callable[[], Awaitable[object]]) -> bool:
-    """Run the call, cancelled at that step of its task; whether the step was reached before the end."""
+    """Run the call, cancelled at that step; whether the step was reached before the end."""
     with trio.CancelScope() as scope:
         instrument = _CancelAtStep(scope, step)
         trio.lowlevel.add_instrument(instrument)
@@ -356,15 +507,18 @@ async def _slowly(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.mark.parametrize("is_warm", [False, True])
-async def test_cancelled_at_every_checkpoint_the_next_call_gets_its_own_answer(is_warm: bool) -> None:
+async def test_cancelled_at_every_checkpoint_the_next_call_gets_its_own_answer(
+    is_warm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "_look_up", lambda host, port: [(socket.AF_INET, ("127.0.0.1", port))] * 3)
     body = b"x" * 4_000_000  # more than the kernel takes at once
     async with serving(_slowly) as (_, port), open_client(ClientOptions(connections_per_origin_max=1)) as client:
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://three.example:{port}"
         for step in range(1, 10_000):
             if is_warm:
                 await client.request("GET", f"{url}/warm")
             else:
-                client.close()
+                _close_idle(client)
             was_cancelled = await _cancelled_at(step, partial(client.request, "POST", f"{url}/cancelled", body=body))
             assert client.connections <= 1
             response = await client.request("GET", f"{url}/{step}")
@@ -378,7 +532,7 @@ async def test_cancelled_while_it_waits_for_a_place_or_a_connection() -> None:
     async with serving(_slowly) as (_, port), open_client(ClientOptions(connections_per_origin_max=1)) as client:
         url = f"http://127.0.0.1:{port}"
         for step in range(1, 20):
-            client.close()
+            _close_idle(client)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.request, "GET", f"{url}/first")
                 await trio.testing.wait_all_tasks_blocked()
@@ -397,6 +551,7 @@ async def test_origins_are_bounded_and_a_crowd_shares_few_connections() -> None:
         await _call_many(client, port)
         assert client.connections == 4
         for number in range(1_200):
-            client._find(f"http://127.0.0.1:{number + 1}/")
-        assert len(client._origins) <= 1_025
+            client._add_pool(f"http://127.0.0.1:{number + 1}")
+        assert len(client._pools) <= 1_024
         assert client.connections == 0, "what is at rest may be forgotten, and is closed then"
+        await _in_vain(client, "http://127.0.0.1:9/ ")
