@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+CORES = sorted(os.sched_getaffinity(0))
+MEASURED_CORE, LOAD_CORE = CORES[0], CORES[-1]
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 

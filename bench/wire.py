@@ -1,6 +1,6 @@
 """`python -m bench.wire`: what the wire costs, in CPU time, beside its peers, in one run.
 
-Every subject is a process of its own on the first core; the load has the second. Subjects take turns, round after round; the
+Every subject is a process of its own on the first core; the load has the last. Subjects take turns, round after round; the
 figure is the median of the rounds, in µs of user and system time per request.
 """
 
@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from bench import wire_load
-from bench.measure import Program, interleaved, program
+from bench.measure import LOAD_CORE, MEASURED_CORE, Program, interleaved, program
 from server.http.listener import bind
 
 CONNECTIONS = 64
@@ -67,10 +67,10 @@ def client(rounds: Rounds = 5, requests: Requests = 30_000) -> dict[str, float]:
     with ExitStack() as stack:
         listening = stack.enter_context(bind("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        stack.enter_context(program("bench.wire_load", str(listening.fileno()), core=1, sockets=[listening]))
+        stack.enter_context(program("bench.wire_load", str(listening.fileno()), core=LOAD_CORE, sockets=[listening]))
         subjects: dict[str, Callable[[], float]] = {}
         for name in ("florin", "aiohttp", "httpx", "httpx_tuned"):
-            one = stack.enter_context(program("bench.wire_clients", name, str(port), core=0))
+            one = stack.enter_context(program("bench.wire_clients", name, str(port), core=MEASURED_CORE))
             count = requests // SLOW_PEER_SHARE if name.startswith("httpx") else requests
             _tell(one, min(count, WARM_UP_REQUESTS))
             subjects[name] = _metered(one, count, partial(_tell, one))
@@ -138,7 +138,7 @@ def fan_out(rounds: Rounds = 5, sockets: Annotated[int, typer.Option(min=10, max
 def _serving(name: str, *arguments: str) -> Iterator[tuple[Program, int]]:
     with (
         bind("127.0.0.1", 0) as listening,
-        program("bench.wire_servers", name, str(listening.fileno()), *arguments, core=0, sockets=[listening]) as one,
+        program("bench.wire_servers", name, str(listening.fileno()), *arguments, core=MEASURED_CORE, sockets=[listening]) as one,
     ):
         yield one, listening.getsockname()[1]
 
@@ -187,5 +187,5 @@ def _verdict(value: float, at_most: float) -> str:
 
 
 if __name__ == "__main__":
-    os.sched_setaffinity(0, {1})
+    os.sched_setaffinity(0, {LOAD_CORE})
     _app()

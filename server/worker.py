@@ -30,7 +30,7 @@ from server.flows.services import Services, utc_now
 from server.http.client import Client, ClientOptions, open_client
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions
-from server.http.transport import server_tls
+from server.http.tls import server_tls
 from server.jobs import follow_up
 from server.jobs.deliver import Deliverer
 from server.psp.adapter import Adapter

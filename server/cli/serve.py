@@ -15,7 +15,7 @@ from server.cli.signals import stop_on_signal
 from server.db.connection import open_session
 from server.db.migrate import require_current
 from server.http.listener import bind_shared, bind_unix
-from server.http.transport import server_tls
+from server.http.tls import server_tls
 from server.instance import InstanceError, cannot_listen
 from server.sealing import Sealer
 from server.settings import API_PORT, Settings, SettingsError, load_settings

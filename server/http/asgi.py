@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+import trio
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -16,6 +18,24 @@ class BodyTooLarge(Exception):
 
 class ClientGone(Exception):
     """The client closed the connection before its request was complete; there is nobody to answer."""
+
+
+async def call(app: Application, scope: Scope, receive: Receive, send: Send) -> BaseException | None:
+    """Call the application; what it failed with, if it did. Only cancellation, and Ctrl-C, pass through.
+
+    Whatever else an application raises, `SystemExit` included, may end what it was asked for and never the server.
+    """
+    try:
+        await app(scope, receive, send)
+    except (trio.Cancelled, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseExceptionGroup as group:
+        if group.subgroup((trio.Cancelled, KeyboardInterrupt, GeneratorExit)) is not None:
+            raise
+        return group
+    except BaseException as error:  # noqa: BLE001, ASYNC103 - cancellation has passed above
+        return error
+    return None
 
 
 async def read_body(receive: Receive, *, bytes_max: int) -> bytes:

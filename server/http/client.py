@@ -21,7 +21,8 @@ from server.http.errors import NotSent, OutcomeUnknown
 from server.http.parser import METHODS
 from server.http.reaper import Reaper
 from server.http.response import Response
-from server.http.transport import SocketTransport, TlsTransport, Transport, client_tls
+from server.http.tls import TlsTransport, client_tls
+from server.http.transport import SocketTransport, Transport
 from server.http.url import Origin, parse_origin, split
 
 ORIGINS_MAX = 1_024

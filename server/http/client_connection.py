@@ -88,7 +88,7 @@ class ClientConnection:
         except OSError as error:
             raise NotSent(f"the connection broke before anything was sent: {error}") from error
         try:
-            while sent < len(data):
+            while sent < len(data) or self._transport.has_unsent:
                 self.deadline = min(trio.current_time() + write_seconds, ends_at)
                 part = data[sent : sent + WRITTEN_PART_BYTES]
                 await self._transport.send_all(part)

@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 import structlog
 import trio
 
-from server.http.asgi import Application, Scope, respond
+from server.http.asgi import Application, Scope, call, respond
 from server.http.exchange import STATUS_LINES, Exchange
 from server.http.forwarded import Addresses, Networks, forwarded
 from server.http.handshake import shake_hands
@@ -28,7 +28,7 @@ BODY_SECONDS = 30.0
 BODY_BYTES_PER_SECOND_MIN = 500
 IDLE_SECONDS = 75.0
 WRITE_SECONDS = 20.0
-LINGER_SECONDS = 1.0
+LINGER_SECONDS = 5.0
 SKIPPED_BODY_BYTES_MAX = 1_048_576
 WRITTEN_PART_BYTES = 262_144
 
@@ -53,7 +53,17 @@ class House:
 class Connection:
     """Serves one connected transport until it is closed."""
 
-    __slots__ = ("_addresses", "_eof", "_house", "_parser", "_transport", "_websocket", "deadline", "idle")
+    __slots__ = (
+        "_addresses",
+        "_eof",
+        "_house",
+        "_parser",
+        "_read_by",
+        "_transport",
+        "_websocket",
+        "_write_by",
+        "idle",
+    )
 
     def __init__(self, transport: Transport, addresses: Addresses, house: House) -> None:
         self._transport = transport
@@ -62,12 +72,18 @@ class Connection:
         self._parser = RequestParser(websockets=house.websockets)
         self._eof = False
         self._websocket: WebSocket | None = None
-        self.deadline = math.inf
+        self._read_by = self._write_by = math.inf
         self.idle = True
+
+    @property
+    def deadline(self) -> float:
+        """The reaper's: an application may read and write at the same time."""
+        return min(self._read_by, self._write_by)
 
     def expire(self) -> None:
         """Called by the reaper and at the end of a drain: end whatever this connection waits for."""
         self._eof = True
+        self._read_by = self._write_by = math.inf
         if self._websocket is not None:
             self._websocket.lose()
         self._transport.shut_down()
@@ -84,6 +100,8 @@ class Connection:
         watched = self._house.reaper.watched
         watched.add(self)
         try:
+            self._read_by = self._house.reaper.now + HEADER_SECONDS
+            await self._transport.begin()
             while await self._serve_next():
                 pass
         except BadRequest as error:
@@ -106,6 +124,8 @@ class Connection:
             await self._turn_away(exchange)
         elif request.is_websocket:
             await self._serve_websocket(request, exchange)
+            if exchange.finished:
+                await self._linger()
             return False
         else:
             house.requests_in_flight += 1
@@ -116,16 +136,18 @@ class Connection:
         if not exchange.finished:
             return False
         if not request.complete and not await self._skip_body(request):
+            exchange.keep_alive = False
+        if not exchange.keep_alive:
             await self._linger()
             return False
         del requests[0]
-        return exchange.keep_alive
+        return True
 
     async def _read_head(self) -> bool:
         """Read until a request's head is complete; False where none will come. Raises `BadRequest`."""
         parser, house = self._parser, self._house
         self.idle = not parser.in_head
-        self.deadline = house.reaper.now + (IDLE_SECONDS if self.idle else HEADER_SECONDS)
+        self._read_by = house.reaper.now + (IDLE_SECONDS if self.idle else HEADER_SECONDS)
         while not parser.requests:
             if parser.failure is not None:
                 raise parser.failure
@@ -133,26 +155,28 @@ class Connection:
                 return False
             if self.idle and parser.in_head:
                 self.idle = False
-                self.deadline = house.reaper.now + HEADER_SECONDS
+                self._read_by = house.reaper.now + HEADER_SECONDS
         self.idle = False
-        self.deadline = math.inf
+        self._read_by = math.inf
         return True
 
     async def _call(self, request: Request, exchange: Exchange) -> None:
         """Call the application. Raises `BadRequest` where it could not answer because the rest of the request is bad."""
-        try:
-            await self._house.app(self._scope(request), exchange.receive, exchange.send)
-        except Exception:  # noqa: BLE001 - whatever the application does, only its own request may fail
-            if exchange.broken:
-                return  # the peer is gone; that is no failure of the application
-            if self._parser.failure is not None and not exchange.started:
-                raise self._parser.failure from None
-            _log.exception("the application failed", method=request.method, target=request.target.decode("latin-1"))
-            if not exchange.started:
-                body = b'{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal_error"}'
-                await respond(exchange.send, 500, body, content_type=b"application/problem+json")
-        if not exchange.started and self._parser.failure is not None:
+        failure = await call(self._house.app, self._scope(request), exchange.receive, exchange.send)
+        if exchange.finished and failure is None:
+            return
+        if not request.complete and self._parser.failure is not None and exchange.take_back():
             raise self._parser.failure
+        if exchange.broken or (failure is None and exchange.gone):
+            return  # the peer is gone; that is no failure of the application
+        where = {"method": request.method, "target": request.target.decode("latin-1")}
+        if failure is not None:
+            _log.error("the application failed", exc_info=failure, **where)
+        elif request.complete:
+            _log.error("the application did not answer", **where)
+        if exchange.take_back():
+            body = b'{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal_error"}'
+            await respond(exchange.send, 500, body, content_type=b"application/problem+json")
 
     async def _serve_websocket(self, request: Request, exchange: Exchange) -> None:
         """Serve it to its end. Raises `BadRequest` where the handshake is not what it should be."""
@@ -192,11 +216,11 @@ class Connection:
         if self._parser.failure is not None:
             return False
         request.body_began = min(request.body_began, self._house.reaper.now)
-        self.deadline = request.body_began + BODY_SECONDS + request.body_bytes / BODY_BYTES_PER_SECOND_MIN
+        self._read_by = request.body_began + BODY_SECONDS + request.body_bytes / BODY_BYTES_PER_SECOND_MIN
         try:
             return await self._read()
         finally:
-            self.deadline = math.inf
+            self._read_by = math.inf
 
     async def until_gone(self) -> None:
         """Wait until the peer has finished sending. Once it has sent another request, that can no longer be seen."""
@@ -216,19 +240,28 @@ class Connection:
                 return False
         return True
 
-    async def write(self, data: bytes) -> None:
-        """Write all of it: tried first, waited for only where the socket is full. Raises OSError where the peer is gone."""
+    def write_now(self, data: bytes) -> bytes | None:
+        """Write what fits without waiting; the rest, None where all is written. Raises OSError where the peer is gone."""
         sent = self._transport.send_now(data)
-        if sent == len(data):
-            return
-        # The deadline moves with progress, so it is the peer's slowness that ends a connection and not a large response.
-        view = memoryview(data)
-        while sent < len(data):
-            self.deadline = self._house.reaper.now + WRITE_SECONDS
-            part = view[sent : sent + WRITTEN_PART_BYTES]
-            await self._transport.send_all(bytes(part))
-            sent += len(part)
-        self.deadline = math.inf
+        if sent == len(data) and not self._transport.has_unsent:
+            return None
+        return data[sent:]
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it, waiting for the peer. Raises OSError where it is gone.
+
+        The deadline moves with progress, so it is the peer's slowness that ends a connection and not a large response.
+        """
+        try:
+            for at in range(0, max(len(data), 1), WRITTEN_PART_BYTES):
+                self._write_by = self._house.reaper.now + WRITE_SECONDS
+                await self._transport.send_all(data[at : at + WRITTEN_PART_BYTES])
+        finally:
+            self._write_by = math.inf
+
+    def finish_sending(self) -> None:
+        """Nothing follows the response: the peer is told at once, even if the application goes on."""
+        self._transport.finish_sending()
 
     @property
     def date_header(self) -> bytes:
@@ -253,8 +286,8 @@ class Connection:
     async def _linger(self) -> None:
         """Closing with unread data resets the connection and may destroy the reply on its way: read a little more."""
         self._transport.finish_sending()
-        self.deadline = self._house.reaper.now + LINGER_SECONDS
-        while await self._transport.receive():
+        self._read_by = self._house.reaper.now + LINGER_SECONDS
+        while not self._eof and await self._transport.receive():
             pass
 
     def _scope(self, request: Request) -> Scope:

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from core.errors import FlorinError
-from server.http.asgi import Application, Message
+from server.http.asgi import Application, Message, call
 
 STARTUP_SECONDS = 60.0
 SHUTDOWN_SECONDS = 10.0
@@ -63,14 +63,12 @@ class _Life:
         self._was_told = False
 
     async def run(self, app: Application, scope: dict[str, Any]) -> None:
-        try:
-            with self.scope:
-                await app(scope, self.receive, self.send)
-        except Exception as error:  # noqa: BLE001 - the specification: go on without lifespan
-            if self.started.is_set():
-                _log.exception("the application's lifespan failed")
-            else:
-                _log.warning("the application has no lifespan, or failed to begin it", error=repr(error))
+        with self.scope:
+            failure = await call(app, scope, self.receive, self.send)
+            if failure is not None and self.started.is_set():
+                _log.error("the application's lifespan failed", exc_info=failure)
+            elif failure is not None:
+                _log.warning("the application has no lifespan, or failed to begin it", error=repr(failure))
         self.started.set()
         self.stopped.set()
 

@@ -22,7 +22,8 @@ from server.http.forwarded import PROXY_HEADER_BYTES, Addresses, Networks, proxi
 from server.http.lifespan import open_lifespan
 from server.http.parser import BadRequest
 from server.http.reaper import Reaper
-from server.http.transport import SocketTransport, TlsTransport, Transport
+from server.http.tls import TlsTransport
+from server.http.transport import SocketTransport, Transport
 
 BACKLOG = 2_048
 ACCEPTED_AT_ONCE_MAX = 64
@@ -147,7 +148,10 @@ class Listener:
             housekeeping.cancel_scope.cancel()
 
     async def drain(self, *, seconds: float) -> None:
-        """Stop accepting, let requests in hand finish for `seconds`, then end whatever is left."""
+        """Stop accepting, let requests in hand finish for `seconds`, then end their connections.
+
+        An application that goes on all the same is for the caller to cancel, with `run`.
+        """
         if self._house is not None:
             self._house.is_draining = True
         self._accepting.cancel()

@@ -41,7 +41,7 @@ class Outbox:
             except OSError:
                 self.lose()
                 return
-            if sent == len(data):
+            if sent == len(data) and not self._transport.has_unsent:
                 return
             data = data[sent:]
             self._all_sent = trio.Event()
@@ -77,7 +77,7 @@ class Outbox:
         try:
             while self._unsent:
                 piece = self._unsent[0]
-                for at in range(0, len(piece), _PART_BYTES):
+                for at in range(0, max(len(piece), 1), _PART_BYTES):
                     await self._transport.send_all(piece[at : at + _PART_BYTES])
                     self.deadline = self._reaper.now + WRITE_SECONDS
                 if not self.is_lost:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import httptools
 
 TARGET_BYTES_MAX = 8_192
+HOST_BYTES_MAX = 261  # a name of the DNS, and a port
 HEADER_BYTES_MAX = 32_768
 HEADERS_MAX = 100
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -20,6 +21,7 @@ QUIET_BYTES_MAX = TARGET_BYTES_MAX + HEADER_BYTES_MAX + 65_536
 """How much may be read without a head or a part of a body: llhttp holds back an unfinished header, and reports a chunk's
 extensions not at all."""
 
+_ABSOLUTE = re.compile(rb"https?://([A-Za-z0-9._~%!$&'()*+,;=:\[\]-]{1,261})((?:/[^?]*)?(?:\?.*)?)", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 
 
@@ -132,6 +134,7 @@ class RequestParser:
         self.in_head = False
         self._quiet_bytes = 0
         _require_unambiguous(request)
+        _settle_target(request)
         if self._websockets and self._parser.should_upgrade():
             _find_websocket(request)
         if len(self.requests) >= PIPELINE_MAX:
@@ -146,6 +149,20 @@ class RequestParser:
     def on_message_complete(self) -> None:
         self._current.complete = True
         self._current = _NOTHING  # an idle connection keeps nothing of its last request
+
+
+def _settle_target(request: Request) -> None:
+    """Only the origin form remains: of the absolute form its host is the one that counts (RFC 9112, 3.2.2)."""
+    target = request.target
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is not None:
+        host, rest = absolute.groups()
+        request.target = rest if rest.startswith(b"/") else b"/" + rest
+        request.headers = [(name, host if name == b"host" else value) for name, value in request.headers]
+        target = request.target
+    is_origin_form = target.startswith(b"/") and b"#" not in target
+    if not is_origin_form and not (target == b"*" and request.method == "OPTIONS"):
+        raise BadRequest(400, "this is not a request target")
 
 
 def _find_websocket(request: Request) -> None:
@@ -168,7 +185,7 @@ def _require_unambiguous(request: Request) -> None:
     for name, value in request.headers:
         if name == b"host":
             hosts += 1
-            if not _HOST.fullmatch(value):
+            if len(value) > HOST_BYTES_MAX or not _HOST.fullmatch(value):
                 raise BadRequest(400, "this is not a Host")
         elif name == b"content-length":
             lengths += 1

@@ -5,23 +5,27 @@ of them a few times a second and shuts down the socket of those that are late, w
 keeps the clock that everyone reads, so that a deadline costs an attribute.
 """
 
-import math
 import time
 from email.utils import formatdate
 from typing import Protocol
 
+import structlog
 import trio
 
 TICK_SECONDS = 0.25
+_log = structlog.get_logger()
 
 
 class Reapable(Protocol):
     """Something with a deadline on the reaper's clock."""
 
-    deadline: float
+    @property
+    def deadline(self) -> float:
+        """On trio's clock."""
+        ...
 
     def expire(self) -> None:
-        """The deadline has passed."""
+        """The deadline has passed. Called again at each tick until it has moved, or this is no longer watched."""
         ...
 
 
@@ -40,8 +44,10 @@ class Reaper:
             self.now = trio.current_time()
             self.date_header = _date_header()
             for watched in [one for one in self.watched if one.deadline <= self.now]:
-                watched.deadline = math.inf
-                watched.expire()
+                try:
+                    watched.expire()
+                except Exception:  # noqa: BLE001 - a mistake about one connection must not end the watch over all
+                    _log.exception("an overdue connection could not be ended")
             await trio.sleep(TICK_SECONDS)
 
 

@@ -17,18 +17,20 @@ import structlog
 import trio
 from wsproto import events as ws
 from wsproto.connection import ConnectionState
-from wsproto.extensions import Extension, PerMessageDeflate
+from wsproto.extensions import Extension
 
-from server.http.asgi import Application, Message, Scope, respond
+from server.http.asgi import Application, Message, Scope, call, respond
 from server.http.exchange import Exchange
 from server.http.frame import FRAME_EXTENSION
-from server.http.handshake import Handshake
+from server.http.handshake import Deflate, Handshake
 from server.http.outbox import Outbox
 from server.http.reaper import Reaper
 from server.http.transport import Transport
 
 PING_SECONDS = 25.0
 PONG_SECONDS = 8.0
+ACCEPT_SECONDS = 30.0
+"""How long an application may take to accept or refuse: until then nobody notices that the client has gone."""
 CLOSE_SECONDS = 5.0
 LINGER_SECONDS = 1.0
 MESSAGE_BYTES_MAX = 65_536
@@ -94,8 +96,9 @@ class WebSocket:
         self._ended: tuple[int, str] | None = None
         self._message: StringIO | BytesIO | None = None
         self._message_bytes = 0
-        self._ping_at = self._pong_by = self._close_by = math.inf
-        self.deadline = math.inf
+        self._ping_at = self._pong_by = math.inf
+        self._close_by = self.deadline = reaper.now + ACCEPT_SECONDS
+        reaper.watched.add(self)
 
     # The life of a websocket
 
@@ -108,18 +111,13 @@ class WebSocket:
             extensions={"websocket.http.response": {}, FRAME_EXTENSION: {"behind_bytes_max": BEHIND_BYTES_MAX}},
         )
         scope.pop("method")
-        code = NORMAL
-        try:
-            await app(scope, self.receive, self.send)
-        except Exception:  # noqa: BLE001 - whatever the application does, only its own websocket may fail
-            if self._ended is None and not self._exchange.broken:
-                code = FAILED
-                _log.exception("the application failed", target=scope["raw_path"].decode("latin-1"))
-        finally:
-            self._inbox.close()
+        failure = await call(app, scope, self.receive, self.send)
+        self._inbox.close()
+        if failure is not None and self._ended is None and not self._exchange.broken:
+            _log.error("the application failed", exc_info=failure, target=scope["raw_path"].decode("latin-1"))
         if self._is_accepted:
-            self._begin_close(code, "")
-        elif not self._exchange.started and self._ended is None:
+            self._begin_close(NORMAL if failure is None else FAILED, "")
+        elif self._ended is None and self._exchange.take_back():
             with suppress(OSError):
                 await _deny(self._exchange, 500, title=b"Internal Server Error", code=b"internal_error")
 
@@ -134,6 +132,8 @@ class WebSocket:
         self._end(ABNORMAL, "")
         self._outbox.lose()
         self._reaper.watched.discard(self)
+        self._transport.shut_down()
+        self._inbox_in.close()
 
     def expire(self) -> None:
         """Called by the reaper: a ping is due, or the peer is late."""
@@ -142,20 +142,20 @@ class WebSocket:
             self._pong_by = now + PONG_SECONDS  # it may be behind what we do not read
         if now >= min(self._pong_by, self._close_by):
             self.lose()
-            self._transport.shut_down()
             return
-        if now >= self._ping_at:
+        if now >= self._ping_at and not self._is_closing:
             self._ping_at, self._pong_by = math.inf, now + PONG_SECONDS
             self._outbox.write(self._protocol.send(ws.Ping()))
         self.deadline = min(self._ping_at, self._pong_by, self._close_by)
 
     def _begin_close(self, code: int, reason: str) -> None:
         """Send a Close behind what is on its way, and give the peer a moment to answer it."""
-        self._end(code, reason)
         if self._is_closing:
             return
+        data = self._protocol.send(ws.CloseConnection(code, reason))
         self._is_closing = True
-        self._outbox.write(self._protocol.send(ws.CloseConnection(code, reason)))
+        self._end(code, reason)
+        self._outbox.write(data)
         self._ping_at = self._pong_by = math.inf
         self._close_by = self.deadline = self._reaper.now + CLOSE_SECONDS
 
@@ -190,11 +190,17 @@ class WebSocket:
         elif kind == "websocket.accept":
             self._accept(message)
         elif kind == "websocket.close" and self._is_accepted:
-            self._begin_close(message.get("code", NORMAL), message.get("reason") or "")
+            code, reason = message.get("code") or NORMAL, message.get("reason") or ""
+            if not isinstance(reason, str) or not _may_be_sent(code):
+                raise RuntimeError(f"a websocket cannot be closed with {code!r} and {reason!r}")
+            self._begin_close(code, reason)
         elif kind == "websocket.close":
             await _deny(self._exchange, 403, title=b"Forbidden", code=b"forbidden")
+            self._end(ABNORMAL, "")
         elif kind.startswith("websocket.http.response.") and not self._is_accepted:
             await self._exchange.send({**message, "type": kind.removeprefix("websocket.")})
+            if self._exchange.finished:
+                self._end(ABNORMAL, "")
         else:
             raise RuntimeError(f"{kind} cannot be sent to this websocket now")
 
@@ -211,13 +217,13 @@ class WebSocket:
             raise RuntimeError("a websocket is answered once")
         if self._ended is not None:
             raise ConnectionResetError("the websocket has ended before it was accepted")
-        extensions: list[Extension] = [PerMessageDeflate()] if self._deflate else []
+        extensions: list[Extension] = [Deflate()] if self._deflate else []
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
         accept = ws.AcceptConnection(subprotocol=message.get("subprotocol"), extensions=extensions, extra_headers=headers)
         self._outbox.write(self._protocol.send(accept))
         self._is_accepted = True
         self._ping_at = self.deadline = self._reaper.now + PING_SECONDS
-        self._reaper.watched.add(self)
+        self._close_by = math.inf
         self._nursery.start_soon(self._read)
 
     async def _send_message(self, message: Message) -> None:
@@ -229,6 +235,8 @@ class WebSocket:
         self._outbox.write(self._protocol.send(event))
         await trio.lowlevel.checkpoint()  # whoever sends without end lets others have a turn
         await self._outbox.until_empty()
+        if self._outbox.is_lost:
+            self._require_open()
 
     def _offer(self, frame: bytes) -> None:
         """Send it, now or later; a peer that is too far behind is cut off instead."""
@@ -262,8 +270,8 @@ class WebSocket:
     async def _linger(self) -> None:
         """The Close is sent. A peer that made a mistake may not have read it yet: throw away what it sends, for a moment."""
         await self._outbox.until_empty()
+        self._transport.finish_sending()
         if self._protocol.state is not ConnectionState.CLOSED:
-            self._transport.finish_sending()
             self._close_by = self.deadline = self._reaper.now + LINGER_SECONDS
             while await self._transport.receive():
                 pass
@@ -318,6 +326,11 @@ class WebSocket:
         if not self._is_closing:
             self._pong_by = math.inf
             self._ping_at = self.deadline = self._reaper.now + PING_SECONDS
+
+
+def _may_be_sent(code: object) -> bool:
+    """Whether it is a code that an endpoint may put into a Close (RFC 6455, 7.4)."""
+    return isinstance(code, int) and (code in (1000, 1001, 1002, 1003) or 1007 <= code <= 1014 or 3000 <= code <= 4999)
 
 
 async def _deny(exchange: Exchange, status: int, *, title: bytes, code: bytes) -> None:

@@ -248,23 +248,18 @@ async def test_a_request_is_sent_again_only_where_that_is_allowed(idempotent: bo
 
 async def test_a_repetition_that_cannot_be_sent_does_not_say_that_nothing_was() -> None:
     """The first request has arrived and its answer was lost: that the second could not be sent changes nothing."""
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+
+    async def peer() -> None:
+        async with await listener.accept() as stream:
+            await stream.receive_some(65_536)
+            await stream.send_all(OK)
+            await stream.receive_some(65_536)
+            await listener.aclose()  # nobody listens any more
 
     async with trio.open_nursery() as nursery, open_client() as client:
-        scope = trio.CancelScope()
-
-        async def peer(stream: trio.SocketStream) -> None:
-            async with stream:
-                await stream.receive_some(65_536)
-                await stream.send_all(OK)
-                await stream.receive_some(65_536)
-                scope.cancel()  # nobody listens any more
-
-        async def serve(*, task_status: Any) -> None:
-            with scope:
-                await trio.serve_tcp(peer, 0, host="127.0.0.1", handler_nursery=nursery, task_status=task_status)
-
-        listeners: list[trio.SocketListener] = await nursery.start(serve)
-        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/"
+        nursery.start_soon(peer)
         await client.request("POST", url, body=b"x")
         with pytest.raises(OutcomeUnknown):
             await client.request("POST", url, body=b"charge", idempotent=True)
@@ -288,7 +283,7 @@ async def test_after_its_block_a_client_calls_nobody() -> None:
 
     async with peers(close=False) as url:
         async with trio.open_nursery() as nursery, open_client() as client:
-            nursery.start_soon(call, client, url)
+            nursery.start_soon(call, client, url)  # noqa: ASYNC111 - the call outlives the client: that is tested
             await trio.testing.wait_all_tasks_blocked()
         await call(client, url)
         assert [type(error) for error in failures] == [OutcomeUnknown, NotSent]

@@ -18,7 +18,7 @@ from server.http import outbox, websocket
 from server.http.asgi import Receive, Scope, Send
 from server.http.frame import FRAME_EXTENSION, Frame, send_frame
 from server.http.listener import Listener, ListenerOptions, bind
-from server.http.transport import server_tls
+from server.http.tls import server_tls
 from tests.florin import until
 from tests.server.test_wire import GET, request, talk
 

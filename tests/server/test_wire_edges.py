@@ -14,7 +14,7 @@ from server.http.client import ClientOptions, open_client
 from server.http.errors import NotSent
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions, bind, bind_unix
-from server.http.transport import server_tls
+from server.http.tls import server_tls
 from tests.server.test_wire import GET, echo, request, talk
 
 

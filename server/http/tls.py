@@ -1,0 +1,184 @@
+"""TLS over a socket, and what it is configured with."""
+
+import socket
+import ssl
+from contextlib import suppress
+
+import trio
+
+from server.http.transport import READ_BYTES, SocketTransport
+
+RECORD_BYTES = 16_384
+"""What TLS puts into one record at most."""
+
+
+class TlsTransport:
+    """TLS over a socket, in memory (`ssl.SSLObject`), so that nothing that the peer has said can hide from `is_quiet`.
+
+    One task may receive while another sends.
+    """
+
+    __slots__ = ("_encrypted", "_incoming", "_outgoing", "_sending", "_socket", "_tls", "ended_cleanly")
+    scheme = "https"
+
+    def __init__(self, connected: socket.socket, context: ssl.SSLContext, *, host: str | None = None) -> None:
+        """`host` is the name that a client expects the certificate to be for; a server has none."""
+        self._socket = SocketTransport(connected)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
+        self._encrypted = b""
+        self._sending = trio.Lock()
+        self.ended_cleanly = False
+
+    @classmethod
+    async def connect(cls, connected: socket.socket, context: ssl.SSLContext, *, host: str) -> "TlsTransport":
+        """The client's side, after the handshake; the certificate is checked for `host`. Raises OSError.
+
+        The socket is closed where that fails or is cancelled.
+        """
+        try:
+            transport = cls(connected, context, host=host)
+            await transport.begin()
+        except BaseException:
+            SocketTransport(connected).close()
+            raise
+        return transport
+
+    async def begin(self) -> None:
+        """See `Transport`."""
+        failure: ssl.SSLError | None = None
+        while failure is None:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError as error:
+                failure = error
+            else:
+                break
+            await self._send_encrypted()
+            if failure is None:
+                await self._receive_encrypted()
+        await self._send_encrypted()
+        if failure is not None:
+            raise failure
+
+    async def receive(self) -> bytes:
+        """See `Transport`."""
+        failure: ssl.SSLError | None = None
+        while failure is None:
+            try:
+                data = self._tls.read(READ_BYTES)
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLEOFError:
+                return b""  # the connection ended without a farewell: somebody may have cut it short
+            except ssl.SSLError as error:
+                failure = error
+            else:
+                self.ended_cleanly = not data
+                return data
+            await self._send_encrypted()  # our part of the handshake, or the alert that says why
+            if failure is None:
+                await self._receive_encrypted()
+        raise failure
+
+    @property
+    def has_unsent(self) -> bool:
+        """See `Transport`."""
+        return bool(self._encrypted or self._outgoing.pending)
+
+    def send_now(self, data: bytes) -> int:
+        """See `Transport`. Record by record, for one that was sent in part cannot be taken back."""
+        sent = 0
+        while sent < len(data) and not self._sending.locked() and self._push():
+            sent += self._tls.write(data[sent : sent + RECORD_BYTES])
+        if not self._sending.locked():
+            self._push()
+        return sent
+
+    async def send_all(self, data: bytes) -> None:
+        """See `Transport`."""
+        async with self._sending:
+            for at in range(0, max(len(data), 1), RECORD_BYTES):
+                if data:
+                    self._tls.write(data[at : at + RECORD_BYTES])
+                while not self._push():
+                    await self._socket.send_all(self._encrypted)
+                    self._encrypted = b""
+
+    def is_quiet(self) -> bool:
+        """See `Transport`. What TLS itself has said meanwhile, such as a session ticket, is taken in."""
+        try:
+            encrypted = self._socket.receive_now()
+            if encrypted != b"":
+                self._incoming.write(encrypted or b"")
+                self._tls.read(1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def shut_down(self) -> None:
+        """See `Transport`."""
+        self._socket.shut_down()
+
+    def finish_sending(self) -> None:
+        """See `Transport`. Says farewell, so that the peer can tell that nothing was cut off."""
+        with suppress(OSError):
+            self._tls.unwrap()
+        with suppress(OSError):
+            if not self._sending.locked():
+                self._push()
+        self._socket.finish_sending()
+
+    def close(self) -> None:
+        """See `Transport`."""
+        self._socket.close()
+
+    def _push(self) -> bool:
+        """Send encrypted bytes as far as they go now; whether all of them went."""
+        self._encrypted += self._outgoing.read()
+        if self._encrypted:
+            self._encrypted = self._encrypted[self._socket.send_now(self._encrypted) :]
+        return not self._encrypted
+
+    async def _receive_encrypted(self) -> None:
+        encrypted = await self._socket.receive()
+        if encrypted:
+            self._incoming.write(encrypted)
+        else:
+            self._incoming.write_eof()
+
+    async def _send_encrypted(self) -> None:
+        """Send what TLS has to say, one task after the other, for the order of records matters."""
+        if self.has_unsent:
+            await self.send_all(b"")
+
+
+def server_tls(certificate: str, key: str) -> ssl.SSLContext:
+    """A context for TLS 1.3 with HTTP/1.1. Raises OSError that says which file is not what it should be, and why."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["http/1.1"])
+    for path in (certificate, key):
+        with open(path, "rb") as file:
+            if b"-----BEGIN" not in file.read():
+                raise OSError(f"{path} is not in PEM format")
+    try:
+        context.load_cert_chain(certificate, key, password=_refuse_to_ask)
+    except ssl.SSLError as error:
+        raise OSError(f"{key} is not the key of the certificate in {certificate} ({error.reason or error})") from error
+    return context
+
+
+def _refuse_to_ask() -> str:
+    raise OSError("the key is encrypted: a server that starts by itself needs one that is not")
+
+
+def client_tls() -> ssl.SSLContext:
+    """A context that trusts what the system trusts, and checks names."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
