@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import trio
 
-from server.http.client_connection import ClientConnection
+from server.http.client_connection import ClientConnection, Times
 from server.http.dial import AddressCheck, dial
 from server.http.errors import NotSent, OutcomeUnknown
 from server.http.parser import METHODS
@@ -58,12 +58,20 @@ class ClientOptions:
 
 @dataclass(slots=True)
 class _Pool:
-    """An origin, the places for connections to it, and those that are idle, the latest last."""
+    """An origin, how many calls to it are under way, those that wait for a place, and idle connections, the latest last."""
 
     origin: Origin
     host_header: str
-    free: trio.Semaphore
+    in_use: int = 0
+    waiting: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     idle: deque[ClientConnection] = field(default_factory=deque)
+
+    def give_place_back(self) -> None:
+        """To whoever has waited longest, if anyone does."""
+        if self.waiting:
+            self.waiting.unpark()
+        else:
+            self.in_use -= 1
 
 
 @asynccontextmanager
@@ -87,6 +95,9 @@ class Client:
 
     def __init__(self, options: ClientOptions) -> None:
         self._options = options
+        self._times = Times(
+            write_seconds=options.write_seconds, header_seconds=options.header_seconds, idle_seconds=options.idle_seconds
+        )
         self._pools: dict[Origin, _Pool] = {}
         self._pools_by_text: dict[str, _Pool] = {}
         self._tls = options.tls or client_tls()
@@ -113,22 +124,28 @@ class Client:
         text, target = split(url)
         pool = self._pools_by_text.get(text) or self._add_pool(text)
         data = _request_bytes(method, target, pool.host_header, headers, body)
-        await self._take_place(pool)
+        bodiless = method == "HEAD"
+        total = self._options.total_seconds if total_seconds is None else total_seconds
+        if pool.in_use < self._options.connections_per_origin_max:
+            pool.in_use += 1  # nobody waits, or they would have it
+        else:
+            await self._wait_for_place(pool)
         try:
             connection = _take_idle(pool)
             if connection is None:
-                return await self._exchange(await self._connect(pool), data, method, total_seconds)
+                connection = await self._connect(pool)
+                return await connection.exchange(data, bodiless=bodiless, total_seconds=total)
             try:
-                return await self._exchange(connection, data, method, total_seconds)
+                return await connection.exchange(data, bodiless=bodiless, total_seconds=total)
             except NotSent:
                 lost: OutcomeUnknown | None = None
             except OutcomeUnknown as error:
                 if not idempotent or connection.expired or connection.heard:
                     raise
                 lost = error
-            return await self._repeat(pool, data, method, total_seconds, after=lost)
+            return await self._repeat(pool, data, bodiless=bodiless, total_seconds=total, after=lost)
         finally:
-            pool.free.release()
+            pool.give_place_back()
 
     def close(self) -> None:
         """Close all connections; calls under way fail, and new ones are refused."""
@@ -142,26 +159,16 @@ class Client:
         return len(self.reaper.watched)
 
     async def _repeat(
-        self, pool: _Pool, data: bytes, method: str, total_seconds: float | None, *, after: OutcomeUnknown | None
+        self, pool: _Pool, data: bytes, *, bodiless: bool, total_seconds: float, after: OutcomeUnknown | None
     ) -> Response:
         """Once more, on a new connection. What could not be sent now may have arrived `after` which it is sent."""
         try:
-            return await self._exchange(await self._connect(pool), data, method, total_seconds)
+            connection = await self._connect(pool)
+            return await connection.exchange(data, bodiless=bodiless, total_seconds=total_seconds)
         except NotSent as error:
             if after is None:
                 raise
             raise OutcomeUnknown(f"{after}; and once more: {error}") from error
-
-    async def _exchange(self, connection: ClientConnection, data: bytes, method: str, total_seconds: float | None) -> Response:
-        options = self._options
-        return await connection.exchange(
-            data,
-            bodiless=method == "HEAD",
-            write_seconds=options.write_seconds,
-            header_seconds=options.header_seconds,
-            total_seconds=options.total_seconds if total_seconds is None else total_seconds,
-            idle_seconds=options.idle_seconds,
-        )
 
     def _add_pool(self, text: str) -> _Pool:
         """The pool of an origin in a new spelling. Raises `NotSent`."""
@@ -170,8 +177,7 @@ class Client:
         if pool is None:
             if len(self._pools) >= ORIGINS_MAX:
                 self._forget_one()
-            pool = _Pool(origin, origin.host_header, trio.Semaphore(self._options.connections_per_origin_max))
-            self._pools[origin] = pool
+            pool = self._pools[origin] = _Pool(origin, origin.host_header)
         if len(self._pools_by_text) >= 2 * ORIGINS_MAX:
             self._pools_by_text.clear()
         self._pools_by_text[text] = pool
@@ -179,23 +185,19 @@ class Client:
 
     def _forget_one(self) -> None:
         """Make room: forget the oldest origin that is at rest."""
-        places = self._options.connections_per_origin_max
         for origin, pool in self._pools.items():
-            if pool.free.value == places:
+            if not pool.in_use:
                 del self._pools[origin]
                 self._pools_by_text.clear()
                 while pool.idle:
                     pool.idle.pop().close()
                 return
 
-    async def _take_place(self, pool: _Pool) -> None:
+    async def _wait_for_place(self, pool: _Pool) -> None:
         """A place among the origin's connections, first come first served. Raises `NotSent`."""
-        if pool.free.value:
-            pool.free.acquire_nowait()  # nobody waits, or they would have it
-            return
         seconds = self._options.connect_seconds
         with trio.move_on_after(seconds) as scope:
-            await pool.free.acquire()
+            await pool.waiting.park()
         if scope.cancelled_caught:
             raise NotSent(f"no free connection to {pool.origin} within {seconds:g} s")
 
@@ -210,7 +212,9 @@ class Client:
                     transport = await TlsTransport.connect(connected, self._tls, host=origin.host)
             except (OSError, ValueError) as error:
                 raise NotSent(f"cannot connect to {origin}: {error}") from error
-            connection = ClientConnection(transport, self.reaper, pool.idle, response_bytes_max=options.response_bytes_max)
+            connection = ClientConnection(
+                transport, self.reaper, pool.idle, self._times, response_bytes_max=options.response_bytes_max
+            )
             if self._is_closed:
                 connection.close()
                 raise NotSent("the client is closed")
@@ -235,7 +239,7 @@ def _request_bytes(method: str, target: str, host: str, headers: Iterable[tuple[
         raise NotSent(f"not a method: {method[:200]!r}")
     lines = [f"{name}: {value}\r\n" for name, value in headers if _require_field_name(name)]
     given = "".join(lines)
-    if given.count("\n") != len(lines) or given.count("\r") != len(lines) or "\0" in given:
+    if lines and (given.count("\n") != len(lines) or given.count("\r") != len(lines) or "\0" in given):
         raise NotSent("a header contains a line break")
     length = f"content-length: {len(body)}\r\n" if body or method not in ("GET", "HEAD") else ""
     try:

@@ -5,6 +5,7 @@ Deadlines are an attribute that the reaper looks at and not cancel scopes, so th
 """
 
 from collections import deque
+from dataclasses import dataclass
 
 import trio
 
@@ -16,17 +17,33 @@ from server.http.transport import Transport
 WRITTEN_PART_BYTES = 262_144
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """How long the parts of a call may take; see `ClientOptions`."""
+
+    write_seconds: float
+    header_seconds: float
+    idle_seconds: float
+
+
 class ClientConnection:
     """Deadlines are in seconds on trio's clock; the reaper ends what is overdue, at most its tick too late."""
 
-    __slots__ = ("_idle_connections", "_is_idle", "_parser", "_reaper", "_transport", "deadline", "expired")
+    __slots__ = ("_idle_connections", "_is_idle", "_parser", "_reaper", "_times", "_transport", "deadline", "expired")
 
     def __init__(
-        self, transport: Transport, reaper: Reaper, idle_connections: "deque[ClientConnection]", *, response_bytes_max: int
+        self,
+        transport: Transport,
+        reaper: Reaper,
+        idle_connections: "deque[ClientConnection]",
+        times: Times,
+        *,
+        response_bytes_max: int,
     ) -> None:
         self._transport = transport
         self._reaper = reaper
         self._idle_connections = idle_connections
+        self._times = times
         self._parser = ResponseParser(bytes_max=response_bytes_max)
         self._is_idle = False
         self.deadline = float("inf")
@@ -47,67 +64,62 @@ class ClientConnection:
             return False
         return True
 
-    async def exchange(
-        self,
-        data: bytes,
-        *,
-        bodiless: bool,
-        write_seconds: float,
-        header_seconds: float,
-        total_seconds: float,
-        idle_seconds: float,
-    ) -> Response:
+    async def exchange(self, data: bytes, *, bodiless: bool, total_seconds: float) -> Response:
         """One request and its response. The connection returns to its pool if it can, and is closed if not.
 
         Raises `NotSent` where the very first byte could not be sent, `OutcomeUnknown` or `BadResponse`.
         """
-        parser = self._parser
+        transport, parser, times = self._transport, self._parser, self._times
+        now = trio.current_time()
+        ends_at = now + total_seconds
+        self.deadline = min(now + times.header_seconds, ends_at)
         parser.expect(bodiless=bodiless)
-        ends_at = trio.current_time() + total_seconds
         reusable = False
         try:
-            was_taken = await self._send(data, ends_at, write_seconds)
-            self.deadline = min(trio.current_time() + header_seconds, ends_at)
-            await self._receive(ends_at)
+            sent = self._send_now(data)
+            was_taken = (sent == len(data) and not transport.has_unsent) or await self._send_rest(data[sent:], ends_at)
+            while not parser.complete:
+                received = await transport.receive()
+                if self.expired or not received:
+                    self._require_whole_body()
+                    break
+                parser.feed(received)
+                if parser.head_complete:
+                    self.deadline = ends_at
             reusable = was_taken and parser.keep_alive and not self.expired
             return parser.response()
         except OSError as error:
             raise OutcomeUnknown(self._why(f"the connection broke before the response ended: {error}")) from error
         finally:
             if reusable:
-                self.deadline = trio.current_time() + idle_seconds
+                self.deadline = trio.current_time() + times.idle_seconds
                 self._is_idle = True
                 self._idle_connections.append(self)
             else:
                 self.close()
 
-    async def _send(self, data: bytes, ends_at: float, write_seconds: float) -> bool:
-        """Send the request; False where the peer stops taking it, for it may have said why."""
+    def _send_now(self, data: bytes) -> int:
         try:
-            sent = self._transport.send_now(data)
+            return self._transport.send_now(data)
         except OSError as error:
             raise NotSent(f"the connection broke before anything was sent: {error}") from error
+
+    async def _send_rest(self, data: bytes, ends_at: float) -> bool:
+        """Send the rest of a request; False where the peer stops taking it, for it may have said why."""
+        times = self._times
         try:
-            while sent < len(data) or self._transport.has_unsent:
-                self.deadline = min(trio.current_time() + write_seconds, ends_at)
-                part = data[sent : sent + WRITTEN_PART_BYTES]
-                await self._transport.send_all(part)
-                sent += len(part)
+            for at in range(0, max(len(data), 1), WRITTEN_PART_BYTES):
+                self.deadline = min(trio.current_time() + times.write_seconds, ends_at)
+                await self._transport.send_all(data[at : at + WRITTEN_PART_BYTES])
         except OSError:
             return False
+        self.deadline = min(trio.current_time() + times.header_seconds, ends_at)
         return True
 
-    async def _receive(self, ends_at: float) -> None:
-        parser = self._parser
-        while not parser.complete:
-            received = await self._transport.receive()
-            if self.expired or not received:
-                if self.expired or not parser.ends_with_the_stream or not self._transport.ended_cleanly:
-                    raise OutcomeUnknown(self._why("the peer closed the connection before the response ended"))
-                return
-            parser.feed(received)
-            if parser.head_complete:
-                self.deadline = ends_at
+    def _require_whole_body(self) -> None:
+        """The stream has ended: that may be how the body ends. Raises `OutcomeUnknown` where it is not."""
+        if self.expired or not self._parser.ends_with_the_stream or not self._transport.ended_cleanly:
+            raise OutcomeUnknown(self._why("the peer closed the connection before the response ended"))
 
     def _why(self, otherwise: str) -> str:
         return "the peer took too long to answer" if self.expired else otherwise

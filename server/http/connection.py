@@ -265,7 +265,7 @@ class Connection:
 
     @property
     def date_header(self) -> bytes:
-        """The current Date header, ready to be sent."""
+        """The current Date header, without its line break."""
         return self._house.reaper.date_header
 
     @property
@@ -278,7 +278,8 @@ class Connection:
         body = error.reason.encode() + b"\n"
         head = error.headers + b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
         try:
-            await self.write(STATUS_LINES.get(error.status, STATUS_LINES[400]) + self.date_header + head + b"\r\n" + body)
+            status_line = STATUS_LINES.get(error.status, STATUS_LINES[400])
+            await self.write(b"\r\n".join((status_line, self.date_header, head, body)))
             await self._linger()
         except (OSError, ssl.SSLError):
             pass

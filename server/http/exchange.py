@@ -14,7 +14,9 @@ import trio
 from server.http.asgi import Message
 from server.http.parser import Request
 
-STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus}
+STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode("ascii") for status in HTTPStatus if status.value >= 200
+}
 _BODILESS = frozenset({204, 304})
 _LAST_CHUNK = b"0\r\n\r\n"
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -25,7 +27,7 @@ class Wire(Protocol):
 
     @property
     def date_header(self) -> bytes:
-        """The current Date header, ready to be sent."""
+        """The current Date header, without its line break."""
         ...
 
     @property
@@ -77,26 +79,22 @@ class Exchange:
     def __init__(self, wire: Wire, request: Request) -> None:
         self._wire = wire
         self._request = request
+        self._head = b""
+        self._chunked = False
+        self._silent = request.method == "HEAD"
+        self._bytes_left: int | None = None
         self._has_given_all = False
         self._watch: trio.CancelScope | None = None
         self._turn: trio.Event | None = None
-        self.broken = False
-        self.gone = False
-        self.finished = False
-        self._begin()
-
-    def _begin(self) -> None:
-        self._head = b""
-        self._chunked = False
-        self._silent = self._request.method == "HEAD"
-        self._bytes_left: int | None = None
-        self.keep_alive = self._request.keep_alive
-        self.started = False
+        self.keep_alive = request.keep_alive
+        self.started = self.finished = self.broken = self.gone = False
 
     def take_back(self) -> bool:
         """Forget a response of which nothing has left yet; whether there is room for another."""
         if self._head:
-            self._begin()
+            self.started, self._head = False, b""
+            self._chunked, self._bytes_left = False, None
+            self._silent, self.keep_alive = self._request.method == "HEAD", self._request.keep_alive
         return not self.started and not self.broken
 
     async def receive(self) -> Message:
@@ -134,8 +132,12 @@ class Exchange:
             raise RuntimeError(f"{kind} cannot be sent here: a response starts once, and then has a body that ends once")
         body: bytes = message.get("body", b"")
         more = message.get("more_body", False)
-        if self._bytes_left is not None:
-            self._count(body, is_last=not more)
+        left = self._bytes_left
+        if left is not None:
+            # A body of another length than was said would be taken for the begin of the next response.
+            left = self._bytes_left = left - len(body)
+            if left < 0 or (left and not more):
+                raise RuntimeError("the body is not as long as its content-length says")
         out, self._head = self._head, b""
         if not self._silent:
             if self._chunked:
@@ -143,8 +145,8 @@ class Exchange:
                 out += b"" if more else _LAST_CHUNK
             else:
                 out += body
-        if out:
-            await self._write(out)
+        if out and (rest := self._write_now(out)) is not None:
+            await self._write(rest)
         self.finished = not more
         if more:
             await trio.lowlevel.checkpoint()  # whoever streams without end lets others have a turn
@@ -153,13 +155,6 @@ class Exchange:
             self._wire.finish_sending()
         if self._watch is not None:
             self._watch.cancel()
-
-    def _count(self, body: bytes, *, is_last: bool) -> None:
-        """A body of another length than was said would be taken for the begin of the next response."""
-        assert self._bytes_left is not None
-        self._bytes_left -= len(body)
-        if self._bytes_left < 0 or (is_last and self._bytes_left):
-            raise RuntimeError("the body is not as long as its content-length says")
 
     async def _until_gone(self) -> Message:
         """Wait until the response has ended or the client has gone, for an application that watches for that."""
@@ -179,57 +174,53 @@ class Exchange:
             self.broken = True
             return False
 
+    def _write_now(self, data: bytes) -> bytes | None:
+        """Write what fits without waiting; the rest is for `_write`, at once."""
+        if self._turn is not None:
+            return data
+        if self.broken:
+            raise ConnectionResetError("the connection has ended")
+        try:
+            return self._wire.write_now(data)
+        except OSError:
+            self.broken = True
+            raise
+
     async def _write(self, data: bytes) -> None:
         """Write all of it; two tasks that send take turns, and nothing may follow a part of something."""
         while self._turn is not None:
             await self._turn.wait()
         if self.broken:
             raise ConnectionResetError("the connection has ended")
+        turn = self._turn = trio.Event()
         self.broken = True
-        rest = self._wire.write_now(data)
-        if rest is not None:
-            turn = self._turn = trio.Event()
-            try:
-                await self._wire.write(rest)
-            finally:
-                self._turn = None
-                turn.set()
-        self.broken = False
+        try:
+            await self._wire.write(data)
+            self.broken = False
+        finally:
+            self._turn = None
+            turn.set()
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Make the head. Raises `RuntimeError` where it would not be one."""
-        if not 200 <= status < 1_000:
-            raise RuntimeError(f"{status} is no status of a response")
-        status_line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        parts = [status_line, self._wire.date_header]
-        lines = 3
+        status_line = STATUS_LINES.get(status) or _unknown_status_line(status)
+        lines = [status_line, self._wire.date_header]
         length: bytes | None = None
         for name, value in headers:
-            lowered = _field_name(name)
-            if lowered == b"connection":
-                if value.lower() == b"close":
-                    self.keep_alive = False
-                continue
+            lowered, line = _field(name, value)
             if lowered == b"content-length":
                 if length is not None or not value.isdigit():
                     raise RuntimeError("a response has one content-length, of digits")
                 length = value
                 if status == 204:
                     continue
+            elif lowered == b"connection":
+                if value.lower() == b"close":
+                    self.keep_alive = False
+                continue
             elif lowered == b"date":
-                parts[1], lines = b"", lines - 1
-            parts += (name, b": ", value, b"\r\n")
-            lines += 1
-        lines += self._frame(parts, status, length)
-        parts.append(b"\r\n")
-        head = b"".join(parts)
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-            raise RuntimeError("a header of the response contains a line break")
-        self._head = head
-
-    def _frame(self, parts: list[bytes], status: int, length: bytes | None) -> int:
-        """Decide how the body ends and whether the connection does; how many lines that took."""
-        began_with = len(parts)
+                del lines[1]
+            lines.append(line)
         request = self._request
         # A body that the client was not told to send may or may not come: what follows could not be told apart.
         if self._wire.is_draining or (request.expects_continue and not request.complete):
@@ -240,20 +231,32 @@ class Exchange:
             self._bytes_left = None if self._silent else int(length)
         elif request.http_version == "1.1":
             self._chunked = True
-            parts.append(b"transfer-encoding: chunked\r\n")
+            lines.append(b"transfer-encoding: chunked")
         else:
             self.keep_alive = False
         if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
+            lines.append(b"connection: close")
         elif request.http_version == "1.0":
-            parts.append(b"connection: keep-alive\r\n")
-        return len(parts) - began_with
+            lines.append(b"connection: keep-alive")
+        lines.append(b"\r\n")
+        self._head = b"\r\n".join(lines)
+
+
+def _unknown_status_line(status: int) -> bytes:
+    if not 200 <= status < 1_000:
+        raise RuntimeError(f"{status} is no status of a response")
+    return b"HTTP/1.1 %d " % status
 
 
 @lru_cache(maxsize=1_024)
-def _field_name(name: bytes) -> bytes:
-    """In lower case. Raises `RuntimeError` for what an application may not say: how a message is framed is the server's."""
+def _field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A header's name in lower case, and its line. Raises `RuntimeError` for what an application may not say.
+
+    Most responses repeat what others said, so that it is checked seldom.
+    """
     lowered = name.lower()
     if not name or not _TOKEN.issuperset(name) or lowered == b"transfer-encoding":
         raise RuntimeError(f"{name!r} is not a header that a response may have")
-    return lowered
+    if b"\n" in value or b"\r" in value or b"\0" in value:
+        raise RuntimeError(f"the value of {name!r} contains a line break")
+    return lowered, name + b": " + value

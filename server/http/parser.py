@@ -8,6 +8,7 @@ bounded. After a refusal nothing further of that connection is read.
 import math
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import httptools
 
@@ -16,12 +17,13 @@ HOST_BYTES_MAX = 261  # a name of the DNS, and a port
 HEADER_BYTES_MAX = 32_768
 HEADERS_MAX = 100
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_METHODS = {method.encode(): method for method in METHODS}
 PIPELINE_MAX = 16
 QUIET_BYTES_MAX = TARGET_BYTES_MAX + HEADER_BYTES_MAX + 65_536
 """How much may be read without a head or a part of a body: llhttp holds back an unfinished header, and reports a chunk's
 extensions not at all."""
 
-_ABSOLUTE = re.compile(rb"https?://([A-Za-z0-9._~%!$&'()*+,;=:\[\]-]{1,261})((?:/[^?]*)?(?:\?.*)?)", re.IGNORECASE | re.DOTALL)
+_ABSOLUTE = re.compile(rb"https?://([A-Za-z0-9._~%!$&'()*+,;=:\[\]-]{1,261})((?:/[^?#]*)?(?:\?[^#]*)?)", re.IGNORECASE)
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 
 
@@ -128,13 +130,14 @@ class RequestParser:
 
     def on_headers_complete(self) -> None:
         request = self._current
-        request.method = self._parser.get_method().decode("ascii")
+        request.method = _METHODS.get(self._parser.get_method(), "")
         request.http_version = self._parser.get_http_version()
         request.keep_alive = self._parser.should_keep_alive()
         self.in_head = False
         self._quiet_bytes = 0
         _require_unambiguous(request)
-        _settle_target(request)
+        if request.target[:1] != b"/" or b"#" in request.target:
+            _settle_target(request)
         if self._websockets and self._parser.should_upgrade():
             _find_websocket(request)
         if len(self.requests) >= PIPELINE_MAX:
@@ -153,15 +156,12 @@ class RequestParser:
 
 def _settle_target(request: Request) -> None:
     """Only the origin form remains: of the absolute form its host is the one that counts (RFC 9112, 3.2.2)."""
-    target = request.target
-    absolute = _ABSOLUTE.fullmatch(target)
+    absolute = _ABSOLUTE.fullmatch(request.target)
     if absolute is not None:
         host, rest = absolute.groups()
         request.target = rest if rest.startswith(b"/") else b"/" + rest
         request.headers = [(name, host if name == b"host" else value) for name, value in request.headers]
-        target = request.target
-    is_origin_form = target.startswith(b"/") and b"#" not in target
-    if not is_origin_form and not (target == b"*" and request.method == "OPTIONS"):
+    elif request.target != b"*" or request.method != "OPTIONS":
         raise BadRequest(400, "this is not a request target")
 
 
@@ -175,8 +175,14 @@ def _find_websocket(request: Request) -> None:
         request.keep_alive = False
 
 
+@lru_cache(maxsize=1_024)
+def _require_host(value: bytes) -> None:
+    if len(value) > HOST_BYTES_MAX or not _HOST.fullmatch(value):
+        raise BadRequest(400, "this is not a Host")
+
+
 def _require_unambiguous(request: Request) -> None:
-    if request.method not in METHODS:
+    if not request.method:
         raise BadRequest(501, "this method is not known here")
     if request.http_version not in ("1.1", "1.0"):
         raise BadRequest(505, "this version of HTTP is not spoken here")
@@ -185,8 +191,7 @@ def _require_unambiguous(request: Request) -> None:
     for name, value in request.headers:
         if name == b"host":
             hosts += 1
-            if len(value) > HOST_BYTES_MAX or not _HOST.fullmatch(value):
-                raise BadRequest(400, "this is not a Host")
+            _require_host(value)
         elif name == b"content-length":
             lengths += 1
         elif name == b"transfer-encoding":

@@ -52,4 +52,4 @@ class Reaper:
 
 
 def _date_header() -> bytes:
-    return b"date: " + formatdate(time.time(), usegmt=True).encode() + b"\r\n"
+    return b"date: " + formatdate(time.time(), usegmt=True).encode()

@@ -4,9 +4,10 @@ A bare socket is driven without trio's socket objects: reading waits first and t
 nothing yet to read; writing tries first and waits only where the socket is full. That is one wait and two system calls a request.
 """
 
+import select
 import socket
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -67,13 +68,14 @@ class Transport(Protocol):
 class SocketTransport:
     """A bare, non-blocking socket."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_poll", "_socket")
     scheme = "http"
     ended_cleanly = True
     has_unsent = False
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self._poll: Any = None  # made when it is first needed, which is only in clients
 
     async def receive(self) -> bytes:
         """See `Transport`."""
@@ -96,13 +98,10 @@ class SocketTransport:
 
     def is_quiet(self) -> bool:
         """See `Transport`."""
-        try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
+        return not self._poll.poll(0)
 
     def send_now(self, data: bytes) -> int:
         """See `Transport`."""

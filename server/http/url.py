@@ -12,9 +12,8 @@ from server.http.errors import NotSent
 
 URL_LENGTH_MAX = 8_192
 
-_URL = re.compile(r"([A-Za-z]+://[^/?#]*)([^#]*)(?:#.*)?", re.DOTALL)
+_URL = re.compile(r"([A-Za-z]+://[^/?#]*)([/?][!\"$-~]*)?(?:#.*)?")
 _ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[^\[\]@:\\%\s]+)(?::([0-9]{1,5}))?", re.IGNORECASE)
-_TARGET = re.compile(r"(?:[/?][!-~]*)?")
 _NAME = re.compile(r"[a-z0-9._-]+")
 
 
@@ -39,9 +38,10 @@ class Origin:
 def split(url: str) -> tuple[str, str]:
     """The URL's origin, not yet understood, and the target of a request to it. Raises `NotSent`."""
     match = _URL.fullmatch(url)
-    if match is None or len(url) > URL_LENGTH_MAX or not _TARGET.fullmatch(match[2]):
+    if match is None or len(url) > URL_LENGTH_MAX:
         raise NotSent(f"not an http or https address: {url[:200]!r}")
-    return match[1], match[2] if match[2].startswith("/") else "/" + match[2]
+    origin, target = match.groups("/")
+    return origin, target if target[0] == "/" else "/" + target
 
 
 def parse_origin(text: str) -> Origin:
