@@ -29,6 +29,7 @@ BODY_BYTES_PER_SECOND_MIN = 500
 IDLE_SECONDS = 75.0
 WRITE_SECONDS = 20.0
 LINGER_SECONDS = 5.0
+DRAINING_LINGER_SECONDS = 1.0
 SKIPPED_BODY_BYTES_MAX = 1_048_576
 WRITTEN_PART_BYTES = 262_144
 
@@ -191,7 +192,8 @@ class Connection:
                 await websocket.run(house.app, self._scope(request))
         finally:
             if self._websocket is not None:
-                self._websocket.lose()
+                self._websocket.forget()
+                self._websocket = None
 
     async def _turn_away(self, exchange: Exchange) -> None:
         """Answer 503 before anything has happened."""
@@ -287,7 +289,7 @@ class Connection:
     async def _linger(self) -> None:
         """Closing with unread data resets the connection and may destroy the reply on its way: read a little more."""
         self._transport.finish_sending()
-        self._read_by = self._house.reaper.now + LINGER_SECONDS
+        self._read_by = self._house.reaper.now + (DRAINING_LINGER_SECONDS if self._house.is_draining else LINGER_SECONDS)
         while not self._eof and await self._transport.receive():
             pass
 

@@ -129,11 +129,14 @@ class WebSocket:
 
     def lose(self) -> None:
         """The connection is gone, or will be: wake whoever waits for it."""
+        self.forget()
+        self._transport.shut_down()
+
+    def forget(self) -> None:
+        """Nothing is to be done for it any more."""
         self._end(ABNORMAL, "")
         self._outbox.lose()
         self._reaper.watched.discard(self)
-        self._transport.shut_down()
-        self._inbox_in.close()
 
     def expire(self) -> None:
         """Called by the reaper: a ping is due, or the peer is late."""
