@@ -27,10 +27,10 @@ async def call(app: Application, scope: Scope, receive: Receive, send: Send) -> 
     """
     try:
         await app(scope, receive, send)
-    except (trio.Cancelled, KeyboardInterrupt, GeneratorExit):
+    except (trio.Cancelled, KeyboardInterrupt):
         raise
     except BaseExceptionGroup as group:
-        if group.subgroup((trio.Cancelled, KeyboardInterrupt, GeneratorExit)) is not None:
+        if group.subgroup((trio.Cancelled, KeyboardInterrupt)) is not None:
             raise
         return group
     except BaseException as error:  # noqa: BLE001, ASYNC103 - cancellation has passed above

@@ -28,6 +28,7 @@ BODY_SECONDS = 30.0
 BODY_BYTES_PER_SECOND_MIN = 500
 IDLE_SECONDS = 75.0
 WRITE_SECONDS = 20.0
+WATCH_SECONDS = 1.0
 LINGER_SECONDS = 5.0
 DRAINING_LINGER_SECONDS = 1.0
 SKIPPED_BODY_BYTES_MAX = 1_048_576
@@ -136,9 +137,7 @@ class Connection:
                 house.requests_in_flight -= 1
         if not exchange.finished:
             return False
-        if not request.complete and not await self._skip_body(request):
-            exchange.keep_alive = False
-        if not exchange.keep_alive:
+        if not exchange.keep_alive or (not request.complete and not await self._skip_body(request)):
             await self._linger()
             return False
         del requests[0]
@@ -225,12 +224,13 @@ class Connection:
             self._read_by = math.inf
 
     async def until_gone(self) -> None:
-        """Wait until the peer has finished sending. Once it has sent another request, that can no longer be seen."""
+        """Wait until the peer has finished sending. What it sends before that is not read beyond the next request's begin."""
         parser = self._parser
         while len(parser.requests) == 1 and not parser.in_head and parser.failure is None:
             if not await self._read():
                 return
-        await trio.sleep_forever()
+        while not self._eof and not self._transport.is_gone():  # noqa: ASYNC110 - nobody tells
+            await trio.sleep(WATCH_SECONDS)
 
     async def _skip_body(self, request: Request) -> bool:
         """Throw the rest of the body away; False where that is too much, or the client still waits to be told to send it."""
@@ -261,9 +261,13 @@ class Connection:
         finally:
             self._write_by = math.inf
 
-    def finish_sending(self) -> None:
+    async def finish_sending(self) -> None:
         """Nothing follows the response: the peer is told at once, even if the application goes on."""
-        self._transport.finish_sending()
+        self._write_by = self._house.reaper.now + WRITE_SECONDS
+        try:
+            await self._transport.finish_sending()
+        finally:
+            self._write_by = math.inf
 
     @property
     def date_header(self) -> bytes:
@@ -288,7 +292,7 @@ class Connection:
 
     async def _linger(self) -> None:
         """Closing with unread data resets the connection and may destroy the reply on its way: read a little more."""
-        self._transport.finish_sending()
+        await self.finish_sending()
         self._read_by = self._house.reaper.now + (DRAINING_LINGER_SECONDS if self._house.is_draining else LINGER_SECONDS)
         while not self._eof and await self._transport.receive():
             pass

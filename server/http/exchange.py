@@ -43,7 +43,7 @@ class Wire(Protocol):
         """Write all of it under the write deadline."""
         ...
 
-    def finish_sending(self) -> None:
+    async def finish_sending(self) -> None:
         """Nothing follows the response."""
         ...
 
@@ -152,7 +152,7 @@ class Exchange:
             await trio.lowlevel.checkpoint()  # whoever streams without end lets others have a turn
             return
         if not self.keep_alive:
-            self._wire.finish_sending()
+            await self._wire.finish_sending()
         if self._watch is not None:
             self._watch.cancel()
 
@@ -219,7 +219,8 @@ class Exchange:
                     self.keep_alive = False
                 continue
             elif lowered == b"date":
-                del lines[1]
+                lines[1] = line
+                continue
             lines.append(line)
         request = self._request
         # A body that the client was not told to send may or may not come: what follows could not be told apart.

@@ -15,10 +15,20 @@ RECORD_BYTES = 16_384
 class TlsTransport:
     """TLS over a socket, in memory (`ssl.SSLObject`), so that nothing that the peer has said can hide from `is_quiet`.
 
-    One task may receive while another sends.
+    One task may receive while another sends; receiving never waits for a peer that takes nothing.
     """
 
-    __slots__ = ("_encrypted", "_incoming", "_outgoing", "_sending", "_socket", "_tls", "ended_cleanly")
+    __slots__ = (
+        "_encrypted",
+        "_has_said_farewell",
+        "_incoming",
+        "_outgoing",
+        "_sending",
+        "_sent_bytes",
+        "_socket",
+        "_tls",
+        "ended_cleanly",
+    )
     scheme = "https"
 
     def __init__(self, connected: socket.socket, context: ssl.SSLContext, *, host: str | None = None) -> None:
@@ -27,7 +37,9 @@ class TlsTransport:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
         self._encrypted = b""
+        self._sent_bytes = 0
         self._sending = trio.Lock()
+        self._has_said_farewell = False
         self.ended_cleanly = False
 
     @classmethod
@@ -56,32 +68,30 @@ class TlsTransport:
                 failure = error
             else:
                 break
-            await self._send_encrypted()
+            await self.send_all(b"")  # our part, or the alert that says why
             if failure is None:
                 await self._receive_encrypted()
-        await self._send_encrypted()
+        await self.send_all(b"")
         if failure is not None:
             raise failure
 
     async def receive(self) -> bytes:
-        """See `Transport`."""
-        failure: ssl.SSLError | None = None
-        while failure is None:
+        """See `Transport`. After our farewell what comes is for nobody, and not decrypted."""
+        while not self._has_said_farewell:
             try:
                 data = self._tls.read(READ_BYTES)
             except ssl.SSLWantReadError:
-                pass
+                self._push_if_free()
+                await self._receive_encrypted()
             except ssl.SSLEOFError:
                 return b""  # the connection ended without a farewell: somebody may have cut it short
-            except ssl.SSLError as error:
-                failure = error
+            except ssl.SSLError:
+                self._push_if_free()  # the alert that says why
+                raise
             else:
                 self.ended_cleanly = not data
                 return data
-            await self._send_encrypted()  # our part of the handshake, or the alert that says why
-            if failure is None:
-                await self._receive_encrypted()
-        raise failure
+        return await self._socket.receive()
 
     @property
     def has_unsent(self) -> bool:
@@ -89,12 +99,19 @@ class TlsTransport:
         return bool(self._encrypted or self._outgoing.pending)
 
     def send_now(self, data: bytes) -> int:
-        """See `Transport`. Record by record, for one that was sent in part cannot be taken back."""
-        sent = 0
-        while sent < len(data) and not self._sending.locked() and self._push():
-            sent += self._tls.write(data[sent : sent + RECORD_BYTES])
-        if not self._sending.locked():
-            self._push()
+        """See `Transport`. Record by record, for one that was sent in part cannot be taken back.
+
+        Raises OSError only where nothing at all has left: what fails later fails in `send_all`.
+        """
+        sent, left_before = 0, self._sent_bytes
+        try:
+            while sent < len(data) and not self._sending.locked() and self._push():
+                sent += self._tls.write(data[sent : sent + RECORD_BYTES])
+            if not self._sending.locked():
+                self._push()
+        except OSError:
+            if self._sent_bytes == left_before:
+                raise
         return sent
 
     async def send_all(self, data: bytes) -> None:
@@ -104,8 +121,7 @@ class TlsTransport:
                 if data:
                     self._tls.write(data[at : at + RECORD_BYTES])
                 while not self._push():
-                    await self._socket.send_all(self._encrypted)
-                    self._encrypted = b""
+                    await self._socket.until_writable()
 
     def is_quiet(self) -> bool:
         """See `Transport`. What TLS itself has said meanwhile, such as a session ticket, is taken in."""
@@ -120,18 +136,23 @@ class TlsTransport:
             pass
         return False
 
+    def is_gone(self) -> bool:
+        """See `Transport`."""
+        return self._socket.is_gone()
+
     def shut_down(self) -> None:
         """See `Transport`."""
         self._socket.shut_down()
 
-    def finish_sending(self) -> None:
+    async def finish_sending(self) -> None:
         """See `Transport`. Says farewell, so that the peer can tell that nothing was cut off."""
-        with suppress(OSError):
-            self._tls.unwrap()
-        with suppress(OSError):
-            if not self._sending.locked():
-                self._push()
-        self._socket.finish_sending()
+        if not self._has_said_farewell:
+            self._has_said_farewell = True
+            with suppress(OSError):
+                self._tls.unwrap()
+            with suppress(OSError):
+                await self.send_all(b"")
+        await self._socket.finish_sending()
 
     def close(self) -> None:
         """See `Transport`."""
@@ -141,8 +162,16 @@ class TlsTransport:
         """Send encrypted bytes as far as they go now; whether all of them went."""
         self._encrypted += self._outgoing.read()
         if self._encrypted:
-            self._encrypted = self._encrypted[self._socket.send_now(self._encrypted) :]
+            sent = self._socket.send_now(self._encrypted)
+            self._sent_bytes += sent
+            self._encrypted = self._encrypted[sent:]
         return not self._encrypted
+
+    def _push_if_free(self) -> None:
+        """Send what TLS itself has to say, if nobody else is sending; else, or where the peer is gone, it can wait."""
+        if not self._sending.locked():
+            with suppress(OSError):
+                self._push()
 
     async def _receive_encrypted(self) -> None:
         encrypted = await self._socket.receive()
@@ -150,11 +179,6 @@ class TlsTransport:
             self._incoming.write(encrypted)
         else:
             self._incoming.write_eof()
-
-    async def _send_encrypted(self) -> None:
-        """Send what TLS has to say, one task after the other, for the order of records matters."""
-        if self.has_unsent:
-            await self.send_all(b"")
 
 
 def server_tls(certificate: str, key: str) -> ssl.SSLContext:

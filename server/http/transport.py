@@ -52,12 +52,16 @@ class Transport(Protocol):
         """Whether the peer has neither said anything that was not received yet, nor gone."""
         ...
 
+    def is_gone(self) -> bool:
+        """Whether the peer has finished sending, even if what it said before was not received yet."""
+        ...
+
     def shut_down(self) -> None:
         """End whatever anyone waits for on this connection. May be called from any task."""
         ...
 
-    def finish_sending(self) -> None:
-        """Tell the peer that nothing more will come, once all is sent."""
+    async def finish_sending(self) -> None:
+        """Tell the peer that nothing more will come, once all is sent. A peer that has gone already is no error."""
         ...
 
     def close(self) -> None:
@@ -119,11 +123,21 @@ class SocketTransport:
             await trio.lowlevel.wait_writable(self._socket)
             sent += self.send_now(data[sent:])
 
+    def is_gone(self) -> bool:
+        """See `Transport`."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    async def until_writable(self) -> None:
+        """Wait until the peer takes more."""
+        await trio.lowlevel.wait_writable(self._socket)
+
     def shut_down(self) -> None:
         """See `Transport`."""
         _shut(self._socket, socket.SHUT_RDWR)
 
-    def finish_sending(self) -> None:
+    async def finish_sending(self) -> None:
         """See `Transport`."""
         _shut(self._socket, socket.SHUT_WR)
 

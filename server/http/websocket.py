@@ -273,9 +273,10 @@ class WebSocket:
     async def _linger(self) -> None:
         """The Close is sent. A peer that made a mistake may not have read it yet: throw away what it sends, for a moment."""
         await self._outbox.until_empty()
-        self._transport.finish_sending()
-        if self._protocol.state is not ConnectionState.CLOSED:
-            self._close_by = self.deadline = self._reaper.now + LINGER_SECONDS
+        self._close_by = self.deadline = self._reaper.now + LINGER_SECONDS
+        is_over = self._protocol.state is ConnectionState.CLOSED
+        await self._transport.finish_sending()
+        if not is_over:
             while await self._transport.receive():
                 pass
         self._reaper.watched.discard(self)

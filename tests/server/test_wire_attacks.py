@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,10 +17,10 @@ from wsproto.extensions import PerMessageDeflate
 from server.http import client_connection, connection, outbox, websocket
 from server.http.asgi import Receive, Scope, Send, respond
 from server.http.client import ClientOptions, open_client
-from server.http.errors import ClientError
+from server.http.errors import ClientError, OutcomeUnknown
 from server.http.frame import Frame, send_frame
 from server.http.reaper import Reaper
-from server.http.tls import server_tls
+from server.http.tls import TlsTransport, server_tls
 from tests.florin import until
 from tests.server import test_websocket as sockets
 from tests.server.test_websocket import HANDSHAKE, connected
@@ -91,6 +92,16 @@ async def test_what_frames_a_response_is_the_servers_to_say(headers: list[tuple[
         assert (await talk(port, GET + GET)).count(b"HTTP/1.1 500 ") == 2
 
 
+async def test_the_last_of_several_dates_is_sent_and_nothing_is_lost() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 200, b"hello", content_type=TEXT, headers=[(b"date", b"x"), (b"date", b"y")])
+
+    async with serving(app) as (_, port):
+        answer = await talk(port, GET + GET)
+    assert answer.count(b"content-length: 5") == 2
+    assert (answer.count(b"date: x"), answer.count(b"date: y")) == (0, 2)
+
+
 @pytest.mark.parametrize(("status", "line"), [(299, b"HTTP/1.1 299 "), (599, b"HTTP/1.1 599 "), (103, b"HTTP/1.1 500 ")])
 async def test_any_status_of_a_response_may_be_sent(status: int, line: bytes) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,7 +130,13 @@ async def test_whoever_is_not_answered_gets_500(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "raised",
-    [SystemExit(3), asyncio.CancelledError(), BaseExceptionGroup("", [SystemExit()]), ExceptionGroup("", [ValueError()])],
+    [
+        SystemExit(3),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+        BaseExceptionGroup("", [SystemExit()]),
+        ExceptionGroup("", [ValueError()]),
+    ],
 )
 async def test_whatever_an_application_raises_ends_only_its_request(raised: BaseException) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -416,3 +433,134 @@ async def _outcome(call: Callable[..., Awaitable[object]], url: str, outcomes: l
         await call("POST", url, body=b"x")
     except ClientError as error:
         outcomes.append(type(error).__name__)
+
+
+@pytest.mark.parametrize("begun", [b"GET / HT", GET + b"GET", b"x" * 100])
+async def test_a_client_that_goes_is_noticed_behind_what_it_still_said(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "WATCH_SECONDS", 0.1)
+    told = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+        told.set()
+
+    async with serving(app) as (_, port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(GET + begun)
+        await stream.aclose()
+        with trio.fail_after(5):
+            await told.wait()
+
+
+# Over TLS, in both directions at once
+
+
+async def _transports(certificate: tuple[str, str]) -> tuple[TlsTransport, TlsTransport]:
+    """Two ends of a connection with small buffers, their hands shaken."""
+    ends = socket.socketpair()
+    for one in ends:
+        one.setblocking(False)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    ours = TlsTransport(ends[0], server_tls(*certificate))
+    trust = ssl.create_default_context(cafile=certificate[0])
+    theirs: list[TlsTransport] = []
+
+    async def connect() -> None:
+        theirs.append(await TlsTransport.connect(ends[1], trust, host="127.0.0.1"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connect)
+        await ours.begin()
+    return ours, theirs[0]
+
+
+async def test_over_tls_receiving_never_waits_for_sending(certificate: tuple[str, str]) -> None:
+    ends = await _transports(certificate)
+    received = [0, 0]
+    size = 500_000
+
+    async def receive(number: int) -> None:
+        while received[number] < size:
+            received[number] += len(await ends[number].receive())
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for number, end in enumerate(ends):
+                nursery.start_soon(end.send_all, b"x" * size)
+                nursery.start_soon(receive, number)
+    for end in ends:
+        end.close()
+
+
+async def test_over_tls_not_sent_means_that_nothing_has_left(certificate: tuple[str, str]) -> None:
+    """The first record of a large request may have arrived when the second fails: never sent again, never called unsent."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    posts = 0
+
+    def peer(listening: socket.socket) -> None:
+        nonlocal posts
+        while True:
+            try:
+                accepted, _ = listening.accept()
+                with context.wrap_socket(accepted, server_side=True) as one:
+                    while said := one.recv(16_384):
+                        if said.startswith(b"POST"):
+                            posts += 1
+                            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                            break
+                        one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            except OSError as error:
+                if isinstance(error, ssl.SSLError | ConnectionError):
+                    continue
+                return
+
+    options = ClientOptions(tls=ssl.create_default_context(cafile=certificate[0]))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=peer, args=(listening,), daemon=True)
+        thread.start()
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}/"
+        for number in range(1, 9):
+            async with open_client(options) as client:
+                await client.request("GET", url)
+                with pytest.raises(OutcomeUnknown):
+                    await client.request("POST", url, body=bytes(3_000_000))
+            assert posts == number
+        listening.shutdown(socket.SHUT_RDWR)
+        await trio.to_thread.run_sync(thread.join)
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+async def test_an_early_refusal_of_a_large_body_arrives(is_secure: bool, certificate: tuple[str, str]) -> None:
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await respond(send, 413, b"x" * 200_000, content_type=TEXT, headers=[(b"connection", b"close")])
+
+    options = ClientOptions(tls=ssl.create_default_context(cafile=certificate[0]))
+    tls = server_tls(*certificate) if is_secure else None
+    async with sockets.serving(refuse, tls=tls) as (_, port), open_client(options) as client:
+        for _ in range(4):
+            url = f"http{'s' if is_secure else ''}://127.0.0.1:{port}/"
+            response = await client.request("POST", url, body=bytes(12_000_000))
+            assert (response.status, len(response.body)) == (413, 200_000)
+
+
+async def test_a_farewell_waits_for_a_full_socket(certificate: tuple[str, str]) -> None:
+    ours, theirs = await _transports(certificate)
+    received = 0
+
+    async def answer() -> None:
+        await ours.send_all(b"x" * 300_000)
+        await ours.finish_sending()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            while part := await theirs.receive():
+                received += len(part)
+                await trio.lowlevel.checkpoint()
+    assert received == 300_000
+    assert theirs.ended_cleanly
+    for end in (ours, theirs):
+        end.close()
