@@ -92,7 +92,7 @@ class ClientConnection:
             raise OutcomeUnknown(self._why(f"the connection broke before the response ended: {error}")) from error
         finally:
             if reusable:
-                self.deadline = trio.current_time() + times.idle_seconds
+                self.deadline = self._reaper.now + times.idle_seconds
                 self._is_idle = True
                 self._idle_connections.append(self)
             else:

@@ -5,17 +5,16 @@ could read differently, or that passes a bound, or is followed by bytes that nob
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import httptools
+import msgspec
 
 from server.http.errors import BadResponse
 
 HEAD_BYTES_MAX = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """A whole response. Header names are in lower case."""
 
     status: int

@@ -6,6 +6,7 @@ explaining for (users, backslashes, zones, spaces, other schemes, names that IDN
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 
 from server.http.errors import NotSent
@@ -35,6 +36,7 @@ class Origin:
         return f"{self.host}:{self.port}"
 
 
+@lru_cache(maxsize=1_024)
 def split(url: str) -> tuple[str, str]:
     """The URL's origin, not yet understood, and the target of a request to it. Raises `NotSent`."""
     match = _URL.fullmatch(url)
