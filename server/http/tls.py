@@ -89,7 +89,8 @@ class TlsTransport:
                 self._push_if_free()  # the alert that says why
                 raise
             else:
-                self.ended_cleanly = not data
+                # Where OpenSSL is told to overlook a missing farewell, the end of the stream looks like one.
+                self.ended_cleanly = not data and not self._incoming.eof
                 return data
         return await self._socket.receive()
 
