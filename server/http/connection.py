@@ -6,7 +6,6 @@ body that the application did not read is read and thrown away up to a bound, pa
 """
 
 import math
-import ssl
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -108,7 +107,7 @@ class Connection:
                 pass
         except BadRequest as error:
             await self._refuse(error)
-        except (OSError, ssl.SSLError):
+        except OSError:
             pass  # the peer is gone; whatever it asked for has been done
         finally:
             watched.discard(self)
@@ -287,7 +286,7 @@ class Connection:
             status_line = STATUS_LINES.get(error.status, STATUS_LINES[400])
             await self.write(b"\r\n".join((status_line, self.date_header, head, body)))
             await self._linger()
-        except (OSError, ssl.SSLError):
+        except OSError:
             pass
 
     async def _linger(self) -> None:
