@@ -35,25 +35,22 @@ def florin(port: int) -> None:
 
 def httpx(port: int) -> None:
     """httpx on trio as it comes, keeping 20 connections alive."""
-    import httpx as peer  # noqa: ASYNC127 - this is the peer
-
-    _httpx(port, peer.Limits(max_connections=100, max_keepalive_connections=20))
+    _httpx(port, connections_max=100, idle_max=20)
 
 
 def httpx_tuned(port: int) -> None:
     """httpx on trio with a pool as large as the load."""
-    import httpx as peer  # noqa: ASYNC127 - this is the peer
-
-    _httpx(port, peer.Limits(max_connections=TASKS, max_keepalive_connections=TASKS))
+    _httpx(port, connections_max=TASKS, idle_max=TASKS)
 
 
-def _httpx(port: int, limits: Any) -> None:
+def _httpx(port: int, *, connections_max: int, idle_max: int) -> None:
     import httpx as peer  # noqa: ASYNC127 - this is the peer
     import trio
 
     url = f"http://127.0.0.1:{port}/"
 
     async def main() -> None:
+        limits = peer.Limits(max_connections=connections_max, max_keepalive_connections=idle_max)
         async with peer.AsyncClient(limits=limits, trust_env=False) as client:
 
             async def caller(left: Iterator[int]) -> None:

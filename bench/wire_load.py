@@ -33,7 +33,7 @@ def connect(port: int, count: int) -> list[socket.socket]:
         except ConnectionRefusedError:
             if time.monotonic() > give_up:
                 raise
-            time.sleep(0.05)
+            time.sleep(0.05)  # the server is another process, which is starting and gives no sign
             continue
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.append(one)

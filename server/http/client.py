@@ -131,19 +131,17 @@ class Client:
         else:
             await self._wait_for_place(pool)
         try:
-            connection = _take_idle(pool)
-            if connection is None:
-                connection = await self._connect(pool)
-                return await connection.exchange(data, bodiless=bodiless, total_seconds=total)
-            try:
-                return await connection.exchange(data, bodiless=bodiless, total_seconds=total)
-            except NotSent:
-                lost: OutcomeUnknown | None = None
-            except OutcomeUnknown as error:
-                if not idempotent or connection.expired or connection.heard:
-                    raise
-                lost = error
-            return await self._repeat(pool, data, bodiless=bodiless, total_seconds=total, after=lost)
+            lost: OutcomeUnknown | None = None
+            if connection := _take_idle(pool):
+                try:
+                    return await connection.exchange(data, bodiless=bodiless, total_seconds=total)
+                except NotSent:
+                    pass
+                except OutcomeUnknown as error:
+                    if not idempotent or connection.expired or connection.heard:
+                        raise
+                    lost = error
+            return await self._call_anew(pool, data, bodiless=bodiless, total_seconds=total, after=lost)
         finally:
             pool.give_place_back()
 
@@ -158,10 +156,10 @@ class Client:
         """How many connections are open, idle ones included."""
         return len(self.reaper.watched)
 
-    async def _repeat(
+    async def _call_anew(
         self, pool: _Pool, data: bytes, *, bodiless: bool, total_seconds: float, after: OutcomeUnknown | None
     ) -> Response:
-        """Once more, on a new connection. What could not be sent now may have arrived `after` which it is sent."""
+        """Call on a new connection. What cannot be sent now may have arrived by the call that was lost before, `after` it."""
         try:
             connection = await self._connect(pool)
             return await connection.exchange(data, bodiless=bodiless, total_seconds=total_seconds)

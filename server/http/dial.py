@@ -45,14 +45,17 @@ async def dial(host: str, port: int, *, check: AddressCheck | None, lookups: tri
 def _numeric(host: str, port: int) -> list[_Address]:
     """What is an address already, in whatever notation; nothing for a name."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return _addresses(host, port, flags=socket.AI_NUMERICHOST)
     except OSError:
         return []
-    return [(int(family), address) for family, _, _, _, address in found]
 
 
 def _look_up(host: str, port: int) -> list[_Address]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return _addresses(host, port, flags=0)
+
+
+def _addresses(host: str, port: int, *, flags: int) -> list[_Address]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     return [(int(family), address) for family, _, _, _, address in found]
 
 

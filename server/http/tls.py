@@ -59,19 +59,18 @@ class TlsTransport:
     async def begin(self) -> None:
         """See `Transport`."""
         failure: ssl.SSLError | None = None
-        while failure is None:
+        while True:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                pass
+                await self.send_all(b"")
+                await self._receive_encrypted()
             except ssl.SSLError as error:
                 failure = error
+                break
             else:
                 break
-            await self.send_all(b"")  # our part, or the alert that says why
-            if failure is None:
-                await self._receive_encrypted()
-        await self.send_all(b"")
+        await self.send_all(b"")  # the last of our part, or the alert that says why
         if failure is not None:
             raise failure
 
