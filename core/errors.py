@@ -66,6 +66,12 @@ class Unauthenticated(RequestError):
     code = "unauthenticated"
 
 
+class Forbidden(RequestError):
+    """The caller is known and may not do this."""
+
+    code = "forbidden"
+
+
 class NotFound(RequestError):
     """Nothing of that name belongs to the caller."""
 
@@ -103,7 +109,14 @@ class DatabaseUnavailable(FlorinError):
 
 
 class DatabaseRefused(FlorinError):
-    """The database refused: a right is missing, or a constraint held what the code should have held."""
+    """The database refused: a right is missing, or a constraint held what the code should have held.
+
+    `constraint` is its name where it is known.
+    """
+
+    def __init__(self, detail: str, *, constraint: str | None = None) -> None:
+        super().__init__(detail)
+        self.constraint = constraint
 
 
 class PspError(FlorinError):

@@ -1,17 +1,19 @@
-"""What is learned about a payment, and from whom: the one form in which all of it meets the transition function."""
+"""What is learned about a payment, and from whom: the one form in which all of it meets the transition functions."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
-from core.ids import OperationId, PspAccountId
+from core.ids import OperationId, PspAccountId, RefundId
 from core.money import Money
 
 
 class EvidenceKind(StrEnum):
-    """What was learned. The first seven are facts at the PSP; the others are about our own asking.
+    """What was learned.
 
-    NOT_FOUND and UNANSWERED are looks that brought nothing; LOST, UNREACHABLE and REJECTED are ends of the call that should
-    have opened the payment.
+    The first group are facts at the PSP. NOT_FOUND and UNANSWERED are looks that brought nothing; LOST, UNREACHABLE and REJECTED
+    are ends of a call of ours. The requests are what a merchant wants, before the PSP is asked for it; EXPIRING and RELEASED are
+    what the passing of time brings. Kinds that begin with REFUND are about one refund, and are for `core.refund`.
     """
 
     OPENED = "opened"
@@ -21,11 +23,24 @@ class EvidenceKind(StrEnum):
     DECLINED = "declined"
     EXPIRED = "expired"
     CANCELED = "canceled"
+    DISPUTED = "disputed"
+    DISPUTE_WON = "dispute_won"
+    DISPUTE_LOST = "dispute_lost"
     NOT_FOUND = "not_found"
     UNANSWERED = "unanswered"
     LOST = "lost"
     UNREACHABLE = "unreachable"
     REJECTED = "rejected"
+    CAPTURE_REQUESTED = "capture_requested"
+    VOID_REQUESTED = "void_requested"
+    EXPIRING = "expiring"
+    RELEASED = "released"
+    REFUND_REQUESTED = "refund_requested"
+    REFUND_PENDING = "refund_pending"
+    REFUND_SUCCEEDED = "refund_succeeded"
+    REFUND_FAILED = "refund_failed"
+    REFUND_LOST = "refund_lost"
+    REFUND_NOT_FOUND = "refund_not_found"
 
 
 class Source(StrEnum):
@@ -36,10 +51,32 @@ class Source(StrEnum):
     ACCESS = "access"
     RECHECK = "recheck"
     EXPIRY = "expiry"
+    MERCHANT = "merchant"
+    POLICY = "policy"
 
 
 FETCHED = frozenset({Source.ACCESS, Source.RECHECK, Source.EXPIRY})
 """Sources that asked the PSP for the state of the operation, rather than being told."""
+
+WITH_MONEY = frozenset(
+    {
+        EvidenceKind.AUTHORIZED,
+        EvidenceKind.CAPTURED,
+        EvidenceKind.CAPTURE_REQUESTED,
+        EvidenceKind.DISPUTED,
+        EvidenceKind.DISPUTE_WON,
+        EvidenceKind.DISPUTE_LOST,
+        EvidenceKind.REFUND_REQUESTED,
+        EvidenceKind.REFUND_PENDING,
+        EvidenceKind.REFUND_SUCCEEDED,
+        EvidenceKind.REFUND_FAILED,
+    }
+)
+"""Kinds that name an amount."""
+
+
+DISPUTES = frozenset({EvidenceKind.DISPUTED, EvidenceKind.DISPUTE_WON, EvidenceKind.DISPUTE_LOST})
+"""Kinds that are about a dispute, whose reference is the dispute's."""
 
 
 class Finding(StrEnum):
@@ -48,13 +85,18 @@ class Finding(StrEnum):
     EVIDENCE_MISMATCH = "evidence_mismatch"
     OUTCOME_UNKNOWN = "outcome_unknown"
     UNMATCHED_EVENT = "unmatched_event"
+    REFUND_OUTCOME_UNKNOWN = "refund_outcome_unknown"
+    DISPUTE = "dispute"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One thing learned about one operation of a payment.
+    """One thing learned about a payment.
 
-    `money` is set exactly for AUTHORIZED and CAPTURED; `reference` is the PSP's name of the object; `code` is a decline code.
+    `operation_id` is the operation that opened the payment: it names the object at the PSP. `reference` is the PSP's name of that
+    object, of a refund, or of a dispute; `code` a decline code. `money` is set exactly for the kinds `WITH_MONEY`;
+    `capture_before` may come with AUTHORIZED; `requested_id` is the new operation of a request, `refund_id` the refund it is
+    about.
     """
 
     kind: EvidenceKind
@@ -65,6 +107,9 @@ class Evidence:
     payment_url: str | None = None
     money: Money | None = None
     code: str | None = None
+    capture_before: datetime | None = None
+    requested_id: OperationId | None = None
+    refund_id: RefundId | None = None
 
     def __post_init__(self) -> None:
-        assert (self.money is not None) == (self.kind in (EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED))
+        assert (self.money is not None) == (self.kind in WITH_MONEY)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from core.errors import Malformed
-from core.ids import PaymentId
+from core.ids import PaymentId, RefundId
 
 KEY_LENGTH_MAX = 255
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + string.punctuation + " ")
@@ -26,6 +26,7 @@ class StoredKey:
     in_flight_until: datetime
     reply_status: int | None
     reply_body: bytes | None
+    refund_id: RefundId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Resume:
     """The first request died without a reply: go on with its payment as it stands."""
 
     payment_id: PaymentId
+    refund_id: RefundId | None = None
 
 
 Decision = Replay | Mismatch | InFlight | Resume
@@ -72,7 +74,7 @@ def decide(stored: StoredKey, request_fingerprint: bytes, *, now: datetime) -> D
         return Replay(stored.reply_status, stored.reply_body)
     if now < stored.in_flight_until:
         return InFlight()
-    return Resume(stored.payment_id)
+    return Resume(stored.payment_id, stored.refund_id)
 
 
 def parse_key(header: str | None) -> str:

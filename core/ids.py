@@ -15,12 +15,17 @@ PspAccountId = NewType("PspAccountId", UUID)
 LogId = NewType("LogId", UUID)
 EventId = NewType("EventId", UUID)
 EndpointId = NewType("EndpointId", UUID)
+RefundId = NewType("RefundId", UUID)
+PayoutId = NewType("PayoutId", UUID)
 
 MERCHANT = "mer"
 PAYMENT = "pay"
 PSP_ACCOUNT = "acct"
 EVENT = "evt"
 API_KEY = "key"
+REFUND = "ref"
+PAYOUT = "po"
+OPERATION = "op"
 
 _HEX_DIGITS = 32
 

@@ -11,9 +11,11 @@ from enum import StrEnum
 from uuid import UUID, uuid5
 
 from core.errors import UnbalancedTransfer
+from core.evidence import DISPUTES, EvidenceKind
 from core.ids import PspAccountId
 from core.money import Money
 from core.payment import Change, Status
+from core.refund import Refund, RefundStatus
 
 
 class WalletKind(StrEnum):
@@ -27,9 +29,23 @@ class TransferKind(StrEnum):
     """Why money moved."""
 
     CHARGE = "charge"
+    RELEASE = "release"
+    REFUND = "refund"
+    REFUND_REVERSAL = "refund_reversal"
+    DISPUTE = "dispute"
+    DISPUTE_WON = "dispute_won"
+    DISPUTE_LOST = "dispute_lost"
+    PAYOUT = "payout"
+    PAYOUT_SUCCESS = "payout_success"
+    PAYOUT_REVERSAL = "payout_reversal"
     SUSPENSE = "suspense"
 
 
+PLATFORM_FEES = "platform_fees"
+PSP_FEES = "psp_fees"
+PAYOUTS_IN_TRANSIT = "payouts_in_transit"
+BANK = "bank"
+DISPUTED = "disputes"
 SUSPENSE = "suspense"
 
 
@@ -48,7 +64,7 @@ class Posting:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Postings that happen together or not at all. `id` is the payment (or refund) that they belong to.
+    """Postings that happen together or not at all. `id` is the payment, refund or payout that they belong to.
 
     Raises `UnbalancedTransfer` unless it sums to zero in every currency.
     """
@@ -65,19 +81,92 @@ class Transfer:
             raise UnbalancedTransfer(f"a transfer sums to zero, this one to {dict(totals)}")
 
 
-def transfer_of(change: Change) -> Transfer | None:
-    """The transfer that belongs to a change, or None where no money moved."""
+def transfer(transfer_id: UUID, kind: TransferKind, currency: str, **amounts_minor: int) -> Transfer:
+    """A transfer in one currency, without the accounts that nothing moves on."""
+    postings = tuple(Posting(account, Money(amount, currency)) for account, amount in amounts_minor.items() if amount)
+    return Transfer(transfer_id, kind, postings)
+
+
+def transfer_of(change: Change, *, pending_minor: int = 0) -> Transfer | None:
+    """The transfer that belongs to a change, or None where no money moved.
+
+    `pending_minor`, read under the wallet's lock, is what a release can take: refunds may have used some of it.
+    """
     if change.to_suspense is not None:
         # Named by what the PSP calls the money, so that a second mismatch is posted too and a repeated one is not.
         name = f"{change.evidence.psp_account_id.hex}:{change.evidence.reference}"
-        return _transfer(change, TransferKind.SUSPENSE, uuid5(change.after.id, name), to=SUSPENSE, money=change.to_suspense)
-    if change.after.status is Status.SUCCEEDED and change.before.status is not Status.SUCCEEDED:
-        money = Money(change.after.captured_minor, change.after.money.currency)
-        return _transfer(change, TransferKind.CHARGE, change.after.id, to=WalletKind.AVAILABLE, money=money)
-    return None
+        return _from_psp(change, TransferKind.SUSPENSE, uuid5(change.after.id, name), to=SUSPENSE, money=change.to_suspense)
+    if change.finding is not None and change.evidence.kind is not EvidenceKind.DISPUTED:
+        return None
+    if change.refund is not None:
+        return _refund_transfer(change, change.refund)
+    match change.evidence.kind:
+        case EvidenceKind.CAPTURED if change.before.status is not Status.SUCCEEDED:
+            return _charge(change)
+        case EvidenceKind.RELEASED:
+            return _release(change, pending_minor=pending_minor)
+        case kind if kind in DISPUTES:
+            return dispute_transfer(change)
+        case _:
+            return None
 
 
-def _transfer(change: Change, kind: TransferKind, transfer_id: UUID, *, to: str, money: Money) -> Transfer:
-    debit = Money(-money.amount_minor, money.currency)
-    postings = (Posting(to, money), Posting(psp_receivable(change.evidence.psp_account_id), debit))
-    return Transfer(transfer_id, kind, postings)
+def _from_psp(change: Change, kind: TransferKind, transfer_id: UUID, *, to: str, money: Money) -> Transfer:
+    receivable = psp_receivable(change.evidence.psp_account_id)
+    return transfer(transfer_id, kind, money.currency, **{to: money.amount_minor, receivable: -money.amount_minor})
+
+
+def _charge(change: Change) -> Transfer:
+    payment = change.after
+    captured, fee = payment.captured_minor, payment.terms.fee_minor(payment.captured_minor)
+    to = WalletKind.PENDING if payment.terms.settlement_delay_seconds else WalletKind.AVAILABLE
+    receivable = psp_receivable(change.evidence.psp_account_id)
+    if not fee:  # nearly always, and on the payment path
+        money, debit = Money(captured, payment.money.currency), Money(-captured, payment.money.currency)
+        return Transfer(payment.id, TransferKind.CHARGE, (Posting(to, money), Posting(receivable, debit)))
+    amounts = {to.value: captured - fee, PLATFORM_FEES: fee, receivable: -captured}
+    return transfer(payment.id, TransferKind.CHARGE, payment.money.currency, **amounts)
+
+
+def _release(change: Change, *, pending_minor: int) -> Transfer | None:
+    payment = change.after
+    net = payment.captured_minor - payment.terms.fee_minor(payment.captured_minor)
+    amount = min(net, max(pending_minor, 0))
+    if not amount:
+        return None
+    amounts = {WalletKind.AVAILABLE.value: amount, WalletKind.PENDING.value: -amount}
+    return transfer(payment.id, TransferKind.RELEASE, payment.money.currency, **amounts)
+
+
+def _refund_transfer(change: Change, refund: Refund) -> Transfer | None:
+    if change.refund_before is None:
+        kind, sign = TransferKind.REFUND, -1
+    elif refund.status is RefundStatus.FAILED and change.refund_before.status is not RefundStatus.FAILED:
+        kind, sign = TransferKind.REFUND_REVERSAL, 1
+    else:
+        return None
+    amount = refund.money.amount_minor
+    amounts = {
+        WalletKind.AVAILABLE.value: sign * (amount - refund.fee_minor - refund.from_pending_minor),
+        WalletKind.PENDING.value: sign * refund.from_pending_minor,
+        PLATFORM_FEES: sign * refund.fee_minor,
+        psp_receivable(refund.psp_account_id): -sign * amount,
+    }
+    return transfer(refund.id, kind, refund.money.currency, **amounts)
+
+
+def dispute_transfer(change: Change) -> Transfer:
+    """The transfer of a dispute's step; the same whenever it is computed, so a step that is told twice is known."""
+    evidence = change.evidence
+    assert evidence.money is not None
+    amount = evidence.money.amount_minor
+    transfer_id = uuid5(change.after.id, f"dispute:{evidence.reference}")
+    match evidence.kind:
+        case EvidenceKind.DISPUTED:
+            kind, amounts = TransferKind.DISPUTE, {WalletKind.AVAILABLE.value: -amount, DISPUTED: amount}
+        case EvidenceKind.DISPUTE_WON:
+            kind, amounts = TransferKind.DISPUTE_WON, {DISPUTED: -amount, WalletKind.AVAILABLE.value: amount}
+        case _:
+            receivable = psp_receivable(evidence.psp_account_id)
+            kind, amounts = TransferKind.DISPUTE_LOST, {DISPUTED: -amount, receivable: amount}
+    return transfer(transfer_id, kind, evidence.money.currency, **amounts)

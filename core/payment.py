@@ -1,33 +1,20 @@
-"""A payment and the one function that changes it.
+"""A payment: what it is, where it can stand, and what a change of it carries.
 
-Whoever learns something about a payment (a PSP webhook, a customer's return, a recheck, the answer to our own call) turns it
-into `Evidence` and asks `apply` what follows. Invariants:
-
-- `TRANSITIONS` is the only place that says which status may follow which; a pair that is not in it raises.
-- `apply` is a pure function. Evidence that brings nothing new yields None, so duplicates and late arrivals are harmless, and the
-  same facts in any order lead to the same status and the same postings. (A refused attempt is always new: it is for the log.)
-- Evidence that the PSP holds the money wins from every state, but only if account, operation, reference, amount and currency
-  are the payment's own; otherwise the money goes to suspense and a person is told.
-- A lost answer is UNKNOWN, never DECLINED. A decline is provisional until a fetch, made after it was first heard of, agrees.
+Invariants: money is taken at most once (`captured_minor`), what is given back never exceeds it (`refunded_minor`, pending refunds
+included), and at most one operation on it is under way (`pending`). `disputed_minor` is in open disputes, `lost_minor` went in
+lost ones. How it changes is `core.transition`'s, when a job must look at it `core.due`'s.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from typing import assert_never
+from uuid import uuid5
 
-from core.errors import IllegalTransition
-from core.evidence import FETCHED, Evidence, EvidenceKind, Finding, Source
+from core.evidence import Evidence, Finding
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
-from core.money import AMOUNT_MINOR_MAX, Money
-from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
-
-FIRST_LOOK_SECONDS = 600
-"""How old an open payment is when it is first looked at for a webhook that may have been lost."""
-
-COMPLETE_AFTER_SECONDS = 60
-"""How long a payment whose PSP object we know nothing of is left to the request that created it."""
+from core.money import Money
+from core.refund import Refund
 
 
 class Status(StrEnum):
@@ -40,6 +27,63 @@ class Status(StrEnum):
     EXPIRED = "EXPIRED"
     CANCELED = "CANCELED"
     UNKNOWN = "UNKNOWN"
+
+
+FINAL = frozenset({Status.SUCCEEDED, Status.DECLINED, Status.EXPIRED, Status.CANCELED})
+CLOSED = frozenset({Status.EXPIRED, Status.CANCELED})
+UNSETTLED = frozenset({Status.PENDING, Status.UNKNOWN})
+
+
+class Capture(StrEnum):
+    """When authorized money is taken: at once by the PSP, or when the merchant asks for it."""
+
+    AUTOMATIC = "automatic"
+    MANUAL = "manual"
+
+
+class OperationKind(StrEnum):
+    """What is asked of a PSP. INTENT opens a hosted page, CHARGE authorizes a token in the same request."""
+
+    INTENT = "intent"
+    CHARGE = "charge"
+    CAPTURE = "capture"
+    VOID = "void"
+    REFUND = "refund"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingOperation:
+    """A capture or void that was committed and has not ended. `amount_minor` is what a capture takes, else None."""
+
+    id: OperationId
+    kind: OperationKind
+    amount_minor: int | None
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What was agreed with the merchant when the payment was made; later changes are for later payments.
+
+    The fee is `fee_basis_points` hundredths of a percent of what is captured, rounded half up to a minor unit, plus
+    `fee_fixed_minor`; it never exceeds what is captured. It is kept when a payment is refunded unless `refunds_fee`. What is
+    charged is pending for `settlement_delay_seconds`, then available. `refunds_late`: money that comes after the payment was
+    over is given back.
+    """
+
+    fee_basis_points: int = 0
+    fee_fixed_minor: int = 0
+    refunds_fee: bool = False
+    settlement_delay_seconds: int = 0
+    refunds_late: bool = False
+
+    def fee_minor(self, captured_minor: int) -> int:
+        """The fee on an amount, in minor units."""
+        share = (captured_minor * self.fee_basis_points + 5_000) // 10_000
+        return min(share + self.fee_fixed_minor, captured_minor)
+
+
+NO_TERMS = Terms()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,230 +112,48 @@ class Payment:
     decline_code: str | None = None
     did_check_again: bool = False
     checks: int = 0
+    refunded_minor: int = 0
+    disputed_minor: int = 0
+    lost_minor: int = 0
+    capture_before: datetime | None = None
+    pending: PendingOperation | None = None
+    is_warned: bool = False
+    is_released: bool = True
+    capture: Capture = Capture.AUTOMATIC
+    is_sync: bool = False
+    is_exclusive: bool = False
+    statement_descriptor: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    terms: Terms = NO_TERMS
+
+    @property
+    def refundable_minor(self) -> int:
+        """What can still be given back."""
+        return max(self.captured_minor - self.refunded_minor - self.disputed_minor - self.lost_minor, 0)
+
+    @property
+    def void_id(self) -> OperationId:
+        """The operation that voids the payment: the same whoever asks for it, for a payment is voided once."""
+        return OperationId(uuid5(self.id, "void"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One step of a payment, to be written by compare-and-set on `before.version`."""
+    """One step of a payment, to be written by compare-and-set on `before.version`.
+
+    `requested` is an operation that the change begins, `ended` one that it ends; `refund` is the refund that changes with it.
+    """
 
     before: Payment
     after: Payment
     evidence: Evidence
     finding: Finding | None = None
     to_suspense: Money | None = None
-
-
-_MONEY_WINS = {EvidenceKind.CAPTURED: Status.SUCCEEDED}
-_OPEN = {
-    **_MONEY_WINS,
-    EvidenceKind.AUTHORIZED: Status.AUTHORIZED,
-    EvidenceKind.DECLINED: Status.DECLINED,
-    EvidenceKind.EXPIRED: Status.EXPIRED,
-    EvidenceKind.CANCELED: Status.CANCELED,
-    EvidenceKind.REJECTED: Status.CANCELED,
-}
-_LOOKS_IN_VAIN = (EvidenceKind.NOT_FOUND, EvidenceKind.UNANSWERED)
-_ASKING = (*_LOOKS_IN_VAIN, EvidenceKind.LOST)
-
-
-def _stays(status: Status, *kinds: EvidenceKind) -> dict[EvidenceKind, Status]:
-    return dict.fromkeys(kinds, status)
-
-
-_PSP_FACTS = (
-    EvidenceKind.OPENED,
-    EvidenceKind.ATTEMPT_FAILED,
-    EvidenceKind.AUTHORIZED,
-    EvidenceKind.DECLINED,
-    EvidenceKind.EXPIRED,
-    EvidenceKind.CANCELED,
-)
-
-TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
-    Status.PENDING: {
-        **_OPEN,
-        **_stays(Status.PENDING, EvidenceKind.OPENED, EvidenceKind.ATTEMPT_FAILED, *_LOOKS_IN_VAIN),
-        EvidenceKind.LOST: Status.UNKNOWN,
-        EvidenceKind.UNREACHABLE: Status.CANCELED,
-    },
-    Status.UNKNOWN: {
-        **_OPEN,
-        EvidenceKind.OPENED: Status.PENDING,
-        **_stays(Status.UNKNOWN, EvidenceKind.ATTEMPT_FAILED, *_ASKING),
-    },
-    Status.AUTHORIZED: {
-        **_MONEY_WINS,
-        EvidenceKind.EXPIRED: Status.EXPIRED,
-        EvidenceKind.CANCELED: Status.CANCELED,
-        **_stays(
-            Status.AUTHORIZED,
-            EvidenceKind.OPENED,
-            EvidenceKind.ATTEMPT_FAILED,
-            EvidenceKind.AUTHORIZED,
-            EvidenceKind.DECLINED,
-            *_ASKING,
-        ),
-    },
-    Status.SUCCEEDED: {**_MONEY_WINS, **_stays(Status.SUCCEEDED, *_PSP_FACTS, *_ASKING)},
-    Status.DECLINED: {
-        **_stays(Status.DECLINED, *_PSP_FACTS, *_ASKING),
-        **_MONEY_WINS,
-        EvidenceKind.AUTHORIZED: Status.AUTHORIZED,
-    },
-    Status.EXPIRED: {**_MONEY_WINS, **_stays(Status.EXPIRED, *_PSP_FACTS, *_ASKING)},
-    Status.CANCELED: {**_MONEY_WINS, **_stays(Status.CANCELED, *_PSP_FACTS, *_ASKING)},
-}
-"""What each kind of evidence makes of each status. A missing pair cannot happen and raises `IllegalTransition`."""
-
-FINAL = frozenset({Status.SUCCEEDED, Status.DECLINED, Status.EXPIRED, Status.CANCELED})
-_CLOSED = frozenset({Status.EXPIRED, Status.CANCELED})
-_UNSETTLED = frozenset({Status.PENDING, Status.UNKNOWN})
-
-
-def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | None:
-    """What the evidence makes of the payment; None where it brings nothing new.
-
-    Raises `IllegalTransition` for a pair outside `TRANSITIONS`.
-    """
-    target = TRANSITIONS[payment.status].get(evidence.kind)
-    if target is None:
-        raise IllegalTransition(f"{evidence.kind} cannot happen to a payment that is {payment.status}")
-    if not _matches(payment, evidence):
-        return _mismatch(payment, evidence, now=now)
-    step = _step(payment, evidence, target)
-    named = replace(
-        step,
-        reference=step.reference or evidence.reference,
-        payment_url=step.payment_url or evidence.payment_url,
-    )
-    for_the_log = evidence.kind is EvidenceKind.ATTEMPT_FAILED and evidence.source is Source.WEBHOOK
-    if named == payment and not for_the_log and not _counts_as_look(payment, evidence):
-        return None
-    due_at = _due_at(named, now=now)
-    given_up = due_at is None and named.status not in FINAL and evidence.kind in _LOOKS_IN_VAIN
-    return Change(
-        before=payment,
-        after=replace(named, version=payment.version + 1, updated_at=now, due_at=due_at),
-        evidence=evidence,
-        finding=Finding.OUTCOME_UNKNOWN if given_up else None,
-    )
-
-
-def _matches(payment: Payment, evidence: Evidence) -> bool:
-    return (
-        evidence.psp_account_id == payment.psp_account_id
-        and evidence.operation_id == payment.operation_id
-        and (evidence.reference is None or payment.reference is None or evidence.reference == payment.reference)
-        and (evidence.money is None or evidence.money == payment.money)
-    )
-
-
-def _mismatch(payment: Payment, evidence: Evidence, *, now: datetime) -> Change:
-    """A change for a person to look at. The caller drops one that it has written before: the ledger and the findings know.
-
-    Once money is in suspense, or our own look finds a stranger's object, there is nothing that a job could do.
-    """
-    money = evidence.money if evidence.kind is EvidenceKind.CAPTURED else None
-    to_suspense = money if money is not None and 0 < money.amount_minor <= AMOUNT_MINOR_MAX else None
-    suspended = payment.suspended or to_suspense is not None
-    is_hopeless = suspended or evidence.source in FETCHED
-    after = replace(
-        payment,
-        version=payment.version + 1,
-        updated_at=now,
-        suspended=suspended,
-        due_at=None if is_hopeless else payment.due_at,
-    )
-    return Change(before=payment, after=after, evidence=evidence, finding=Finding.EVIDENCE_MISMATCH, to_suspense=to_suspense)
-
-
-def _step(payment: Payment, evidence: Evidence, target: Status) -> Payment:
-    """The payment after one step, its names and its due time not yet filled in."""
-    match evidence.kind:
-        case EvidenceKind.CAPTURED if payment.status is not Status.SUCCEEDED:
-            assert evidence.money is not None
-            late = payment.status in _CLOSED
-            captured = evidence.money.amount_minor
-            return replace(payment, status=target, captured_minor=captured, late=late, decline_code=None)
-        case EvidenceKind.DECLINED if target is Status.DECLINED and payment.status is not Status.DECLINED:
-            heard_before = payment.decline_code is not None
-            if heard_before and evidence.source in FETCHED:
-                return replace(payment, status=target, did_check_again=True)
-            return replace(payment, decline_code=payment.decline_code or evidence.code or "declined")
-        case EvidenceKind.LOST | EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED if payment.reference is not None:
-            return payment  # another request has opened it meanwhile
-        case EvidenceKind.NOT_FOUND | EvidenceKind.UNANSWERED if payment.status in _UNSETTLED:
-            counted = min(payment.checks + 1, len(RECHECK_DELAYS_SECONDS))
-            return replace(payment, checks=counted) if _counts_as_look(payment, evidence) else payment
-        case EvidenceKind.OPENED if payment.status in _UNSETTLED:
-            # Seen open by a fetch, it is not declined after all: the customer may still try another card.
-            contradicted = evidence.source in FETCHED
-            return replace(payment, status=target, checks=0, decline_code=None if contradicted else payment.decline_code)
-        case EvidenceKind.AUTHORIZED if payment.status is Status.DECLINED:
-            return replace(payment, status=target, decline_code=None)
-        case EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED:
-            return replace(payment, status=target, decline_code=f"psp_{evidence.kind}")
-        case (
-            EvidenceKind.OPENED
-            | EvidenceKind.ATTEMPT_FAILED
-            | EvidenceKind.AUTHORIZED
-            | EvidenceKind.CAPTURED
-            | EvidenceKind.DECLINED
-            | EvidenceKind.EXPIRED
-            | EvidenceKind.CANCELED
-            | EvidenceKind.NOT_FOUND
-            | EvidenceKind.UNANSWERED
-            | EvidenceKind.LOST
-        ):
-            return replace(payment, status=target)
-        case _:
-            assert_never(evidence.kind)
-
-
-def _counts_as_look(payment: Payment, evidence: Evidence) -> bool:
-    """Whether a look in vain is one of the schedule's: not a reader's, and not after we have given up."""
-    is_scheduled = evidence.source is not Source.ACCESS and payment.due_at is not None
-    return is_scheduled and evidence.kind in _LOOKS_IN_VAIN and payment.status in _UNSETTLED
+    requested: PendingOperation | None = None
+    refund: Refund | None = None
+    refund_before: Refund | None = None
 
 
 def is_provisionally_declined(payment: Payment) -> bool:
     """Whether a decline was heard of that no fetch has confirmed yet."""
-    return payment.status in _UNSETTLED and payment.decline_code is not None
-
-
-def first_due_at(*, created_at: datetime, expires_at: datetime) -> datetime:
-    """When to look at a payment whose opening nothing has been heard of: once its request must have died."""
-    return min(expires_at, created_at + timedelta(seconds=COMPLETE_AFTER_SECONDS))
-
-
-def next_look_at(payment: Payment, *, now: datetime) -> datetime:
-    """When to look next at an open page that was just seen open: in case a webhook is lost, less and less often."""
-    age = max(now - payment.created_at, timedelta(seconds=FIRST_LOOK_SECONDS))
-    return min(payment.expires_at, now + age) if payment.expires_at > now else now + timedelta(seconds=FIRST_LOOK_SECONDS)
-
-
-def _pending_due_at(payment: Payment, *, now: datetime) -> datetime | None:
-    if payment.checks:
-        again = next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
-        if payment.expires_at <= now:
-            return again
-        return min(payment.expires_at, again) if again else payment.expires_at
-    if is_provisionally_declined(payment):
-        return now
-    if payment.reference is None:
-        return first_due_at(created_at=payment.created_at, expires_at=payment.expires_at)
-    return next_look_at(payment, now=now)
-
-
-def _due_at(payment: Payment, *, now: datetime) -> datetime | None:
-    if payment.suspended:
-        return None
-    match payment.status:
-        case Status.PENDING:
-            return _pending_due_at(payment, now=now)
-        case Status.UNKNOWN:
-            return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
-        case Status.AUTHORIZED | Status.SUCCEEDED | Status.DECLINED | Status.EXPIRED | Status.CANCELED:
-            return None
-        case _:
-            assert_never(payment.status)
+    return payment.status in UNSETTLED and payment.decline_code is not None

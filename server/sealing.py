@@ -12,7 +12,10 @@ from pathlib import Path
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from core.errors import FlorinError
 from server.private_files import create_private
@@ -36,6 +39,7 @@ class Sealer:
         if len(key) != _KEY_BYTES:
             raise SealError(f"the sealing key has {_KEY_BYTES} bytes, this one {len(key)}")
         self._cipher = AESGCM(key)
+        self._key = key
 
     @classmethod
     def from_file(cls, path: Path) -> "Sealer":
@@ -44,6 +48,11 @@ class Sealer:
             return cls(base64.b64decode(path.read_text().strip(), validate=True))
         except (OSError, binascii.Error, UnicodeDecodeError, SealError) as error:
             raise SealError(f"cannot use the sealing key {path}: {error}. Restore it from its copy") from error
+
+    def receipt_key(self) -> Ed25519PrivateKey:
+        """The key that signs receipts: derived (RFC 5869), so that it is neither stored nor lost apart from the sealing key."""
+        derived = HKDF(algorithm=hashes.SHA256(), length=_KEY_BYTES, salt=None, info=b"florin receipts 1").derive(self._key)
+        return Ed25519PrivateKey.from_private_bytes(derived)
 
     def seal(self, secret: str, *, table: str, row: UUID, merchant: UUID = _NOBODY) -> bytes:
         """Encrypt a secret for one place."""

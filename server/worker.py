@@ -26,12 +26,13 @@ from server.children import say_ready
 from server.db.database import Database, open_database
 from server.db.merchants import PspAccount, list_psp_accounts
 from server.db.migrate import MigrationError, require_current
+from server.flows.background import Background
 from server.flows.services import Services, utc_now
 from server.http.client import Client, ClientOptions, open_client
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
-from server.jobs import follow_up
+from server.jobs import chain, follow_up
 from server.jobs.deliver import Deliverer
 from server.psp.adapter import Adapter
 from server.psp.routing import Routing
@@ -39,6 +40,9 @@ from server.psp.sandbox import SandboxAdapter
 from server.sealing import Sealer, SealError
 from server.settings import Settings, SettingsError, load_settings
 from server.telemetry import configure_logs
+
+CHAIN_SWEEPS = 5
+"""How much less often than others the chain job looks: nobody waits for it."""
 
 EXIT_SETUP_FAILED = 78  # EX_CONFIG: a restart will not help
 _log = structlog.get_logger()
@@ -67,11 +71,14 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         )
         routing = _routing(db, psp_http, sealer)
         await routing.reload()
-        services = Services(db, routing, deliverer.notify, settings.psp_seconds, utc_now)
+        background = Background()
+        services = Services(db, routing, deliverer.notify, settings.psp_seconds, utc_now, background, sealer.receipt_key())
         listener = Listener(Api(services), listening, _listener_options(settings))
         async with trio.open_nursery() as jobs:
             await jobs.start(deliverer.run)
+            await jobs.start(background.run)
             await jobs.start(partial(follow_up.run, services, sweep_seconds=settings.sweep_seconds))
+            await jobs.start(partial(chain.run, services, sweep_seconds=CHAIN_SWEEPS * settings.sweep_seconds))
             async with trio.open_nursery() as front:
                 await front.start(listener.run)
                 try:
@@ -79,6 +86,7 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
                 finally:
                     with trio.CancelScope(shield=True):
                         await listener.drain(seconds=settings.drain_seconds)
+                        await background.drain(seconds=settings.drain_seconds)
                     front.cancel_scope.cancel()
             jobs.cancel_scope.cancel()
 

@@ -11,12 +11,17 @@ import httpx2
 import msgspec
 import trio
 
-from core.ids import MERCHANT, PAYMENT, decode_id, encode_id
+from core.ids import MERCHANT, PAYMENT, MerchantId, PayoutId, decode_id, encode_id
+from core.money import Money
+from core.payout import Payout, PayoutStatus
+from server.db import payouts
+from server.db.audit import Act
 from server.db.connection import Connection
 from server.db.promises import broken_promises
 from server.demo import Demo, load_or_draw, provision
 from server.flows.services import Services, utc_now
 from server.http.listener import bind
+from server.new_ids import uuid7
 from server.sandbox.program import SandboxConfiguration, open_sandbox
 from server.sealing import Sealer, create_key_file
 from server.settings import Settings
@@ -88,7 +93,7 @@ class Florin:
         """Submit the hosted page's form."""
         return await self.http.post(payment["payment_url"], data={"card": card})
 
-    async def control(self, **faults: str) -> dict[str, Any]:
+    async def control(self, **faults: object) -> dict[str, Any]:
         """Tell the sandbox PSP what to do wrong."""
         answer: dict[str, Any] = (await self.http.post(f"{self.psp_url}/control", json=faults)).json()
         return answer
@@ -120,6 +125,39 @@ class Florin:
             return next((one for one in events if one["type"] == event_type and one["data"]["id"] == payment_id), None)
 
         return await eventually(told)
+
+    async def until_event(self, event_type: str, object_id: str) -> dict[str, Any]:
+        """Wait until an event about an object is written."""
+
+        async def written() -> dict[str, Any] | None:
+            rows = await self.rows("SELECT type, data FROM events WHERE type = $1", event_type)
+            return next((row for row in rows if msgspec.json.decode(row["data"])["id"] == object_id), None)
+
+        return await eventually(written)
+
+    async def spend(self, amount_minor: int) -> None:
+        """Pay so much of the merchant's money out."""
+        merchant_id, payout_id, now = MerchantId(self.demo.merchant_id), PayoutId(uuid7()), utc_now()
+        money = Money(amount_minor, "EUR")
+
+        def act(actor: str) -> Act:
+            return Act(id=uuid7(), merchant_id=merchant_id, actor=actor, action="payout", detail="", at=utc_now())
+
+        payout = Payout(
+            id=payout_id,
+            merchant_id=merchant_id,
+            money=money,
+            status=PayoutStatus.PENDING,
+            requested_by="Ada",
+            approved_by=None,
+            reference=None,
+            failure=None,
+            created_at=now,
+            updated_at=now,
+        )
+        await payouts.add_payout(self.connection, payout, act("Ada"))
+        await payouts.approve(self.connection, merchant_id, payout_id, act("Grace"))
+        await payouts.end(self.connection, merchant_id, payout_id, PayoutStatus.SUCCEEDED, act("Grace"))
 
     async def wallets(self) -> list[dict[str, Any]]:
         """GET /v1/wallets."""

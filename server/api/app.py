@@ -1,17 +1,17 @@
 """The API as an ASGI application: routes, authentication, and failures turned into problems."""
 
-import msgspec
 import structlog
 import trio
 
 from core.errors import FlorinError, InvalidId, NotFound, TooLarge
 from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
 from server.api.authentication import Authentication
+from server.api.ledger import LedgerApi
+from server.api.operations import OperationsApi
 from server.api.payments import JSON, PaymentsApi
 from server.api.problems import send_error, send_problem, status_of
 from server.db.merchants import Merchant
 from server.db.psp_events import Outcome
-from server.db.wallets import list_wallets
 from server.flows.receive import receive
 from server.flows.services import Services
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, read_body, respond
@@ -29,6 +29,8 @@ class Api:
         self._services = services
         self._authentication = Authentication(services.db.pool)
         self._payments = PaymentsApi(services)
+        self._operations = OperationsApi(services)
+        self._ledger = LedgerApi(services)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -52,28 +54,40 @@ class Api:
             case "POST", ["v1", "payments"]:
                 merchant = await self._merchant(scope)
                 await self._payments.create(merchant, scope, body, send, request_id=request_id)
+            case "GET", ["v1", "payments"]:
+                await self._payments.list(await self._merchant(scope), scope, send)
             case "GET", ["v1", "payments", payment_id]:
-                await self._payments.read(await self._merchant(scope), payment_id, send)
+                await self._payments.read(await self._merchant(scope), payment_id, scope, send)
+            case "GET", ["v1", "payments", payment_id, "logs"]:
+                await self._payments.logs(await self._merchant(scope), payment_id, send)
+            case "GET", ["v1", "payments", payment_id, "receipt"]:
+                payment = await self._payments.find(await self._merchant(scope), payment_id)
+                await self._ledger.receipt(payment, send)
+            case "GET", ["v1", "payments", payment_id, "refunds"]:
+                await self._payments.refunds(await self._merchant(scope), payment_id, send)
+            case "POST", ["v1", "payments", payment_id, "verify"]:
+                await self._payments.verify(await self._merchant(scope), payment_id, send)
+            case "POST", ["v1", "payments", payment_id, ("capture" | "cancel" | "refunds") as verb]:
+                merchant = await self._merchant(scope)
+                act = {"capture": self._operations.capture, "cancel": self._operations.cancel, "refunds": self._operations.refund}
+                await act[verb](merchant, payment_id, scope, body, send, request_id=request_id)
             case "GET", ["v1", "wallets"]:
-                await self._wallets(await self._merchant(scope), send)
+                await self._ledger.wallets(await self._merchant(scope), scope, send)
+            case "GET", ["v1", "statement"]:
+                await self._ledger.statement(await self._merchant(scope), scope, send)
+            case "GET", ["v1", "receipt-keys"]:
+                await self._ledger.receipt_keys(send)
             case "POST", ["v1", "psp", psp, account, "webhooks"]:
                 await self._psp_webhook(psp, account, scope, body, send)
             case "GET", ["healthz"]:
                 await self._health(send)
-            case _, ["v1", "payments"] | ["v1", "psp", _, _, "webhooks"]:
-                await _send_not_allowed(scope, send, allow=b"POST", request_id=request_id)
-            case _, ["v1", "payments", _] | ["v1", "wallets"] | ["healthz"]:
-                await _send_not_allowed(scope, send, allow=b"GET, HEAD", request_id=request_id)
+            case _, path if (allow := _allowed(path)) is not None:
+                await _send_not_allowed(scope, send, allow=allow, request_id=request_id)
             case _:
                 raise NotFound(f"there is nothing at {scope['path'][:200]}", code="no_such_route")
 
     async def _merchant(self, scope: Scope) -> Merchant:
         return await self._authentication.merchant_of(scope)
-
-    async def _wallets(self, merchant: Merchant, send: Send) -> None:
-        async with self._services.db.pool.connection() as connection:
-            wallets = await list_wallets(connection, merchant.id)
-        await respond(send, 200, msgspec.json.encode({"data": wallets}), content_type=JSON)
 
     async def _psp_webhook(self, psp: str, account: str, scope: Scope, body: bytes, send: Send) -> None:
         """`POST /v1/psp/{psp}/{account}/webhooks`. 200 only after the commit; anything else makes the PSP send it again."""
@@ -100,6 +114,21 @@ class Api:
                 await respond(send, 200, b'{"status":"ok"}', content_type=JSON)
                 return
         await respond(send, 503, b'{"status":"no database"}', content_type=JSON, headers=[(b"retry-after", b"1")])
+
+
+def _allowed(path: list[str]) -> bytes | None:
+    """What can be asked of a path that exists, for a request that asks something else."""
+    match path:
+        case ["v1", "payments"] | ["v1", "payments", _, "refunds"]:
+            return b"GET, HEAD, POST"
+        case ["v1", "payments", _, "capture" | "cancel" | "verify"] | ["v1", "psp", _, _, "webhooks"]:
+            return b"POST"
+        case ["v1", "payments", _] | ["v1", "payments", _, "logs" | "receipt"]:
+            return b"GET, HEAD"
+        case ["v1", "wallets" | "statement" | "receipt-keys"] | ["healthz"]:
+            return b"GET, HEAD"
+        case _:
+            return None
 
 
 async def _send_not_allowed(scope: Scope, send: Send, *, allow: bytes, request_id: str) -> None:

@@ -1,52 +1,41 @@
-"""`/v1/payments`: create a payment, read a payment."""
+"""`/v1/payments`: create, read, list; a payment's logs and refunds."""
 
-from typing import Annotated
-from urllib.parse import urlsplit
+import base64
+import binascii
+from functools import partial
+from typing import Any
+from uuid import UUID
 
 import msgspec
 import trio
 
-from core.card import contains_card_number
-from core.errors import Conflict, InvalidId, InvalidMoney, Malformed, NotFound, Unprocessable
-from core.events import payment_data
+from core.errors import Conflict, InvalidId, NotFound, Unprocessable
+from core.events import payment_data, refund_data
 from core.evidence import Source
 from core.idempotency import InFlight, Mismatch, Replay, fingerprint, parse_key
 from core.ids import PAYMENT, PaymentId, decode_id
-from core.money import CURRENCY_EXPONENTS, payable
-from core.payment import Payment, Status
+from core.payment import UNSETTLED, Payment, Status
+from server.api.bodies import read_create, read_limit, read_query, read_time, reply_within_seconds
 from server.api.problems import send_problem
+from server.db.logs import list_logs
 from server.db.merchants import Merchant
-from server.db.payments import find_payment
-from server.flows.create import CREATED, NewPayment, Opened, create
+from server.db.payments import Filter, find_payment, list_payments
+from server.db.refunds import list_refunds
+from server.flows.create import CREATED, Opened, create
+from server.flows.idempotent import Request
 from server.flows.services import Services
 from server.flows.settle import encode_payment
-from server.flows.verify import verify_if_possible
+from server.flows.verify import verify, verify_if_possible
 from server.http.asgi import Scope, Send, header, respond
 
 JSON = b"application/json"
-EXPIRES_IN_SECONDS_DEFAULT = 1_800
-EXPIRES_IN_SECONDS_MAX = 604_800
+ACCEPTED = 202
 ACCESS_CHECK_SECONDS = 2.0
 """How long a reader waits for the PSP's view of an open payment, and how often one payment is asked for."""
 ACCESS_CHECKS_MAX = 10_000
-
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
-LongText = Annotated[str, msgspec.Meta(max_length=1_000)]
-Url = Annotated[str, msgspec.Meta(min_length=1, max_length=2_000)]
-
-
-class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/payments`. `amount` is in minor units: 1999 EUR is 19.99 €."""
-
-    amount: int
-    currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3)]
-    order_id: Text
-    description: LongText | None = None
-    return_url: Url | None = None
-    expires_in: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_IN_SECONDS_MAX)] = EXPIRES_IN_SECONDS_DEFAULT
-
-
-_decoder = msgspec.json.Decoder(CreatePayment)
+WAITERS_MAX = 1_000
+POLL_SECONDS = 0.2
+_FILTERS = ("status", "order_id", "created_from", "created_before", "cursor", "limit")
 
 
 class PaymentsApi:
@@ -55,42 +44,105 @@ class PaymentsApi:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._checked_at: dict[PaymentId, float] = {}
+        self._waiters = 0
 
     async def create(self, merchant: Merchant, scope: Scope, body: bytes, send: Send, *, request_id: str) -> None:
         """`POST /v1/payments`."""
         key = parse_key(header(scope, b"idempotency-key"))
-        request = _decode(body)
-        wanted = _validated(request, key)
-        digest = fingerprint("POST", "/v1/payments", msgspec.json.encode(request))
-        outcome = await create(self._services, merchant, wanted, key=key, fingerprint=digest)
-        match outcome:
-            case Replay(status, stored):
-                await respond(send, status, stored, content_type=JSON, headers=[(b"idempotent-replayed", b"true")])
-            case Mismatch():
-                raise Unprocessable(
-                    "this Idempotency-Key was used with another request: use a new key", code="idempotency_key_reused"
-                )
-            case InFlight():
-                raise Conflict("the first request with this key is being carried out", code="idempotency_key_in_flight")
-            case Opened(payment, replayed):
-                await _send_opened(send, payment, replayed=replayed, request_id=request_id)
+        decoded, wanted = read_create(body, key)
+        wait = reply_within_seconds(scope)
+        digest = fingerprint("POST", "/v1/payments", msgspec.json.encode(decoded))
+        request = Request(merchant.id, key, digest, wait_seconds=wait or 0.0)
+        outcome = await create(self._services, merchant, wanted, request, reply_within_seconds=wait)
+        if isinstance(outcome, Opened):
+            await _send_opened(send, outcome, request_id=request_id)
+        else:
+            await send_decision(send, outcome)
 
-    async def read(self, merchant: Merchant, payment_text: str, send: Send) -> None:
-        """`GET /v1/payments/{id}`. An open payment is checked at the PSP first, so a reader may be ahead of the webhook."""
-        try:
-            payment_id = PaymentId(decode_id(PAYMENT, payment_text))
-        except InvalidId as error:
-            raise NotFound("no such payment") from error
+    async def read(self, merchant: Merchant, payment_text: str, scope: Scope, send: Send) -> None:
+        """`GET /v1/payments/{id}`. An open payment is checked at the PSP first, so a reader may be ahead of the webhook.
+
+        `Prefer: wait=N` waits until it is settled, or N seconds.
+        """
+        payment = await self._checked(await self.find(merchant, payment_text))
+        wait = reply_within_seconds(scope) or 0.0
+        if wait and payment.status in UNSETTLED and self._waiters < WAITERS_MAX:
+            self._waiters += 1
+            try:
+                payment = await self._wait(payment, seconds=wait)
+            finally:
+                self._waiters -= 1
+        await respond(send, 200, encode_payment(payment), content_type=JSON)
+
+    async def verify(self, merchant: Merchant, payment_text: str, send: Send) -> None:
+        """`POST /v1/payments/{id}/verify`: ask the PSP now. It only asks, so it needs no key."""
+        payment = await verify(self._services, await self.find(merchant, payment_text), source=Source.ACCESS)
+        await respond(send, 200, encode_payment(payment), content_type=JSON)
+
+    async def list(self, merchant: Merchant, scope: Scope, send: Send) -> None:
+        """`GET /v1/payments`: newest first, a page at a time."""
+        fields = read_query(scope, *_FILTERS)
+        limit = read_limit(fields)
+        status = fields.get("status")
+        if status is not None and status not in set(Status):
+            raise Unprocessable(f"status is one of {', '.join(Status)}", code="invalid_query", path="status")
+        wanted = Filter(
+            status=Status(status) if status is not None else None,
+            order_id=fields.get("order_id"),
+            created_from=read_time(fields, "created_from"),
+            created_before=read_time(fields, "created_before"),
+        )
+        after = _decode_cursor(fields["cursor"]) if "cursor" in fields else None
+        async with self._services.db.pool.connection() as connection:
+            payments, following = await list_payments(connection, merchant.id, wanted, after=after, limit=limit)
+        page = {
+            "data": [payment_data(payment) for payment in payments],
+            "has_more": following is not None,
+            "next_cursor": _encode_cursor(following) if following is not None else None,
+        }
+        await respond(send, 200, msgspec.json.encode(page), content_type=JSON)
+
+    async def logs(self, merchant: Merchant, payment_text: str, send: Send) -> None:
+        """`GET /v1/payments/{id}/logs`: every step, oldest first."""
+        payment = await self.find(merchant, payment_text)
+        async with self._services.db.pool.connection() as connection:
+            logs = await list_logs(connection, merchant.id, payment.id)
+        await respond(send, 200, msgspec.json.encode({"data": logs}), content_type=JSON)
+
+    async def refunds(self, merchant: Merchant, payment_text: str, send: Send) -> None:
+        """`GET /v1/payments/{id}/refunds`, oldest first."""
+        payment = await self.find(merchant, payment_text)
+        async with self._services.db.pool.connection() as connection:
+            refunds = await list_refunds(connection, merchant.id, payment.id)
+        body = msgspec.json.encode({"data": [refund_data(refund) for refund in refunds]})
+        await respond(send, 200, body, content_type=JSON)
+
+    async def find(self, merchant: Merchant, payment_text: str) -> Payment:
+        """The merchant's payment that a path names. Raises `NotFound`."""
+        payment_id = decode_payment_id(payment_text)
         async with self._services.db.pool.connection() as connection:
             payment = await find_payment(connection, merchant.id, payment_id)
         if payment is None:
             raise NotFound("no such payment")
-        if self._is_worth_a_check(payment):
-            payment = await verify_if_possible(self._services, payment, source=Source.ACCESS, seconds=ACCESS_CHECK_SECONDS)
-        await respond(send, 200, encode_payment(payment), content_type=JSON)
+        return payment
+
+    async def _checked(self, payment: Payment) -> Payment:
+        if not self._is_worth_a_check(payment):
+            return payment
+        return await verify_if_possible(self._services, payment, source=Source.ACCESS, seconds=ACCESS_CHECK_SECONDS)
+
+    async def _wait(self, payment: Payment, *, seconds: float) -> Payment:
+        """Look again and again: another worker may be the one that learns of it."""
+        with trio.move_on_after(seconds):
+            while payment.status in UNSETTLED:
+                await trio.sleep(POLL_SECONDS)
+                async with self._services.db.pool.connection() as connection:
+                    payment = await find_payment(connection, payment.merchant_id, payment.id) or payment
+                payment = await self._checked(payment)
+        return payment
 
     def _is_worth_a_check(self, payment: Payment) -> bool:
-        if payment.status not in (Status.PENDING, Status.UNKNOWN) or payment.payment_url is None:
+        if payment.status not in UNSETTLED or (payment.payment_url is None and not payment.is_sync):
             return False
         now = trio.current_time()
         if now - self._checked_at.get(payment.id, float("-inf")) < ACCESS_CHECK_SECONDS:
@@ -101,77 +153,62 @@ class PaymentsApi:
         return True
 
 
-def _decode(body: bytes) -> CreatePayment:
+def decode_payment_id(text: str) -> PaymentId:
+    """The payment that a path names. Raises `NotFound`."""
     try:
-        return _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `")
-        if path:
-            path = path.rstrip("`")
-        elif "field `" in message:
-            path = "$." + message.partition("field `")[2].rstrip("`")
-        raise Unprocessable(message, code="invalid_field", path=path or "$") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Malformed(f"the body is not JSON: {error}", code="malformed_json") from error
+        return PaymentId(decode_id(PAYMENT, text))
+    except InvalidId as error:
+        raise NotFound("no such payment") from error
 
 
-def _validated(request: CreatePayment, key: str) -> NewPayment:
-    for name in ("order_id", "description", "return_url"):
-        text: str | None = getattr(request, name)
-        if text is not None and contains_card_number(text):
+async def send_decision(send: Send, decision: Replay | Mismatch | InFlight) -> None:
+    """The reply to a request whose key was used before. Raises `Unprocessable` or `Conflict`."""
+    match decision:
+        case Replay(status, stored):
+            await respond(send, status, stored, content_type=JSON, headers=[(b"idempotent-replayed", b"true")])
+        case Mismatch():
             raise Unprocessable(
-                "this looks like a card number, which must never be sent here",
-                code="card_number_refused",
-                path=f"$.{name}",
+                "this Idempotency-Key was used with another request: use a new key", code="idempotency_key_reused"
             )
-        if text is not None and "\x00" in text:
-            raise Unprocessable("text must not contain the character U+0000", code="invalid_field", path=f"$.{name}")
-    if contains_card_number(key):
-        raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
-    if request.return_url is not None and not _is_web_address(request.return_url):
-        raise Unprocessable("expected an http or https address", code="invalid_field", path="$.return_url")
+        case InFlight():
+            raise Conflict("the first request with this key is being carried out", code="idempotency_key_in_flight")
+
+
+def _encode_cursor(last: UUID) -> str:
+    return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
+
+
+def _decode_cursor(text: str) -> UUID:
     try:
-        money = payable(request.amount, request.currency)
-    except InvalidMoney as error:
-        path = "$.amount" if request.currency in CURRENCY_EXPONENTS else "$.currency"
-        raise Unprocessable(str(error), code="invalid_money", path=path) from error
-    return NewPayment(
-        money=money,
-        order_id=request.order_id,
-        description=request.description,
-        return_url=request.return_url,
-        expires_in_seconds=request.expires_in,
-    )
+        return UUID(bytes=base64.urlsafe_b64decode(text.encode("ascii") + b"=="))
+    except (ValueError, binascii.Error) as error:
+        raise Unprocessable("this cursor was not made here", code="invalid_query", path="cursor") from error
 
 
-def _is_web_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isascii() and text.isprintable()
-
-
-async def _send_opened(send: Send, payment: Payment, *, replayed: bool, request_id: str) -> None:
+async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
     """The reply to a create: what happened at the PSP decides its status."""
-    headers = [(b"idempotent-replayed", b"true")] if replayed else []
+    payment = opened.payment
+    headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")] if opened.replayed else []
+    fail: partial[Any] = partial(send_problem, send, request_id=request_id, headers=headers, payment=payment_data(payment))
     match payment.status, payment.decline_code:
+        case ((Status.PENDING | Status.UNKNOWN), _) if opened.is_waiting:
+            location = (b"location", f"/v1/payments/{payment_data(payment)['id']}".encode())
+            await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=[*headers, location])
         case Status.UNKNOWN, _:
-            code, status = "psp_timeout", 504
             detail = "the payment provider did not answer; the payment is UNKNOWN until it is found out: read it again later"
+            await fail(504, code="psp_timeout", detail=detail)
         case Status.CANCELED, "psp_unreachable":
-            code, status = "psp_unreachable", 502
             detail = "the payment provider could not be reached and received nothing; the payment is canceled: use a new key"
+            await fail(502, code="psp_unreachable", detail=detail)
         case Status.CANCELED, "psp_rejected":
-            code, status = "psp_rejected", 502
             detail = "the payment provider refused to open this payment; it is canceled"
+            await fail(502, code="psp_rejected", detail=detail)
+        case Status.DECLINED, code if payment.is_sync:
+            await fail(402, code="declined", detail=f"the payment was declined: {code}", decline_code=code)
+        case Status.PENDING, _ if payment.is_sync:
+            await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=headers)
         case Status.PENDING, _ if payment.payment_url is None:
-            code, status = "psp_unreachable", 502
             detail = "the payment provider cannot be reached yet: repeat the request with the same key"
+            await fail(502, code="psp_unreachable", detail=detail)
         case _:
-            location = (b"location", f"/v1/payments/{PAYMENT}_{payment.id.hex}".encode())
-            await respond(send, CREATED, encode_payment(payment), content_type=JSON, headers=[location, *headers])
-            return
-    await send_problem(
-        send, status, code=code, detail=detail, request_id=request_id, headers=headers, payment=payment_data(payment)
-    )
+            await respond(send, CREATED, encode_payment(payment), content_type=JSON, headers=headers)

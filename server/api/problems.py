@@ -8,11 +8,13 @@ from core.errors import (
     Conflict,
     DatabaseUnavailable,
     FlorinError,
+    Forbidden,
     InvalidMoney,
     InvalidSignature,
     Malformed,
     NotFound,
     Overloaded,
+    PspError,
     PspOutcomeUnknown,
     RequestError,
     TooLarge,
@@ -25,6 +27,7 @@ _STATUS_BY_ERROR: dict[type[FlorinError], int] = {
     Malformed: 400,
     InvalidSignature: 400,
     Unauthenticated: 401,
+    Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
     TooLarge: 413,
@@ -33,10 +36,13 @@ _STATUS_BY_ERROR: dict[type[FlorinError], int] = {
     Overloaded: 503,
     DatabaseUnavailable: 503,
     PspOutcomeUnknown: 504,
+    PspError: 502,
 }
 _TITLES = {
     400: "Bad request",
     401: "Not authenticated",
+    402: "The payment was declined",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
     409: "Conflict",
@@ -49,6 +55,9 @@ _TITLES = {
 }
 CONTENT_TYPE = b"application/problem+json"
 
+_PASSING = frozenset({"idempotency_key_in_flight", "being_opened", "receipt_not_ready"})
+"""Conflicts that end by themselves."""
+
 
 def status_of(error: FlorinError) -> int:
     """The HTTP status of a failure."""
@@ -57,7 +66,7 @@ def status_of(error: FlorinError) -> int:
 
 def retry_after_seconds(error: FlorinError) -> int | None:
     """When it makes sense to try again, where that is known."""
-    return 1 if isinstance(error, Conflict | Overloaded | DatabaseUnavailable) else None
+    return 1 if isinstance(error, Overloaded | DatabaseUnavailable) or error.code in _PASSING else None
 
 
 async def send_problem(

@@ -8,8 +8,10 @@ import msgspec
 import trio
 import typer
 
-from core.errors import FlorinError
+from core.errors import FlorinError, InvalidId
+from core.ids import MERCHANT, MerchantId, decode_id
 from server.db.connection import Connection, open_session
+from server.db.roles import Role
 from server.instance import Running, running_file
 from server.settings import default_data_directory, environment
 
@@ -19,6 +21,7 @@ DataDirectory = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Where data lives. Default: /var/lib/florin as root, else ~/.local/share/florin."),
 ]
+MerchantText = Annotated[str, typer.Argument(help="The merchant's id, mer_…", metavar="MERCHANT")]
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
@@ -80,11 +83,19 @@ def find_key_file(directory: Path | None, key_file: Path | None) -> Path:
     return Path(environment("KEY_FILE") or running_instance(None).key_file)
 
 
-def with_database(url: str, work: Callable[[Connection], Awaitable[T]]) -> T:
-    """Run `work` on a connection of its own."""
+def with_database(url: str, work: Callable[[Connection], Awaitable[T]], *, role: Role | None = Role.CONSOLE) -> T:
+    """Run `work` on a connection of its own, as a role; None is whoever logs in."""
 
     async def run() -> T:
-        async with open_session(url) as connection:
+        async with open_session(url, role=role) as connection:
             return await work(connection)
 
     return trio.run(run)
+
+
+def merchant_id_of(text: str) -> MerchantId:
+    """The merchant that an argument names. Raises `InvalidId`."""
+    try:
+        return MerchantId(decode_id(MERCHANT, text))
+    except InvalidId as error:
+        raise InvalidId(f"{text!r} is not a merchant: {error}") from error

@@ -6,6 +6,7 @@ from rich.console import Console
 from core.errors import FlorinError
 from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
 from server.db.promises import CHECKS, ROWS_MAX, Violation, broken_promises
+from server.db.roles import Role
 
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -19,7 +20,7 @@ class NotChecked(FlorinError):
 def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
     """Check every promise; prints offending rows. Exit code 0: all kept, 1: broken, 2: could not be checked."""
     try:
-        violations = with_database(find_database(data_dir, database_url), broken_promises)
+        violations = with_database(find_database(data_dir, database_url), broken_promises, role=Role.READ)
     except (FlorinError, BaseExceptionGroup) as error:
         raise NotChecked(f"the promises could not be checked: {error}") from error
     print_diagnosis(violations, _console)

@@ -10,6 +10,7 @@ from core.ids import PAYMENT, PaymentId, decode_id
 from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
 from server.db.connection import Connection
 from server.db.payments import find_owner
+from server.db.roles import Role
 from server.db.timeline import Entry, timeline
 
 _console = Console(highlight=False, soft_wrap=True)
@@ -29,7 +30,7 @@ def command(
             raise NotFound(f"there is no payment {payment} in this database")
         return await timeline(connection, owner, payment_id)
 
-    print_timeline(with_database(find_database(data_dir, database_url), work), _console)
+    print_timeline(with_database(find_database(data_dir, database_url), work, role=Role.READ), _console)
 
 
 def print_timeline(entries: list[Entry], console: Console) -> None:

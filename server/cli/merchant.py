@@ -10,10 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from core.errors import InvalidId, NotFound, Unprocessable
+from core.errors import NotFound, Unprocessable
 from core.ids import API_KEY, MERCHANT, EndpointId, MerchantId, decode_id, encode_id
 from core.signing import standard_secret
-from server.cli.connect import DatabaseUrl, DataDirectory, KeyFile, find_database, find_key_file, with_database
+from server.cli import terms
+from server.cli.connect import (
+    DatabaseUrl,
+    DataDirectory,
+    KeyFile,
+    MerchantText,
+    find_database,
+    find_key_file,
+    merchant_id_of,
+    with_database,
+)
 from server.db import merchants
 from server.db.connection import Connection
 from server.flows.services import utc_now
@@ -24,8 +34,6 @@ app = typer.Typer(help="Add and list merchants, add and revoke their API keys.",
 keys = typer.Typer(help="Add, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="key")
 _console = Console(highlight=False, soft_wrap=True)
-
-MerchantText = Annotated[str, typer.Argument(help="The merchant's id, mer_…", metavar="MERCHANT")]
 
 
 class Mode(StrEnum):
@@ -86,6 +94,10 @@ def add(
     _console.print("Keep these now: they are not shown again.")
 
 
+app.command("show")(terms.show)
+app.command("set")(terms.change)
+
+
 @app.command("list")
 def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
     """List all merchants."""
@@ -103,7 +115,7 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
 @keys.command("add")
 def key_add(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
     """Make another API key for a merchant."""
-    merchant_id = _merchant_id(merchant)
+    merchant_id = merchant_id_of(merchant)
 
     async def work(connection: Connection) -> str:
         found = await merchants.find_merchant(connection, merchant_id)
@@ -118,7 +130,7 @@ def key_add(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: 
 @keys.command("list")
 def key_list(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
     """List a merchant's API keys; the secrets cannot be shown."""
-    merchant_id = _merchant_id(merchant)
+    merchant_id = merchant_id_of(merchant)
     url = find_database(data_dir, database_url)
 
     async def work(connection: Connection) -> list[merchants.ApiKey]:
@@ -145,7 +157,7 @@ def key_revoke(
     data_dir: DataDirectory = None,
 ) -> None:
     """End an API key; workers stop accepting it within two seconds."""
-    merchant_id = _merchant_id(merchant)
+    merchant_id = merchant_id_of(merchant)
     key_id = decode_id(API_KEY, key)
     url = find_database(data_dir, database_url)
     revoked = with_database(url, lambda connection: merchants.revoke_api_key(connection, merchant_id, key_id, now=utc_now()))
@@ -159,13 +171,6 @@ async def _add_key(connection: Connection, merchant: merchants.Merchant) -> str:
     key = api_key(mode, merchant.id)
     await merchants.add_api_key(connection, merchant.id, uuid7(), secret_sha256=key_hash(key), hint=key[-4:], now=utc_now())
     return key
-
-
-def _merchant_id(text: str) -> MerchantId:
-    try:
-        return MerchantId(decode_id(MERCHANT, text))
-    except InvalidId as error:
-        raise InvalidId(f"{text!r} is not a merchant: {error}") from error
 
 
 def _require_webhook_address(url: str, mode: Mode) -> None:

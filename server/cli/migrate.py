@@ -1,17 +1,39 @@
 """`florin migrate`: bring a database up to date. Safe to run while workers run, and twice at once."""
 
+from typing import Annotated
+
+import typer
 from rich.console import Console
+from rich.table import Table
 
 from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
-from server.db.migrate import migrate
+from server.db.migrate import migrate, status
 
 _console = Console(highlight=False)
 
 
-def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+def command(
+    show: Annotated[bool, typer.Option("--status", help="Only show; exit code 1 where something is pending.")] = False,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
     """Apply the migrations that the database lacks."""
-    done = with_database(find_database(data_dir, database_url), migrate)
+    url = find_database(data_dir, database_url)
+    if show:
+        _show(url)
+        return
+    done = with_database(url, migrate, role=None)
     for name in done:
         _console.print(f"applied {name}")
     if not done:
         _console.print("the database is up to date")
+
+
+def _show(url: str) -> None:
+    found = with_database(url, status, role=None)
+    table = Table("migration", "applied", box=None, pad_edge=False)
+    for name, applied_at in found:
+        table.add_row(name, applied_at.isoformat(timespec="seconds") if applied_at else "pending")
+    _console.print(table)
+    if any(applied_at is None for _, applied_at in found):
+        raise typer.Exit(1)

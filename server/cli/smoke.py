@@ -23,6 +23,7 @@ from server.cli.explain import print_timeline
 from server.db.connection import Connection, open_session
 from server.db.payments import find_owner
 from server.db.promises import broken_promises
+from server.db.roles import Role
 from server.db.timeline import Entry, timeline
 from server.demo import Demo, load_or_draw
 from server.http.client import Client, open_client
@@ -153,7 +154,7 @@ OUTCOMES: dict[str, Callable[[Customer], Awaitable[str]]] = {
 
 async def _smoke(running: Running, demo: Demo) -> bool:
     failures = 0
-    async with open_client() as http, open_session(running.database_url) as connection:
+    async with open_client() as http, open_session(running.database_url, role=Role.READ) as connection:
         customer = Customer(running, demo, http)
         for name, outcome in OUTCOMES.items():
             _console.rule(name, align="left", style="none")

@@ -6,11 +6,17 @@ nothing, and the statement's cast (`$1::uuid[]`) types it. Source: PostgreSQL ma
 
 from collections.abc import Iterable
 from datetime import datetime
+from uuid import UUID
 
 
 def plain(values: Iterable[object]) -> str:
-    """An array of values whose text needs no quotes: UUIDs, integers, booleans, enum members; None is NULL."""
+    """An array of values whose text needs no quotes: integers, booleans, enum members; None is NULL."""
     return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def uuids(values: Iterable[UUID | None]) -> str:
+    """An array of UUIDs, in the form that is cheapest to write: 32 digits."""
+    return "{" + ",".join(["NULL" if value is None else f"{value.int:032x}" for value in values]) + "}"
 
 
 def quoted(values: Iterable[str | datetime | None]) -> str:

@@ -66,9 +66,10 @@ class _Entry(Generic[I]):
 class Committer(Generic[I, Result]):
     """The writer of one kind of batch. `run` owns its connection; `submit` may be called from any task."""
 
-    def __init__(self, statement: Statement[I, Result], conninfo: str) -> None:
+    def __init__(self, statement: Statement[I, Result], conninfo: str, *, role: str | None = None) -> None:
         self._statement = statement
         self._conninfo = conninfo
+        self._role = role
         self._queue: deque[_Entry[I]] = deque()
         self._wakeup = trio.Event()
         self._connection: Connection | None = None
@@ -142,7 +143,7 @@ class Committer(Generic[I, Result]):
             self._wake(entries, [outcome.Error(DatabaseUnavailable(said)) for _ in items])
         except psycopg.Error as error:
             if len(items) == 1:
-                self._wake(entries, [outcome.Error(DatabaseRefused(_without_data(error)))])
+                self._wake(entries, [outcome.Error(_refusal(error))])
                 return
             half = len(items) // 2
             await self._write_batch(items[:half], entries[:half])
@@ -187,7 +188,11 @@ class Committer(Generic[I, Result]):
     async def _connect(self) -> Connection:
         """A connection on which a commit means that it is on disk, whatever the server's default."""
         connection = await Connection.open(
-            self._conninfo, application_name="florin committer", plan_cache_mode="force_custom_plan"
+            self._conninfo,
+            application_name="florin committer",
+            role=self._role,
+            plan_cache_mode="force_custom_plan",
+            jit="off",
         )
         if (await connection.query("SHOW synchronous_commit"))[0][0] in ("off", "local"):
             await connection.execute("SET synchronous_commit = on")
@@ -199,6 +204,7 @@ class Committer(Generic[I, Result]):
             self._connection = None
 
 
-def _without_data(error: psycopg.Error) -> str:
+def _refusal(error: psycopg.Error) -> DatabaseRefused:
     """What the database says, without the row: that may hold what must not be logged."""
-    return f"{type(error).__name__} {error.sqlstate} {error.diag.constraint_name or ''}".strip()
+    constraint = error.diag.constraint_name
+    return DatabaseRefused(f"{type(error).__name__} {error.sqlstate} {constraint or ''}".strip(), constraint=constraint)

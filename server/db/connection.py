@@ -33,6 +33,7 @@ CANCEL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0
 COMMIT_SECONDS = 10.0
 
+_ROLE_ADVICE = "run `florin migrate`, and make the login user a member of that role"
 _READ = psycopg.waiting.Wait.R
 _WRITE = psycopg.waiting.Wait.W
 _POLL_READ = select.POLLIN | select.POLLERR | select.POLLHUP
@@ -64,13 +65,14 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.cursor_factory = psycopg.AsyncRawCursor
 
     @classmethod
-    async def open(cls, conninfo: str, *, application_name: str = "florin", **options: str) -> Self:
+    async def open(cls, conninfo: str, *, application_name: str = "florin", role: str | None = None, **options: str) -> Self:
         """Connect, in autocommit mode.
 
-        `options` are server settings of this session, e.g. `plan_cache_mode="force_custom_plan"`.
+        `role` is who the session works as (`server.db.roles`), by default who logs in; `options` are server settings of this
+        session, e.g. `plan_cache_mode="force_custom_plan"`.
         Raises `DatabaseUnavailable` where no server answers within `CONNECT_SECONDS` or it refuses.
         """
-        settings = " ".join(f"-c {name}={value}" for name, value in options.items())
+        settings = " ".join(f"-c {name}={value}" for name, value in {**options, **({"role": role} if role else {})}.items())
         try:
             params = libpq_conninfo.conninfo_to_dict(conninfo, application_name=application_name)
         except psycopg.ProgrammingError as error:
@@ -82,7 +84,10 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                 params = await _resolved(params)
                 connection = await _drive_connecting(cls._connect_gen(libpq_conninfo.make_conninfo("", **params)))
         except psycopg.Error as error:
-            raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {str(error).strip()}") from error
+            said = str(error).strip()
+            if role is not None and f'"{role}"' in said:
+                raise DatabaseRefused(f"cannot work as {role}: {said.rpartition('FATAL:')[2].strip()}; {_ROLE_ADVICE}") from error
+            raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {said}") from error
         except trio.TooSlowError as error:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {CONNECT_SECONDS:.0f} s") from error
         connection._autocommit = True
@@ -174,9 +179,11 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
 
 @asynccontextmanager
-async def open_session(url: str, *, application_name: str = "florin command") -> AsyncIterator[Connection]:
+async def open_session(
+    url: str, *, application_name: str = "florin command", role: str | None = None
+) -> AsyncIterator[Connection]:
     """A connection for a block, discarded at its end. What the database refuses is raised as `DatabaseRefused`."""
-    connection = await Connection.open(url, application_name=application_name)
+    connection = await Connection.open(url, application_name=application_name, role=role)
     try:
         yield connection
     except psycopg.errors.UndefinedTable as error:

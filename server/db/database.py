@@ -9,9 +9,10 @@ import trio
 from core.idempotency import StoredKey
 from server.db.change_batch import Applied, ChangeBatch, ChangeRow, Lost
 from server.db.committer import Committer
-from server.db.create_batch import CreateBatch, Creation
+from server.db.create_batch import CreateBatch, Creation, OrderIsLive
 from server.db.deliveries import DeliveryResult, DeliveryResultBatch
 from server.db.pool import Pool, open_pool
+from server.db.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +20,23 @@ class Database:
     """One worker's access to PostgreSQL."""
 
     pool: Pool
-    creations: Committer[Creation, StoredKey | None]
+    creations: Committer[Creation, StoredKey | OrderIsLive | None]
     changes: Committer[ChangeRow, Applied | Lost]
+    change_batch: ChangeBatch
     delivery_results: Committer[DeliveryResult, bool]
 
 
 @asynccontextmanager
 async def open_database(conninfo: str, *, pool_size: int, delivery_lease_seconds: float) -> AsyncIterator[Database]:
     """Open the pool and run the committers. At the end of the block what is queued is written before they close."""
-    async with open_pool(conninfo, size=pool_size) as pool, trio.open_nursery() as committers:
+    async with open_pool(conninfo, size=pool_size, role=Role.APP) as pool, trio.open_nursery() as committers:
+        change_batch = ChangeBatch(delivery_lease_seconds=delivery_lease_seconds)
         database = Database(
             pool,
-            Committer(CreateBatch(), conninfo),
-            Committer(ChangeBatch(delivery_lease_seconds=delivery_lease_seconds), conninfo),
-            Committer(DeliveryResultBatch(), conninfo),
+            Committer(CreateBatch(), conninfo, role=Role.APP),
+            Committer(change_batch, conninfo, role=Role.APP),
+            change_batch,
+            Committer(DeliveryResultBatch(), conninfo, role=Role.APP),
         )
         await committers.start(database.creations.run)
         await committers.start(database.changes.run)

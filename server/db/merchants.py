@@ -1,11 +1,13 @@
 """Merchants, their API keys and webhook endpoints, and the accounts at PSPs. Secrets arrive sealed and leave sealed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from core.ids import EndpointId, MerchantId, PspAccountId
+from core.payment import NO_TERMS, Terms
+from server.db.audit import Act, record_act
 from server.db.connection import Connection
 
 
@@ -18,6 +20,60 @@ class Merchant:
     mode: str
     psp_account_id: PspAccountId
     created_at: datetime
+    accepts_payments: bool = True
+    one_live_payment_per_order: bool = False
+    statement_descriptor: str | None = None
+    refunds_late: bool = False
+    refunds_fee: bool = False
+    settlement_delay_seconds: int = 0
+    currencies: tuple["CurrencyTerms", ...] = ()
+
+    def terms_in(self, currency: str) -> Terms:
+        """The terms of a payment made now."""
+        fee = next((one for one in self.currencies if one.currency == currency), _NO_FEE)
+        terms = Terms(
+            fee_basis_points=fee.fee_basis_points,
+            fee_fixed_minor=fee.fee_fixed_minor,
+            refunds_fee=self.refunds_fee,
+            settlement_delay_seconds=self.settlement_delay_seconds,
+            refunds_late=self.refunds_late,
+        )
+        return NO_TERMS if terms == NO_TERMS else terms
+
+
+@dataclass(frozen=True, slots=True)
+class CurrencyTerms:
+    """Fee and negative limit of a merchant in one currency."""
+
+    currency: str
+    fee_basis_points: int = 0
+    fee_fixed_minor: int = 0
+    negative_limit_minor: int = 0
+
+
+_NO_FEE = CurrencyTerms("")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTerms:
+    """What to change of a merchant's terms; None leaves it as it is. An empty statement descriptor takes it away.
+
+    `fees` are (currency, basis points, fixed minor units), `negative_limits` (currency, minor units).
+    """
+
+    accepts_payments: bool | None = None
+    one_live_payment_per_order: bool | None = None
+    statement_descriptor: str | None = None
+    refunds_late: bool | None = None
+    refunds_fee: bool | None = None
+    settlement_delay_seconds: int | None = None
+    fees: list[tuple[str, int, int]] = field(default_factory=list)
+    negative_limits: list[tuple[str, int]] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """What is changed, for the audit log."""
+        given = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return ", ".join(f"{name}={value}" for name, value in given if value not in (None, []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +109,31 @@ class PspAccount:
     sealed_webhook_secret: bytes
 
 
-_MERCHANT = "m.merchant_id, m.name, m.mode, m.psp_account_id, m.created_at"
+_MERCHANT = """
+m.merchant_id, m.name, m.mode, m.psp_account_id, m.created_at, m.accepts_payments, m.one_live_payment_per_order,
+m.statement_descriptor, m.refunds_late, m.refunds_fee, m.settlement_delay_seconds,
+(SELECT json_agg(json_build_array(c.currency, c.fee_basis_points, c.fee_fixed_minor, c.negative_limit_minor) ORDER BY c.currency)
+   FROM merchant_currencies c WHERE c.merchant_id = m.merchant_id)
+"""
 
 
 def _merchant(row: tuple[Any, ...]) -> Merchant:
-    return Merchant(MerchantId(row[0]), row[1], row[2], PspAccountId(row[3]), row[4])
+    currencies = tuple(CurrencyTerms(*one) for one in row[11] or ())
+    created_at, accepts, exclusive, descriptor, refunds_late, refunds_fee, delay_seconds = row[4:11]
+    return Merchant(
+        MerchantId(row[0]),
+        row[1],
+        row[2],
+        PspAccountId(row[3]),
+        created_at,
+        accepts,
+        exclusive,
+        descriptor,
+        refunds_late,
+        refunds_fee,
+        delay_seconds,
+        currencies,
+    )
 
 
 async def add_psp_account(connection: Connection, account: PspAccount, *, now: datetime) -> None:
@@ -113,6 +189,55 @@ async def find_merchant(connection: Connection, merchant_id: MerchantId) -> Merc
         merchant_id,
     )
     return _merchant(rows[0]) if rows else None
+
+
+async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTerms, act: Act) -> Merchant | None:
+    """Change a merchant's terms, audited; None where there is no such merchant."""
+    async with connection.atomic():
+        touched = await connection.run(
+            """
+            UPDATE merchants
+               SET accepts_payments = coalesce($2, accepts_payments),
+                   one_live_payment_per_order = coalesce($3, one_live_payment_per_order),
+                   statement_descriptor = CASE WHEN $4::text IS NULL THEN statement_descriptor ELSE nullif($4, '') END,
+                   refunds_late = coalesce($5, refunds_late), refunds_fee = coalesce($6, refunds_fee),
+                   settlement_delay_seconds = coalesce($7, settlement_delay_seconds)
+             WHERE merchant_id = $1
+            """,
+            merchant_id,
+            new.accepts_payments,
+            new.one_live_payment_per_order,
+            new.statement_descriptor,
+            new.refunds_late,
+            new.refunds_fee,
+            new.settlement_delay_seconds,
+        )
+        if not touched:
+            return None
+        for currency, basis_points, fixed_minor in new.fees:
+            await connection.run(
+                """
+                INSERT INTO merchant_currencies (merchant_id, currency, fee_basis_points, fee_fixed_minor) VALUES ($1, $2, $3, $4)
+                ON CONFLICT (merchant_id, currency)
+                DO UPDATE SET fee_basis_points = excluded.fee_basis_points, fee_fixed_minor = excluded.fee_fixed_minor
+                """,
+                merchant_id,
+                currency,
+                basis_points,
+                fixed_minor,
+            )
+        for currency, limit_minor in new.negative_limits:
+            await connection.run(
+                """
+                INSERT INTO merchant_currencies (merchant_id, currency, negative_limit_minor) VALUES ($1, $2, $3)
+                ON CONFLICT (merchant_id, currency) DO UPDATE SET negative_limit_minor = excluded.negative_limit_minor
+                """,
+                merchant_id,
+                currency,
+                limit_minor,
+            )
+        await record_act(connection, act)
+    return await find_merchant(connection, merchant_id)
 
 
 async def add_api_key(

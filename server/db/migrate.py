@@ -6,12 +6,17 @@ other; a database that is ahead of this code is left alone and said so.
 
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 
 import trio
 
 from core.errors import FlorinError
 from server.db.connection import Connection
+from server.db.roles import Role, ensure_roles
+
+ROLES_MIGRATION = 3
+"""The migration that gives everything to florin_migrate; later ones work as that role, so that it owns what they make."""
 
 UNLOCK_SECONDS = 5.0
 _LOCK = 0x464C4F52494E  # "FLORIN"
@@ -58,9 +63,12 @@ async def migrate(connection: Connection) -> list[str]:
                 now() )
             """
         )
+        await ensure_roles(connection)
         pending = _pending(await applied(connection))
         for migration in pending:
             async with connection.atomic():
+                if migration.number > ROLES_MIGRATION:
+                    await connection.execute(f"SET LOCAL ROLE {Role.MIGRATE}")
                 await connection.execute(migration.sql)
                 await connection.run(
                     "INSERT INTO schema_migrations (number, name, sha256) VALUES ($1, $2, $3)",
@@ -81,6 +89,14 @@ async def applied(connection: Connection) -> dict[int, str]:
     if not rows[0][0]:
         return {}
     return dict(await connection.query("SELECT number, sha256 FROM schema_migrations ORDER BY number"))
+
+
+async def status(connection: Connection) -> list[tuple[str, datetime | None]]:
+    """Each migration that this code knows, and when it was applied. Raises `MigrationError` like `migrate`."""
+    done = await applied(connection)
+    _pending(done)
+    times: dict[int, datetime] = dict(await connection.query("SELECT number, applied_at FROM schema_migrations")) if done else {}
+    return [(migration.name, times.get(migration.number)) for migration in migrations()]
 
 
 def _pending(done: dict[int, str]) -> list[Migration]:

@@ -1,19 +1,27 @@
-"""Reading payments, and claiming those that are due."""
+"""Reading payments, listing them, and claiming those that are due."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
-from core.payment import Payment, Status
+from core.payment import NO_TERMS, Capture, OperationKind, Payment, PendingOperation, Status, Terms
 from server.db.connection import Connection
 
 _COLUMNS = """
 p.merchant_id, p.id, p.psp_account_id, p.operation_id, p.order_id, p.amount_minor, p.currency, p.status, p.version,
 p.expires_at, p.created_at, p.updated_at, p.due_at, p.reference, p.payment_url, p.return_url, p.description,
-p.captured_minor, p.late, p.suspended, p.decline_code, p.did_check_again, p.checks
+p.captured_minor, p.late, p.suspended, p.decline_code, p.did_check_again, p.checks, p.refunded_minor, p.disputed_minor,
+p.lost_minor, p.capture_before, p.pending_id, p.pending_kind, p.pending_minor, p.pending_since, p.is_warned, p.is_released,
+p.capture, p.is_sync, p.live_order_id, p.statement_descriptor, p.metadata, p.fee_basis_points, p.fee_fixed_minor,
+p.refunds_fee, p.settlement_delay_seconds, p.refunds_late
 """
+
+_decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
 
 
 def _payment(row: tuple[Any, ...]) -> Payment:
@@ -40,6 +48,35 @@ def _payment(row: tuple[Any, ...]) -> Payment:
         decline_code=row[20],
         did_check_again=row[21],
         checks=row[22],
+        refunded_minor=row[23],
+        disputed_minor=row[24],
+        lost_minor=row[25],
+        capture_before=row[26],
+        pending=_pending(*row[27:31]) if row[27] else None,
+        is_warned=row[31],
+        is_released=row[32],
+        capture=Capture(row[33]),
+        is_sync=row[34],
+        is_exclusive=row[35] is not None,
+        statement_descriptor=row[36],
+        metadata=_decode_metadata(row[37]) if row[37] else {},
+        terms=_terms(*row[38:43]),
+    )
+
+
+def _pending(operation_id: UUID, kind: str, amount_minor: int | None, since: datetime) -> PendingOperation:
+    return PendingOperation(id=OperationId(operation_id), kind=OperationKind(kind), amount_minor=amount_minor, since=since)
+
+
+def _terms(basis_points: int, fixed_minor: int, refunds_fee: bool, delay_seconds: int, refunds_late: bool) -> Terms:  # noqa: FBT001 - columns
+    if not (basis_points or fixed_minor or refunds_fee or delay_seconds or refunds_late):
+        return NO_TERMS
+    return Terms(
+        fee_basis_points=basis_points,
+        fee_fixed_minor=fixed_minor,
+        refunds_fee=refunds_fee,
+        settlement_delay_seconds=delay_seconds,
+        refunds_late=refunds_late,
     )
 
 
@@ -63,20 +100,6 @@ async def find_owner(connection: Connection, payment_id: UUID) -> MerchantId | N
         payment_id,
     )
     return MerchantId(rows[0][0]) if rows else None
-
-
-async def store_reply(connection: Connection, merchant_id: MerchantId, key: str, *, status: int, body: bytes) -> None:
-    """Store the first definitive reply of a key; one that is there stays."""
-    await connection.run(
-        """
-        UPDATE idempotency_keys SET reply_status = $3, reply_body = $4, in_flight_until = created_at
-         WHERE merchant_id = $1 AND key = $2 AND reply_status IS NULL
-        """,
-        merchant_id,
-        key,
-        status,
-        body.decode(),
-    )
 
 
 async def postpone(connection: Connection, payment: Payment, *, due_at: datetime) -> None:
@@ -126,3 +149,63 @@ async def claim_due_payments(
         lease_seconds,
     )
     return [_payment(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which payments to list. Times bound `created_at`; None is any."""
+
+    status: Status | None = None
+    order_id: str | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+
+
+SCAN_MAX = 5_000
+"""How many payments one page may look through for a status, so that a page never costs more than that."""
+
+
+async def list_payments(
+    connection: Connection, merchant_id: MerchantId, wanted: Filter, *, after: UUID | None, limit: int
+) -> tuple[list[Payment], UUID | None]:
+    """A page of payments, newest first, and where the next page goes on, or None at the end.
+
+    Ids are UUIDv7 and so sort by the time they were made. A page may hold fewer than `limit`, even none, and have a next one.
+    """
+    rows = await connection.query(
+        f"""
+        WITH page AS (
+            SELECT id FROM payment_requests
+             WHERE merchant_id = $1 AND id < $2 AND id >= $3 AND ($4::text IS NULL OR order_id = $4)
+             ORDER BY id DESC LIMIT $5
+        ), matching AS (
+            SELECT p.id FROM page JOIN payment_requests p ON p.merchant_id = $1 AND p.id = page.id
+             WHERE $6::text IS NULL OR p.status = $6 ORDER BY p.id DESC LIMIT $7
+        )
+        SELECT {_COLUMNS}, (SELECT min(id::text) FROM page), (SELECT count(*) FROM page)
+          FROM (SELECT 1) AS one LEFT JOIN matching ON true
+          LEFT JOIN payment_requests p ON p.merchant_id = $1 AND p.id = matching.id
+         ORDER BY p.id DESC
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        min(after or _LAST, _first_id_at(wanted.created_before) if wanted.created_before else _LAST),
+        _first_id_at(wanted.created_from) if wanted.created_from else UUID(int=0),
+        wanted.order_id,
+        SCAN_MAX if wanted.status else limit + 1,
+        wanted.status.value if wanted.status else None,
+        limit + 1,
+    )
+    payments = [_payment(row) for row in rows if row[1] is not None]
+    if len(payments) > limit:
+        return payments[:limit], payments[limit - 1].id
+    last, looked_at = rows[0][-2:]
+    return payments, UUID(last) if wanted.status and looked_at == SCAN_MAX else None
+
+
+_LAST = UUID(int=2**128 - 1)
+
+
+def _first_id_at(moment: datetime) -> UUID:
+    """The smallest UUIDv7 of that millisecond (RFC 9562)."""
+    milliseconds = max(int(moment.timestamp() * 1_000), 0)
+    return UUID(int=min(milliseconds, 2**48 - 1) << 80)

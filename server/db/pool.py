@@ -23,8 +23,9 @@ USE_SECONDS = 30.0
 class Pool:
     """Connections to one database, opened as needed. Use as `async with open_pool(...) as pool`."""
 
-    def __init__(self, conninfo: str, *, size: int, waiters_max: int = WAITERS_MAX) -> None:
+    def __init__(self, conninfo: str, *, size: int, role: str | None = None, waiters_max: int = WAITERS_MAX) -> None:
         self._conninfo = conninfo
+        self._role = role
         self._idle: list[Connection] = []
         self._slots = trio.Semaphore(size)
         self._waiters_max = waiters_max
@@ -65,7 +66,7 @@ class Pool:
             if connection.is_usable():
                 return connection
             connection.discard()
-        return await Connection.open(self._conninfo)
+        return await Connection.open(self._conninfo, role=self._role)
 
     def _put_back(self, connection: Connection) -> None:
         if connection.is_usable():
@@ -80,9 +81,9 @@ class Pool:
 
 
 @asynccontextmanager
-async def open_pool(conninfo: str, *, size: int) -> AsyncIterator[Pool]:
-    """A pool that is closed at the end of the block."""
-    pool = Pool(conninfo, size=size)
+async def open_pool(conninfo: str, *, size: int, role: str | None = None) -> AsyncIterator[Pool]:
+    """A pool that is closed at the end of the block; its sessions work as `role`."""
+    pool = Pool(conninfo, size=size, role=role)
     try:
         yield pool
     finally:

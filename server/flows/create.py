@@ -1,87 +1,154 @@
-"""Accept a payment and open it at the PSP.
+"""Accept a payment, and open its page at the PSP or charge its token.
 
 Durable intent first: key, payment and operation are committed before the first byte leaves for the PSP, the PSP is called outside
 any transaction, and what it answered goes through the transition function. A request that died in between is taken up by the
 next one with its key, or by the follow-up job: both ask or repeat with the operation's id, which the PSP knows as the key.
 """
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 
 import structlog
 import trio
 
-from core.errors import DatabaseUnavailable, PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.due import first_due_at
+from core.errors import (
+    Conflict,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    Forbidden,
+    PspError,
+    PspOutcomeUnknown,
+    PspRejected,
+    PspUnreachable,
+)
 from core.evidence import Evidence, EvidenceKind, Source
-from core.idempotency import InFlight, Mismatch, Replay, Resume, decide
-from core.ids import LogId, OperationId, PaymentId
+from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, decide
+from core.ids import LogId, MerchantId, OperationId, PaymentId
 from core.money import Money
-from core.payment import FINAL, Payment, Status, first_due_at
-from server.db.create_batch import Creation, is_own
+from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, is_provisionally_declined
+from server.db.create_batch import Creation, OrderIsLive, is_own
+from server.db.keys import store_reply
 from server.db.merchants import Merchant
-from server.db.payments import find_payment, store_reply
+from server.db.payments import find_payment
+from server.flows.background import Work
+from server.flows.idempotent import IN_FLIGHT_MARGIN_SECONDS, Request, wait_for_reply
+from server.flows.operate import PSP_KEY_LIFETIME
 from server.flows.services import Services
 from server.flows.settle import Answering, encode_payment, settle
+from server.flows.verify import verify_if_possible
 from server.new_ids import uuid7
 
 CREATED = 201
-PSP_KEY_LIFETIME = timedelta(hours=23)
-"""How long a PSP may be sent the same operation again."""
+SYNC_EXPIRES_SECONDS = 60
+"""How long a sync payment whose answer is missing is left to its request; the PSP is asked then, and it is never charged after.
+"""
 
-_IN_FLIGHT_MARGIN_SECONDS = 5.0
+ORDER_CONSTRAINT = "one_live_payment_per_order"
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewPayment:
-    """What a merchant asks for, validated."""
+    """What a merchant asks for, validated. With a `token` of the PSP it is charged at once, else it gets a hosted page."""
 
     money: Money
     order_id: str
     description: str | None
     return_url: str | None
     expires_in_seconds: int
+    token: str | None = None
+    capture: Capture = Capture.AUTOMATIC
+    statement_descriptor: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The payment as it stands after the PSP was asked. `replayed`: an earlier request had accepted it."""
+    """The payment as it stands. `replayed`: an earlier request had accepted it; `is_waiting`: the PSP is still being asked."""
 
     payment: Payment
     replayed: bool = False
+    is_waiting: bool = False
 
 
 Outcome = Opened | Replay | Mismatch | InFlight
 
 
-async def create(services: Services, merchant: Merchant, wanted: NewPayment, *, key: str, fingerprint: bytes) -> Outcome:
-    """Accept a payment once per key, and open it at the PSP.
+async def create(
+    services: Services,
+    merchant: Merchant,
+    wanted: NewPayment,
+    request: Request,
+    *,
+    reply_within_seconds: float | None = None,
+) -> Outcome:
+    """Accept a payment once per key, and open or charge it at the PSP.
 
-    Cancelled in between, it is completed by a retry or by the follow-up job. Raises `Overloaded` or `DatabaseUnavailable`.
+    `reply_within_seconds`: return the payment as it stands after so long, the PSP being asked meanwhile; None waits for the PSP.
+    Cancelled in between, it is completed by a retry or by the follow-up job. Raises `Overloaded`, `DatabaseUnavailable`,
+    `Forbidden` where the merchant's payments are stopped, `Conflict` where the order has a live payment.
     """
-    creation = _creation(services, merchant, wanted, key=key, fingerprint=fingerprint)
-    stored = await services.db.creations.submit(creation)
-    if stored is None or is_own(stored, creation):
-        return Opened(await _open_in_time(services, creation))
-    decision = decide(stored, fingerprint, now=services.now())
+    if not merchant.accepts_payments:
+        raise Forbidden("this merchant's payments are stopped; reading, refunding and canceling go on", code="payments_stopped")
+    if reply_within_seconds is not None:
+        services.background.require_room()
+    creation = _creation(services, merchant, wanted, request)
+    stored = await _accept(services, creation)
+    if stored is None:
+        work = partial(_open_in_time, services, creation, wanted.token)
+        if reply_within_seconds is None:
+            return Opened(await work())
+        return await _reply_within(services.background.start(work), creation.payment, seconds=reply_within_seconds)
+    decision = decide(stored, request.fingerprint, now=services.now())
+    if isinstance(decision, InFlight) and (later := await wait_for_reply(services, request)) is not None:
+        decision = decide(later, request.fingerprint, now=services.now())
     if not isinstance(decision, Resume):
         return decision
-    return Opened(await _resume(services, merchant, decision.payment_id, key=key), replayed=True)
+    payment = await _resume(services, merchant.id, decision.payment_id, key=request.key, token=wanted.token)
+    return Opened(payment, replayed=True)
 
 
-async def _open_in_time(services: Services, creation: Creation) -> Payment:
+async def _accept(services: Services, creation: Creation) -> StoredKey | None:
+    """Commit the payment; None where it is new, else what its key has left behind. Raises `Conflict` for a live order."""
+    try:
+        stored = await services.db.creations.submit(creation)
+    except DatabaseRefused as error:
+        if error.constraint != ORDER_CONSTRAINT:
+            raise
+        stored = OrderIsLive()
+    if isinstance(stored, OrderIsLive):
+        raise Conflict(
+            "another payment of this order is live: cancel it first, or wait for its end", code="order_has_live_payment"
+        )
+    return None if is_own(stored, creation) else stored
+
+
+async def _reply_within(work: Work[Payment], accepted: Payment, *, seconds: float) -> Opened:
+    payment = await work.result(seconds=seconds)
+    return Opened(payment) if payment is not None else Opened(accepted, is_waiting=True)
+
+
+async def _open_in_time(services: Services, creation: Creation, token: str | None) -> Payment:
     """Open a payment that was just accepted, unless accepting it took so long that a retry may be doing so already."""
     if services.now() + timedelta(seconds=services.psp_seconds) > creation.in_flight_until:
         return creation.payment
-    return await _open(services, creation.payment, key=creation.key, is_first=True)
+    return await _open(services, creation.payment, key=creation.key, token=token, is_first=True)
 
 
-async def _resume(services: Services, merchant: Merchant, payment_id: PaymentId, *, key: str) -> Payment:
-    """Take up a payment whose first request died, or was answered by something that was not definitive."""
+async def _resume(services: Services, merchant_id: MerchantId, payment_id: PaymentId, *, key: str, token: str | None) -> Payment:
+    """Take up a payment whose first request died, or was answered by something that was not definitive.
+
+    A charge is asked about before it is repeated, and not repeated once its time is over.
+    """
     async with services.db.pool.connection() as connection:
-        payment = await find_payment(connection, merchant.id, payment_id)
+        payment = await find_payment(connection, merchant_id, payment_id)
     if payment is None:
         raise DatabaseUnavailable("a stored key names a payment that does not exist")
+    if payment.is_sync and payment.status in UNSETTLED:
+        payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
     if is_opened(payment):
         await _store_reply(services, payment, key)
         return payment
@@ -89,21 +156,24 @@ async def _resume(services: Services, merchant: Merchant, payment_id: PaymentId,
     is_over = now - payment.created_at > PSP_KEY_LIFETIME
     # Once it expires the PSP may be found to know nothing of it; no request must be under way then.
     is_nearly_over = now + timedelta(seconds=services.psp_seconds) > payment.expires_at
-    if payment.status in FINAL or is_over or is_nearly_over:
+    is_asked_about = payment.is_sync and (payment.status is Status.UNKNOWN or is_provisionally_declined(payment))
+    if payment.status in FINAL or is_over or is_nearly_over or is_asked_about:
         return payment
-    return await _open(services, payment, key=key, is_first=False)
+    return await _open(services, payment, key=key, token=token, is_first=False)
 
 
 def is_opened(payment: Payment) -> bool:
-    """Whether the payment has its page, and so a definitive reply."""
+    """Whether the payment has a definitive reply: it has its page, or its token was accepted."""
+    if payment.is_sync:
+        return payment.status in (Status.AUTHORIZED, Status.SUCCEEDED)
     return payment.payment_url is not None
 
 
-async def _open(services: Services, payment: Payment, *, key: str, is_first: bool) -> Payment:
-    evidence = await _ask(services, payment, is_first=is_first)
+async def _open(services: Services, payment: Payment, *, key: str, token: str | None, is_first: bool) -> Payment:
+    evidence = await _ask(services, payment, token, is_first=is_first)
     if evidence is None:
         return payment
-    is_open = evidence.kind is EvidenceKind.OPENED
+    is_open = evidence.kind in (EvidenceKind.OPENED, EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED)
     settled = await settle(
         services,
         payment.merchant_id,
@@ -116,8 +186,10 @@ async def _open(services: Services, payment: Payment, *, key: str, is_first: boo
     assert settled is not None
     if is_open and not settled.changed:
         await _store_reply(services, settled.payment, key)
-    if is_open and settled.payment.status in (Status.EXPIRED, Status.CANCELED):
+    if is_open and not payment.is_sync and settled.payment.status in (Status.EXPIRED, Status.CANCELED):
         await _close_again(services, settled.payment)
+    if is_provisionally_declined(settled.payment):
+        return await verify_if_possible(services, settled.payment, source=Source.RECHECK, seconds=services.psp_seconds)
     return settled.payment
 
 
@@ -139,12 +211,12 @@ async def _close_again(services: Services, payment: Payment) -> None:
         await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
 
 
-async def _ask(services: Services, payment: Payment, *, is_first: bool) -> Evidence | None:
+async def _ask(services: Services, payment: Payment, token: str | None, *, is_first: bool) -> Evidence | None:
     """Call the PSP; what was learned, or None for nothing."""
     try:
         with trio.fail_after(services.psp_seconds):
             adapter = await services.psps.of(payment.psp_account_id)
-            return await adapter.create_intent(payment)
+            return await (adapter.create_intent(payment) if token is None else adapter.charge(payment, token))
     except PspUnreachable:
         # An earlier request may have reached the PSP before it died; then this one's failure proves nothing.
         return _about(payment, EvidenceKind.UNREACHABLE) if is_first else None
@@ -164,9 +236,10 @@ def _about(payment: Payment, kind: EvidenceKind, *, code: str | None = None) -> 
     )
 
 
-def _creation(services: Services, merchant: Merchant, wanted: NewPayment, *, key: str, fingerprint: bytes) -> Creation:
+def _creation(services: Services, merchant: Merchant, wanted: NewPayment, request: Request) -> Creation:
     now = services.now()
-    expires_at = now + timedelta(seconds=wanted.expires_in_seconds)
+    expires_in_seconds = wanted.expires_in_seconds if wanted.token is None else SYNC_EXPIRES_SECONDS
+    expires_at = now + timedelta(seconds=expires_in_seconds)
     payment = Payment(
         id=PaymentId(uuid7()),
         merchant_id=merchant.id,
@@ -182,15 +255,17 @@ def _creation(services: Services, merchant: Merchant, wanted: NewPayment, *, key
         due_at=first_due_at(created_at=now, expires_at=expires_at),
         return_url=wanted.return_url,
         description=wanted.description,
+        capture=wanted.capture,
+        is_sync=wanted.token is not None,
+        is_exclusive=merchant.one_live_payment_per_order,
+        statement_descriptor=wanted.statement_descriptor or merchant.statement_descriptor,
+        metadata=wanted.metadata,
+        terms=merchant.terms_in(wanted.money.currency),
     )
     return Creation(
         payment=payment,
         log_id=LogId(uuid7()),
-        key=key,
-        fingerprint=fingerprint,
-        in_flight_until=_in_flight_until(now, services.psp_seconds),
+        key=request.key,
+        fingerprint=request.fingerprint,
+        in_flight_until=now + timedelta(seconds=2 * services.psp_seconds + IN_FLIGHT_MARGIN_SECONDS),
     )
-
-
-def _in_flight_until(now: datetime, psp_seconds: float) -> datetime:
-    return now + timedelta(seconds=psp_seconds + _IN_FLIGHT_MARGIN_SECONDS)

@@ -3,7 +3,7 @@
 EXPIRED is written only when the PSP confirmed that its page can no longer be paid; if the customer was faster, the answer says
 captured and the payment succeeds. Where the PSP has never heard of the operation there is nothing to pay: that is EXPIRED too,
 once no request for it can be under way (`server.flows.create` sends none when the time is nearly over) and unless another change
-of the payment came first.
+of the payment came first. A sync payment that the PSP has never heard of ends as CANCELED, with `psp_unreachable`.
 """
 
 from dataclasses import replace
@@ -11,9 +11,10 @@ from datetime import timedelta
 
 import trio
 
+from core.due import COMPLETE_AFTER_SECONDS
 from core.errors import PspOutcomeUnknown
 from core.evidence import EvidenceKind, Source
-from core.payment import COMPLETE_AFTER_SECONDS, Payment
+from core.payment import Payment
 from server.flows.services import Services
 from server.flows.settle import settle
 
@@ -23,15 +24,16 @@ async def expire(services: Services, payment: Payment) -> Payment:
 
     Raises `PspError` where nothing was learned, `DatabaseUnavailable`, `Overloaded`.
     """
+    end = EvidenceKind.CANCELED if payment.is_sync else EvidenceKind.EXPIRED
     try:
         with trio.fail_after(services.psp_seconds):
             adapter = await services.psps.of(payment.psp_account_id)
-            evidence = await adapter.close(payment, as_kind=EvidenceKind.EXPIRED, source=Source.EXPIRY)
+            evidence = await adapter.close(payment, as_kind=end, source=Source.EXPIRY)
     except trio.TooSlowError as error:
         raise PspOutcomeUnknown("the PSP did not answer in time") from error
     is_absent = evidence.kind is EvidenceKind.NOT_FOUND
     if is_absent and payment.reference is None and _is_long_ago(services, payment):
-        evidence = replace(evidence, kind=EvidenceKind.EXPIRED)
+        evidence = replace(evidence, kind=EvidenceKind.UNREACHABLE if payment.is_sync else EvidenceKind.EXPIRED)
     settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=is_absent)
     assert settled is not None
     return settled.payment

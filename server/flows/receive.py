@@ -2,12 +2,13 @@
 
 from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import PspAccountId
-from core.payment import is_provisionally_declined
+from core.payment import CLOSED, is_provisionally_declined
 from server.db.change_batch import PspEvent
 from server.db.findings import add_finding
 from server.db.psp_events import Outcome, record, was_seen
+from server.flows.operate import carry_out
 from server.flows.services import Services
-from server.flows.settle import settle
+from server.flows.settle import settle, settle_refund
 from server.flows.verify import verify_if_possible
 from server.new_ids import uuid7
 from server.psp.adapter import Notice
@@ -18,21 +19,24 @@ async def receive(services: Services, account_id: PspAccountId, notice: Notice) 
 
     Raises `DatabaseUnavailable` or `Overloaded`: the PSP has to send it again.
     """
-    if notice.evidence is None:
+    if not notice.evidence:
         await _remember(services, account_id, notice, Outcome.IGNORED)
         return Outcome.IGNORED
+    if len(notice.evidence) > 1 or notice.evidence[0].refund_id is not None:
+        return await _receive_refunds(services, account_id, notice)
+    evidence = notice.evidence[0]
     # Other evidence is idempotent by itself; a refused attempt is logged each time, so its event must be new.
-    if notice.evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(services, account_id, notice):
+    if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(services, account_id, notice):
         return Outcome.NOTHING_NEW
     settled = await settle(
         services,
         notice.merchant_id,
         notice.payment_id,
-        notice.evidence,
+        evidence,
         psp_event=PspEvent(notice.event_id, notice.event_type),
     )
     if settled is None:
-        await _report_unmatched(services, notice, notice.evidence)
+        await _report_unmatched(services, notice, evidence)
         await _remember(services, account_id, notice, Outcome.UNMATCHED)
         return Outcome.UNMATCHED
     if not settled.changed:
@@ -40,7 +44,24 @@ async def receive(services: Services, account_id: PspAccountId, notice: Notice) 
         return Outcome.NOTHING_NEW
     if is_provisionally_declined(settled.payment):
         await verify_if_possible(services, settled.payment, source=Source.RECHECK, seconds=services.psp_seconds)
+    if settled.payment.pending is not None and settled.payment.status in CLOSED:
+        await carry_out(services, settled.payment)  # money was authorized too late: it is released
     return Outcome.APPLIED
+
+
+async def _receive_refunds(services: Services, account_id: PspAccountId, notice: Notice) -> Outcome:
+    """Refunds come several in one event; each is applied by itself, and the event is remembered when all are."""
+    outcome = Outcome.NOTHING_NEW
+    for evidence in notice.evidence:
+        assert evidence.refund_id is not None
+        settled = await settle_refund(services, notice.merchant_id, notice.payment_id, evidence.refund_id, evidence)
+        if settled is None:
+            await _report_unmatched(services, notice, evidence)
+            outcome = Outcome.UNMATCHED
+        elif settled.changed and outcome is Outcome.NOTHING_NEW:
+            outcome = Outcome.APPLIED
+    await _remember(services, account_id, notice, outcome)
+    return outcome
 
 
 async def _was_seen(services: Services, account_id: PspAccountId, notice: Notice) -> bool:

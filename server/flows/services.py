@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from server.db.change_batch import NewDelivery
 from server.db.database import Database
+from server.flows.background import Background
 from server.psp.routing import Routing
 
 
@@ -18,6 +21,8 @@ class Services:
     notify: Callable[[Sequence[NewDelivery]], None]
     psp_seconds: float
     now: Callable[[], datetime]
+    background: Background
+    receipt_key: Ed25519PrivateKey
 
 
 def utc_now() -> datetime:

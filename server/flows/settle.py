@@ -1,24 +1,29 @@
-"""Apply evidence to a payment: the one way in which a payment changes.
+"""Apply evidence to a payment or to one of its refunds: the one way in which they change.
 
-Read, think (`core.payment.apply`), compare-and-set; where another change came first, read and think again. Every round someone
-makes progress, so the bound on rounds is reached only when something is wrong.
+Read, think (`core.transition.apply`, `core.refund_transition.apply_refund`), compare-and-set; where another change came first,
+read and think again. Every round someone makes progress, so the bound on rounds is reached only when something is wrong.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from core.errors import Overloaded
-from core.events import event_type_of, payment_data
-from core.evidence import Evidence, Finding
-from core.ids import EventId, LogId, MerchantId, PaymentId
-from core.ledger import transfer_of
-from core.payment import Change, Payment, apply
+from core.events import event_type_of, payment_data, refund_data
+from core.evidence import DISPUTES, Evidence, Finding
+from core.ids import EventId, LogId, MerchantId, PaymentId, RefundId
+from core.ledger import dispute_transfer, transfer_of
+from core.payment import Change, Payment
+from core.refund import Refund
+from core.refund_transition import apply_refund
+from core.transition import apply
 from server.db.change_batch import Applied, ChangeRow, PspEvent, Reply
 from server.db.connection import Connection
 from server.db.findings import has_open_finding, has_transfer
 from server.db.payments import find_payment
 from server.db.psp_events import was_seen
+from server.db.refunds import find_refund
 from server.flows.services import Services
 from server.new_ids import uuid7
 
@@ -27,15 +32,16 @@ ROUNDS_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The payment after the evidence; `changed` is False where it brought nothing new."""
+    """The payment (and refund) after the evidence; `changed` is False where it brought nothing new."""
 
     payment: Payment
     changed: bool
+    refund: Refund | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """The change answers an idempotent request: with the payment and this status, or, where it is None, not definitively."""
+    """The change answers an idempotent request: with what became of it and this status, or not definitively (None)."""
 
     key: str
     status: int | None
@@ -44,6 +50,11 @@ class Answering:
 def encode_payment(payment: Payment) -> bytes:
     """A payment in JSON, as merchants see it."""
     return msgspec.json.encode(payment_data(payment))
+
+
+def encode_refund(refund: Refund) -> bytes:
+    """A refund in JSON, as merchants see it."""
+    return msgspec.json.encode(refund_data(refund))
 
 
 async def settle(
@@ -57,49 +68,114 @@ async def settle(
     answering: Answering | None = None,
     only_if_unchanged: bool = False,
 ) -> Settled | None:
-    """Apply evidence; None where the payment does not exist.
+    """Apply evidence to a payment; None where it does not exist.
 
     `known` saves the first read. `only_if_unchanged`: the evidence proves something only about the payment as it was `known`
     when the PSP was asked, and is dropped where another change came first. Idempotent. Cancelled before the commit it changes
     nothing, after it all. Raises `DatabaseUnavailable`, `Overloaded`, `IllegalTransition`.
     """
+
+    async def think(payment: Payment) -> tuple[Change | None, Refund | None]:
+        change = apply(payment, evidence, now=services.now())
+        if change is not None and (change.finding is Finding.EVIDENCE_MISMATCH or evidence.kind in DISPUTES):
+            async with services.db.pool.connection() as connection:
+                change = await _unless_written(connection, change)
+        return change, None
+
+    return await _change(
+        services,
+        (merchant_id, payment_id),
+        think,
+        known=known,
+        psp_event=psp_event,
+        answering=answering,
+        only_if_unchanged=only_if_unchanged,
+        evidence=evidence,
+    )
+
+
+async def settle_refund(
+    services: Services,
+    merchant_id: MerchantId,
+    payment_id: PaymentId,
+    refund_id: RefundId,
+    evidence: Evidence,
+    *,
+    psp_event: PspEvent | None = None,
+    answering: Answering | None = None,
+) -> Settled | None:
+    """Apply evidence to a refund and its payment; None where there is no such refund. Otherwise like `settle`."""
+
+    async def think(payment: Payment) -> tuple[Change | None, Refund | None]:
+        async with services.db.pool.connection() as connection:
+            refund = await find_refund(connection, merchant_id, payment_id, refund_id)
+            if refund is None:
+                return None, None
+            change = apply_refund(payment, refund, evidence, now=services.now())
+            if change is not None and change.finding is Finding.EVIDENCE_MISMATCH:
+                change = await _unless_written(connection, change)
+            return change, change.refund if change is not None else refund
+
+    settled = await _change(
+        services,
+        (merchant_id, payment_id),
+        think,
+        known=None,
+        psp_event=psp_event,
+        answering=answering,
+        only_if_unchanged=False,
+        evidence=evidence,
+    )
+    return settled if settled is not None and settled.refund is not None else None
+
+
+async def _change(
+    services: Services,
+    ids: tuple[MerchantId, PaymentId],
+    think: Callable[[Payment], Awaitable[tuple[Change | None, Refund | None]]],
+    *,
+    known: Payment | None,
+    psp_event: PspEvent | None,
+    answering: Answering | None,
+    only_if_unchanged: bool,
+    evidence: Evidence,
+) -> Settled | None:
     payment = known
     for _ in range(ROUNDS_MAX):
         if payment is None:
             async with services.db.pool.connection() as connection:
-                payment = await find_payment(connection, merchant_id, payment_id)
+                payment = await find_payment(connection, *ids)
         if payment is None:
             return None
-        now = services.now()
-        change = apply(payment, evidence, now=now)
-        if change is not None and change.finding is Finding.EVIDENCE_MISMATCH and await _was_found(services, change):
-            change = _without_finding(change)
+        change, refund = await think(payment)
         if change is None:
-            return Settled(payment, changed=False)
-        row = _row(change, psp_event=psp_event, answering=answering)
-        result = await services.db.changes.submit(row)
+            return Settled(payment, changed=False, refund=refund)
+        result = await services.db.changes.submit(row_of(change, psp_event=psp_event, answering=answering))
         if isinstance(result, Applied):
             services.notify(result.deliveries)
-            return Settled(change.after, changed=True)
+            return Settled(change.after, changed=True, refund=refund)
         async with services.db.pool.connection() as connection:
-            payment = await find_payment(connection, merchant_id, payment_id)
+            payment = await find_payment(connection, *ids)
             if payment is not None and (only_if_unchanged or await _was_seen(connection, payment, evidence, psp_event)):
-                return Settled(payment, changed=False)
+                return Settled(payment, changed=False, refund=refund)
     raise Overloaded("the payment changes faster than this change can be made")
 
 
-async def _was_found(services: Services, change: Change) -> bool:
-    """Whether this mismatch has been written before: its money is in suspense, or the finding is open."""
-    transfer = transfer_of(change)
-    async with services.db.pool.connection() as connection:
-        if transfer is not None:
-            return await has_transfer(connection, change.after.merchant_id, transfer)
-        return await has_open_finding(connection, change.after, Finding.EVIDENCE_MISMATCH)
+async def _unless_written(connection: Connection, change: Change) -> Change | None:
+    """The change, or what remains of one that was written before: its money is posted, or its finding is open.
 
-
-def _without_finding(change: Change) -> Change | None:
-    """What remains of a mismatch that was written before: that there is nothing more for a job to do, if that is news."""
-    if change.after.due_at == change.before.due_at:
+    What remains is that there is nothing more for a job to do, if that is news.
+    """
+    transfer = dispute_transfer(change) if change.evidence.kind in DISPUTES else transfer_of(change)
+    if transfer is not None:
+        was_written = await has_transfer(connection, change.after.merchant_id, transfer)
+    else:
+        was_written = change.finding is Finding.EVIDENCE_MISMATCH and await has_open_finding(
+            connection, change.after, Finding.EVIDENCE_MISMATCH
+        )
+    if not was_written:
+        return change
+    if change.after.due_at == change.before.due_at or change.evidence.kind in DISPUTES:
         return None
     return replace(change, finding=None, to_suspense=None)
 
@@ -112,13 +188,16 @@ async def _was_seen(connection: Connection, payment: Payment, evidence: Evidence
     return await was_seen(connection, payment.merchant_id, payment.id, account_id, event_id=psp_event.id)
 
 
-def _row(change: Change, *, psp_event: PspEvent | None, answering: Answering | None) -> ChangeRow:
-    data = encode_payment(change.after)
+def row_of(
+    change: Change, *, psp_event: PspEvent | None = None, answering: Answering | None = None, pending_minor: int = 0
+) -> ChangeRow:
+    """A change with everything that is written with it; `pending_minor` as for `core.ledger.transfer_of`."""
+    data = encode_refund(change.refund) if change.refund is not None else encode_payment(change.after)
     return ChangeRow(
         change=change,
         log_id=LogId(uuid7()),
         now=change.after.updated_at,
-        transfer=transfer_of(change),
+        transfer=transfer_of(change, pending_minor=pending_minor),
         event_id=EventId(uuid7()),
         event_type=event_type_of(change),
         event_data=data,

@@ -1,19 +1,30 @@
-"""Looks at every payment that is due: expires it, rechecks it, completes it.
+"""Looks at every payment and refund that is due: expires it, rechecks it, completes it, releases its money.
 
 One column, `due_at`, says when: a PENDING payment when it expires and now and then before, in case a webhook was lost; one whose
 PSP object we know nothing of, soon after its request must have died; an UNKNOWN one by the recheck schedule; a provisionally
-declined one at once. The PSP is always asked before anything is decided, and asking never charges. A look that brings nothing
-counts, so that looking ends with a finding for a person.
+declined one at once; an AUTHORIZED one a day before its end and at its end; a capture, void or refund whose request died; a
+SUCCEEDED one when its money becomes available, or came too late and is to be given back. The PSP is always asked before anything
+is decided, and asking never charges. A look that brings nothing counts, so that looking ends with a finding for a person.
 """
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from functools import partial
 
 import structlog
 import trio
 
+from core.due import FIRST_LOOK_SECONDS, next_look_at, owes_late_refund
 from core.errors import DatabaseUnavailable, Overloaded, PspError
 from core.evidence import Evidence, EvidenceKind, Source
-from core.payment import Payment, Status, is_provisionally_declined, next_look_at
+from core.payment import Payment, Status, is_provisionally_declined
+from core.refund import Refund
 from server.db.payments import claim_due_payments, merchants_with_due_payments, postpone
+from server.db.refunds import claim_due_refunds, merchants_with_due_refunds
 from server.flows.expire import expire
+from server.flows.operate import finish
+from server.flows.refund import finish_refund, give_back, look_in_vain
+from server.flows.release import release
 from server.flows.services import Services
 from server.flows.settle import settle
 from server.flows.verify import verify
@@ -32,61 +43,89 @@ async def run(services: Services, *, sweep_seconds: float, task_status: trio.Tas
         try:
             found = await sweep(services)
         except (DatabaseUnavailable, Overloaded) as error:
-            _log.warning("cannot look for due payments", error=str(error))
+            _log.warning("cannot look for what is due", error=str(error))
             found = 0
         if not found:
             await trio.sleep(sweep_seconds)
 
 
 async def sweep(services: Services) -> int:
-    """Claim what is due and follow it up; how many payments were claimed."""
-    claimed: list[Payment] = []
-    lease_seconds = services.psp_seconds + LEASE_MARGIN_SECONDS
+    """Claim what is due and follow it up; how much was claimed."""
+    work: list[Callable[[], Awaitable[None]]] = []
+    lease_seconds = 2 * services.psp_seconds + LEASE_MARGIN_SECONDS
     async with services.db.pool.connection() as connection:
         for merchant_id in await merchants_with_due_payments(connection, limit=CLAIM_MAX):
-            claimed += await claim_due_payments(
-                connection, merchant_id, limit=CLAIM_MAX - len(claimed), lease_seconds=lease_seconds
-            )
-            if len(claimed) >= CLAIM_MAX:
+            payments = await claim_due_payments(connection, merchant_id, limit=CLAIM_MAX - len(work), lease_seconds=lease_seconds)
+            work += [partial(_follow_up, services, payment) for payment in payments]
+            if len(work) >= CLAIM_MAX:
+                break
+        for merchant_id in await merchants_with_due_refunds(connection, limit=CLAIM_MAX):
+            refunds = await claim_due_refunds(connection, merchant_id, limit=CLAIM_MAX, lease_seconds=lease_seconds)
+            work += [partial(_follow_up_refund, services, refund) for refund in refunds]
+            if len(work) >= 2 * CLAIM_MAX:
                 break
     with trio.move_on_after(lease_seconds):
         async with trio.open_nursery() as nursery:
-            for payment in claimed:
-                nursery.start_soon(_follow_up, services, payment)
-    return len(claimed)
+            for one in work:
+                nursery.start_soon(one)
+    return len(work)
 
 
 async def _follow_up(services: Services, payment: Payment) -> None:
     try:
         try:
             await _look(services, payment)
-        except PspError as error:
+        except (PspError, trio.TooSlowError) as error:
             _log.warning("a due payment could not be checked", payment=str(payment.id), error=str(error))
             await settle(services, payment.merchant_id, payment.id, _unanswered(payment), known=payment, only_if_unchanged=True)
     except Exception:  # noqa: BLE001 - one payment must not end the job; its lease brings it back
         _log.exception("a due payment could not be followed up", payment=str(payment.id))
 
 
+async def _follow_up_refund(services: Services, refund: Refund) -> None:
+    try:
+        try:
+            await finish_refund(services, refund)
+        except (PspError, trio.TooSlowError) as error:
+            _log.warning("a due refund could not be checked", refund=str(refund.id), error=str(error))
+            await look_in_vain(services, refund)
+    except Exception:  # noqa: BLE001 - one refund must not end the job; its lease brings it back
+        _log.exception("a due refund could not be followed up", refund=str(refund.id))
+
+
 async def _look(services: Services, payment: Payment) -> None:
-    if is_overdue(services, payment):
+    now = services.now()
+    if payment.pending is not None:
+        await finish(services, payment)
+    elif payment.status is Status.SUCCEEDED:
+        await (give_back(services, payment) if owes_late_refund(payment) else release(services, payment))
+    elif payment.status is Status.AUTHORIZED and not payment.is_warned:
+        await settle(services, payment.merchant_id, payment.id, _about(payment, EvidenceKind.EXPIRING), known=payment)
+    elif _is_overdue(services, payment):
         await expire(services, payment)
-        return
-    after = await verify(services, payment, source=Source.RECHECK)
-    if after.version == payment.version and after.status is Status.PENDING:
-        async with services.db.pool.connection() as connection:
-            await postpone(connection, after, due_at=next_look_at(after, now=services.now()))
+    else:
+        after = await verify(services, payment, source=Source.RECHECK)
+        if after.version == payment.version and after.due_at is not None:
+            soon = now + timedelta(seconds=FIRST_LOOK_SECONDS)
+            due_at = next_look_at(after, now=now) if after.status is Status.PENDING else soon
+            async with services.db.pool.connection() as connection:
+                await postpone(connection, after, due_at=due_at)
 
 
 def _unanswered(payment: Payment) -> Evidence:
+    return _about(payment, EvidenceKind.UNANSWERED)
+
+
+def _about(payment: Payment, kind: EvidenceKind) -> Evidence:
     return Evidence(
-        kind=EvidenceKind.UNANSWERED,
+        kind=kind,
         source=Source.RECHECK,
         psp_account_id=payment.psp_account_id,
         operation_id=payment.operation_id,
     )
 
 
-def is_overdue(services: Services, payment: Payment) -> bool:
+def _is_overdue(services: Services, payment: Payment) -> bool:
     """Whether the payment's time is over and it may be closed. UNKNOWN never expires; a decline is looked at first."""
     if payment.status is not Status.PENDING or is_provisionally_declined(payment):
         return False

@@ -11,18 +11,19 @@ from typing import Protocol
 
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import MerchantId, PaymentId, PspAccountId
-from core.payment import Payment
+from core.payment import Payment, PendingOperation
+from core.refund import Refund
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """A webhook of a PSP, verified and read. `evidence` is None for a type that is of no concern."""
+    """A webhook of a PSP, verified and read. `evidence` is what it says, in order; empty for a type that is of no concern."""
 
     event_id: str
     event_type: str
     merchant_id: MerchantId
     payment_id: PaymentId
-    evidence: Evidence | None
+    evidence: tuple[Evidence, ...]
 
 
 class Adapter(Protocol):
@@ -38,6 +39,35 @@ class Adapter(Protocol):
         """
         ...
 
+    async def charge(self, payment: Payment, token: str) -> Evidence:
+        """Authorize the PSP's token, and capture where the payment says so; repeating it changes nothing.
+
+        The answer is AUTHORIZED, CAPTURED or DECLINED. Raises `PspUnreachable`, `PspOutcomeUnknown` or `PspRejected`.
+        """
+        ...
+
+    async def capture(self, payment: Payment, operation: PendingOperation) -> Evidence:
+        """Take the operation's amount of what is authorized; the PSP releases the rest. Repeating it changes nothing.
+
+        Raises `PspUnreachable`, `PspOutcomeUnknown` or `PspRejected`.
+        """
+        ...
+
+    async def void(self, payment: Payment, operation: PendingOperation) -> Evidence:
+        """Release what is authorized; the answer is CANCELED, or what had ended it before. Raises like `capture`."""
+        ...
+
+    async def refund(self, payment: Payment, refund: Refund) -> Evidence:
+        """Give money back; the refund's id is the PSP's key, so repeating it changes nothing.
+
+        The answer is REFUND_SUCCEEDED, REFUND_PENDING or REFUND_FAILED. Raises like `capture`.
+        """
+        ...
+
+    async def fetch_refund(self, payment: Payment, refund: Refund, *, source: Source) -> Evidence:
+        """How a refund stands at the PSP, REFUND_NOT_FOUND included. Raises `PspError`: nothing was learned."""
+        ...
+
     async def fetch(self, payment: Payment, *, source: Source) -> Evidence:
         """How the payment's operation stands at the PSP, NOT_FOUND included.
 
@@ -48,7 +78,7 @@ class Adapter(Protocol):
     async def close(self, payment: Payment, *, as_kind: EvidenceKind, source: Source) -> Evidence:
         """Close the hosted page so that it can no longer be paid, and say how the operation stands then.
 
-        `as_kind` is EXPIRED or CANCELED; if the customer was faster, the answer is CAPTURED. Raises `PspError`.
+        `as_kind` is EXPIRED or CANCELED; if the customer was faster, the answer is CAPTURED or AUTHORIZED. Raises `PspError`.
         """
         ...
 

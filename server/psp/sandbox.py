@@ -1,6 +1,7 @@
 """The sandbox PSP's adapter; `server.sandbox` is the other side."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 from uuid import UUID
@@ -9,9 +10,10 @@ import msgspec
 
 from core.errors import InvalidMoney, InvalidSignature, Malformed, PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Source
-from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
+from core.ids import MerchantId, OperationId, PaymentId, PspAccountId, RefundId
 from core.money import Money
-from core.payment import Payment
+from core.payment import Payment, PendingOperation
+from core.refund import Refund
 from core.signing import verify_timestamped
 from server.http.client import Client
 from server.http.errors import BadResponse, NotSent, OutcomeUnknown
@@ -36,6 +38,17 @@ _KIND_BY_STATUS = {
 }
 
 
+_REFUND_KINDS = {
+    "succeeded": EvidenceKind.REFUND_SUCCEEDED,
+    "pending": EvidenceKind.REFUND_PENDING,
+    "failed": EvidenceKind.REFUND_FAILED,
+}
+_DISPUTE_KINDS = {
+    "dispute.opened": EvidenceKind.DISPUTED,
+    "dispute.won": EvidenceKind.DISPUTE_WON,
+    "dispute.lost": EvidenceKind.DISPUTE_LOST,
+}
+
 _REFUSALS = frozenset({EvidenceKind.ATTEMPT_FAILED, EvidenceKind.DECLINED})
 
 
@@ -51,6 +64,20 @@ class Intent(msgspec.Struct, frozen=True):
     payment_id: UUID
     operation_id: UUID
     last_decline_code: str | None = None
+    captured_minor: int = 0
+    capture_before: int | None = None
+    refunds: dict[UUID, "_Refund"] = {}
+    dispute: "_Dispute | None" = None
+
+
+class _Refund(msgspec.Struct, frozen=True):
+    amount_minor: int
+    status: str
+
+
+class _Dispute(msgspec.Struct, frozen=True):
+    id: str
+    amount_minor: int
 
 
 class _IntentList(msgspec.Struct, frozen=True):
@@ -79,17 +106,48 @@ class SandboxAdapter:
 
     async def create_intent(self, payment: Payment) -> Evidence:
         """See `Adapter`."""
-        body = {
-            "amount_minor": payment.money.amount_minor,
-            "currency": payment.money.currency,
-            "return_url": payment.return_url,
-            "description": payment.description,
-            "merchant_id": payment.merchant_id,
-            "payment_id": payment.id,
-            "operation_id": payment.operation_id,
-        }
+        response = await self._call("POST", "/v1/intents", _wanted(payment), idempotency_key=payment.operation_id)
+        return self._evidence(_read(response, Intent), source=Source.CREATE)
+
+    async def charge(self, payment: Payment, token: str) -> Evidence:
+        """See `Adapter`."""
+        body = {**_wanted(payment), "token": token}
         response = await self._call("POST", "/v1/intents", body, idempotency_key=payment.operation_id)
         return self._evidence(_read(response, Intent), source=Source.CREATE)
+
+    async def capture(self, payment: Payment, operation: PendingOperation) -> Evidence:
+        """See `Adapter`."""
+        assert payment.reference is not None
+        path = f"/v1/intents/{quote(payment.reference)}/capture"
+        response = await self._call("POST", path, {"amount_minor": operation.amount_minor}, idempotency_key=operation.id)
+        return self._evidence(_read(response, Intent), source=Source.MERCHANT)
+
+    async def void(self, payment: Payment, operation: PendingOperation) -> Evidence:
+        """See `Adapter`."""
+        assert payment.reference is not None
+        response = await self._call("POST", f"/v1/intents/{quote(payment.reference)}/void", {}, idempotency_key=operation.id)
+        return self._evidence(_read(response, Intent), source=Source.MERCHANT)
+
+    async def refund(self, payment: Payment, refund: Refund) -> Evidence:
+        """See `Adapter`."""
+        assert payment.reference is not None
+        path = f"/v1/intents/{quote(payment.reference)}/refunds"
+        body = {"refund_id": refund.id, "amount_minor": refund.money.amount_minor}
+        response = await self._call("POST", path, body, idempotency_key=OperationId(refund.id))
+        return self._evidence_of_refund(_read(response, Intent), refund.id, source=Source.MERCHANT)
+
+    async def fetch_refund(self, payment: Payment, refund: Refund, *, source: Source) -> Evidence:
+        """See `Adapter`."""
+        intent = await self._find(payment)
+        if intent is not None and refund.id in intent.refunds:
+            return self._evidence_of_refund(intent, refund.id, source=source)
+        return Evidence(
+            kind=EvidenceKind.REFUND_NOT_FOUND,
+            source=source,
+            psp_account_id=self.account_id,
+            operation_id=payment.operation_id,
+            refund_id=refund.id,
+        )
 
     async def fetch(self, payment: Payment, *, source: Source) -> Evidence:
         """See `Adapter`."""
@@ -135,24 +193,52 @@ class SandboxAdapter:
             evidence=evidence,
         )
 
-    def _evidence_of_event(self, event: _Event) -> Evidence | None:
+    def _evidence_of_event(self, event: _Event) -> tuple[Evidence, ...]:
+        intent = event.data
         match event.type:
             case "intent.attempt_failed":
-                return self._evidence(event.data, source=Source.WEBHOOK, kind=EvidenceKind.ATTEMPT_FAILED)
+                return (self._evidence(intent, source=Source.WEBHOOK, kind=EvidenceKind.ATTEMPT_FAILED),)
             case "intent.captured" | "intent.expired" | "intent.canceled" | "intent.declined" | "intent.authorized":
-                return self._evidence(event.data, source=Source.WEBHOOK)
+                return (self._evidence(intent, source=Source.WEBHOOK),)
+            case "refund.updated":
+                refunds = map(RefundId, intent.refunds)
+                return tuple(self._evidence_of_refund(intent, one, source=Source.WEBHOOK) for one in refunds)
+            case "dispute.opened" | "dispute.won" | "dispute.lost" if intent.dispute is not None:
+                return (self._evidence_of_dispute(intent, intent.dispute, _DISPUTE_KINDS[event.type]),)
             case _:
-                return None
+                return ()
+
+    def _evidence_of_refund(self, intent: Intent, refund_id: RefundId, *, source: Source) -> Evidence:
+        refund = intent.refunds.get(refund_id)
+        kind = _REFUND_KINDS.get(refund.status) if refund else None
+        if refund is None or kind is None:
+            raise PspOutcomeUnknown("the sandbox PSP answered without a refund that we can read")
+        return Evidence(
+            kind=kind,
+            source=source,
+            psp_account_id=self.account_id,
+            operation_id=OperationId(intent.operation_id),
+            reference=str(refund_id),
+            money=_money(refund.amount_minor, intent.currency),
+            code="failed_at_the_psp" if kind is EvidenceKind.REFUND_FAILED else None,
+            refund_id=refund_id,
+        )
+
+    def _evidence_of_dispute(self, intent: Intent, dispute: _Dispute, kind: EvidenceKind) -> Evidence:
+        return Evidence(
+            kind=kind,
+            source=Source.WEBHOOK,
+            psp_account_id=self.account_id,
+            operation_id=OperationId(intent.operation_id),
+            reference=dispute.id,
+            money=_money(dispute.amount_minor, intent.currency),
+        )
 
     def _evidence(self, intent: Intent, *, source: Source, kind: EvidenceKind | None = None) -> Evidence:
         kind = kind or _KIND_BY_STATUS.get(intent.status)
         if kind is None:
             raise PspOutcomeUnknown(f"the sandbox PSP knows a status that we do not: {intent.status!r}")
-        try:
-            money = Money(intent.amount_minor, intent.currency)
-        except InvalidMoney as error:
-            raise PspOutcomeUnknown(f"the sandbox PSP named impossible money: {error}") from error
-        holds_money = kind in (EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED)
+        held_minor = {EvidenceKind.AUTHORIZED: intent.amount_minor, EvidenceKind.CAPTURED: intent.captured_minor}.get(kind)
         return Evidence(
             kind=kind,
             source=source,
@@ -160,8 +246,9 @@ class SandboxAdapter:
             operation_id=OperationId(intent.operation_id),
             reference=intent.id,
             payment_url=intent.payment_url if source is not Source.WEBHOOK else None,
-            money=money if holds_money else None,
+            money=_money(held_minor, intent.currency) if held_minor is not None else None,
             code=intent.last_decline_code if kind in _REFUSALS else None,
+            capture_before=_moment(intent.capture_before) if kind is EvidenceKind.AUTHORIZED else None,
         )
 
     def _not_found(self, payment: Payment, source: Source) -> Evidence:
@@ -194,6 +281,34 @@ class SandboxAdapter:
             raise PspUnreachable(f"the sandbox PSP cannot be reached: {error}") from error
         except (OutcomeUnknown, BadResponse) as error:
             raise PspOutcomeUnknown(f"the answer of the sandbox PSP was lost: {error}") from error
+
+
+def _wanted(payment: Payment) -> dict[str, Any]:
+    return {
+        "amount_minor": payment.money.amount_minor,
+        "currency": payment.money.currency,
+        "return_url": payment.return_url,
+        "description": payment.description,
+        "statement_descriptor": payment.statement_descriptor,
+        "capture": payment.capture,
+        "merchant_id": payment.merchant_id,
+        "payment_id": payment.id,
+        "operation_id": payment.operation_id,
+    }
+
+
+def _money(amount_minor: int, currency: str) -> Money:
+    try:
+        return Money(amount_minor, currency)
+    except InvalidMoney as error:
+        raise PspOutcomeUnknown(f"the sandbox PSP named impossible money: {error}") from error
+
+
+def _moment(seconds: int | None) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
+    except (OverflowError, ValueError, OSError) as error:
+        raise PspOutcomeUnknown(f"the sandbox PSP named an impossible time: {error}") from error
 
 
 def _read(response: Response, kind: type[T]) -> T:

@@ -1,9 +1,11 @@
 """The sandbox PSP's own books: payment intents, pure and synchronous.
 
-An intent is `open` until it is paid (`captured`), closed (`expired`, `canceled`) or ended (`declined`). A refused card leaves
-it open for another one. Whoever pays or closes first wins; after that nothing changes any more.
+An intent is `open` until it is paid (`captured`, or `authorized` where it is captured by hand), closed (`expired`, `canceled`) or
+ended (`declined`). A refused card leaves it open for another one. Whoever pays or closes first wins. What is authorized is
+captured once, in full or in part, or voided. What is captured can be refunded, never beyond its amount.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -14,6 +16,11 @@ PAID_CARD = "4242424242424242"
 REFUSED_CARDS = {"4000000000000002": "card_declined", "4000000000009995": "insufficient_funds"}
 LAST_CARD = "4000000000000069"
 """Ends the intent: declined for good, no other card is taken."""
+
+TOKENS = {"tok_paid": None, "tok_declined": "card_declined", "tok_insufficient_funds": "insufficient_funds"}
+"""What a merchant's terminal or page can send for a card, and the code it is declined with."""
+
+AUTHORIZATION_SECONDS = 7 * 86_400
 
 FINAL = frozenset({"captured", "expired", "canceled", "declined"})
 
@@ -32,6 +39,7 @@ class Intents:
     def __init__(self, journal: Journal, public_url: str) -> None:
         self._journal = journal
         self._public_url = public_url
+        self.refunds_end_as = "succeeded"
 
     def create(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Open an intent, once per operation. Raises ValueError for fields that cannot be."""
@@ -43,7 +51,7 @@ class Intents:
         if type(amount) is not int or amount <= 0:
             raise ValueError("amount_minor must be a positive whole number")
         intent_id = _intent_id(operation_id)
-        intent = {
+        intent: dict[str, Any] = {
             "id": intent_id,
             "status": "open",
             "amount_minor": amount,
@@ -56,9 +64,30 @@ class Intents:
             "operation_id": operation_id,
             "last_decline_code": None,
             "attempts": 0,
+            "capture": "manual" if fields.get("capture") == "manual" else "automatic",
+            "captured_minor": 0,
+            "capture_before": None,
+            "statement_descriptor": fields.get("statement_descriptor"),
+            "refunds": {},
         }
+        if fields.get("token") is not None:
+            intent = self._charged(intent, str(fields["token"]))
         self._store(intent)
         return intent
+
+    def _charged(self, intent: dict[str, Any], token: str) -> dict[str, Any]:
+        """The intent after its token was charged, in one step with opening it."""
+        if token not in TOKENS:
+            raise ValueError(f"no such token; the sandbox has {', '.join(TOKENS)}")
+        code = TOKENS[token]
+        if code is not None:
+            return {**intent, "status": "declined", "last_decline_code": code, "attempts": 1}
+        return {**intent, **self._paid(intent), "attempts": 1}
+
+    def _paid(self, intent: dict[str, Any]) -> dict[str, Any]:
+        if intent["capture"] == "manual":
+            return {"status": "authorized", "capture_before": int(time.time()) + AUTHORIZATION_SECONDS}
+        return {"status": "captured", "captured_minor": intent["amount_minor"]}
 
     def find(self, intent_id: str) -> dict[str, Any] | None:
         """The intent of that id."""
@@ -70,12 +99,13 @@ class Intents:
 
     def pay(self, intent: dict[str, Any], card: str) -> Step:
         """Try a card. Raises ValueError for something that is not a test card."""
-        if intent["status"] in FINAL:
+        if intent["status"] != "open":
             return Step(intent, None)
         digits = "".join(character for character in card if character.isdigit())
         attempts = intent["attempts"] + 1
         if digits == PAID_CARD:
-            return self._step(intent, "intent.captured", status="captured", attempts=attempts)
+            paid = self._paid(intent)
+            return self._step(intent, f"intent.{paid['status']}", attempts=attempts, **paid)
         if digits == LAST_CARD:
             return self._step(intent, "intent.declined", status="declined", attempts=attempts, last_decline_code="card_blocked")
         if digits in REFUSED_CARDS:
@@ -87,9 +117,57 @@ class Intents:
         """Close an open intent as `expired` or `canceled`; one that is not open stays as it is."""
         if status not in ("expired", "canceled"):
             raise ValueError("close as expired or canceled")
-        if intent["status"] in FINAL:
+        if intent["status"] != "open":
             return Step(intent, None)
         return self._step(intent, f"intent.{status}", status=status)
+
+    def void(self, intent: dict[str, Any]) -> Step:
+        """Release authorized money; an intent that is over stays as it is. Raises ValueError for an open one."""
+        if intent["status"] == "open":
+            raise ValueError("nothing is authorized: close it instead")
+        if intent["status"] != "authorized":
+            return Step(intent, None)
+        return self._step(intent, "intent.canceled", status="canceled")
+
+    def capture_late(self, intent: dict[str, Any]) -> Step:
+        """Take the money although the intent is over: what no PSP should do and some do."""
+        return self._step(intent, "intent.captured", status="captured", captured_minor=intent["amount_minor"])
+
+    def expire(self, intent: dict[str, Any]) -> Step:
+        """An open page or an authorization ends by itself."""
+        if intent["status"] in FINAL:
+            return Step(intent, None)
+        return self._step(intent, "intent.expired", status="expired")
+
+    def capture(self, intent: dict[str, Any], amount_minor: int) -> Step:
+        """Take authorized money, once; the rest is released. Raises ValueError where that cannot be."""
+        if intent["status"] == "captured" and intent["captured_minor"] == amount_minor:
+            return Step(intent, None)
+        if intent["status"] != "authorized":
+            raise ValueError(f"an intent that is {intent['status']} cannot be captured")
+        if type(amount_minor) is not int or not 0 < amount_minor <= intent["amount_minor"]:
+            raise ValueError("amount_minor must be from 1 to what is authorized")
+        return self._step(intent, "intent.captured", status="captured", captured_minor=amount_minor)
+
+    def refund(self, intent: dict[str, Any], refund_id: str, amount_minor: int) -> Step:
+        """Give captured money back, once per refund id. Raises ValueError where that cannot be."""
+        refund_id = str(UUID(refund_id))
+        if refund_id in intent["refunds"]:
+            return Step(intent, None)
+        given = sum(one["amount_minor"] for one in intent["refunds"].values() if one["status"] != "failed")
+        if type(amount_minor) is not int or not 0 < amount_minor <= intent["captured_minor"] - given:
+            raise ValueError("amount_minor must be from 1 to what is captured and not refunded")
+        status = self.refunds_end_as
+        return self._with_refund(intent, refund_id, {"amount_minor": amount_minor, "status": status})
+
+    def end_refund(self, intent: dict[str, Any], refund_id: str, status: str) -> Step:
+        """Let a refund succeed or fail later, even one that had succeeded. Raises ValueError where that cannot be."""
+        if status not in ("succeeded", "failed") or refund_id not in intent["refunds"]:
+            raise ValueError("no such refund, or not an end of one")
+        return self._with_refund(intent, refund_id, {**intent["refunds"][refund_id], "status": status})
+
+    def _with_refund(self, intent: dict[str, Any], refund_id: str, refund: dict[str, Any]) -> Step:
+        return self._step(intent, "refund.updated", refunds={**intent["refunds"], refund_id: refund})
 
     def _step(self, intent: dict[str, Any], event_type: str, **changes: Any) -> Step:
         after = {**intent, **changes}

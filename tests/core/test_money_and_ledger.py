@@ -12,7 +12,7 @@ from core.evidence import EvidenceKind
 from core.ids import PAYMENT, decode_id, encode_id
 from core.ledger import Posting, Transfer, TransferKind, transfer_of
 from core.money import AMOUNT_MINOR_MAX, CURRENCY_EXPONENTS, Money, payable
-from core.payment import apply
+from core.transition import apply
 from tests.core.test_payment import NOW, a_payment, evidence
 
 ANY_MONEY = st.builds(Money, st.integers(-(10**15), 10**15), st.sampled_from(["EUR", "JPY", "TND"]))

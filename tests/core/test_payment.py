@@ -10,17 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import IllegalTransition
-from core.evidence import Evidence, EvidenceKind, Finding, Source
+from core.evidence import WITH_MONEY, Evidence, EvidenceKind, Finding, Source
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.ledger import TransferKind, transfer_of
 from core.money import Money
-from core.payment import FINAL, TRANSITIONS, Change, Payment, Status, apply, is_provisionally_declined
+from core.payment import FINAL, Change, Payment, Status, is_provisionally_declined
+from core.transition import TRANSITIONS, apply
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 ACCOUNT = PspAccountId(UUID(int=3))
 OPERATION = OperationId(UUID(int=4))
+REQUESTED = OperationId(UUID(int=5))
+REQUESTS = (EvidenceKind.CAPTURE_REQUESTED, EvidenceKind.VOID_REQUESTED)
 MONEY = Money(1_990, "EUR")
-WITH_MONEY = (EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED)
 
 
 def a_payment(status: Status = Status.PENDING) -> Payment:
@@ -42,7 +44,12 @@ def a_payment(status: Status = Status.PENDING) -> Payment:
 
 
 def evidence(kind: EvidenceKind, source: Source = Source.WEBHOOK, **fields: object) -> Evidence:
-    given_fields: dict[str, object] = {"reference": "int_1", "money": MONEY if kind in WITH_MONEY else None, **fields}
+    given_fields: dict[str, object] = {
+        "reference": "int_1",
+        "money": MONEY if kind in WITH_MONEY else None,
+        "requested_id": REQUESTED if kind in REQUESTS else None,
+        **fields,
+    }
     return Evidence(kind=kind, source=source, psp_account_id=ACCOUNT, operation_id=OPERATION, **given_fields)  # type: ignore[arg-type]
 
 
@@ -70,10 +77,12 @@ def test_every_pair_is_in_the_table_or_raises(status: Status, kind: EvidenceKind
 
 
 def test_refused_transitions_are_those_that_cannot_happen() -> None:
-    missing = {(status, kind) for status, kind in product(Status, EvidenceKind) if kind not in TRANSITIONS[status]}
-    ours = {EvidenceKind.UNREACHABLE, EvidenceKind.REJECTED}
+    kinds = [kind for kind in EvidenceKind if not kind.startswith("refund")]
+    missing = {(status, kind) for status, kind in product(Status, kinds) if kind not in TRANSITIONS[status]}
+    ours = {EvidenceKind.UNREACHABLE, EvidenceKind.REJECTED, EvidenceKind.EXPIRING, EvidenceKind.RELEASED, *REQUESTS}
     assert all(kind in ours for _, kind in missing)
     assert (Status.SUCCEEDED, EvidenceKind.REJECTED) in missing
+    assert {status for status in Status if EvidenceKind.CAPTURE_REQUESTED in TRANSITIONS[status]} == {Status.AUTHORIZED}
 
 
 _OPENED = evidence(EvidenceKind.OPENED, Source.CREATE, payment_url="https://psp/pay")

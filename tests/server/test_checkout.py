@@ -139,7 +139,7 @@ async def test_repeated_and_reordered_webhooks_post_once(florin: Florin) -> None
 async def test_money_that_does_not_match_goes_to_suspense(florin: Florin) -> None:
     payment = await florin.create()
     event = captured_event(florin, await florin.row(payment["id"]))
-    event["data"]["amount_minor"] = 5
+    event["data"]["captured_minor"] = 5
 
     await send_event(florin, event)
 
@@ -224,6 +224,7 @@ def captured_event(florin: Florin, row: dict[str, Any]) -> dict[str, Any]:
             "id": row["reference"],
             "status": "captured",
             "amount_minor": row["amount_minor"],
+            "captured_minor": row["amount_minor"],
             "currency": row["currency"],
             "payment_url": row["payment_url"],
             "merchant_id": florin.demo.merchant_id,

@@ -4,6 +4,8 @@ import pytest
 
 from server.db.promises import CHECKS, Violation, broken_promises
 from tests.florin import PAID, Florin, eventually
+from tests.server.test_ledger import until_chained
+from tests.server.test_lifecycle import act
 
 _OPEN = "ALTER TABLE {0} DISABLE TRIGGER {0}_append_only"
 _SHUT = "ALTER TABLE {0} ENABLE TRIGGER {0}_append_only"
@@ -15,7 +17,7 @@ def _append_only(table: str, statement: str) -> list[str]:
 
 DAMAGE = {
     "every transfer sums to zero per currency": _append_only(
-        "ledger_entries", "UPDATE ledger_entries SET amount_minor = amount_minor - 1 WHERE account LIKE 'psp%'"
+        "ledger_entries", "UPDATE ledger_entries SET amount_minor = amount_minor - 5 WHERE account LIKE 'psp%'"
     ),
     "every wallet is the sum of its ledger entries": ["UPDATE wallets SET balance_minor = balance_minor + 1"],
     "a payment is charged in the ledger exactly once if it succeeded, else never": _append_only(
@@ -37,7 +39,25 @@ DAMAGE = {
     "attempts and checks are bounded": ["UPDATE deliveries SET attempts = 11"],
     "the server writes to disk before it answers": ["ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()"],
     "no text holds a card number": ["UPDATE payment_requests SET description = 'card 4242-4242 4242 4242.'"],
-    "ledger, logs and events are append-only": ["DROP TRIGGER events_append_only ON events"],
+    "ledger, chain, logs, events and audit are append-only": ["DROP TRIGGER events_append_only ON events"],
+    "a merchant's ledger entries are numbered without a gap": ["UPDATE merchant_sequences SET last_ledger_seq = 99"],
+    "the hash chain of every merchant follows from its ledger": _append_only(
+        "ledger_entries", "UPDATE ledger_entries SET created_at = created_at + interval '1 second'"
+    ),
+    "what was refunded is the sum of its refunds, each posted once and given back once where it failed": [
+        "UPDATE refunds SET amount_minor = amount_minor + 1"
+    ],
+    "money in dispute is what the payments say": ["UPDATE payment_requests SET disputed_minor = 1 WHERE captured_minor > 0"],
+    "a payout is in the ledger as its status says": [
+        """
+        INSERT INTO payouts (merchant_id, id, amount_minor, currency, status, requested_by, created_at, updated_at)
+        SELECT merchant_id, gen_random_uuid(), 1, 'EUR', 'PENDING', 'Eve', now(), now() FROM merchants
+        """
+    ],
+    "an unsettled refund is never forgotten": ["UPDATE refunds SET status = 'PENDING'"],
+    "every pending operation and every refund was committed as an operation": [
+        "DELETE FROM psp_operations WHERE kind = 'refund'"
+    ],
 }
 
 
@@ -51,6 +71,8 @@ async def lived_in(florin: Florin) -> Florin:
     payment = await florin.create(description="order 1234567890123456 and 4242424242424241")
     await florin.pay(payment, PAID)
     await florin.until_told(payment["id"], "payment.succeeded")
+    await act(florin, payment, "refunds", amount=1)
+    await until_chained(florin)
     await florin.create(order_id="open")
     await florin.require_promises()
     return florin

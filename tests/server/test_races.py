@@ -149,7 +149,7 @@ async def test_all_money_that_matches_nothing_is_in_suspense_once(florin: Florin
     for number, (amount, reference) in enumerate([(5, "int_a"), (7, "int_b"), (5, "int_a"), (0, "int_c"), (10**30, "int_d")]):
         event = captured_event(florin, row)
         event["id"] = f"sbe_{number}"
-        event["data"] |= {"amount_minor": amount, "id": reference}
+        event["data"] |= {"captured_minor": amount, "id": reference}
         await send_event(florin, event)
     entries = await florin.rows("SELECT amount_minor FROM ledger_entries WHERE account = 'suspense' ORDER BY amount_minor")
     assert [entry["amount_minor"] for entry in entries] == [5, 7]

@@ -1,0 +1,84 @@
+"""When a job must look at a payment next. One column, one job: expiry, recheck, completion, release and late refunds."""
+
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from core.evidence import EvidenceKind
+from core.payment import Payment, Status, is_provisionally_declined
+from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
+
+FIRST_LOOK_SECONDS = 600
+"""How old an open payment is when it is first looked at for a webhook that may have been lost."""
+
+COMPLETE_AFTER_SECONDS = 60
+"""How long an operation that we know no end of is left to the request that began it."""
+
+WARN_BEFORE_SECONDS = 86_400
+"""How long before an authorization ends the merchant is warned."""
+
+
+def first_due_at(*, created_at: datetime, expires_at: datetime) -> datetime:
+    """When to look at a payment whose opening nothing has been heard of: once its request must have died."""
+    return min(expires_at, created_at + timedelta(seconds=COMPLETE_AFTER_SECONDS))
+
+
+def next_look_at(payment: Payment, *, now: datetime) -> datetime:
+    """When to look next at an open page that was just seen open: in case a webhook is lost, less and less often."""
+    age = max(now - payment.created_at, timedelta(seconds=FIRST_LOOK_SECONDS))
+    return min(payment.expires_at, now + age) if payment.expires_at > now else now + timedelta(seconds=FIRST_LOOK_SECONDS)
+
+
+def due_at(payment: Payment, kind: EvidenceKind, *, now: datetime) -> datetime | None:
+    """When a payment that has just become what it is, by evidence of this kind, must be looked at; None for never."""
+    if payment.pending is not None:
+        if kind in (EvidenceKind.CAPTURE_REQUESTED, EvidenceKind.VOID_REQUESTED):
+            return now + timedelta(seconds=COMPLETE_AFTER_SECONDS)
+        return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
+    if payment.suspended:
+        return None
+    match payment.status:
+        case Status.PENDING:
+            return _pending_due_at(payment, now=now)
+        case Status.UNKNOWN:
+            return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
+        case Status.AUTHORIZED:
+            return _authorized_due_at(payment, now=now)
+        case Status.SUCCEEDED:
+            return _succeeded_due_at(payment, now=now)
+        case Status.DECLINED | Status.EXPIRED | Status.CANCELED:
+            return None
+        case _:
+            assert_never(payment.status)
+
+
+def owes_late_refund(payment: Payment) -> bool:
+    """Whether the money came too late and is to be given back, and nobody has begun to."""
+    return payment.late and payment.terms.refunds_late and payment.refunded_minor == 0 and payment.disputed_minor == 0
+
+
+def _pending_due_at(payment: Payment, *, now: datetime) -> datetime | None:
+    if payment.checks:
+        again = next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
+        if payment.expires_at <= now:
+            return again
+        return min(payment.expires_at, again) if again else payment.expires_at
+    if is_provisionally_declined(payment):
+        return now
+    if payment.reference is None:
+        return first_due_at(created_at=payment.created_at, expires_at=payment.expires_at)
+    return next_look_at(payment, now=now)
+
+
+def _authorized_due_at(payment: Payment, *, now: datetime) -> datetime | None:
+    if payment.capture_before is None:
+        return None
+    if payment.checks:
+        return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
+    warn_at = payment.capture_before - timedelta(seconds=WARN_BEFORE_SECONDS)
+    return max(payment.capture_before, now) if payment.is_warned else max(warn_at, now)
+
+
+def _succeeded_due_at(payment: Payment, *, now: datetime) -> datetime | None:
+    if owes_late_refund(payment):
+        return now
+    return None if payment.is_released else payment.due_at

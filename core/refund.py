@@ -1,0 +1,48 @@
+"""A refund: money that goes back to a customer, as a row of its own.
+
+Invariants: its id is its operation's id and so the PSP's idempotency key; the merchant's wallet pays when the refund is accepted,
+before the PSP is asked, and gets the money back if the PSP fails it, even after it had succeeded. How it changes is
+`core.refund_transition`'s.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from core.ids import MerchantId, PaymentId, PspAccountId, RefundId
+from core.money import Money
+
+
+class RefundStatus(StrEnum):
+    """Where a refund stands. `UNKNOWN`: the PSP was asked and the answer was lost."""
+
+    PENDING = "PENDING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refund:
+    """A refund as it stands.
+
+    `from_pending_minor` of it came from the merchant's pending wallet, the rest from the available one, which got
+    `fee_minor` back. `is_accepted`: the PSP has it and will tell its end. `due_at`: when a job must look at it next.
+    """
+
+    id: RefundId
+    merchant_id: MerchantId
+    payment_id: PaymentId
+    psp_account_id: PspAccountId
+    money: Money
+    status: RefundStatus
+    created_at: datetime
+    updated_at: datetime
+    due_at: datetime | None
+    from_pending_minor: int = 0
+    fee_minor: int = 0
+    reason: str | None = None
+    reference: str | None = None
+    failure_code: str | None = None
+    is_accepted: bool = False
+    checks: int = 0

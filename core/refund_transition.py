@@ -1,0 +1,200 @@
+"""The two functions that make and change a refund, each with the payment that it belongs to.
+
+Invariants: the refunds of a payment, pending ones included, never exceed what was captured and is not disputed; the merchant pays
+from the available wallet, then the pending one, and never beyond its negative limit; a refund that fails, even after it had
+succeeded, gives back exactly what it took, once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from core.due import COMPLETE_AFTER_SECONDS, FIRST_LOOK_SECONDS, due_at
+from core.errors import Conflict, IllegalTransition
+from core.evidence import Evidence, EvidenceKind, Finding, Source
+from core.ids import RefundId
+from core.payment import Change, Payment, Status
+from core.refund import Refund, RefundStatus
+from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
+
+REFUND_TRANSITIONS: Mapping[RefundStatus, Mapping[EvidenceKind, RefundStatus]] = {
+    RefundStatus.PENDING: {
+        EvidenceKind.REFUND_PENDING: RefundStatus.PENDING,
+        EvidenceKind.REFUND_SUCCEEDED: RefundStatus.SUCCEEDED,
+        EvidenceKind.REFUND_FAILED: RefundStatus.FAILED,
+        EvidenceKind.REFUND_LOST: RefundStatus.UNKNOWN,
+        EvidenceKind.REFUND_NOT_FOUND: RefundStatus.PENDING,
+    },
+    RefundStatus.UNKNOWN: {
+        EvidenceKind.REFUND_PENDING: RefundStatus.PENDING,
+        EvidenceKind.REFUND_SUCCEEDED: RefundStatus.SUCCEEDED,
+        EvidenceKind.REFUND_FAILED: RefundStatus.FAILED,
+        EvidenceKind.REFUND_LOST: RefundStatus.UNKNOWN,
+        EvidenceKind.REFUND_NOT_FOUND: RefundStatus.UNKNOWN,
+    },
+    RefundStatus.SUCCEEDED: {
+        EvidenceKind.REFUND_PENDING: RefundStatus.SUCCEEDED,
+        EvidenceKind.REFUND_SUCCEEDED: RefundStatus.SUCCEEDED,
+        EvidenceKind.REFUND_FAILED: RefundStatus.FAILED,
+        EvidenceKind.REFUND_LOST: RefundStatus.SUCCEEDED,
+        EvidenceKind.REFUND_NOT_FOUND: RefundStatus.SUCCEEDED,
+    },
+    RefundStatus.FAILED: dict.fromkeys(
+        (
+            EvidenceKind.REFUND_PENDING,
+            EvidenceKind.REFUND_SUCCEEDED,
+            EvidenceKind.REFUND_FAILED,
+            EvidenceKind.REFUND_LOST,
+            EvidenceKind.REFUND_NOT_FOUND,
+        ),
+        RefundStatus.FAILED,
+    ),
+}
+"""What each kind of evidence makes of each status. FAILED is the last word: a success that comes after it is an old one."""
+
+_UNSETTLED = frozenset({RefundStatus.PENDING, RefundStatus.UNKNOWN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balances:
+    """What the merchant has in the payment's currency, read under the wallets' locks, and how far it may go below zero."""
+
+    available_minor: int
+    pending_minor: int
+    negative_limit_minor: int
+
+
+def request_refund(
+    payment: Payment,
+    refund_id: RefundId,
+    *,
+    amount_minor: int,
+    reason: str | None,
+    balances: Balances,
+    source: Source,
+    now: datetime,
+) -> Change:
+    """Accept a refund: the wallet pays now, the PSP is asked after the commit.
+
+    Raises `Conflict` with the code `not_refundable`, `refund_too_large` or `insufficient_balance`.
+    """
+    if payment.status is not Status.SUCCEEDED:
+        raise Conflict(f"a payment that is {payment.status} has no money to give back", code="not_refundable")
+    if not 0 < amount_minor <= payment.refundable_minor:
+        raise Conflict(f"at most {payment.refundable_minor} of this payment can still be refunded", code="refund_too_large")
+    fee_minor = _fee_share(payment, amount_minor)
+    from_pending_minor = _from_pending(amount_minor - fee_minor, balances)
+    money = replace(payment.money, amount_minor=amount_minor)
+    refund = Refund(
+        id=refund_id,
+        merchant_id=payment.merchant_id,
+        payment_id=payment.id,
+        psp_account_id=payment.psp_account_id,
+        money=money,
+        status=RefundStatus.PENDING,
+        created_at=now,
+        updated_at=now,
+        due_at=now + timedelta(seconds=COMPLETE_AFTER_SECONDS),
+        from_pending_minor=from_pending_minor,
+        fee_minor=fee_minor,
+        reason=reason,
+    )
+    evidence = Evidence(
+        kind=EvidenceKind.REFUND_REQUESTED,
+        source=source,
+        psp_account_id=payment.psp_account_id,
+        operation_id=payment.operation_id,
+        money=money,
+        refund_id=refund_id,
+    )
+    after = _stepped(payment, evidence.kind, refunded_minor=payment.refunded_minor + amount_minor, now=now)
+    return Change(before=payment, after=after, evidence=evidence, refund=refund)
+
+
+def apply_refund(payment: Payment, refund: Refund, evidence: Evidence, *, now: datetime) -> Change | None:
+    """What evidence about a refund makes of it and of its payment; None where it brings nothing new.
+
+    Raises `IllegalTransition` for evidence that is not about a refund.
+    """
+    target = REFUND_TRANSITIONS[refund.status].get(evidence.kind)
+    if target is None or evidence.refund_id != refund.id:
+        raise IllegalTransition(f"{evidence.kind} cannot happen to a refund that is {refund.status}")
+    if not _matches(refund, evidence):
+        after = _stepped(payment, evidence.kind, refunded_minor=payment.refunded_minor, now=now)
+        return Change(before=payment, after=after, evidence=evidence, finding=Finding.EVIDENCE_MISMATCH, refund=refund)
+    step = _step(refund, evidence, target)
+    if step == refund:
+        return None
+    next_due_at = _due_at(step, now=now)
+    given_up = next_due_at is None and refund.due_at is not None and step.status in _UNSETTLED
+    failed = step.status is RefundStatus.FAILED and refund.status is not RefundStatus.FAILED
+    refunded_minor = payment.refunded_minor - (refund.money.amount_minor if failed else 0)
+    return Change(
+        before=payment,
+        after=_stepped(payment, evidence.kind, refunded_minor=refunded_minor, now=now),
+        evidence=evidence,
+        finding=Finding.REFUND_OUTCOME_UNKNOWN if given_up else None,
+        refund=replace(step, updated_at=now, due_at=next_due_at),
+        refund_before=refund,
+    )
+
+
+def _stepped(payment: Payment, kind: EvidenceKind, *, refunded_minor: int, now: datetime) -> Payment:
+    after = replace(payment, version=payment.version + 1, updated_at=now, refunded_minor=refunded_minor)
+    return after if payment.due_at is None else replace(after, due_at=due_at(after, kind, now=now))
+
+
+def _matches(refund: Refund, evidence: Evidence) -> bool:
+    return (
+        evidence.psp_account_id == refund.psp_account_id
+        and (evidence.reference is None or refund.reference is None or evidence.reference == refund.reference)
+        and (evidence.money is None or evidence.money == refund.money)
+    )
+
+
+def _step(refund: Refund, evidence: Evidence, target: RefundStatus) -> Refund:
+    named = replace(refund, status=target, reference=refund.reference or evidence.reference)
+    match evidence.kind:
+        case EvidenceKind.REFUND_PENDING:
+            return replace(named, is_accepted=True)
+        case EvidenceKind.REFUND_SUCCEEDED:
+            return named if target is RefundStatus.FAILED else replace(named, is_accepted=True)
+        case EvidenceKind.REFUND_FAILED if refund.status is not RefundStatus.FAILED:
+            return replace(named, failure_code=evidence.code or "failed")
+        case EvidenceKind.REFUND_NOT_FOUND if refund.status in _UNSETTLED and refund.due_at is not None:
+            is_look = evidence.source is not Source.ACCESS
+            return replace(named, checks=min(refund.checks + is_look, len(RECHECK_DELAYS_SECONDS)))
+        case _:
+            return named
+
+
+def _due_at(refund: Refund, *, now: datetime) -> datetime | None:
+    match refund.status:
+        case RefundStatus.PENDING if refund.is_accepted:
+            return now + max(now - refund.created_at, timedelta(seconds=FIRST_LOOK_SECONDS))
+        case RefundStatus.PENDING | RefundStatus.UNKNOWN:
+            return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=refund.checks, now=now)
+        case RefundStatus.SUCCEEDED | RefundStatus.FAILED:
+            return None
+        case _:
+            assert_never(refund.status)
+
+
+def _fee_share(payment: Payment, amount_minor: int) -> int:
+    """The part of the fee that goes back: by what is refunded so far, so that whole refunds give back the whole fee."""
+    if not payment.terms.refunds_fee:
+        return 0
+    fee, captured = payment.terms.fee_minor(payment.captured_minor), payment.captured_minor
+    before, after = payment.refunded_minor, payment.refunded_minor + amount_minor
+    return fee * after // captured - fee * before // captured
+
+
+def _from_pending(net_minor: int, balances: Balances) -> int:
+    """How much of a refund the pending wallet pays. Raises `Conflict` where both are short and the limit does not allow it."""
+    short = max(net_minor - max(balances.available_minor, 0), 0)
+    from_pending = min(short, max(balances.pending_minor, 0))
+    left = balances.available_minor - (net_minor - from_pending)
+    if left < -balances.negative_limit_minor and net_minor > from_pending:
+        raise Conflict("the wallet does not hold enough for this refund", code="insufficient_balance")
+    return from_pending

@@ -1,0 +1,297 @@
+"""The one function that changes a payment.
+
+Whoever learns something about a payment (a PSP webhook, a customer's return, a recheck, the answer to our own call, a merchant's
+wish) turns it into `Evidence` and asks `apply` what follows. Invariants:
+
+- `TRANSITIONS` is the only place that says which status may follow which; a pair that is not in it raises.
+- `apply` is a pure function. Evidence that brings nothing new yields None, so duplicates and late arrivals are harmless, and the
+  same facts in any order lead to the same status and the same postings. (A refused attempt is always new: it is for the log.)
+- Evidence that the PSP holds the money wins from every state, but only if account, operation, reference, amount and currency
+  are the payment's own; otherwise the money goes to suspense and a person is told.
+- A lost answer is UNKNOWN, never DECLINED. A decline is provisional until a fetch, made after it was first heard of, agrees.
+- An authorization that comes after the payment was over is voided: the change itself begins the void.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from core.due import due_at
+from core.errors import IllegalTransition
+from core.evidence import DISPUTES, FETCHED, Evidence, EvidenceKind, Finding, Source
+from core.money import AMOUNT_MINOR_MAX
+from core.payment import CLOSED, FINAL, UNSETTLED, Change, OperationKind, Payment, PendingOperation, Status
+from core.retry import RECHECK_DELAYS_SECONDS
+
+_MONEY_WINS = {EvidenceKind.CAPTURED: Status.SUCCEEDED}
+_OPEN = {
+    **_MONEY_WINS,
+    EvidenceKind.AUTHORIZED: Status.AUTHORIZED,
+    EvidenceKind.DECLINED: Status.DECLINED,
+    EvidenceKind.EXPIRED: Status.EXPIRED,
+    EvidenceKind.CANCELED: Status.CANCELED,
+    EvidenceKind.REJECTED: Status.CANCELED,
+}
+_LOOKS_IN_VAIN = (EvidenceKind.NOT_FOUND, EvidenceKind.UNANSWERED)
+_ASKING = (*_LOOKS_IN_VAIN, EvidenceKind.LOST)
+
+
+def _stays(status: Status, *kinds: EvidenceKind) -> dict[EvidenceKind, Status]:
+    return dict.fromkeys(kinds, status)
+
+
+_PSP_FACTS = (
+    EvidenceKind.OPENED,
+    EvidenceKind.ATTEMPT_FAILED,
+    EvidenceKind.AUTHORIZED,
+    EvidenceKind.DECLINED,
+    EvidenceKind.EXPIRED,
+    EvidenceKind.CANCELED,
+    *DISPUTES,
+)
+
+TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
+    Status.PENDING: {
+        **_OPEN,
+        **_stays(Status.PENDING, EvidenceKind.OPENED, EvidenceKind.ATTEMPT_FAILED, *_LOOKS_IN_VAIN, *DISPUTES),
+        EvidenceKind.LOST: Status.UNKNOWN,
+        EvidenceKind.UNREACHABLE: Status.CANCELED,
+    },
+    Status.UNKNOWN: {
+        **_OPEN,
+        EvidenceKind.OPENED: Status.PENDING,
+        **_stays(Status.UNKNOWN, EvidenceKind.ATTEMPT_FAILED, *_ASKING, *DISPUTES),
+    },
+    Status.AUTHORIZED: {
+        **_MONEY_WINS,
+        EvidenceKind.EXPIRED: Status.EXPIRED,
+        EvidenceKind.CANCELED: Status.CANCELED,
+        **_stays(
+            Status.AUTHORIZED,
+            EvidenceKind.OPENED,
+            EvidenceKind.ATTEMPT_FAILED,
+            EvidenceKind.AUTHORIZED,
+            EvidenceKind.DECLINED,
+            EvidenceKind.REJECTED,
+            EvidenceKind.CAPTURE_REQUESTED,
+            EvidenceKind.VOID_REQUESTED,
+            EvidenceKind.EXPIRING,
+            *_ASKING,
+            *DISPUTES,
+        ),
+    },
+    Status.SUCCEEDED: {**_MONEY_WINS, **_stays(Status.SUCCEEDED, *_PSP_FACTS, *_ASKING, EvidenceKind.RELEASED)},
+    Status.DECLINED: {
+        **_stays(Status.DECLINED, *_PSP_FACTS, *_ASKING),
+        **_MONEY_WINS,
+        EvidenceKind.AUTHORIZED: Status.AUTHORIZED,
+    },
+    Status.EXPIRED: {**_MONEY_WINS, **_stays(Status.EXPIRED, *_PSP_FACTS, *_ASKING, EvidenceKind.REJECTED)},
+    Status.CANCELED: {**_MONEY_WINS, **_stays(Status.CANCELED, *_PSP_FACTS, *_ASKING, EvidenceKind.REJECTED)},
+}
+"""What each kind of evidence makes of each status. A missing pair cannot happen and raises `IllegalTransition`."""
+
+
+def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | None:
+    """What the evidence makes of the payment; None where it brings nothing new.
+
+    Raises `IllegalTransition` for a pair outside `TRANSITIONS`, or a request while another operation is under way.
+    """
+    target = TRANSITIONS[payment.status].get(evidence.kind)
+    if target is None:
+        raise IllegalTransition(f"{evidence.kind} cannot happen to a payment that is {payment.status}")
+    if not _matches(payment, evidence):
+        return _mismatch(payment, evidence, now=now)
+    step = _step(payment, evidence, target, now=now)
+    is_about_payment = evidence.kind not in DISPUTES
+    named = replace(
+        step,
+        reference=step.reference or (evidence.reference if is_about_payment else None),
+        payment_url=step.payment_url or evidence.payment_url,
+    )
+    for_the_log = evidence.kind is EvidenceKind.ATTEMPT_FAILED and evidence.source is Source.WEBHOOK
+    if named == payment and not for_the_log and not _counts_as_look(payment, evidence):
+        return None
+    next_due_at = due_at(named, evidence.kind, now=now)
+    given_up = next_due_at is None and payment.due_at is not None and evidence.kind in _LOOKS_IN_VAIN
+    return Change(
+        before=payment,
+        after=replace(named, version=payment.version + 1, updated_at=now, due_at=next_due_at),
+        evidence=evidence,
+        finding=_finding(evidence, given_up=given_up),
+        requested=named.pending if payment.pending is None else None,
+    )
+
+
+def _finding(evidence: Evidence, *, given_up: bool) -> Finding | None:
+    if evidence.kind is EvidenceKind.DISPUTED:
+        return Finding.DISPUTE
+    return Finding.OUTCOME_UNKNOWN if given_up else None
+
+
+def _matches(payment: Payment, evidence: Evidence) -> bool:
+    if evidence.psp_account_id != payment.psp_account_id or evidence.operation_id != payment.operation_id:
+        return False
+    if evidence.kind in DISPUTES:
+        return _is_possible_dispute(payment, evidence)
+    if evidence.reference is not None and payment.reference is not None and evidence.reference != payment.reference:
+        return False
+    return evidence.money is None or (
+        evidence.money.currency == payment.money.currency and evidence.money.amount_minor == _expected_minor(payment, evidence)
+    )
+
+
+def _expected_minor(payment: Payment, evidence: Evidence) -> int:
+    """The amount that the operation which the evidence is about was for."""
+    assert evidence.money is not None
+    match evidence.kind:
+        case EvidenceKind.CAPTURE_REQUESTED:
+            return min(max(evidence.money.amount_minor, 1), payment.money.amount_minor)
+        case EvidenceKind.CAPTURED if payment.captured_minor:
+            return payment.captured_minor
+        case EvidenceKind.CAPTURED if payment.pending is not None and payment.pending.amount_minor is not None:
+            return payment.pending.amount_minor
+        case _:
+            return payment.money.amount_minor
+
+
+def _is_possible_dispute(payment: Payment, evidence: Evidence) -> bool:
+    """Whether a dispute, or the end of one, fits what was captured and what is disputed already."""
+    assert evidence.money is not None
+    if evidence.money.currency != payment.money.currency or evidence.reference is None:
+        return False
+    if evidence.kind is EvidenceKind.DISPUTED:
+        return 0 < evidence.money.amount_minor <= payment.captured_minor - payment.disputed_minor - payment.lost_minor
+    return 0 < evidence.money.amount_minor <= payment.disputed_minor
+
+
+def _mismatch(payment: Payment, evidence: Evidence, *, now: datetime) -> Change:
+    """A change for a person to look at. The caller drops one that it has written before: the ledger and the findings know.
+
+    Once money is in suspense, or our own look finds a stranger's object, there is nothing that a job could do.
+    """
+    money = evidence.money if evidence.kind is EvidenceKind.CAPTURED else None
+    to_suspense = money if money is not None and 0 < money.amount_minor <= AMOUNT_MINOR_MAX else None
+    suspended = payment.suspended or to_suspense is not None
+    is_hopeless = (suspended or evidence.source in FETCHED) and payment.status not in FINAL
+    after = replace(
+        payment,
+        version=payment.version + 1,
+        updated_at=now,
+        suspended=suspended,
+        due_at=None if is_hopeless else payment.due_at,
+    )
+    return Change(before=payment, after=after, evidence=evidence, finding=Finding.EVIDENCE_MISMATCH, to_suspense=to_suspense)
+
+
+def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
+    """The payment after one step, its names and its due time not yet filled in."""
+    match evidence.kind:
+        case EvidenceKind.CAPTURED:
+            return payment if payment.status is Status.SUCCEEDED else _captured(payment, evidence, target, now=now)
+        case EvidenceKind.DECLINED if target is Status.DECLINED and payment.status is not Status.DECLINED:
+            heard_before = payment.decline_code is not None
+            if heard_before and evidence.source in FETCHED:
+                return replace(payment, status=target, did_check_again=True)
+            return replace(payment, decline_code=payment.decline_code or evidence.code or "declined")
+        case EvidenceKind.NOT_FOUND | EvidenceKind.UNANSWERED:
+            counted = min(payment.checks + 1, len(RECHECK_DELAYS_SECONDS))
+            return replace(payment, checks=counted) if _counts_as_look(payment, evidence) else payment
+        case EvidenceKind.LOST | EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED:
+            return _unanswered(payment, evidence, target)
+        case EvidenceKind.OPENED if payment.status in UNSETTLED:
+            # Seen open by a fetch, it is not declined after all: the customer may still try another card.
+            contradicted = evidence.source in FETCHED
+            return replace(payment, status=target, checks=0, decline_code=None if contradicted else payment.decline_code)
+        case EvidenceKind.AUTHORIZED:
+            return _authorized(payment, evidence, target, now=now)
+        case EvidenceKind.EXPIRED | EvidenceKind.CANCELED:
+            return replace(payment, status=target, pending=None if payment.status is not Status.SUCCEEDED else payment.pending)
+        case EvidenceKind.CAPTURE_REQUESTED | EvidenceKind.VOID_REQUESTED:
+            return _requested(payment, evidence, now=now)
+        case EvidenceKind.DISPUTED | EvidenceKind.DISPUTE_WON | EvidenceKind.DISPUTE_LOST:
+            assert evidence.money is not None
+            sign = 1 if evidence.kind is EvidenceKind.DISPUTED else -1
+            lost = evidence.money.amount_minor if evidence.kind is EvidenceKind.DISPUTE_LOST else 0
+            disputed = payment.disputed_minor + sign * evidence.money.amount_minor
+            return replace(payment, disputed_minor=disputed, lost_minor=payment.lost_minor + lost)
+        case EvidenceKind.EXPIRING:
+            return replace(payment, is_warned=True)
+        case EvidenceKind.RELEASED:
+            return replace(payment, is_released=True)
+        case EvidenceKind.OPENED | EvidenceKind.ATTEMPT_FAILED | EvidenceKind.DECLINED:
+            return replace(payment, status=target)
+        case (
+            EvidenceKind.REFUND_REQUESTED
+            | EvidenceKind.REFUND_PENDING
+            | EvidenceKind.REFUND_SUCCEEDED
+            | EvidenceKind.REFUND_FAILED
+            | EvidenceKind.REFUND_LOST
+            | EvidenceKind.REFUND_NOT_FOUND
+        ):
+            raise IllegalTransition(f"{evidence.kind} is about a refund")
+        case _:
+            assert_never(evidence.kind)
+
+
+def _captured(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
+    assert evidence.money is not None
+    delay = payment.terms.settlement_delay_seconds
+    return replace(
+        payment,
+        status=target,
+        captured_minor=evidence.money.amount_minor,
+        late=payment.status in CLOSED,
+        decline_code=None,
+        pending=None,
+        checks=0,
+        is_released=not delay,
+        due_at=now + timedelta(seconds=delay) if delay else None,
+    )
+
+
+def _authorized(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
+    if payment.status in CLOSED:
+        if evidence.source is not Source.WEBHOOK or payment.pending is not None:
+            return payment  # the void of it has begun, or its answer is on its way
+        void = PendingOperation(id=payment.void_id, kind=OperationKind.VOID, amount_minor=None, since=now)
+        return replace(payment, pending=void, checks=0)
+    if payment.status is Status.SUCCEEDED:
+        return payment
+    return replace(
+        payment,
+        status=target,
+        decline_code=None,
+        capture_before=payment.capture_before or evidence.capture_before,
+        checks=payment.checks if payment.status is Status.AUTHORIZED else 0,
+    )
+
+
+def _requested(payment: Payment, evidence: Evidence, *, now: datetime) -> Payment:
+    if payment.pending is not None:
+        raise IllegalTransition(f"a {payment.pending.kind} of this payment is under way")
+    assert evidence.requested_id is not None
+    kind = OperationKind.CAPTURE if evidence.kind is EvidenceKind.CAPTURE_REQUESTED else OperationKind.VOID
+    amount = evidence.money.amount_minor if evidence.money else None
+    return replace(
+        payment, pending=PendingOperation(id=evidence.requested_id, kind=kind, amount_minor=amount, since=now), checks=0
+    )
+
+
+def _unanswered(payment: Payment, evidence: Evidence, target: Status) -> Payment:
+    """A call of ours has ended without the PSP's view: of the pending operation if there is one, else of the opening."""
+    if payment.pending is not None:
+        return replace(payment, pending=None, checks=0) if evidence.kind is EvidenceKind.REJECTED else payment
+    if payment.reference is not None or payment.status not in UNSETTLED:
+        return payment  # another request has opened it meanwhile, or its end is known
+    if evidence.kind is EvidenceKind.LOST:
+        return replace(payment, status=target)
+    return replace(payment, status=target, decline_code=f"psp_{evidence.kind}")
+
+
+def _counts_as_look(payment: Payment, evidence: Evidence) -> bool:
+    """Whether a look in vain is one of the schedule's: not a reader's, and not after we have given up."""
+    is_scheduled = evidence.source is not Source.ACCESS and payment.due_at is not None
+    is_open = payment.pending is not None or payment.status in UNSETTLED or payment.status is Status.AUTHORIZED
+    return is_scheduled and is_open and evidence.kind in _LOOKS_IN_VAIN

@@ -1,0 +1,217 @@
+"""What merchants send: bodies, query strings and the Prefer header, validated as a whole before anything happens."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+
+from core.card import contains_card_number
+from core.errors import InvalidMoney, Malformed, Unprocessable
+from core.money import CURRENCY_EXPONENTS, Money, payable
+from core.payment import Capture
+from server.flows.create import NewPayment
+from server.http.asgi import Scope, header
+
+EXPIRES_IN_SECONDS_DEFAULT = 1_800
+EXPIRES_IN_SECONDS_MAX = 604_800
+METADATA_MAX = 50
+WAIT_SECONDS_MAX = 60
+PAGE_DEFAULT = 20
+PAGE_MAX = 100
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+LongText = Annotated[str, msgspec.Meta(max_length=1_000)]
+Url = Annotated[str, msgspec.Meta(min_length=1, max_length=2_000)]
+Descriptor = Annotated[str, msgspec.Meta(min_length=1, max_length=22, pattern="^[ -~]*$")]
+MetadataKey = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+MetadataValue = Annotated[str, msgspec.Meta(max_length=500)]
+
+T = TypeVar("T")
+
+
+class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/payments`. `amount` is in minor units: 1999 EUR is 19.99 €.
+
+    With `confirm` the PSP's `token` is charged at once; without it the customer pays on the page at `payment_url`.
+    """
+
+    amount: int
+    currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3)]
+    order_id: Text
+    description: LongText | None = None
+    return_url: Url | None = None
+    expires_in: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_IN_SECONDS_MAX)] | None = None
+    confirm: bool = False
+    token: Text | None = None
+    capture: Literal["automatic", "manual"] = "automatic"
+    statement_descriptor: Descriptor | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], msgspec.Meta(max_length=METADATA_MAX)] = {}
+
+
+class CapturePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/payments/{id}/capture`; without `amount`, all that is authorized."""
+
+    amount: int | None = None
+
+
+class CancelPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/payments/{id}/cancel`: an empty object, or nothing."""
+
+
+class RefundPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/payments/{id}/refunds`; without `amount`, all that is left."""
+
+    amount: int | None = None
+    reason: Text | None = None
+
+
+_TEXTS = ("order_id", "description", "return_url", "token", "statement_descriptor")
+_create = msgspec.json.Decoder(CreatePayment)
+_capture = msgspec.json.Decoder(CapturePayment)
+_cancel = msgspec.json.Decoder(CancelPayment)
+_refund = msgspec.json.Decoder(RefundPayment)
+
+
+def read_create(body: bytes, key: str) -> tuple[CreatePayment, NewPayment]:
+    """The request, and what it asks for. Raises `Malformed` or `Unprocessable`."""
+    request = _decode(_create, body)
+    _require_harmless((name, getattr(request, name)) for name in _TEXTS)
+    _require_harmless(("metadata", f"{name} {text}") for name, text in request.metadata.items())
+    if contains_card_number(key):
+        raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
+    if request.return_url is not None and not _is_web_address(request.return_url):
+        raise Unprocessable("expected an http or https address", code="invalid_field", path="$.return_url")
+    _require_one_way(request)
+    return request, NewPayment(
+        money=_money(request.amount, request.currency),
+        order_id=request.order_id,
+        description=request.description,
+        return_url=request.return_url,
+        expires_in_seconds=request.expires_in or EXPIRES_IN_SECONDS_DEFAULT,
+        token=request.token,
+        capture=Capture(request.capture),
+        statement_descriptor=request.statement_descriptor,
+        metadata=request.metadata,
+    )
+
+
+def read_capture(body: bytes) -> CapturePayment:
+    """The request. Raises `Malformed` or `Unprocessable`."""
+    return _decode(_capture, body or b"{}")
+
+
+def read_cancel(body: bytes) -> CancelPayment:
+    """The request. Raises `Malformed` or `Unprocessable`."""
+    return _decode(_cancel, body or b"{}")
+
+
+def read_refund(body: bytes) -> RefundPayment:
+    """The request. Raises `Malformed` or `Unprocessable`."""
+    request = _decode(_refund, body or b"{}")
+    _require_harmless([("reason", request.reason)])
+    if request.amount is not None and request.amount <= 0:
+        raise Unprocessable("a refund is of at least 1 minor unit", code="invalid_amount", path="$.amount")
+    return request
+
+
+def read_query(scope: Scope, *allowed: str) -> dict[str, str]:
+    """The fields of a query string. Raises `Unprocessable` for one that is unknown or given twice."""
+    try:
+        pairs = parse_qsl(scope["query_string"].decode("ascii"), keep_blank_values=True, max_num_fields=20, errors="strict")
+    except ValueError as error:
+        raise Unprocessable("the query string cannot be read", code="invalid_query") from error
+    fields = dict(pairs)
+    unknown = next((name for name in fields if name not in allowed), None)
+    if unknown is not None:
+        raise Unprocessable(f"there is no parameter {unknown[:40]!r} here, only {', '.join(allowed)}", code="invalid_query")
+    if len(fields) < len(pairs) or any("\x00" in value for value in fields.values()):
+        raise Unprocessable("a parameter is given twice or holds the character U+0000", code="invalid_query")
+    return fields
+
+
+def read_limit(fields: dict[str, str]) -> int:
+    """How many items a page has."""
+    text = fields.get("limit", str(PAGE_DEFAULT))
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= PAGE_MAX):
+        raise Unprocessable(f"limit is from 1 to {PAGE_MAX}", code="invalid_query", path="limit")
+    return int(text)
+
+
+def read_time(fields: dict[str, str], name: str) -> datetime | None:
+    """A moment in RFC 3339, with its zone. Raises `Unprocessable`."""
+    text = fields.get(name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None or not 1970 <= moment.year <= 9000:
+        raise Unprocessable(f"{name} is a time like 2026-11-21T08:00:00Z", code="invalid_query", path=name)
+    return moment
+
+
+def reply_within_seconds(scope: Scope) -> float | None:
+    """What the Prefer header (RFC 7240) asks for: 0 for respond-async, N for wait=N, None for neither."""
+    for preference in (header(scope, b"prefer") or "").lower().replace(";", ",").split(","):
+        name, _, value = (part.strip() for part in preference.partition("="))
+        if name == "respond-async":
+            return 0.0
+        if name == "wait" and value.isascii() and value.isdigit():
+            return float(min(int(value[:6]), WAIT_SECONDS_MAX))
+    return None
+
+
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `")
+        if path:
+            path = path.rstrip("`")
+        elif "field `" in message:
+            path = "$." + message.partition("field `")[2].rstrip("`")
+        raise Unprocessable(message, code="invalid_field", path=path or "$") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"the body is not JSON: {error}", code="malformed_json") from error
+
+
+def _require_harmless(texts: Iterable[tuple[str, str | None]]) -> None:
+    for name, text in texts:
+        if text is not None and contains_card_number(text):
+            raise Unprocessable(
+                "this looks like a card number, which must never be sent here",
+                code="card_number_refused",
+                path=f"$.{name}",
+            )
+        if text is not None and "\x00" in text:
+            raise Unprocessable("text must not contain the character U+0000", code="invalid_field", path=f"$.{name}")
+
+
+def _require_one_way(request: CreatePayment) -> None:
+    """A payment is charged by token or paid on a page, not both."""
+    if request.confirm and request.token is None:
+        raise Unprocessable("confirm needs the token that the PSP gave for the card", code="invalid_field", path="$.token")
+    if request.token is not None and not request.confirm:
+        raise Unprocessable("a token is charged at once: say so with confirm: true", code="invalid_field", path="$.confirm")
+    for name in ("return_url", "expires_in"):
+        if request.confirm and getattr(request, name) is not None:
+            raise Unprocessable("this is for hosted pages; with confirm there is none", code="invalid_field", path=f"$.{name}")
+
+
+def _money(amount: int, currency: str) -> Money:
+    try:
+        return payable(amount, currency)
+    except InvalidMoney as error:
+        path = "$.amount" if currency in CURRENCY_EXPONENTS else "$.currency"
+        raise Unprocessable(str(error), code="invalid_money", path=path) from error
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isascii() and text.isprintable()

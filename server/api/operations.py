@@ -1,0 +1,119 @@
+"""`POST /v1/payments/{id}/capture`, `/cancel` and `/refunds`: what merchants ask of a payment that exists."""
+
+import msgspec
+
+from core.card import contains_card_number
+from core.errors import PspError, Unprocessable
+from core.events import payment_data, refund_data
+from core.idempotency import fingerprint, parse_key
+from core.ids import PaymentId
+from server.api.bodies import read_cancel, read_capture, read_refund, reply_within_seconds
+from server.api.payments import JSON, decode_payment_id, send_decision
+from server.api.problems import send_problem, status_of
+from server.db.merchants import Merchant
+from server.flows.cancel import cancel
+from server.flows.idempotent import Request
+from server.flows.operate import DONE, Done, capture
+from server.flows.refund import CREATED, Refunded, refund
+from server.flows.services import Services
+from server.flows.settle import encode_payment, encode_refund
+from server.http.asgi import Scope, Send, header, respond
+
+
+class OperationsApi:
+    """The handlers."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def capture(
+        self, merchant: Merchant, payment_text: str, scope: Scope, body: bytes, send: Send, *, request_id: str
+    ) -> None:
+        """`POST /v1/payments/{id}/capture`."""
+        payment_id, wanted = decode_payment_id(payment_text), read_capture(body)
+        request = _request(merchant, scope, payment_id, "capture", wanted)
+        outcome = await capture(self._services, request, payment_id, wanted.amount)
+        if isinstance(outcome, Done):
+            await _send_done(send, outcome, request_id=request_id)
+        else:
+            await send_decision(send, outcome)
+
+    async def cancel(
+        self, merchant: Merchant, payment_text: str, scope: Scope, body: bytes, send: Send, *, request_id: str
+    ) -> None:
+        """`POST /v1/payments/{id}/cancel`."""
+        payment_id = decode_payment_id(payment_text)
+        request = _request(merchant, scope, payment_id, "cancel", read_cancel(body))
+        outcome = await cancel(self._services, request, payment_id)
+        if isinstance(outcome, Done):
+            await _send_done(send, outcome, request_id=request_id)
+        else:
+            await send_decision(send, outcome)
+
+    async def refund(
+        self, merchant: Merchant, payment_text: str, scope: Scope, body: bytes, send: Send, *, request_id: str
+    ) -> None:
+        """`POST /v1/payments/{id}/refunds`."""
+        payment_id, wanted = decode_payment_id(payment_text), read_refund(body)
+        request = _request(merchant, scope, payment_id, "refunds", wanted)
+        outcome = await refund(self._services, request, payment_id, amount_minor=wanted.amount, reason=wanted.reason)
+        if isinstance(outcome, Refunded):
+            await _send_refunded(send, outcome, request_id=request_id)
+        else:
+            await send_decision(send, outcome)
+
+
+def _request(merchant: Merchant, scope: Scope, payment_id: PaymentId, verb: str, wanted: msgspec.Struct) -> Request:
+    key = parse_key(header(scope, b"idempotency-key"))
+    if contains_card_number(key):
+        raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
+    digest = fingerprint("POST", f"/v1/payments/{payment_id.hex}/{verb}", msgspec.json.encode(wanted))
+    return Request(merchant.id, key, digest, wait_seconds=reply_within_seconds(scope) or 0.0)
+
+
+def _replayed(was_replayed: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 - the only argument
+    return [(b"idempotent-replayed", b"true")] if was_replayed else []
+
+
+async def _send_done(send: Send, done: Done, *, request_id: str) -> None:
+    headers = _replayed(done.replayed)
+    if done.failure is None:
+        await respond(send, DONE, encode_payment(done.payment), content_type=JSON, headers=headers)
+        return
+    detail = f"{_explained(done.failure)}; the payment is {done.payment.status.value}"
+    await send_problem(
+        send,
+        status_of(done.failure),
+        code=done.failure.code,
+        detail=detail,
+        request_id=request_id,
+        headers=headers,
+        payment=payment_data(done.payment),
+    )
+
+
+async def _send_refunded(send: Send, refunded: Refunded, *, request_id: str) -> None:
+    headers = _replayed(refunded.replayed)
+    if refunded.failure is None:
+        await respond(send, CREATED, encode_refund(refunded.refund), content_type=JSON, headers=headers)
+        return
+    detail = f"{_explained(refunded.failure)}; the refund is accepted, {refunded.refund.status.value}, and will be followed up"
+    await send_problem(
+        send,
+        status_of(refunded.failure),
+        code=refunded.failure.code,
+        detail=detail,
+        request_id=request_id,
+        headers=headers,
+        refund=refund_data(refunded.refund),
+    )
+
+
+def _explained(failure: PspError) -> str:
+    match failure.code:
+        case "psp_timeout":
+            return "the payment provider did not answer"
+        case "psp_unreachable":
+            return "the payment provider cannot be reached"
+        case _:
+            return "the payment provider refused"

@@ -1,0 +1,38 @@
+"""Who works at the command line, and what they did, for the audit log."""
+
+import os
+import pwd
+from typing import Annotated
+
+import typer
+
+from core.errors import Unprocessable
+from core.ids import MerchantId
+from server.db.audit import Act
+from server.flows.services import utc_now
+from server.new_ids import uuid7
+
+Operator = Annotated[
+    str | None,
+    typer.Option("--operator", help="Who you are, for the audit log. Default: your login name.", show_default=False),
+]
+
+
+def operator_name(given: str | None) -> str:
+    """The operator's name. Raises `Unprocessable` for one that cannot be."""
+    name = given if given is not None else _login_name()
+    if not 1 <= len(name) <= 100 or not name.isprintable():
+        raise Unprocessable("--operator has 1 to 100 printable characters")
+    return name
+
+
+def act(operator: str | None, merchant_id: MerchantId, action: str, detail: str) -> Act:
+    """An act of an operator, now."""
+    return Act(id=uuid7(), merchant_id=merchant_id, actor=operator_name(operator), action=action, detail=detail, at=utc_now())
+
+
+def _login_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"

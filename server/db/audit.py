@@ -1,0 +1,33 @@
+"""What operators did: append-only, written in the transaction of what they did."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from core.ids import MerchantId
+from server.db.connection import Connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """One thing that an operator did to a merchant. `actor` is who, as they name themselves."""
+
+    id: UUID
+    merchant_id: MerchantId
+    actor: str
+    action: str
+    detail: str
+    at: datetime
+
+
+async def record_act(connection: Connection, act: Act) -> None:
+    """Write an act in the caller's transaction."""
+    await connection.run(
+        "INSERT INTO audit_log (merchant_id, id, actor, action, detail, created_at) VALUES ($1, $2, $3, $4, $5, $6)",
+        act.merchant_id,
+        act.id,
+        act.actor,
+        act.action,
+        act.detail,
+        act.at,
+    )

@@ -1,0 +1,60 @@
+"""Cancel a payment that nobody has paid: close its page, or void what is authorized. The PSP has the last word."""
+
+import trio
+
+from core.errors import Conflict, PspError, PspOutcomeUnknown
+from core.evidence import EvidenceKind, Source
+from core.ids import PaymentId
+from core.payment import Payment, Status
+from server.flows.idempotent import Claimed, Request, answer, claim, give_up
+from server.flows.operate import DONE, Done, Outcome, load, void
+from server.flows.services import Services
+from server.flows.settle import Answering, encode_payment, settle
+
+
+async def cancel(services: Services, request: Request, payment_id: PaymentId) -> Outcome:
+    """Cancel a payment; one that is canceled stays so. Raises `NotFound`, `Conflict` where the PSP holds the money."""
+    payment = await load(services, request, payment_id)
+    claimed = await claim(services, request, payment.id, operation="cancel")
+    if not isinstance(claimed, Claimed):
+        return claimed
+    payment = await load(services, request, payment_id)
+    match payment.status:
+        case Status.CANCELED:
+            await answer(services, request, status=DONE, body=encode_payment(payment))
+            return Done(payment, replayed=claimed.resumed)
+        case Status.AUTHORIZED:
+            return await void(services, request, payment, resumed=claimed.resumed)
+        case Status.PENDING:
+            return await _close(services, request, payment)
+        case Status.UNKNOWN:
+            await give_up(services, request)
+            return Done(payment, failure=PspOutcomeUnknown("the payment is UNKNOWN and the PSP cannot be asked at the moment"))
+        case Status.SUCCEEDED | Status.DECLINED | Status.EXPIRED:
+            await give_up(services, request)
+            advice = ": refund it" if payment.status is Status.SUCCEEDED else ""
+            raise Conflict(f"a payment that is {payment.status} cannot be canceled{advice}", code="not_cancelable")
+
+
+async def _close(services: Services, request: Request, payment: Payment) -> Outcome:
+    try:
+        with trio.fail_after(services.psp_seconds):
+            adapter = await services.psps.of(payment.psp_account_id)
+            evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.MERCHANT)
+    except (PspError, trio.TooSlowError) as error:
+        await give_up(services, request)
+        failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
+        return Done(payment, failure=failure)
+    if evidence.kind is EvidenceKind.NOT_FOUND:
+        await give_up(services, request)
+        raise Conflict("this payment is being opened at the PSP: try again in a moment", code="being_opened")
+    is_canceled = evidence.kind is EvidenceKind.CANCELED
+    answering = Answering(request.key, DONE) if is_canceled else None
+    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, answering=answering)
+    assert settled is not None
+    if settled.payment.status is Status.CANCELED:
+        if not settled.changed:
+            await answer(services, request, status=DONE, body=encode_payment(settled.payment))
+        return Done(settled.payment)
+    await give_up(services, request)
+    raise Conflict(f"the customer was faster: the payment is {settled.payment.status}", code="not_cancelable")

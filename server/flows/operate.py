@@ -1,0 +1,217 @@
+"""Capture and void: operations on money that is authorized.
+
+The operation is committed with the payment before the PSP is asked, so a request that dies is finished by the follow-up job,
+which asks first and then repeats the same operation, with its id as the PSP's idempotency key.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import structlog
+import trio
+
+from core.errors import (
+    Conflict,
+    IllegalTransition,
+    NotFound,
+    PspError,
+    PspOutcomeUnknown,
+    PspRejected,
+    PspUnreachable,
+    Unprocessable,
+)
+from core.evidence import Evidence, EvidenceKind, Source
+from core.idempotency import InFlight, Mismatch, Replay
+from core.ids import OperationId, PaymentId
+from core.money import Money
+from core.payment import OperationKind, Payment, PendingOperation, Status
+from server.db.payments import find_payment
+from server.flows.idempotent import Claimed, Request, answer, claim, give_up
+from server.flows.services import Services
+from server.flows.settle import Answering, encode_payment, settle
+from server.flows.verify import verify_if_possible
+from server.new_ids import uuid7
+
+DONE = 200
+PSP_KEY_LIFETIME = timedelta(hours=23)
+"""How long a PSP may be sent the same operation again."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The payment as it stands after the operation; `failure` says why the PSP did not carry it out.
+
+    `is_answered`: the reply was stored with the change. Where a webhook was faster than our own answer it was not.
+    """
+
+    payment: Payment
+    failure: PspError | None = None
+    replayed: bool = False
+    is_answered: bool = False
+
+
+Outcome = Done | Replay | Mismatch | InFlight
+
+
+async def load(services: Services, request: Request, payment_id: PaymentId) -> Payment:
+    """The merchant's payment; one that is UNKNOWN is asked about first. Raises `NotFound`."""
+    async with services.db.pool.connection() as connection:
+        payment = await find_payment(connection, request.merchant_id, payment_id)
+    if payment is None:
+        raise NotFound("no such payment")
+    if payment.status is Status.UNKNOWN:
+        payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
+    return payment
+
+
+async def capture(services: Services, request: Request, payment_id: PaymentId, amount_minor: int | None) -> Outcome:
+    """Take authorized money, in full or in part, once; the PSP releases the rest.
+
+    Raises `NotFound`, `Unprocessable` for an impossible amount, `Conflict` where there is nothing to capture.
+    """
+    payment = await load(services, request, payment_id)
+    amount = amount_minor if amount_minor is not None else payment.money.amount_minor
+    if not 0 < amount <= payment.money.amount_minor:
+        raise Unprocessable(f"a capture takes from 1 to {payment.money.amount_minor}", code="invalid_amount", path="$.amount")
+    claimed = await claim(services, request, payment_id, operation="capture")
+    if not isinstance(claimed, Claimed):
+        return claimed
+    payment = await load(services, request, payment_id)
+    money = Money(amount, payment.money.currency)
+    wanted = _request(payment, EvidenceKind.CAPTURE_REQUESTED, OperationId(uuid7()), money=money)
+    return await _operate(services, request, payment, wanted, resumed=claimed.resumed)
+
+
+async def void(services: Services, request: Request, payment: Payment, *, resumed: bool) -> Outcome:
+    """Release authorized money; the key is the caller's already. Raises `Conflict` where there is nothing to void."""
+    wanted = _request(payment, EvidenceKind.VOID_REQUESTED, payment.void_id)
+    return await _operate(services, request, payment, wanted, resumed=resumed)
+
+
+async def _operate(services: Services, request: Request, payment: Payment, wanted: Evidence, *, resumed: bool) -> Outcome:
+    capturing = wanted.kind is EvidenceKind.CAPTURE_REQUESTED
+    try:
+        if _is_done(payment, wanted) and resumed:
+            await answer(services, request, status=DONE, body=encode_payment(payment))
+            return Done(payment, replayed=True)
+        is_ours = resumed and payment.pending is not None and (payment.pending.kind is OperationKind.CAPTURE) is capturing
+        if not is_ours:
+            settled = await settle(services, payment.merchant_id, payment.id, wanted, known=payment)
+            assert settled is not None
+            payment = settled.payment
+        done = await carry_out(services, payment, answering=Answering(request.key, DONE))
+    except IllegalTransition as error:
+        await give_up(services, request)
+        said = f"a payment that is {payment.status} cannot be {'captured' if capturing else 'voided'}: {error}"
+        raise Conflict(said, code="not_capturable" if capturing else "not_cancelable") from error
+    if done.failure is not None or done.payment.pending is not None:
+        await give_up(services, request)
+    elif done.payment.status is not (Status.SUCCEEDED if capturing else Status.CANCELED):
+        await give_up(services, request)
+        raise Conflict(f"the payment is {done.payment.status}", code="not_capturable" if capturing else "not_cancelable")
+    elif not done.is_answered:
+        await answer(services, request, status=DONE, body=encode_payment(done.payment))
+    return replace(done, replayed=resumed)
+
+
+def _is_done(payment: Payment, wanted: Evidence) -> bool:
+    if wanted.money is None:
+        return payment.status is Status.CANCELED
+    return payment.status is Status.SUCCEEDED and payment.captured_minor == wanted.money.amount_minor
+
+
+async def carry_out(services: Services, payment: Payment, *, answering: Answering | None = None) -> Done:
+    """Ask the PSP for the payment's pending operation and apply what it says. Repeating it changes nothing.
+
+    Raises `DatabaseUnavailable`, `Overloaded`.
+    """
+    operation = payment.pending
+    if operation is None:
+        return Done(payment)
+    failure: PspError | None = None
+    try:
+        with trio.fail_after(services.psp_seconds):
+            evidence = await _ask(services, payment, operation)
+    except PspUnreachable as error:
+        return Done(payment, failure=error)
+    except PspRejected as error:
+        failure, evidence = error, await _after_rejection(services, payment, str(error))
+    except (PspOutcomeUnknown, trio.TooSlowError) as error:
+        failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
+        evidence = _about(payment, EvidenceKind.LOST)
+    settled = await settle(
+        services,
+        payment.merchant_id,
+        payment.id,
+        evidence,
+        known=payment,
+        answering=answering if evidence.kind in (EvidenceKind.CAPTURED, EvidenceKind.CANCELED) else None,
+    )
+    assert settled is not None
+    failed = settled.payment.status is payment.status
+    return Done(settled.payment, failure=failure if failed else None, is_answered=settled.changed)
+
+
+async def finish(services: Services, payment: Payment) -> Payment:
+    """Finish an operation whose request has died: ask how it stands, and repeat it where the PSP has not done it.
+
+    Past the PSP's key lifetime it is not repeated. Raises `PspError` where nothing was learned.
+    """
+    assert payment.pending is not None
+    with trio.fail_after(services.psp_seconds):
+        adapter = await services.psps.of(payment.psp_account_id)
+        evidence = await adapter.fetch(payment, source=Source.RECHECK)
+    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
+    assert settled is not None
+    payment = settled.payment
+    if payment.pending is None:
+        return payment
+    if services.now() - payment.pending.since > PSP_KEY_LIFETIME:
+        raise PspOutcomeUnknown("the operation is too old to be repeated")
+    done = await carry_out(services, payment)
+    if done.failure is not None:
+        raise done.failure
+    return done.payment
+
+
+async def _ask(services: Services, payment: Payment, operation: PendingOperation) -> Evidence:
+    adapter = await services.psps.of(payment.psp_account_id)
+    if operation.kind is OperationKind.CAPTURE:
+        return await adapter.capture(payment, operation)
+    return await adapter.void(payment, operation)
+
+
+async def _after_rejection(services: Services, payment: Payment, said: str) -> Evidence:
+    """What a refused operation means: an earlier try of it may have been carried out, so the PSP's own view comes first."""
+    try:
+        with trio.fail_after(services.psp_seconds):
+            adapter = await services.psps.of(payment.psp_account_id)
+            seen = await adapter.fetch(payment, source=Source.RECHECK)
+    except (PspError, trio.TooSlowError) as error:
+        _log.warning("a refused operation could not be looked at", payment=str(payment.id), error=str(error))
+        return _about(payment, EvidenceKind.LOST)
+    is_over = seen.kind in (EvidenceKind.CAPTURED, EvidenceKind.CANCELED, EvidenceKind.EXPIRED)
+    return seen if is_over else _about(payment, EvidenceKind.REJECTED, code=said[:200])
+
+
+def _request(payment: Payment, kind: EvidenceKind, operation_id: OperationId, *, money: Money | None = None) -> Evidence:
+    return Evidence(
+        kind=kind,
+        source=Source.MERCHANT,
+        psp_account_id=payment.psp_account_id,
+        operation_id=payment.operation_id,
+        money=money,
+        requested_id=operation_id,
+    )
+
+
+def _about(payment: Payment, kind: EvidenceKind, *, code: str | None = None) -> Evidence:
+    return Evidence(
+        kind=kind,
+        source=Source.MERCHANT,
+        psp_account_id=payment.psp_account_id,
+        operation_id=payment.operation_id,
+        code=code,
+    )

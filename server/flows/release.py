@@ -1,0 +1,32 @@
+"""Make the money of a payment available to its merchant, once its settlement delay is over."""
+
+from core.evidence import Evidence, EvidenceKind, Source
+from core.payment import Payment, Status
+from core.refund_transition import Balances
+from core.transition import apply
+from server.db.change_batch import ChangeRow
+from server.db.under_lock import change_under_lock
+from server.flows.services import Services
+from server.flows.settle import row_of
+
+
+async def release(services: Services, payment: Payment) -> None:
+    """Move what the payment brought from the pending wallet to the available one, once.
+
+    Refunds may have used some of the pending money: no more moves than there is. Raises `DatabaseUnavailable`, `Overloaded`.
+    """
+
+    def decide(locked: Payment, balances: Balances) -> ChangeRow | None:
+        if locked.is_released or locked.status is not Status.SUCCEEDED:
+            return None
+        evidence = Evidence(
+            kind=EvidenceKind.RELEASED,
+            source=Source.POLICY,
+            psp_account_id=locked.psp_account_id,
+            operation_id=locked.operation_id,
+        )
+        change = apply(locked, evidence, now=services.now())
+        return row_of(change, pending_minor=balances.pending_minor) if change is not None else None
+
+    async with services.db.pool.connection() as connection:
+        await change_under_lock(connection, services.db.change_batch, payment.merchant_id, payment.id, decide)
