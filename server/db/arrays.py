@@ -19,9 +19,9 @@ def uuids(values: Iterable[UUID | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else f"{value.int:032x}" for value in values]) + "}"
 
 
-def quoted(values: Iterable[str | datetime | None]) -> str:
-    """An array of free text or timestamps; None is NULL."""
-    return "{" + ",".join(["NULL" if value is None else _quote(str(value)) for value in values]) + "}"
+def quoted(values: Iterable[str | None]) -> str:
+    """An array of free text; None is NULL."""
+    return "{" + ",".join(["NULL" if value is None else _quote(value) for value in values]) + "}"
 
 
 def hexed(values: Iterable[bytes]) -> str:
@@ -29,5 +29,12 @@ def hexed(values: Iterable[bytes]) -> str:
     return "{" + ",".join(['"\\\\x' + value.hex() + '"' for value in values]) + "}"
 
 
+def times(values: Iterable[datetime | None]) -> str:
+    """An array of moments."""
+    return "{" + ",".join(["NULL" if value is None else f'"{value}"' for value in values]) + "}"
+
+
 def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

@@ -6,6 +6,9 @@ of the request that it answers. Invariants:
 
 - Rows are locked in the order of `server.db`: payments, keys, then sequences and wallets, each by key. The upserts lock in
   the order of their sorted input.
+- Rows of large tables are found by key, one at a time (LATERAL ... LIMIT 1), and changed by their place (ctid): so the planner's
+  estimates stay right whatever it knows of a table, and it never reads one from end to end.
+- A reply that is the event's own data is stored as the event's number.
 - A change that lost its compare-and-set, or whose PSP event was applied before, writes nothing at all and gets no sequence
   number, so a merchant's sequences have no gaps and commit in order.
 - Deliveries are born leased to the worker that commits them; a dead worker's are taken over when the lease ends.
@@ -82,6 +85,7 @@ class Lost:
 
 
 _WRITE = """
+/* florin: payments change */
 WITH input AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::integer[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::bigint[], $9::timestamptz[],
@@ -101,15 +105,19 @@ WITH input AS (
             disputed_minor, lost_minor, capture_before, pending_id, pending_kind, pending_minor, pending_since,
             is_warned, is_released, finding)
 ), locked AS MATERIALIZED (
-    SELECT p.merchant_id, p.id, p.status
-      FROM payment_requests p
-      JOIN input i ON p.merchant_id = i.merchant_id AND p.id = i.payment_id AND p.version = i.version
-     WHERE i.psp_event_id IS NULL OR NOT EXISTS (
-            SELECT FROM psp_events e
-             WHERE e.merchant_id = i.merchant_id AND e.payment_id = i.payment_id
-               AND e.psp_account_id = i.psp_account_id AND e.event_id = i.psp_event_id)
-     ORDER BY p.merchant_id, p.id
-       FOR UPDATE OF p
+    SELECT p.id, p.status, p.ctid AS place
+      FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $21::uuid[], $22::text[])
+                       AS u (merchant_id, payment_id, version, psp_account_id, psp_event_id)
+             ORDER BY u.merchant_id, u.payment_id) i
+     CROSS JOIN LATERAL (
+            SELECT p.id, p.status, p.ctid FROM payment_requests p
+             WHERE p.merchant_id = i.merchant_id AND p.id = i.payment_id AND p.version = i.version
+               AND (i.psp_event_id IS NULL OR NOT EXISTS (
+                    SELECT FROM psp_events e
+                     WHERE e.merchant_id = i.merchant_id AND e.payment_id = i.payment_id
+                       AND e.psp_account_id = i.psp_account_id AND e.event_id = i.psp_event_id))
+             LIMIT 1 FOR UPDATE OF p
+           ) p
 ), applied AS (
     UPDATE payment_requests p
        SET status = i.status, version = p.version + 1, reference = i.reference, payment_url = i.payment_url,
@@ -129,7 +137,7 @@ WITH input AS (
       FROM locked l
       JOIN input i ON i.payment_id = l.id
       LEFT JOIN rare r ON r.payment_id = l.id
-     WHERE p.merchant_id = l.merchant_id AND p.id = l.id AND p.version = i.version
+     WHERE p.ctid = l.place
     RETURNING i.*, l.status AS from_status, r.finding
 ), logs AS (
     INSERT INTO payment_logs (
@@ -148,13 +156,12 @@ WITH input AS (
     UPDATE psp_operations o
        SET state = a.operation_state
       FROM applied a
-     WHERE o.merchant_id = a.merchant_id AND o.payment_id = a.payment_id AND o.id = a.operation_id
-       AND a.operation_state IS NOT NULL AND o.state <> a.operation_state
-), replies AS (
-    UPDATE idempotency_keys k
-       SET reply_status = a.reply_status, reply_body = a.reply_body, in_flight_until = a.now
-      FROM applied a
-     WHERE k.merchant_id = a.merchant_id AND k.key = a.reply_key AND k.reply_status IS NULL
+     CROSS JOIN LATERAL (
+            SELECT l.ctid AS place FROM psp_operations l
+             WHERE l.merchant_id = a.merchant_id AND l.payment_id = a.payment_id AND l.id = a.operation_id
+               AND l.state <> a.operation_state LIMIT 1
+           ) l
+     WHERE o.ctid = l.place
 ), psp AS (
     INSERT INTO psp_events (merchant_id, psp_account_id, event_id, payment_id, type, outcome, received_at)
     SELECT merchant_id, psp_account_id, psp_event_id, payment_id, psp_event_type, 'applied', now
@@ -197,6 +204,17 @@ WITH input AS (
            a.event_id, a.event_type, a.payment_id, a.event_data, a.now
       FROM applied a JOIN sequences s USING (merchant_id) WHERE a.event_type IS NOT NULL
     RETURNING merchant_id, seq, payment_id
+), replies AS (
+    UPDATE idempotency_keys k
+       SET reply_status = a.reply_status, reply_body = a.reply_body, in_flight_until = a.now,
+           reply_seq = CASE WHEN a.reply_body IS NULL AND a.reply_status IS NOT NULL THEN t.seq END
+      FROM applied a
+      LEFT JOIN told t ON t.payment_id = a.payment_id
+     CROSS JOIN LATERAL (
+            SELECT l.ctid AS place FROM idempotency_keys l
+             WHERE l.merchant_id = a.merchant_id AND l.key = a.reply_key AND l.reply_status IS NULL LIMIT 1
+           ) l
+     WHERE k.ctid = l.place
 ), entries AS (
     INSERT INTO ledger_entries (
         merchant_id, seq, transfer_id, kind, account, payment_id, currency, amount_minor, created_at)

@@ -14,7 +14,7 @@ from core.evidence import EvidenceKind
 from core.ids import OperationId
 from core.payment import Change, OperationKind, Payment
 from core.refund import RefundStatus
-from server.db.arrays import plain, quoted, uuids
+from server.db.arrays import plain, quoted, times, uuids
 
 if TYPE_CHECKING:
     from server.db.change_batch import ChangeRow
@@ -60,8 +60,8 @@ def _common(items: Sequence[ChangeRow]) -> Iterator[str]:
     yield quoted([payment.reference for payment in after])
     yield quoted([payment.payment_url for payment in after])
     yield plain([payment.captured_minor for payment in after])
-    yield quoted([payment.due_at for payment in after])
-    yield quoted([item.now for item in items])
+    yield times([payment.due_at for payment in after])
+    yield times([item.now for item in items])
     yield plain([fact.source for fact in evidence])
     yield plain([fact.kind for fact in evidence])
     yield quoted([fact.code for fact in evidence])
@@ -77,7 +77,15 @@ def _common(items: Sequence[ChangeRow]) -> Iterator[str]:
     yield quoted([item.psp_event.type if item.psp_event else None for item in items])
     yield quoted([reply.key if reply else None for reply in replies])
     yield plain([reply[0] if reply else None for reply in definitive])
-    yield quoted([reply[1].decode() if reply else None for reply in definitive])
+    yield quoted([_body(item) for item in items])
+
+
+def _body(item: ChangeRow) -> str | None:
+    """The body of a definitive reply, unless it is the event's own data."""
+    if item.reply is None or item.reply.definitive is None:
+        return None
+    body = item.reply.definitive[1]
+    return None if item.event_type is not None and body == item.event_data else body.decode()
 
 
 def _ended_operation(change: Change) -> tuple[OperationId, str] | None:
@@ -130,11 +138,11 @@ def _rare(items: Sequence[ChangeRow]) -> Iterator[str]:
     yield plain([payment.refunded_minor for payment in after])
     yield plain([payment.disputed_minor for payment in after])
     yield plain([payment.lost_minor for payment in after])
-    yield quoted([payment.capture_before for payment in after])
+    yield times([payment.capture_before for payment in after])
     yield uuids([one.id if one else None for one in pending])
     yield plain([one.kind if one else None for one in pending])
     yield plain([one.amount_minor if one else None for one in pending])
-    yield quoted([one.since if one else None for one in pending])
+    yield times([one.since if one else None for one in pending])
     yield plain([payment.is_warned for payment in after])
     yield plain([payment.is_released for payment in after])
     yield plain([change.finding for change in changes])
@@ -171,9 +179,9 @@ def _refunds(items: Sequence[ChangeRow]) -> Iterator[str]:
     yield quoted([refund.failure_code for refund in refunds])
     yield plain([refund.is_accepted for refund in refunds])
     yield plain([refund.checks for refund in refunds])
-    yield quoted([refund.due_at for refund in refunds])
-    yield quoted([refund.created_at for refund in refunds])
-    yield quoted([refund.updated_at for refund in refunds])
+    yield times([refund.due_at for refund in refunds])
+    yield times([refund.created_at for refund in refunds])
+    yield times([refund.updated_at for refund in refunds])
 
 
 def _postings(items: Sequence[ChangeRow]) -> Iterator[str]:

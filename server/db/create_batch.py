@@ -15,7 +15,7 @@ import msgspec
 from core.idempotency import StoredKey
 from core.ids import LogId
 from core.payment import NO_TERMS, OperationKind, Payment
-from server.db.arrays import hexed, plain, quoted, uuids
+from server.db.arrays import hexed, plain, quoted, times, uuids
 from server.db.connection import Connection
 from server.db.keys import find_keys
 
@@ -37,6 +37,7 @@ class OrderIsLive:
 
 
 _WRITE = """
+/* florin: payments are accepted */
 WITH input AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::bytea[], $8::timestamptz[],
@@ -126,15 +127,15 @@ def _common(items: Sequence[Creation]) -> Iterator[str]:
     yield uuids([item.log_id for item in items])
     yield quoted([item.key for item in items])
     yield hexed([item.fingerprint for item in items])
-    yield quoted([item.in_flight_until for item in items])
+    yield times([item.in_flight_until for item in items])
     yield quoted([payment.order_id for payment in payments])
     yield plain([payment.money.amount_minor for payment in payments])
     yield plain([payment.money.currency for payment in payments])
     yield quoted([payment.return_url for payment in payments])
     yield quoted([payment.description for payment in payments])
-    yield quoted([payment.expires_at for payment in payments])
-    yield quoted([payment.due_at for payment in payments])
-    yield quoted([payment.created_at for payment in payments])
+    yield times([payment.expires_at for payment in payments])
+    yield times([payment.due_at for payment in payments])
+    yield times([payment.created_at for payment in payments])
     yield plain([payment.capture for payment in payments])
     yield plain([payment.is_sync for payment in payments])
     yield plain([OperationKind.CHARGE if payment.is_sync else OperationKind.INTENT for payment in payments])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from core.ids import EndpointId, EventId, MerchantId, PaymentId
 from core.retry import DELIVERY_DELAYS_SECONDS
-from server.db.arrays import plain, quoted
+from server.db.arrays import plain, quoted, uuids
 from server.db.change_batch import NewDelivery
 from server.db.connection import Connection
 
@@ -130,9 +130,9 @@ class DeliveryResultBatch:
                AND d.attempts = i.attempts AND d.state = 'PENDING'
             RETURNING d.merchant_id, d.endpoint_id, d.event_seq
             """,
-            plain(message.merchant_id for message in messages),
-            plain(message.endpoint_id for message in messages),
-            plain(message.event_seq for message in messages),
+            uuids([message.merchant_id for message in messages]),
+            uuids([message.endpoint_id for message in messages]),
+            plain([message.event_seq for message in messages]),
             plain(item.claimed.attempt for item in items),
             plain(_state(item) for item in items),
             plain(item.retry_seconds for item in items),

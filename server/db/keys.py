@@ -16,7 +16,8 @@ async def find_keys(connection: Connection, keys: Sequence[tuple[MerchantId, str
     """What is stored under these keys."""
     rows = await connection.query(
         """
-        SELECT k.merchant_id, k.key, k.fingerprint, k.payment_id, k.refund_id, k.in_flight_until, k.reply_status, k.reply_body
+        SELECT k.merchant_id, k.key, k.fingerprint, k.payment_id, k.refund_id, k.in_flight_until, k.reply_status,
+               coalesce(k.reply_body, (SELECT e.data FROM events e WHERE e.merchant_id = k.merchant_id AND e.seq = k.reply_seq))
           FROM idempotency_keys k
           JOIN unnest($1::uuid[], $2::text[]) AS i (merchant_id, key) ON (k.merchant_id, k.key) = (i.merchant_id, i.key)
         """,

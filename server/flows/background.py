@@ -51,6 +51,8 @@ class Background:
 
     def __init__(self) -> None:
         self._nursery: trio.Nursery | None = None
+        self._under_way = 0
+        self._idle = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the tasks until cancelled."""
@@ -60,7 +62,7 @@ class Background:
 
     def require_room(self) -> None:
         """Raises `Overloaded` where no more tasks may be started."""
-        if self._nursery is None or len(self._nursery.child_tasks) >= TASKS_MAX:
+        if self._nursery is None or self._under_way >= TASKS_MAX:
             raise Overloaded("too many payments are under way")
 
     def start(self, work: Callable[[], Awaitable[T]]) -> Work[T]:
@@ -68,11 +70,21 @@ class Background:
         self.require_room()
         assert self._nursery is not None
         started = Work[T]()
-        self._nursery.start_soon(started.run, work)
+        self._under_way += 1
+        self._nursery.start_soon(self._run, started, work)
         return started
+
+    async def _run(self, started: Work[T], work: Callable[[], Awaitable[T]]) -> None:
+        try:
+            await started.run(work)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+                self._idle = trio.Event()
 
     async def drain(self, *, seconds: float) -> None:
         """Wait until the tasks have ended, or so long."""
-        with trio.move_on_after(seconds):
-            while self._nursery is not None and self._nursery.child_tasks:
-                await trio.sleep(0.02)  # at the end of a worker only
+        if self._under_way:
+            with trio.move_on_after(seconds):
+                await self._idle.wait()

@@ -92,28 +92,29 @@ async def void(services: Services, request: Request, payment: Payment, *, resume
 
 async def _operate(services: Services, request: Request, payment: Payment, wanted: Evidence, *, resumed: bool) -> Outcome:
     capturing = wanted.kind is EvidenceKind.CAPTURE_REQUESTED
-    try:
-        if _is_done(payment, wanted) and resumed:
-            await answer(services, request, status=DONE, body=encode_payment(payment))
-            return Done(payment, replayed=True)
-        is_ours = resumed and payment.pending is not None and (payment.pending.kind is OperationKind.CAPTURE) is capturing
-        if not is_ours:
+    if resumed and _is_done(payment, wanted):
+        await answer(services, request, status=DONE, body=encode_payment(payment))
+        return Done(payment, replayed=True)
+    is_ours = resumed and payment.pending is not None and (payment.pending.kind is OperationKind.CAPTURE) is capturing
+    refusal: str | None = None
+    if not is_ours:
+        try:
             settled = await settle(services, payment.merchant_id, payment.id, wanted, known=payment)
+        except IllegalTransition as error:
+            refusal = str(error)
+        else:
             assert settled is not None
             payment = settled.payment
-        done = await carry_out(services, payment, answering=Answering(request.key, DONE))
-    except IllegalTransition as error:
-        await give_up(services, request)
-        said = f"a payment that is {payment.status} cannot be {'captured' if capturing else 'voided'}: {error}"
-        raise Conflict(said, code="not_capturable" if capturing else "not_cancelable") from error
-    if done.failure is not None or done.payment.pending is not None:
-        await give_up(services, request)
-    elif done.payment.status is not (Status.SUCCEEDED if capturing else Status.CANCELED):
-        await give_up(services, request)
-        raise Conflict(f"the payment is {done.payment.status}", code="not_capturable" if capturing else "not_cancelable")
-    elif not done.is_answered:
-        await answer(services, request, status=DONE, body=encode_payment(done.payment))
-    return replace(done, replayed=resumed)
+    done = Done(payment) if refusal else await carry_out(services, payment, answering=Answering(request.key, DONE))
+    if done.failure is None and done.payment.pending is None and _is_done(done.payment, wanted):
+        if not done.is_answered:
+            await answer(services, request, status=DONE, body=encode_payment(done.payment))
+        return replace(done, replayed=resumed)
+    await give_up(services, request)
+    if done.failure is not None:
+        return replace(done, replayed=resumed)
+    said = f"a payment that is {done.payment.status} cannot be {'captured' if capturing else 'voided'}"
+    raise Conflict(f"{said}: {refusal}" if refusal else said, code="not_capturable" if capturing else "not_cancelable")
 
 
 def _is_done(payment: Payment, wanted: Evidence) -> bool:

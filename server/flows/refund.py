@@ -58,13 +58,12 @@ async def refund(
     if not isinstance(claimed, Claimed):
         return claimed
     assert claimed.refund_id is not None
-    try:
-        accepted = await accept(
-            services, payment, claimed.refund_id, amount_minor=amount_minor, reason=reason, source=Source.MERCHANT
-        )
-    except Conflict:
+    accepted = await accept(
+        services, payment, claimed.refund_id, amount_minor=amount_minor, reason=reason, source=Source.MERCHANT
+    )
+    if isinstance(accepted, Conflict):
         await give_up(services, request)
-        raise
+        raise accepted
     sent = await send(services, payment, accepted, answering=Answering(request.key, CREATED))
     if sent.failure is not None:
         await give_up(services, request)
@@ -75,8 +74,8 @@ async def refund(
 
 async def accept(
     services: Services, payment: Payment, refund_id: RefundId, *, amount_minor: int | None, reason: str | None, source: Source
-) -> Refund:
-    """Commit a refund, once per id. Raises `Conflict` where payment or wallet do not hold enough."""
+) -> Refund | Conflict:
+    """Commit a refund, once per id; a `Conflict` where payment or wallet do not hold enough."""
 
     def decide(locked: Payment, balances: Balances) -> ChangeRow:
         amount = amount_minor if amount_minor is not None else locked.refundable_minor
@@ -89,7 +88,10 @@ async def accept(
         known = await find_refund(connection, payment.merchant_id, payment.id, refund_id)
         if known is not None:
             return known
-        written = await change_under_lock(connection, services.db.change_batch, payment.merchant_id, payment.id, decide)
+        try:
+            written = await change_under_lock(connection, services.db.change_batch, payment.merchant_id, payment.id, decide)
+        except Conflict as error:
+            return error
     assert written is not None
     accepted = written[0].change.refund
     assert accepted is not None
@@ -155,6 +157,8 @@ async def give_back(services: Services, payment: Payment) -> None:
     """
     refund_id = RefundId(uuid5(payment.id, "late"))
     accepted = await accept(services, payment, refund_id, amount_minor=None, reason="paid too late", source=Source.POLICY)
+    if isinstance(accepted, Conflict):
+        raise accepted
     await send(services, payment, accepted)
 
 

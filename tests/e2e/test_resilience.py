@@ -173,7 +173,7 @@ async def _workers_that_wrote(instance: Instance) -> int:
     rows = await connection.query(
         """
         SELECT count(DISTINCT pid)::integer FROM pg_stat_activity
-         WHERE application_name = 'florin committer' AND query LIKE '%INTO payment_requests%'
+         WHERE application_name = 'florin committer' AND query LIKE '%payments are accepted%'
         """
     )
     connection.discard()

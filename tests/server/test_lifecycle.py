@@ -139,7 +139,7 @@ async def test_an_operation_whose_answer_was_lost_is_found_out(florin: Florin, v
 @pytest.mark.parametrize("fault", ["lose", "drop"])
 async def test_an_operation_whose_request_died_is_finished_by_the_follow_up(florin: Florin, fault: str) -> None:
     payment = await charge(florin, capture="manual")
-    await florin.control(capture=fault)
+    await florin.control(capture=fault, webhooks="hold")
     await act(florin, payment, "capture", amount=500)
     await florin.control(capture="answer")
     await florin.connection.execute("UPDATE payment_requests SET due_at = now()")
@@ -235,7 +235,7 @@ async def test_a_refund_that_was_lost_is_found_out_and_not_made_twice(florin: Fl
 @pytest.mark.parametrize("fault", ["lose", "drop"])
 async def test_a_refund_whose_request_died_is_finished_by_the_follow_up(florin: Florin, fault: str) -> None:
     payment = await charge(florin)
-    await florin.control(refund=fault)
+    await florin.control(refund=fault, webhooks="hold")
     await act(florin, payment, "refunds", amount=500)
     await florin.control(refund="answer")
     await florin.connection.execute("UPDATE refunds SET due_at = now(), created_at = created_at - interval '2 minutes'")
