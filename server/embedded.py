@@ -87,16 +87,19 @@ async def open_embedded(data_directory: Path) -> AsyncIterator[Embedded]:
         yield server
 
 
-def start(data_directory: Path) -> Embedded:
-    """Start the server without waiting for it; the process has SIGINT as its death signal, PostgreSQL's fast shutdown."""
+def start(data_directory: Path, *, port: int | None = None, binaries: Path | None = None) -> Embedded:
+    """Start the server without waiting for it; the process has SIGINT as its death signal, PostgreSQL's fast shutdown.
+
+    `port` None is any free one, `binaries` None are the wheel's.
+    """
     user = _unprivileged_user(data_directory)
     cluster = data_directory / "postgres"
     _make_directory(cluster, user)
-    binaries = _binaries(data_directory, user)
+    binaries = binaries or _binaries(data_directory, user)
     password = _password(data_directory)
     if not (cluster / "data" / "PG_VERSION").exists():
         _initialise(binaries, cluster, password, user)
-    port = _free_port()
+    port = port or _free_port()
     is_usable = len(os.fsencode(cluster)) < _SOCKET_PATH_MAX and not set("',\\\"\n") & set(str(cluster))
     sockets = cluster if is_usable else None
     data = cluster / "data"

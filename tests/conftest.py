@@ -28,6 +28,11 @@ REQUIRE_ALL = "FLORIN_REQUIRE_ALL"
 configure_logs("warning")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The long forms of tests are behind a flag."""
+    parser.addoption("--long", action="store_true", help="run the stateful tests for an hour rather than a minute")
+
+
 def program(name: str) -> str:
     """The path of an optional outside program; the test is skipped where it is missing, and fails where all are required."""
     found = shutil.which(name)
@@ -36,6 +41,14 @@ def program(name: str) -> str:
             pytest.fail(f"{name} is not installed, and {REQUIRE_ALL} is set")
         pytest.skip(f"{name} is not installed")
     return found
+
+
+def debian_postgres() -> Path:
+    """The binaries of Debian's PostgreSQL, the newest there is; skipped or required like any outside program."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    if not found:
+        program("postgres")  # says that it is missing, as for any other program
+    return found[-1].parent if found else Path(shutil.which("postgres") or "").parent
 
 
 def make_reachable_directory() -> Path:

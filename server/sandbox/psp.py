@@ -1,11 +1,12 @@
 """The sandbox PSP over HTTP: an API for Florin, a hosted page for customers, a control API for tests.
 
 API (Bearer key): POST /v1/intents, GET /v1/intents?operation_id=, GET /v1/intents/{id}, POST /v1/intents/{id}/close, /capture,
-/void and /refunds. Customers: GET and POST /pay/{id}. Tests: POST /control with {"webhooks": "send"|"hold"|"release"}, {"create"
-or "capture" or "close" or "void" or "refund": "answer"|"lose"|"hang"|"slow"|"refuse"|"drop"} ("lose": it is done and the answer
-is lost, "drop": it is not even done), {"refunds_end_as": "succeeded"|"pending"|"failed"}, {"end_refund": refund, "of": intent,
-"as": ...}, {"expire": intent} (an authorization ends), {"capture_late": intent} (paid after it was closed), {"dispute": intent,
-"as": "opened"|"won"|"lost", "amount_minor": n}.
+/void and /refunds. Customers: GET and POST /pay/{id}. Tests: POST /control with {"webhooks":
+"send"|"hold"|"release"|"reverse"|"repeat"}, {"create" or "capture" or "close" or "void" or "refund":
+"answer"|"lose"|"hang"|"slow"|"refuse"|"drop"} ("lose": it is done and the answer is lost, "drop": it is not even done),
+{"refunds_end_as": "succeeded"|"pending"|"failed"}, {"end_refund": refund, "of": intent, "as": ...}, {"expire": intent} (an
+authorization ends), {"capture_late": intent} (paid after it was closed), {"dispute": intent, "as": "opened"|"won"|"lost",
+"amount_minor": n}.
 """
 
 import hmac
@@ -26,6 +27,9 @@ JSON = b"application/json"
 _FAULTS = ("answer", "lose", "hang", "slow", "refuse", "drop")
 _CALLS = ("create", "capture", "close", "void", "refund")
 _HANG_SECONDS = 60.0
+REPEATED = 20
+"""How many of its last events the PSP sends again when told to."""
+
 _SLOW_SECONDS = 1.0
 
 
@@ -169,6 +173,10 @@ class Psp:
                 self._webhooks.are_held = True
             case "release" | "send":
                 self._webhooks.release()
+            case "reverse":
+                self._webhooks.release(reverse=True)
+            case "repeat":
+                self._webhooks.repeat(REPEATED)
         if wanted.get("refunds_end_as") in ("succeeded", "pending", "failed"):
             self._intents.refunds_end_as = wanted["refunds_end_as"]
         try:

@@ -14,6 +14,7 @@ from server.http.client import Client
 from server.http.errors import ClientError
 
 QUEUE_MAX = 100_000
+RECENT_MAX = 1_000
 SENDERS = 32
 RETRIES_MAX = 10_000
 ATTEMPT_SECONDS = 10.0
@@ -30,6 +31,7 @@ class Webhooks:
         self._secret = secret
         self._send, self._receive = trio.open_memory_channel[bytes](QUEUE_MAX)
         self._held: deque[bytes] = deque(maxlen=QUEUE_MAX)
+        self._recent: deque[bytes] = deque(maxlen=RECENT_MAX)
         self.are_held = False
         self.sent = 0
 
@@ -37,16 +39,22 @@ class Webhooks:
         """Send an event, at least once."""
         event = {"id": f"sbe_{uuid4().hex}", "type": event_type, "created": int(time.time()), "data": intent}
         body = msgspec.json.encode(event)
+        self._recent.append(body)
         if self.are_held:
             self._held.append(body)
         else:
             self._enqueue(body)
 
-    def release(self) -> None:
-        """Send what was held back."""
+    def release(self, *, reverse: bool = False) -> None:
+        """Send what was held back, in order or the last one first."""
         self.are_held = False
         while self._held:
-            self._enqueue(self._held.popleft())
+            self._enqueue(self._held.pop() if reverse else self._held.popleft())
+
+    def repeat(self, count: int) -> None:
+        """Send the last events again, under their own ids, as PSPs do."""
+        for body in list(self._recent)[-count:]:
+            self._enqueue(body)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Send until cancelled."""
