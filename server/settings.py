@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     tls_key: str = Field(default="", description="the certificate's key in PEM")
     proxy_protocol: bool = Field(default=False, description="every connection begins with a PROXY header, version 2")
     trusted_proxies: str = Field(default="", description="addresses or networks, by commas, whose X-Forwarded-* is believed")
+    metrics_token: str = Field(default="", description="who sends it as a bearer token may read GET /metrics; empty: nobody")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
     @model_validator(mode="after")

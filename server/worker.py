@@ -32,14 +32,14 @@ from server.http.client import Client, ClientOptions, open_client
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
-from server.jobs import chain, follow_up
+from server.jobs import chain, follow_up, prune
 from server.jobs.deliver import Deliverer
 from server.psp.adapter import Adapter
 from server.psp.routing import Routing
 from server.psp.sandbox import SandboxAdapter
 from server.sealing import Sealer, SealError
 from server.settings import Settings, SettingsError, load_settings
-from server.telemetry import configure_logs
+from server.telemetry import Metrics, configure_logs
 
 CHAIN_SWEEPS = 5
 """How much less often than others the chain job looks: nobody waits for it."""
@@ -52,9 +52,13 @@ _log = structlog.get_logger()
 async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIterator[Services]:
     """Everything of a worker, serving. At the end of the block it drains and closes in order."""
     sealer = Sealer.from_file(settings.key_file)
+    metrics = Metrics()
     async with (
         open_database(
-            settings.database_url, pool_size=settings.pool_size, delivery_lease_seconds=settings.delivery_lease_seconds
+            settings.database_url,
+            pool_size=settings.pool_size,
+            delivery_lease_seconds=settings.delivery_lease_seconds,
+            observe=metrics.committed,
         ) as db,
         open_client(_client_options(settings)) as psp_http,
         open_client(_client_options(settings)) as webhook_http,  # apart, so that merchants' hosts cannot hold up a PSP
@@ -73,12 +77,13 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         await routing.reload()
         background = Background()
         services = Services(db, routing, deliverer.notify, settings.psp_seconds, utc_now, background, sealer.receipt_key())
-        listener = Listener(Api(services), listening, _listener_options(settings))
+        listener = Listener(Api(services, metrics, metrics_token=settings.metrics_token), listening, _listener_options(settings))
         async with trio.open_nursery() as jobs:
             await jobs.start(deliverer.run)
             await jobs.start(background.run)
             await jobs.start(partial(follow_up.run, services, sweep_seconds=settings.sweep_seconds))
             await jobs.start(partial(chain.run, services, sweep_seconds=CHAIN_SWEEPS * settings.sweep_seconds))
+            await jobs.start(partial(prune.run, services))
             async with trio.open_nursery() as front:
                 await front.start(listener.run)
                 try:

@@ -1,9 +1,11 @@
 """The API as an ASGI application: routes, authentication, and failures turned into problems."""
 
+import hmac
+
 import structlog
 import trio
 
-from core.errors import FlorinError, InvalidId, NotFound, TooLarge
+from core.errors import FlorinError, InvalidId, NotFound, TooLarge, Unauthenticated
 from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
 from server.api.authentication import Authentication
 from server.api.ledger import LedgerApi
@@ -14,8 +16,9 @@ from server.db.merchants import Merchant
 from server.db.psp_events import Outcome
 from server.flows.receive import receive
 from server.flows.services import Services
-from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, read_body, respond
+from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
 from server.new_ids import uuid7
+from server.telemetry import Metrics
 
 BODY_BYTES_MAX = 65_536
 HEALTH_SECONDS = 2.0
@@ -25,8 +28,10 @@ _log = structlog.get_logger()
 class Api:
     """The application of one worker."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, metrics: Metrics | None = None, *, metrics_token: str = "") -> None:
         self._services = services
+        self._metrics = metrics
+        self._metrics_token = metrics_token
         self._authentication = Authentication(services.db.pool)
         self._payments = PaymentsApi(services)
         self._operations = OperationsApi(services)
@@ -81,6 +86,8 @@ class Api:
                 await self._psp_webhook(psp, account, scope, body, send)
             case "GET", ["healthz"]:
                 await self._health(send)
+            case "GET", ["metrics"] if self._metrics is not None and self._metrics_token:
+                await self._expose(self._metrics, scope, send)
             case _, path if (allow := _allowed(path)) is not None:
                 await _send_not_allowed(scope, send, allow=allow, request_id=request_id)
             case _:
@@ -101,6 +108,13 @@ class Api:
         if await receive(self._services, account_id, notice) is Outcome.UNMATCHED:
             _log.warning("a PSP event names a payment we do not have", psp=psp, event_id=notice.event_id)
         await respond(send, 200, b'{"received":true}', content_type=JSON)
+
+    async def _expose(self, metrics: Metrics, scope: Scope, send: Send) -> None:
+        """`GET /metrics`: this worker's metrics, for who has the token of the settings."""
+        given = header(scope, b"authorization") or ""
+        if not hmac.compare_digest(given.encode(), f"Bearer {self._metrics_token}".encode()):
+            raise Unauthenticated("send FLORIN_METRICS_TOKEN as `Authorization: Bearer ...`", code="metrics_token_wrong")
+        await respond(send, 200, metrics.exposition(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
 
     async def _health(self, send: Send) -> None:
         """`GET /healthz`: whether this worker can take payments, for load balancers."""

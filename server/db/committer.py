@@ -14,7 +14,7 @@ batch grows with the load by itself. Invariants:
 """
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import outcome
@@ -34,6 +34,9 @@ CONFLICT_RETRIES_MAX = 5
 
 _CONNECTION_LOST = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable, trio.TooSlowError)
 _CONFLICTS = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected)
+
+Observe = Callable[[int, float], None]
+"""Told of every batch: how many items, and how many seconds it took."""
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result")
@@ -67,10 +70,13 @@ class _Entry(Generic[I]):
 class Committer(Generic[I, Result]):
     """The writer of one kind of batch. `run` owns its connection; `submit` may be called from any task."""
 
-    def __init__(self, statement: Statement[I, Result], conninfo: str, *, role: str | None = None) -> None:
+    def __init__(
+        self, statement: Statement[I, Result], conninfo: str, *, role: str | None = None, observe: Observe | None = None
+    ) -> None:
         self._statement = statement
         self._conninfo = conninfo
         self._role = role
+        self._observe = observe
         self._queue: deque[_Entry[I]] = deque()
         self._wakeup = trio.Event()
         self._connections: dict[str, Connection] = {}
@@ -135,6 +141,7 @@ class Committer(Generic[I, Result]):
     async def _write_batch(self, items: list[I], entries: list[_Entry[I]]) -> None:
         self.batches += 1
         self.items += len(items)
+        began = trio.current_time()
         try:
             with trio.fail_after(BATCH_SECONDS):
                 results = await self._write_surely(items)
@@ -150,6 +157,8 @@ class Committer(Generic[I, Result]):
             await self._write_batch(items[:half], entries[:half])
             await self._write_batch(items[half:], entries[half:])
         else:
+            if self._observe is not None:
+                self._observe(len(items), trio.current_time() - began)
             self._wake(entries, [outcome.Value(result) for result in results])
 
     async def _write_surely(self, items: list[I]) -> list[Result]:

@@ -1,14 +1,15 @@
 """What the rest of the server knows of the database: a pool for reads and three group committers for writes."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from core.idempotency import StoredKey
 from server.db.change_batch import Applied, ChangeBatch, ChangeRow, Lost
-from server.db.committer import Committer
+from server.db.committer import Committer, Observe
 from server.db.create_batch import CreateBatch, Creation, OrderIsLive
 from server.db.deliveries import DeliveryResult, DeliveryResultBatch
 from server.db.pool import Pool, open_pool
@@ -27,16 +28,25 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(conninfo: str, *, pool_size: int, delivery_lease_seconds: float) -> AsyncIterator[Database]:
-    """Open the pool and run the committers. At the end of the block what is queued is written before they close."""
+async def open_database(
+    conninfo: str, *, pool_size: int, delivery_lease_seconds: float, observe: Callable[[str, int, float], None] | None = None
+) -> AsyncIterator[Database]:
+    """Open the pool and run the committers. At the end of the block what is queued is written before they close.
+
+    `observe` is told of every batch: which committer, how many items, how many seconds.
+    """
+
+    def observed(committer: str) -> Observe | None:
+        return partial(observe, committer) if observe is not None else None
+
     async with open_pool(conninfo, size=pool_size, role=Role.APP) as pool, trio.open_nursery() as committers:
         change_batch = ChangeBatch(delivery_lease_seconds=delivery_lease_seconds)
         database = Database(
             pool,
-            Committer(CreateBatch(), conninfo, role=Role.APP),
-            Committer(change_batch, conninfo, role=Role.APP),
+            Committer(CreateBatch(), conninfo, role=Role.APP, observe=observed("creations")),
+            Committer(change_batch, conninfo, role=Role.APP, observe=observed("changes")),
             change_batch,
-            Committer(DeliveryResultBatch(), conninfo, role=Role.APP),
+            Committer(DeliveryResultBatch(), conninfo, role=Role.APP, observe=observed("delivery_results")),
         )
         await committers.start(database.creations.run)
         await committers.start(database.changes.run)

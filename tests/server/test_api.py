@@ -1,5 +1,7 @@
 """Bad input gets one clear problem; keys and merchants are kept apart; one key gives one payment."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 import trio
@@ -8,7 +10,7 @@ from core.ids import API_KEY, MerchantId, PspAccountId, decode_id, encode_id
 from server.db import merchants
 from server.flows.services import utc_now
 from server.new_ids import api_key, key_hash, uuid7
-from tests.florin import Florin, eventually, order
+from tests.florin import Florin, eventually, open_florin, order
 
 _MISSING = {"amount": 1, "currency": "EUR"}
 
@@ -197,3 +199,18 @@ async def test_replies_are_json_that_a_client_can_read_strictly(florin: Florin) 
     stored = await florin.read(payment["id"])
     assert stored["description"] == 'quotes " and \\ and 日本 and {braces}'
     assert msgspec.json.decode(msgspec.json.encode(stored)) == stored
+
+
+async def test_metrics_are_for_who_has_the_token(database_url: str, directory: Path) -> None:
+    async with open_florin(database_url, directory, metrics_token="s3cret") as florin:
+        await florin.create()
+        url = f"{florin.api_url}/metrics"
+        assert (await florin.http.get(url)).status_code == 401
+        assert (await florin.http.get(url, headers={"authorization": "Bearer other"})).status_code == 401
+        shown = (await florin.http.get(url, headers={"authorization": "Bearer s3cret"})).text
+        assert 'florin_commit_batch_items_count{committer="creations"} 1.0' in shown
+        assert "florin_commit_seconds_bucket" in shown
+
+
+async def test_without_a_token_there_are_no_metrics(florin: Florin) -> None:
+    assert (await florin.http.get(f"{florin.api_url}/metrics")).status_code == 404

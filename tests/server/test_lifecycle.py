@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from core.ids import REFUND, decode_id
+from server.jobs import prune
 from tests.florin import PAID, REFUSED, Florin, eventually, order
 
 
@@ -430,6 +431,17 @@ async def test_metadata_descriptor_and_filters(florin: Florin) -> None:
 async def test_bad_queries(florin: Florin, query: str) -> None:
     response = await florin.http.get(f"{florin.api_url}/v1/payments?{query}", headers=florin.headers)
     assert (response.status_code, response.json()["code"]) == (422, "invalid_query")
+
+
+async def test_old_keys_are_forgotten_and_payments_are_not(florin: Florin) -> None:
+    for _ in range(3):
+        await florin.create()
+    await florin.connection.execute("UPDATE idempotency_keys SET created_at = now() - interval '31 days'")
+    await florin.connection.execute("UPDATE payment_requests SET created_at = now() - interval '31 days'")
+    await charge(florin)
+    assert await prune.sweep(florin.services) == 3
+    assert len(await florin.rows("SELECT 1 FROM idempotency_keys")) == 1
+    assert len(await florin.rows("SELECT 1 FROM payment_requests")) == 4
 
 
 async def test_logs_are_the_steps(florin: Florin) -> None:

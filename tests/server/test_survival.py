@@ -282,7 +282,8 @@ async def test_postgresql_killed_and_restarted_under_load(directory: Path) -> No
             await florin.require_promises()
             florin.connection.discard()
     finally:
-        await children.stop(server.process, first=signal.SIGINT, seconds=10)
+        with trio.move_on_after(15, shield=True):
+            await children.stop(server.process, first=signal.SIGINT, seconds=10)
     assert 201 in statuses
     assert statuses <= {201, 502, 503, 504}, statuses
 
