@@ -84,4 +84,4 @@ def _item(merchant_id: MerchantId) -> Item:
     change = apply(payment, evidence, now=now)
     assert change is not None
     creation = Creation(payment=payment, log_id=LogId(uuid7()), key=key, fingerprint=_FINGERPRINT, in_flight_until=now)
-    return Item(creation, row_of(change, answering=Answering(key, 201)))
+    return Item(creation, row_of(change, answering=Answering(key, 201, lambda _: True)))

@@ -17,6 +17,10 @@ WARN_BEFORE_SECONDS = 86_400
 """How long before an authorization ends the merchant is warned."""
 
 
+LOOK_AT_AUTHORIZED_SECONDS = 86_400
+"""How often an authorization whose end nobody has told is looked at."""
+
+
 def first_due_at(*, created_at: datetime, expires_at: datetime) -> datetime:
     """When to look at a payment whose opening nothing has been heard of: once its request must have died."""
     return min(expires_at, created_at + timedelta(seconds=COMPLETE_AFTER_SECONDS))
@@ -34,7 +38,7 @@ def due_at(payment: Payment, kind: EvidenceKind, *, now: datetime) -> datetime |
         if kind in (EvidenceKind.CAPTURE_REQUESTED, EvidenceKind.VOID_REQUESTED):
             return now + timedelta(seconds=COMPLETE_AFTER_SECONDS)
         return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
-    if payment.suspended:
+    if payment.suspended and payment.status is not Status.SUCCEEDED:
         return None
     match payment.status:
         case Status.PENDING:
@@ -53,7 +57,8 @@ def due_at(payment: Payment, kind: EvidenceKind, *, now: datetime) -> datetime |
 
 def owes_late_refund(payment: Payment) -> bool:
     """Whether the money came too late and is to be given back, and nobody has begun to."""
-    return payment.late and payment.terms.refunds_late and payment.refunded_minor == 0 and payment.disputed_minor == 0
+    is_untouched = payment.refunded_minor == 0 and payment.refundable_minor > 0
+    return payment.late and payment.terms.refunds_late and not payment.is_given_back and is_untouched
 
 
 def _pending_due_at(payment: Payment, *, now: datetime) -> datetime | None:
@@ -70,10 +75,10 @@ def _pending_due_at(payment: Payment, *, now: datetime) -> datetime | None:
 
 
 def _authorized_due_at(payment: Payment, *, now: datetime) -> datetime | None:
-    if payment.capture_before is None:
-        return None
     if payment.checks:
         return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
+    if payment.capture_before is None:
+        return now + timedelta(seconds=LOOK_AT_AUTHORIZED_SECONDS)
     warn_at = payment.capture_before - timedelta(seconds=WARN_BEFORE_SECONDS)
     return max(payment.capture_before, now) if payment.is_warned else max(warn_at, now)
 
@@ -81,4 +86,4 @@ def _authorized_due_at(payment: Payment, *, now: datetime) -> datetime | None:
 def _succeeded_due_at(payment: Payment, *, now: datetime) -> datetime | None:
     if owes_late_refund(payment):
         return now
-    return None if payment.is_released else payment.due_at
+    return payment.release_at

@@ -36,8 +36,7 @@ def event_type_of(change: Change) -> str | None:
     if change.refund is not None:
         is_same = change.refund_before is None or change.refund_before.status is change.refund.status
         return None if is_same else _EVENT_TYPE_BY_REFUND_STATUS.get(change.refund.status)
-    is_mismatch = change.finding is not None and change.evidence.kind is not EvidenceKind.DISPUTED
-    return None if is_mismatch else _EVENT_TYPE_BY_KIND.get(change.evidence.kind)
+    return None if change.is_mismatch else _EVENT_TYPE_BY_KIND.get(change.evidence.kind)
 
 
 def payment_data(payment: Payment) -> dict[str, object]:

@@ -41,6 +41,7 @@ class EvidenceKind(StrEnum):
     REFUND_FAILED = "refund_failed"
     REFUND_LOST = "refund_lost"
     REFUND_NOT_FOUND = "refund_not_found"
+    LATE_REFUND_REFUSED = "late_refund_refused"
 
 
 class Source(StrEnum):
@@ -86,6 +87,8 @@ class Finding(StrEnum):
     OUTCOME_UNKNOWN = "outcome_unknown"
     UNMATCHED_EVENT = "unmatched_event"
     REFUND_OUTCOME_UNKNOWN = "refund_outcome_unknown"
+    LATE_REFUND_FAILED = "late_refund_failed"
+    VOID_REFUSED = "void_refused"
     DISPUTE = "dispute"
 
 

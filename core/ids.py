@@ -25,7 +25,6 @@ EVENT = "evt"
 API_KEY = "key"
 REFUND = "ref"
 PAYOUT = "po"
-OPERATION = "op"
 
 _HEX_DIGITS = 32
 

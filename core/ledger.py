@@ -11,10 +11,10 @@ from enum import StrEnum
 from uuid import UUID, uuid5
 
 from core.errors import UnbalancedTransfer
-from core.evidence import DISPUTES, EvidenceKind
+from core.evidence import DISPUTES, Evidence, EvidenceKind
 from core.ids import PspAccountId
 from core.money import Money
-from core.payment import Change, Status
+from core.payment import Change, Payment, Status
 from core.refund import Refund, RefundStatus
 
 
@@ -42,7 +42,6 @@ class TransferKind(StrEnum):
 
 
 PLATFORM_FEES = "platform_fees"
-PSP_FEES = "psp_fees"
 PAYOUTS_IN_TRANSIT = "payouts_in_transit"
 BANK = "bank"
 DISPUTED = "disputes"
@@ -96,7 +95,7 @@ def transfer_of(change: Change, *, pending_minor: int = 0) -> Transfer | None:
         # Named by what the PSP calls the money, so that a second mismatch is posted too and a repeated one is not.
         name = f"{change.evidence.psp_account_id.hex}:{change.evidence.reference}"
         return _from_psp(change, TransferKind.SUSPENSE, uuid5(change.after.id, name), to=SUSPENSE, money=change.to_suspense)
-    if change.finding is not None and change.evidence.kind is not EvidenceKind.DISPUTED:
+    if change.is_mismatch:
         return None
     if change.refund is not None:
         return _refund_transfer(change, change.refund)
@@ -106,7 +105,7 @@ def transfer_of(change: Change, *, pending_minor: int = 0) -> Transfer | None:
         case EvidenceKind.RELEASED:
             return _release(change, pending_minor=pending_minor)
         case kind if kind in DISPUTES:
-            return dispute_transfer(change)
+            return dispute_transfer(change.after, change.evidence)
         case _:
             return None
 
@@ -129,9 +128,8 @@ def _charge(change: Change) -> Transfer:
 
 
 def _release(change: Change, *, pending_minor: int) -> Transfer | None:
-    payment = change.after
-    net = payment.captured_minor - payment.terms.fee_minor(payment.captured_minor)
-    amount = min(net, max(pending_minor, 0))
+    payment = change.before
+    amount = min(payment.unreleased_minor, max(pending_minor, 0))
     if not amount:
         return None
     amounts = {WalletKind.AVAILABLE.value: amount, WalletKind.PENDING.value: -amount}
@@ -146,21 +144,23 @@ def _refund_transfer(change: Change, refund: Refund) -> Transfer | None:
     else:
         return None
     amount = refund.money.amount_minor
+    # What a failed refund took from the pending wallet is available by now if its payment was released meanwhile.
+    is_pending = kind is TransferKind.REFUND or change.before.release_at is not None
+    from_pending = refund.from_pending_minor if is_pending else 0
     amounts = {
-        WalletKind.AVAILABLE.value: sign * (amount - refund.fee_minor - refund.from_pending_minor),
-        WalletKind.PENDING.value: sign * refund.from_pending_minor,
+        WalletKind.AVAILABLE.value: sign * (amount - refund.fee_minor - from_pending),
+        WalletKind.PENDING.value: sign * from_pending,
         PLATFORM_FEES: sign * refund.fee_minor,
         psp_receivable(refund.psp_account_id): -sign * amount,
     }
     return transfer(refund.id, kind, refund.money.currency, **amounts)
 
 
-def dispute_transfer(change: Change) -> Transfer:
+def dispute_transfer(payment: Payment, evidence: Evidence) -> Transfer:
     """The transfer of a dispute's step; the same whenever it is computed, so a step that is told twice is known."""
-    evidence = change.evidence
     assert evidence.money is not None
     amount = evidence.money.amount_minor
-    transfer_id = uuid5(change.after.id, f"dispute:{evidence.reference}")
+    transfer_id = uuid5(payment.id, f"dispute:{evidence.reference}")
     match evidence.kind:
         case EvidenceKind.DISPUTED:
             kind, amounts = TransferKind.DISPUTE, {WalletKind.AVAILABLE.value: -amount, DISPUTED: amount}

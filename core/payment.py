@@ -12,7 +12,7 @@ from enum import StrEnum
 from uuid import uuid5
 
 from core.evidence import Evidence, Finding
-from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
+from core.ids import MerchantId, OperationId, PaymentId, PspAccountId, RefundId
 from core.money import Money
 from core.refund import Refund
 
@@ -88,7 +88,11 @@ NO_TERMS = Terms()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
-    """A payment as it stands. `version` counts its changes; `due_at` is when a job must look at it next."""
+    """A payment as it stands. `version` counts its changes; `due_at` is when a job must look at it next.
+
+    `release_at` is when its money becomes available, None once it is. Refunds that did not fail have taken `pending_taken_minor`
+    of its own pending money and given `fee_returned_minor` of its fee back.
+    """
 
     id: PaymentId
     merchant_id: MerchantId
@@ -118,7 +122,10 @@ class Payment:
     capture_before: datetime | None = None
     pending: PendingOperation | None = None
     is_warned: bool = False
-    is_released: bool = True
+    release_at: datetime | None = None
+    is_given_back: bool = False
+    pending_taken_minor: int = 0
+    fee_returned_minor: int = 0
     capture: Capture = Capture.AUTOMATIC
     is_sync: bool = False
     is_exclusive: bool = False
@@ -132,6 +139,18 @@ class Payment:
         return max(self.captured_minor - self.refunded_minor - self.disputed_minor - self.lost_minor, 0)
 
     @property
+    def unreleased_minor(self) -> int:
+        """What of the payment is in the merchant's pending wallet, unless refunds of others have used it."""
+        if self.release_at is None:
+            return 0
+        return self.captured_minor - self.terms.fee_minor(self.captured_minor) - self.pending_taken_minor
+
+    @property
+    def late_refund_id(self) -> RefundId:
+        """The refund that gives late money back: one, whoever begins it."""
+        return RefundId(uuid5(self.id, "late"))
+
+    @property
     def void_id(self) -> OperationId:
         """The operation that voids the payment: the same whoever asks for it, for a payment is voided once."""
         return OperationId(uuid5(self.id, "void"))
@@ -141,7 +160,7 @@ class Payment:
 class Change:
     """One step of a payment, to be written by compare-and-set on `before.version`.
 
-    `requested` is an operation that the change begins, `ended` one that it ends; `refund` is the refund that changes with it.
+    `requested` is an operation that the change begins; `refund` is the refund that changes with it, `refund_before` as it was.
     """
 
     before: Payment
@@ -152,6 +171,11 @@ class Change:
     requested: PendingOperation | None = None
     refund: Refund | None = None
     refund_before: Refund | None = None
+
+    @property
+    def is_mismatch(self) -> bool:
+        """Whether the evidence was not of this payment: then it changes nothing but what a person has to look at."""
+        return self.finding is Finding.EVIDENCE_MISMATCH
 
 
 def is_provisionally_declined(payment: Payment) -> bool:

@@ -59,13 +59,15 @@ def request_payout(payout: Payout, balances: Balances) -> Transfer:
     return transfer(payout.id, TransferKind.PAYOUT, payout.money.currency, **amounts)
 
 
-def approve_payout(payout: Payout, *, operator: str, now: datetime) -> Payout:
-    """The payout with its approval. Raises `Conflict` where it cannot be given, or not by this operator."""
+def approve_payout(payout: Payout, balances: Balances, *, operator: str, now: datetime) -> Payout:
+    """The payout with its approval. Raises `Conflict` where it cannot be given, or not by this operator, or not now."""
     if payout.status is not PayoutStatus.PENDING or payout.approved_by is not None:
         said = f", approved by {payout.approved_by}" if payout.approved_by else ""
         raise Conflict(f"this payout is {payout.status}{said}", code="not_approvable")
     if operator == payout.requested_by:
         raise Conflict(f"{operator} asked for this payout: another operator has to approve it", code="four_eyes")
+    if balances.available_minor < 0:
+        raise Conflict("the merchant's balance is negative: payouts wait until it is not", code="insufficient_balance")
     return replace(payout, approved_by=operator, updated_at=now)
 
 

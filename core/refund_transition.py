@@ -53,6 +53,9 @@ REFUND_TRANSITIONS: Mapping[RefundStatus, Mapping[EvidenceKind, RefundStatus]] =
 }
 """What each kind of evidence makes of each status. FAILED is the last word: a success that comes after it is an old one."""
 
+REFUSED = "refused_by_the_psp"
+"""The failure code of a refund that the PSP would not make."""
+
 _UNSETTLED = frozenset({RefundStatus.PENDING, RefundStatus.UNKNOWN})
 
 
@@ -85,6 +88,7 @@ def request_refund(
         raise Conflict(f"at most {payment.refundable_minor} of this payment can still be refunded", code="refund_too_large")
     fee_minor = _fee_share(payment, amount_minor)
     from_pending_minor = _from_pending(amount_minor - fee_minor, balances)
+    own_minor = min(from_pending_minor, payment.unreleased_minor)
     money = replace(payment.money, amount_minor=amount_minor)
     refund = Refund(
         id=refund_id,
@@ -108,7 +112,14 @@ def request_refund(
         money=money,
         refund_id=refund_id,
     )
-    after = _stepped(payment, evidence.kind, refunded_minor=payment.refunded_minor + amount_minor, now=now)
+    changed = replace(
+        payment,
+        refunded_minor=payment.refunded_minor + amount_minor,
+        pending_taken_minor=payment.pending_taken_minor + own_minor,
+        fee_returned_minor=payment.fee_returned_minor + fee_minor,
+        is_given_back=payment.is_given_back or source is Source.POLICY,
+    )
+    after = _stepped(changed, evidence.kind, now=now)
     return Change(before=payment, after=after, evidence=evidence, refund=refund)
 
 
@@ -120,28 +131,41 @@ def apply_refund(payment: Payment, refund: Refund, evidence: Evidence, *, now: d
     target = REFUND_TRANSITIONS[refund.status].get(evidence.kind)
     if target is None or evidence.refund_id != refund.id:
         raise IllegalTransition(f"{evidence.kind} cannot happen to a refund that is {refund.status}")
-    if not _matches(refund, evidence):
-        after = _stepped(payment, evidence.kind, refunded_minor=payment.refunded_minor, now=now)
+    if not _matches(refund, evidence) or _contradicts(refund, evidence):
+        after = _stepped(payment, evidence.kind, now=now)
         return Change(before=payment, after=after, evidence=evidence, finding=Finding.EVIDENCE_MISMATCH, refund=refund)
     step = _step(refund, evidence, target)
-    if step == refund:
+    is_look = evidence.kind is EvidenceKind.REFUND_NOT_FOUND and refund.due_at is not None and step.status in _UNSETTLED
+    if step == refund and not is_look:
         return None
-    next_due_at = _due_at(step, now=now)
+    next_due_at = next_refund_look_at(step, now=now)
     given_up = next_due_at is None and refund.due_at is not None and step.status in _UNSETTLED
     failed = step.status is RefundStatus.FAILED and refund.status is not RefundStatus.FAILED
-    refunded_minor = payment.refunded_minor - (refund.money.amount_minor if failed else 0)
+    changed = _given_back(payment, refund) if failed else payment
+    finding = Finding.LATE_REFUND_FAILED if failed and refund.id == payment.late_refund_id else None
     return Change(
         before=payment,
-        after=_stepped(payment, evidence.kind, refunded_minor=refunded_minor, now=now),
+        after=_stepped(changed, evidence.kind, now=now),
         evidence=evidence,
-        finding=Finding.REFUND_OUTCOME_UNKNOWN if given_up else None,
+        finding=Finding.REFUND_OUTCOME_UNKNOWN if given_up else finding,
         refund=replace(step, updated_at=now, due_at=next_due_at),
         refund_before=refund,
     )
 
 
-def _stepped(payment: Payment, kind: EvidenceKind, *, refunded_minor: int, now: datetime) -> Payment:
-    after = replace(payment, version=payment.version + 1, updated_at=now, refunded_minor=refunded_minor)
+def _given_back(payment: Payment, refund: Refund) -> Payment:
+    """The payment without a refund that has failed."""
+    own_minor = 0 if payment.release_at is None else min(refund.from_pending_minor, payment.pending_taken_minor)
+    return replace(
+        payment,
+        refunded_minor=payment.refunded_minor - refund.money.amount_minor,
+        pending_taken_minor=payment.pending_taken_minor - own_minor,
+        fee_returned_minor=payment.fee_returned_minor - refund.fee_minor,
+    )
+
+
+def _stepped(payment: Payment, kind: EvidenceKind, *, now: datetime) -> Payment:
+    after = replace(payment, version=payment.version + 1, updated_at=now)
     return after if payment.due_at is None else replace(after, due_at=due_at(after, kind, now=now))
 
 
@@ -153,11 +177,16 @@ def _matches(refund: Refund, evidence: Evidence) -> bool:
     )
 
 
+def _contradicts(refund: Refund, evidence: Evidence) -> bool:
+    """Whether the PSP has made a refund that it had refused: not an old success of one that failed later."""
+    return refund.failure_code == REFUSED and evidence.kind is EvidenceKind.REFUND_SUCCEEDED
+
+
 def _step(refund: Refund, evidence: Evidence, target: RefundStatus) -> Refund:
     named = replace(refund, status=target, reference=refund.reference or evidence.reference)
     match evidence.kind:
         case EvidenceKind.REFUND_PENDING:
-            return replace(named, is_accepted=True)
+            return named if target is not RefundStatus.PENDING else replace(named, is_accepted=True, checks=0)
         case EvidenceKind.REFUND_SUCCEEDED:
             return named if target is RefundStatus.FAILED else replace(named, is_accepted=True)
         case EvidenceKind.REFUND_FAILED if refund.status is not RefundStatus.FAILED:
@@ -169,9 +198,10 @@ def _step(refund: Refund, evidence: Evidence, target: RefundStatus) -> Refund:
             return named
 
 
-def _due_at(refund: Refund, *, now: datetime) -> datetime | None:
+def next_refund_look_at(refund: Refund, *, now: datetime) -> datetime | None:
+    """When a job must look at a refund next: one that the PSP has, less and less often; else by the recheck schedule."""
     match refund.status:
-        case RefundStatus.PENDING if refund.is_accepted:
+        case RefundStatus.PENDING if refund.is_accepted and not refund.checks:
             return now + max(now - refund.created_at, timedelta(seconds=FIRST_LOOK_SECONDS))
         case RefundStatus.PENDING | RefundStatus.UNKNOWN:
             return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=refund.checks, now=now)
@@ -182,12 +212,11 @@ def _due_at(refund: Refund, *, now: datetime) -> datetime | None:
 
 
 def _fee_share(payment: Payment, amount_minor: int) -> int:
-    """The part of the fee that goes back: by what is refunded so far, so that whole refunds give back the whole fee."""
+    """The part of the fee that goes back, by what is refunded so far: refunds of the whole give back the whole fee."""
     if not payment.terms.refunds_fee:
         return 0
     fee, captured = payment.terms.fee_minor(payment.captured_minor), payment.captured_minor
-    before, after = payment.refunded_minor, payment.refunded_minor + amount_minor
-    return fee * after // captured - fee * before // captured
+    return max(fee * (payment.refunded_minor + amount_minor) // captured - payment.fee_returned_minor, 0)
 
 
 def _from_pending(net_minor: int, balances: Balances) -> int:

@@ -5,7 +5,8 @@ wish) turns it into `Evidence` and asks `apply` what follows. Invariants:
 
 - `TRANSITIONS` is the only place that says which status may follow which; a pair that is not in it raises.
 - `apply` is a pure function. Evidence that brings nothing new yields None, so duplicates and late arrivals are harmless, and the
-  same facts in any order lead to the same status and the same postings. (A refused attempt is always new: it is for the log.)
+  same facts in any order lead to the same status and the same postings. (A refused attempt is always new: it is for the log.
+  The end of a dispute that was not told before is a mismatch, for a person.)
 - Evidence that the PSP holds the money wins from every state, but only if account, operation, reference, amount and currency
   are the payment's own; otherwise the money goes to suspense and a person is told.
 - A lost answer is UNKNOWN, never DECLINED. A decline is provisional until a fetch, made after it was first heard of, agrees.
@@ -67,12 +68,12 @@ TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
         **_MONEY_WINS,
         EvidenceKind.EXPIRED: Status.EXPIRED,
         EvidenceKind.CANCELED: Status.CANCELED,
+        EvidenceKind.DECLINED: Status.CANCELED,
         **_stays(
             Status.AUTHORIZED,
             EvidenceKind.OPENED,
             EvidenceKind.ATTEMPT_FAILED,
             EvidenceKind.AUTHORIZED,
-            EvidenceKind.DECLINED,
             EvidenceKind.REJECTED,
             EvidenceKind.CAPTURE_REQUESTED,
             EvidenceKind.VOID_REQUESTED,
@@ -81,9 +82,19 @@ TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
             *DISPUTES,
         ),
     },
-    Status.SUCCEEDED: {**_MONEY_WINS, **_stays(Status.SUCCEEDED, *_PSP_FACTS, *_ASKING, EvidenceKind.RELEASED)},
+    Status.SUCCEEDED: {
+        **_MONEY_WINS,
+        **_stays(
+            Status.SUCCEEDED,
+            *_PSP_FACTS,
+            *_ASKING,
+            EvidenceKind.REJECTED,
+            EvidenceKind.RELEASED,
+            EvidenceKind.LATE_REFUND_REFUSED,
+        ),
+    },
     Status.DECLINED: {
-        **_stays(Status.DECLINED, *_PSP_FACTS, *_ASKING),
+        **_stays(Status.DECLINED, *_PSP_FACTS, *_ASKING, EvidenceKind.REJECTED),
         **_MONEY_WINS,
         EvidenceKind.AUTHORIZED: Status.AUTHORIZED,
     },
@@ -102,7 +113,7 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
     if target is None:
         raise IllegalTransition(f"{evidence.kind} cannot happen to a payment that is {payment.status}")
     if not _matches(payment, evidence):
-        return _mismatch(payment, evidence, now=now)
+        return mismatch(payment, evidence, now=now)
     step = _step(payment, evidence, target, now=now)
     is_about_payment = evidence.kind not in DISPUTES
     named = replace(
@@ -119,15 +130,21 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
         before=payment,
         after=replace(named, version=payment.version + 1, updated_at=now, due_at=next_due_at),
         evidence=evidence,
-        finding=_finding(evidence, given_up=given_up),
+        finding=_finding(payment, evidence, given_up=given_up),
         requested=named.pending if payment.pending is None else None,
     )
 
 
-def _finding(evidence: Evidence, *, given_up: bool) -> Finding | None:
-    if evidence.kind is EvidenceKind.DISPUTED:
-        return Finding.DISPUTE
-    return Finding.OUTCOME_UNKNOWN if given_up else None
+def _finding(payment: Payment, evidence: Evidence, *, given_up: bool) -> Finding | None:
+    match evidence.kind:
+        case EvidenceKind.DISPUTED:
+            return Finding.DISPUTE
+        case EvidenceKind.LATE_REFUND_REFUSED:
+            return Finding.LATE_REFUND_FAILED
+        case EvidenceKind.REJECTED if payment.status in CLOSED:
+            return Finding.VOID_REFUSED
+        case _:
+            return Finding.OUTCOME_UNKNOWN if given_up else None
 
 
 def _matches(payment: Payment, evidence: Evidence) -> bool:
@@ -166,8 +183,9 @@ def _is_possible_dispute(payment: Payment, evidence: Evidence) -> bool:
     return 0 < evidence.money.amount_minor <= payment.disputed_minor
 
 
-def _mismatch(payment: Payment, evidence: Evidence, *, now: datetime) -> Change:
-    """A change for a person to look at. The caller drops one that it has written before: the ledger and the findings know.
+def mismatch(payment: Payment, evidence: Evidence, *, now: datetime) -> Change:
+    """A change for a person to look at: the evidence is not of this payment. The caller drops one that it has written before: the
+    ledger and the findings know.
 
     Once money is in suspense, or our own look finds a stranger's object, there is nothing that a job could do.
     """
@@ -194,7 +212,10 @@ def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime
             heard_before = payment.decline_code is not None
             if heard_before and evidence.source in FETCHED:
                 return replace(payment, status=target, did_check_again=True)
-            return replace(payment, decline_code=payment.decline_code or evidence.code or "declined")
+            return replace(payment, decline_code=payment.decline_code or evidence.code or "declined", checks=0)
+        case EvidenceKind.DECLINED if payment.status is Status.AUTHORIZED:
+            # Told, it is an old story; seen by our own look, the authorization is gone.
+            return replace(payment, status=target, pending=None) if evidence.source in FETCHED else payment
         case EvidenceKind.NOT_FOUND | EvidenceKind.UNANSWERED:
             counted = min(payment.checks + 1, len(RECHECK_DELAYS_SECONDS))
             return replace(payment, checks=counted) if _counts_as_look(payment, evidence) else payment
@@ -207,7 +228,7 @@ def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime
         case EvidenceKind.AUTHORIZED:
             return _authorized(payment, evidence, target, now=now)
         case EvidenceKind.EXPIRED | EvidenceKind.CANCELED:
-            return replace(payment, status=target, pending=None if payment.status is not Status.SUCCEEDED else payment.pending)
+            return replace(payment, status=target, pending=None)
         case EvidenceKind.CAPTURE_REQUESTED | EvidenceKind.VOID_REQUESTED:
             return _requested(payment, evidence, now=now)
         case EvidenceKind.DISPUTED | EvidenceKind.DISPUTE_WON | EvidenceKind.DISPUTE_LOST:
@@ -219,7 +240,9 @@ def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime
         case EvidenceKind.EXPIRING:
             return replace(payment, is_warned=True)
         case EvidenceKind.RELEASED:
-            return replace(payment, is_released=True)
+            return replace(payment, release_at=None)
+        case EvidenceKind.LATE_REFUND_REFUSED:
+            return replace(payment, is_given_back=True)
         case EvidenceKind.OPENED | EvidenceKind.ATTEMPT_FAILED | EvidenceKind.DECLINED:
             return replace(payment, status=target)
         case (
@@ -246,15 +269,14 @@ def _captured(payment: Payment, evidence: Evidence, target: Status, *, now: date
         decline_code=None,
         pending=None,
         checks=0,
-        is_released=not delay,
-        due_at=now + timedelta(seconds=delay) if delay else None,
+        release_at=now + timedelta(seconds=delay) if delay else None,
     )
 
 
 def _authorized(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
     if payment.status in CLOSED:
-        if evidence.source is not Source.WEBHOOK or payment.pending is not None:
-            return payment  # the void of it has begun, or its answer is on its way
+        if payment.pending is not None:
+            return payment  # the void of it has begun
         void = PendingOperation(id=payment.void_id, kind=OperationKind.VOID, amount_minor=None, since=now)
         return replace(payment, pending=void, checks=0)
     if payment.status is Status.SUCCEEDED:
@@ -264,7 +286,7 @@ def _authorized(payment: Payment, evidence: Evidence, target: Status, *, now: da
         status=target,
         decline_code=None,
         capture_before=payment.capture_before or evidence.capture_before,
-        checks=payment.checks if payment.status is Status.AUTHORIZED else 0,
+        checks=payment.checks if payment.pending is not None else 0,
     )
 
 
@@ -281,8 +303,11 @@ def _requested(payment: Payment, evidence: Evidence, *, now: datetime) -> Paymen
 
 def _unanswered(payment: Payment, evidence: Evidence, target: Status) -> Payment:
     """A call of ours has ended without the PSP's view: of the pending operation if there is one, else of the opening."""
+    if evidence.requested_id is not None:
+        is_this = payment.pending is not None and payment.pending.id == evidence.requested_id
+        return replace(payment, pending=None, checks=0) if is_this else payment
     if payment.pending is not None:
-        return replace(payment, pending=None, checks=0) if evidence.kind is EvidenceKind.REJECTED else payment
+        return payment
     if payment.reference is not None or payment.status not in UNSETTLED:
         return payment  # another request has opened it meanwhile, or its end is known
     if evidence.kind is EvidenceKind.LOST:

@@ -2,7 +2,7 @@
 
     worker
     └─ services: database (pool and committers), HTTP client, PSP adapters     opened first, closed last
-       └─ jobs: deliver, follow up
+       └─ jobs: deliver, follow up, chain, prune, and what goes on behind a reply
           └─ front: the listener, one task a connection
 
 SIGTERM: stop accepting, let requests in hand finish under a deadline, stop the jobs (what they had claimed comes back when its
@@ -90,8 +90,9 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
                     yield services
                 finally:
                     with trio.CancelScope(shield=True):
+                        until = trio.current_time() + settings.drain_seconds
                         await listener.drain(seconds=settings.drain_seconds)
-                        await background.drain(seconds=settings.drain_seconds)
+                        await background.drain(seconds=max(until - trio.current_time(), 0))
                     front.cancel_scope.cancel()
             jobs.cancel_scope.cancel()
 

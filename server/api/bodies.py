@@ -24,7 +24,7 @@ PAGE_MAX = 100
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 LongText = Annotated[str, msgspec.Meta(max_length=1_000)]
 Url = Annotated[str, msgspec.Meta(min_length=1, max_length=2_000)]
-Descriptor = Annotated[str, msgspec.Meta(min_length=1, max_length=22, pattern="^[ -~]*$")]
+Descriptor = Annotated[str, msgspec.Meta(min_length=1, max_length=22, pattern=r"^[ -~]*\Z")]
 MetadataKey = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
 MetadataValue = Annotated[str, msgspec.Meta(max_length=500)]
 
@@ -154,14 +154,15 @@ def read_time(fields: dict[str, str], name: str) -> datetime | None:
 
 
 def reply_within_seconds(scope: Scope) -> float | None:
-    """What the Prefer header (RFC 7240) asks for: 0 for respond-async, N for wait=N, None for neither."""
+    """What the Prefer header (RFC 7240) asks for: 0 for respond-async, N for wait=N, with or without it, None for neither."""
+    found: float | None = None
     for preference in (header(scope, b"prefer") or "").lower().replace(";", ",").split(","):
         name, _, value = (part.strip() for part in preference.partition("="))
-        if name == "respond-async":
-            return 0.0
         if name == "wait" and value.isascii() and value.isdigit():
             return float(min(int(value[:6]), WAIT_SECONDS_MAX))
-    return None
+        if name == "respond-async":
+            found = 0.0
+    return found
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

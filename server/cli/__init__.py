@@ -75,5 +75,5 @@ def end(errors: list[BaseException]) -> None:
 def fail(errors: Sequence[FlorinError]) -> NoReturn:
     """Say what went wrong and exit: with 2 where a check could not be made at all, else 1."""
     for text in dict.fromkeys(str(error) for error in errors):
-        print(f"florin: {text}", file=sys.stderr)
+        print("florin: " + "; ".join(text.split("\n")), file=sys.stderr)
     sys.exit(2 if any(isinstance(error, NotChecked) for error in errors) else 1)

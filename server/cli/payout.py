@@ -118,7 +118,9 @@ def show(
     if not found:
         _console.print("There are no payouts: ask for one with `florin payout request MERCHANT AMOUNT CURRENCY`.")
         return
-    table = Table("payout", "merchant", "amount", "status", "asked for by", "approved by", "since", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("payout", "merchant", "amount", "status", "asked for by", "approved by", "since"):
+        table.add_column(column, no_wrap=True, overflow="ignore")
     for one in found:
         table.add_row(
             encode_id(PAYOUT, one.id),
@@ -129,7 +131,7 @@ def show(
             escape(one.approved_by or ""),
             one.created_at.isoformat(timespec="seconds"),
         )
-    _console.print(table)
+    _console.print(table, crop=False, soft_wrap=True)
 
 
 def _end(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from core.errors import NotFound, Unprocessable
 from core.ids import MerchantId
-from core.money import Money
+from core.money import CURRENCY_EXPONENTS, Money
 from server.cli.connect import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
 from server.cli.operators import Operator, act
 from server.db.connection import Connection
@@ -61,6 +61,8 @@ def write(
 ) -> None:
     """Write every movement of a merchant's wallets to standard output."""
     merchant_id = merchant_id_of(merchant)
+    if currency is not None and currency not in CURRENCY_EXPONENTS:
+        raise Unprocessable(f"{currency!r} is not a currency: expected one like EUR")
     period = Period(start=_moment(start, "--from"), end=_moment(end, "--to"), currency=currency)
     url = find_database(data_dir, database_url)
 

@@ -81,19 +81,19 @@ async def extend(connection: Connection, merchant_id: MerchantId, *, now: dateti
 
 async def chained_entries(
     connection: Connection, merchant_id: MerchantId, payment_id: PaymentId
-) -> list[tuple[Entry, bytes, bytes]]:
-    """The entries of a payment that are chained, each with the hash before it and its own."""
+) -> list[tuple[Entry, bytes, bytes]] | None:
+    """The entries of a payment, each with the hash before it and its own; None where one is not chained yet."""
     rows = await connection.query(
         f"""
         SELECT {_COLUMNS}, p.hash, c.hash
           FROM ledger_entries e
-          JOIN ledger_chain c ON c.merchant_id = e.merchant_id AND c.seq = e.seq
+          LEFT JOIN ledger_chain c ON c.merchant_id = e.merchant_id AND c.seq = e.seq
           LEFT JOIN ledger_chain p ON p.merchant_id = e.merchant_id AND p.seq = e.seq - 1
-         WHERE e.merchant_id = $1 AND e.payment_id = $2 AND e.transfer_id IN (
-                SELECT $2 UNION ALL SELECT id FROM refunds WHERE merchant_id = $1 AND payment_id = $2)
-         ORDER BY e.seq
+         WHERE e.merchant_id = $1 AND e.payment_id = $2 ORDER BY e.seq
         """,  # noqa: S608 - own columns
         merchant_id,
         payment_id,
     )
+    if any(row[9] is None for row in rows):
+        return None
     return [(entry_of(row[:8]), bytes(row[8] or GENESIS), bytes(row[9])) for row in rows]

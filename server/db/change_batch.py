@@ -6,8 +6,7 @@ of the request that it answers. Invariants:
 
 - Rows are locked in the order of `server.db`: payments, keys, then sequences and wallets, each by key. The upserts lock in
   the order of their sorted input.
-- Rows of large tables are found by key, one at a time (LATERAL ... LIMIT 1), and changed by their place (ctid): so the planner's
-  estimates stay right whatever it knows of a table, and it never reads one from end to end.
+- Payments are locked by key, one at a time (LATERAL ... LIMIT 1), in order: it also tells the planner how many there are.
 - A reply that is the event's own data is stored as the event's number.
 - A change that lost its compare-and-set, or whose PSP event was applied before, writes nothing at all and gets no sequence
   number, so a merchant's sequences have no gaps and commit in order.
@@ -100,17 +99,17 @@ WITH input AS (
     SELECT * FROM unnest(
         $27::uuid[], $28::boolean[], $29::boolean[], $30::text[], $31::boolean[], $32::integer[], $33::bigint[],
         $34::bigint[], $35::bigint[], $36::timestamptz[], $37::uuid[], $38::text[], $39::bigint[], $40::timestamptz[],
-        $41::boolean[], $42::boolean[], $43::text[]
+        $41::boolean[], $42::timestamptz[], $43::boolean[], $44::bigint[], $45::bigint[], $46::text[]
     ) AS r (payment_id, late, suspended, decline_code, did_check_again, checks, refunded_minor,
             disputed_minor, lost_minor, capture_before, pending_id, pending_kind, pending_minor, pending_since,
-            is_warned, is_released, finding)
+            is_warned, release_at, is_given_back, pending_taken_minor, fee_returned_minor, finding)
 ), locked AS MATERIALIZED (
-    SELECT p.id, p.status, p.ctid AS place
+    SELECT i.merchant_id, p.id, p.status
       FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $21::uuid[], $22::text[])
                        AS u (merchant_id, payment_id, version, psp_account_id, psp_event_id)
              ORDER BY u.merchant_id, u.payment_id) i
      CROSS JOIN LATERAL (
-            SELECT p.id, p.status, p.ctid FROM payment_requests p
+            SELECT p.id, p.status FROM payment_requests p
              WHERE p.merchant_id = i.merchant_id AND p.id = i.payment_id AND p.version = i.version
                AND (i.psp_event_id IS NULL OR NOT EXISTS (
                     SELECT FROM psp_events e
@@ -133,11 +132,15 @@ WITH input AS (
            pending_kind = CASE WHEN r.payment_id IS NULL THEN p.pending_kind ELSE r.pending_kind END,
            pending_minor = CASE WHEN r.payment_id IS NULL THEN p.pending_minor ELSE r.pending_minor END,
            pending_since = CASE WHEN r.payment_id IS NULL THEN p.pending_since ELSE r.pending_since END,
-           is_warned = coalesce(r.is_warned, p.is_warned), is_released = coalesce(r.is_released, p.is_released)
+           is_warned = coalesce(r.is_warned, p.is_warned),
+           release_at = CASE WHEN r.payment_id IS NULL THEN p.release_at ELSE r.release_at END,
+           is_given_back = coalesce(r.is_given_back, p.is_given_back),
+           pending_taken_minor = coalesce(r.pending_taken_minor, p.pending_taken_minor),
+           fee_returned_minor = coalesce(r.fee_returned_minor, p.fee_returned_minor)
       FROM locked l
       JOIN input i ON i.payment_id = l.id
       LEFT JOIN rare r ON r.payment_id = l.id
-     WHERE p.ctid = l.place
+     WHERE p.merchant_id = l.merchant_id AND p.id = l.id AND p.version = i.version
     RETURNING i.*, l.status AS from_status, r.finding
 ), logs AS (
     INSERT INTO payment_logs (
@@ -148,7 +151,7 @@ WITH input AS (
     INSERT INTO psp_operations (
         merchant_id, id, payment_id, psp_account_id, kind, amount_minor, currency, state, first_sent_at)
     SELECT a.merchant_id, o.id, a.payment_id, a.psp_account_id, o.kind, o.amount_minor, o.currency, 'SENT', a.now
-      FROM unnest($44::uuid[], $45::uuid[], $46::text[], $47::bigint[], $48::text[])
+      FROM unnest($47::uuid[], $48::uuid[], $49::text[], $50::bigint[], $51::text[])
            AS o (payment_id, id, kind, amount_minor, currency)
       JOIN applied a USING (payment_id)
     ON CONFLICT (merchant_id, payment_id, id) DO NOTHING
@@ -156,12 +159,8 @@ WITH input AS (
     UPDATE psp_operations o
        SET state = a.operation_state
       FROM applied a
-     CROSS JOIN LATERAL (
-            SELECT l.ctid AS place FROM psp_operations l
-             WHERE l.merchant_id = a.merchant_id AND l.payment_id = a.payment_id AND l.id = a.operation_id
-               AND l.state <> a.operation_state LIMIT 1
-           ) l
-     WHERE o.ctid = l.place
+     WHERE o.merchant_id = a.merchant_id AND o.payment_id = a.payment_id AND o.id = a.operation_id
+       AND o.state <> a.operation_state
 ), psp AS (
     INSERT INTO psp_events (merchant_id, psp_account_id, event_id, payment_id, type, outcome, received_at)
     SELECT merchant_id, psp_account_id, psp_event_id, payment_id, psp_event_type, 'applied', now
@@ -178,9 +177,9 @@ WITH input AS (
     SELECT a.merchant_id, a.payment_id, n.id, n.psp_account_id, n.amount_minor, n.currency, n.status, n.from_pending_minor,
            n.fee_minor, n.reason, n.reference, n.failure_code, n.is_accepted, n.checks, n.due_at, n.created_at, n.updated_at
       FROM unnest(
-            $49::uuid[], $50::uuid[], $51::uuid[], $52::bigint[], $53::text[], $54::text[], $55::bigint[], $56::bigint[],
-            $57::text[], $58::text[], $59::text[], $60::boolean[], $61::integer[], $62::timestamptz[], $63::timestamptz[],
-            $64::timestamptz[]
+            $52::uuid[], $53::uuid[], $54::uuid[], $55::bigint[], $56::text[], $57::text[], $58::bigint[], $59::bigint[],
+            $60::text[], $61::text[], $62::text[], $63::boolean[], $64::integer[], $65::timestamptz[], $66::timestamptz[],
+            $67::timestamptz[]
         ) AS n (payment_id, id, psp_account_id, amount_minor, currency, status, from_pending_minor, fee_minor,
                 reason, reference, failure_code, is_accepted, checks, due_at, created_at,
                 updated_at)
@@ -210,11 +209,7 @@ WITH input AS (
            reply_seq = CASE WHEN a.reply_body IS NULL AND a.reply_status IS NOT NULL THEN t.seq END
       FROM applied a
       LEFT JOIN told t ON t.payment_id = a.payment_id
-     CROSS JOIN LATERAL (
-            SELECT l.ctid AS place FROM idempotency_keys l
-             WHERE l.merchant_id = a.merchant_id AND l.key = a.reply_key AND l.reply_status IS NULL LIMIT 1
-           ) l
-     WHERE k.ctid = l.place
+     WHERE k.merchant_id = a.merchant_id AND k.key = a.reply_key AND k.reply_status IS NULL
 ), entries AS (
     INSERT INTO ledger_entries (
         merchant_id, seq, transfer_id, kind, account, payment_id, currency, amount_minor, created_at)
@@ -222,21 +217,21 @@ WITH input AS (
            s.last_ledger_seq - count(*) OVER (PARTITION BY a.merchant_id)
                              + row_number() OVER (PARTITION BY a.merchant_id ORDER BY t.number),
            t.transfer_id, t.transfer_kind, t.account, a.payment_id, t.currency, t.amount_minor, a.now
-      FROM unnest($65::uuid[], $66::uuid[], $67::text[], $68::text[], $69::text[], $70::bigint[]) WITH ORDINALITY
+      FROM unnest($68::uuid[], $69::uuid[], $70::text[], $71::text[], $72::text[], $73::bigint[]) WITH ORDINALITY
            AS t (payment_id, transfer_id, transfer_kind, account, currency, amount_minor, number)
       JOIN applied a USING (payment_id) JOIN sequences s USING (merchant_id)
     RETURNING merchant_id, currency, account, amount_minor, created_at
 ), wallet AS (
     INSERT INTO wallets AS w (merchant_id, currency, kind, balance_minor, updated_at)
     SELECT merchant_id, currency, account, sum(amount_minor), max(created_at)
-      FROM entries WHERE account = ANY ($71::text[])
+      FROM entries WHERE account = ANY ($74::text[])
      GROUP BY merchant_id, currency, account ORDER BY merchant_id, currency, account
     ON CONFLICT (merchant_id, currency, kind)
     DO UPDATE SET balance_minor = w.balance_minor + excluded.balance_minor, updated_at = excluded.updated_at
 ), sent AS (
     INSERT INTO deliveries (
         merchant_id, endpoint_id, event_seq, state, attempts, due_at, created_at, updated_at)
-    SELECT t.merchant_id, e.id, t.seq, 'PENDING', 1, now() + make_interval(secs => $72::float8), now(), now()
+    SELECT t.merchant_id, e.id, t.seq, 'PENDING', 1, now() + make_interval(secs => $75::float8), now(), now()
       FROM told t JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled
     RETURNING merchant_id, endpoint_id, event_seq
 )

@@ -90,7 +90,7 @@ def _body(item: ChangeRow) -> str | None:
 
 def _ended_operation(change: Change) -> tuple[OperationId, str] | None:
     """The operation that the change tells something of, and its state."""
-    if change.finding is not None:
+    if change.is_mismatch:
         return None
     if change.refund is not None:
         return OperationId(change.refund.id), _STATE_OF_REFUND[change.refund.status]
@@ -121,7 +121,10 @@ def _seldom_changed(payment: Payment) -> tuple[object, ...]:
         payment.capture_before,
         payment.pending,
         payment.is_warned,
-        payment.is_released,
+        payment.release_at,
+        payment.is_given_back,
+        payment.pending_taken_minor,
+        payment.fee_returned_minor,
     )
 
 
@@ -144,7 +147,10 @@ def _rare(items: Sequence[ChangeRow]) -> Iterator[str]:
     yield plain([one.amount_minor if one else None for one in pending])
     yield times([one.since if one else None for one in pending])
     yield plain([payment.is_warned for payment in after])
-    yield plain([payment.is_released for payment in after])
+    yield times([payment.release_at for payment in after])
+    yield plain([payment.is_given_back for payment in after])
+    yield plain([payment.pending_taken_minor for payment in after])
+    yield plain([payment.fee_returned_minor for payment in after])
     yield plain([change.finding for change in changes])
 
 

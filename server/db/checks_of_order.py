@@ -27,7 +27,7 @@ ORDER_CHECKS = (
         """
         SELECT p.merchant_id, p.id, p.status, p.checks, p.due_at
           FROM payment_requests p
-         WHERE (p.status IN ('PENDING', 'UNKNOWN') OR p.pending_id IS NOT NULL OR NOT p.is_released
+         WHERE (p.status IN ('PENDING', 'UNKNOWN') OR p.pending_id IS NOT NULL OR p.release_at IS NOT NULL
                 OR (p.status = 'AUTHORIZED' AND p.capture_before IS NOT NULL))
            AND (p.due_at IS NULL OR p.due_at < now() - interval '1 hour'
                 OR p.due_at > greatest(

@@ -32,7 +32,9 @@ BATCH_SECONDS = 10.0
 RECONNECT_DELAYS_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0)
 CONFLICT_RETRIES_MAX = 5
 
-_CONNECTION_LOST = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable, trio.TooSlowError)
+_CONNECTION_CLASSES = ("08", "53", "57")
+"""SQLSTATE classes of a server that goes away, has no room, or ends a session: the rows are not to blame."""
+
 _CONFLICTS = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected)
 
 Observe = Callable[[int, float], None]
@@ -145,13 +147,14 @@ class Committer(Generic[I, Result]):
         try:
             with trio.fail_after(BATCH_SECONDS):
                 results = await self._write_surely(items)
-        except _CONNECTION_LOST as error:
-            self._disconnect()
-            said = f"the database did not answer: {str(error).strip()}"
-            self._wake(entries, [outcome.Error(DatabaseUnavailable(said)) for _ in items])
-        except psycopg.Error as error:
+        except Exception as error:  # noqa: BLE001 - whatever a row does to its batch is told to its caller
+            if _is_lost(error):
+                self._disconnect()
+                said = f"the database did not answer: {str(error).strip()}"
+                self._wake(entries, [outcome.Error(DatabaseUnavailable(said)) for _ in items])
+                return
             if len(items) == 1:
-                self._wake(entries, [outcome.Error(_refusal(error))])
+                self._wake(entries, [outcome.Error(_refusal(error) if isinstance(error, psycopg.Error) else error)])
                 return
             half = len(items) // 2
             await self._write_batch(items[:half], entries[:half])
@@ -176,7 +179,9 @@ class Committer(Generic[I, Result]):
                 conflicts += 1
                 if conflicts > CONFLICT_RETRIES_MAX:
                     raise
-            except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable):
+            except (psycopg.Error, DatabaseUnavailable) as error:
+                if not _is_lost(error):
+                    raise
                 self._disconnect()
                 doubtful = True
                 delay = next(delays, None)
@@ -212,6 +217,7 @@ class Committer(Generic[I, Result]):
             plan_cache_mode=plan,
             jit="off",
             enable_seqscan="off",
+            random_page_cost="1.1",
         )
         if (await connection.query("SHOW synchronous_commit"))[0][0] in ("off", "local"):
             await connection.execute("SET synchronous_commit = on")
@@ -220,6 +226,13 @@ class Committer(Generic[I, Result]):
     def _disconnect(self) -> None:
         while self._connections:
             self._connections.popitem()[1].discard()
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether the connection, or the server behind it, is what has failed."""
+    if isinstance(error, psycopg.OperationalError):
+        return error.sqlstate is None or error.sqlstate[:2] in _CONNECTION_CLASSES
+    return isinstance(error, psycopg.InterfaceError | DatabaseUnavailable | trio.TooSlowError)
 
 
 def _refusal(error: psycopg.Error) -> DatabaseRefused:

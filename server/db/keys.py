@@ -105,12 +105,19 @@ async def store_reply(connection: Connection, merchant_id: MerchantId, key: str,
     )
 
 
-async def end_flight(connection: Connection, merchant_id: MerchantId, key: str) -> None:
-    """The request with this key has ended without a definitive reply: a retry need not wait."""
+async def end_flight(connection: Connection, merchant_id: MerchantId, key: str, *, in_flight_until: datetime) -> None:
+    """The request with this key has ended without a definitive reply: a retry need not wait.
+
+    `in_flight_until` is what the request wrote when it took the key: one that was taken over meanwhile ends nothing.
+    """
     await connection.run(
-        "UPDATE idempotency_keys SET in_flight_until = created_at WHERE merchant_id = $1 AND key = $2 AND reply_status IS NULL",
+        """
+        UPDATE idempotency_keys SET in_flight_until = created_at
+         WHERE merchant_id = $1 AND key = $2 AND in_flight_until = $3 AND reply_status IS NULL
+        """,
         merchant_id,
         key,
+        in_flight_until,
     )
 
 

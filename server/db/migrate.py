@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
 
+import psycopg
 import trio
 
 from core.errors import FlorinError
@@ -19,6 +20,7 @@ ROLES_MIGRATION = 3
 """The migration that gives everything to florin_migrate; later ones work as that role, so that it owns what they make."""
 
 UNLOCK_SECONDS = 5.0
+TRIES_MAX = 10
 _LOCK = 0x464C4F52494E  # "FLORIN"
 
 
@@ -66,21 +68,37 @@ async def migrate(connection: Connection) -> list[str]:
         await ensure_roles(connection)
         pending = _pending(await applied(connection))
         for migration in pending:
-            async with connection.atomic():
-                if migration.number > ROLES_MIGRATION:
-                    await connection.execute(f"SET LOCAL ROLE {Role.MIGRATE}")
-                await connection.execute(migration.sql)
-                await connection.run(
-                    "INSERT INTO schema_migrations (number, name, sha256) VALUES ($1, $2, $3)",
-                    migration.number,
-                    migration.name,
-                    migration.sha256,
-                )
+            await _apply(connection, migration)
         return [migration.name for migration in pending]
     finally:
         if not connection.closed:
             with trio.move_on_after(UNLOCK_SECONDS, shield=True):
                 await connection.execute(f"SELECT pg_advisory_unlock({_LOCK})")
+
+
+async def _apply(connection: Connection, migration: Migration) -> None:
+    """Apply one file, again where workers that go on working were in its way."""
+    for _ in range(TRIES_MAX - 1):
+        try:
+            await _apply_once(connection, migration)
+        except psycopg.errors.DeadlockDetected:
+            continue
+        else:
+            return
+    await _apply_once(connection, migration)
+
+
+async def _apply_once(connection: Connection, migration: Migration) -> None:
+    async with connection.atomic():
+        if migration.number > ROLES_MIGRATION:
+            await connection.execute(f"SET LOCAL ROLE {Role.MIGRATE}")
+        await connection.execute(migration.sql)
+        await connection.run(
+            "INSERT INTO schema_migrations (number, name, sha256) VALUES ($1, $2, $3)",
+            migration.number,
+            migration.name,
+            migration.sha256,
+        )
 
 
 async def applied(connection: Connection) -> dict[int, str]:

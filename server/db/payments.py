@@ -16,7 +16,8 @@ _COLUMNS = """
 p.merchant_id, p.id, p.psp_account_id, p.operation_id, p.order_id, p.amount_minor, p.currency, p.status, p.version,
 p.expires_at, p.created_at, p.updated_at, p.due_at, p.reference, p.payment_url, p.return_url, p.description,
 p.captured_minor, p.late, p.suspended, p.decline_code, p.did_check_again, p.checks, p.refunded_minor, p.disputed_minor,
-p.lost_minor, p.capture_before, p.pending_id, p.pending_kind, p.pending_minor, p.pending_since, p.is_warned, p.is_released,
+p.lost_minor, p.capture_before, p.pending_id, p.pending_kind, p.pending_minor, p.pending_since, p.is_warned, p.release_at,
+p.is_given_back, p.pending_taken_minor, p.fee_returned_minor,
 p.capture, p.is_sync, p.live_order_id, p.statement_descriptor, p.metadata, p.fee_basis_points, p.fee_fixed_minor,
 p.refunds_fee, p.settlement_delay_seconds, p.refunds_late
 """
@@ -54,13 +55,16 @@ def _payment(row: tuple[Any, ...]) -> Payment:
         capture_before=row[26],
         pending=_pending(*row[27:31]) if row[27] else None,
         is_warned=row[31],
-        is_released=row[32],
-        capture=Capture(row[33]),
-        is_sync=row[34],
-        is_exclusive=row[35] is not None,
-        statement_descriptor=row[36],
-        metadata=_decode_metadata(row[37]) if row[37] else {},
-        terms=_terms(*row[38:43]),
+        release_at=row[32],
+        is_given_back=row[33],
+        pending_taken_minor=row[34],
+        fee_returned_minor=row[35],
+        capture=Capture(row[36]),
+        is_sync=row[37],
+        is_exclusive=row[38] is not None,
+        statement_descriptor=row[39],
+        metadata=_decode_metadata(row[40]) if row[40] else {},
+        terms=_terms(*row[41:46]),
     )
 
 

@@ -57,7 +57,9 @@ async def add_payout(connection: Connection, payout: Payout, act: Act) -> None:
 async def approve(connection: Connection, merchant_id: MerchantId, payout_id: PayoutId, act: Act) -> Payout:
     """Write an operator's approval. Raises `NotFound`, `Conflict`."""
     async with connection.atomic():
-        after = approve_payout(await _locked(connection, merchant_id, payout_id), operator=act.actor, now=act.at)
+        payout = await _locked(connection, merchant_id, payout_id)
+        balances = await lock_balances(connection, merchant_id, payout.money.currency)
+        after = approve_payout(payout, balances, operator=act.actor, now=act.at)
         await _store(connection, after)
         await record_act(connection, act)
     return after

@@ -89,8 +89,8 @@ async def claim_due_refunds(connection: Connection, merchant_id: MerchantId, *, 
     return [_refund(row) for row in rows]
 
 
-async def postpone_refund(connection: Connection, refund: Refund, *, due_at: datetime) -> None:
-    """Set when to look next at a refund that was just looked at in vain."""
+async def postpone_refund(connection: Connection, refund: Refund, *, due_at: datetime | None) -> None:
+    """Set when to look next at a refund that was just looked at, without news."""
     await connection.run(
         """
         UPDATE refunds SET due_at = greatest($4, now() + interval '5 seconds')

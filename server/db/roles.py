@@ -35,8 +35,13 @@ async def ensure_roles(connection: Connection) -> None:
                 await connection.execute(f"CREATE ROLE {role} NOLOGIN")
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
                 continue  # another database of this server is migrated at the same time
-        await connection.execute(f"GRANT {', '.join(Role)} TO CURRENT_USER")
-        await connection.execute(f"GRANT USAGE, CREATE ON SCHEMA public TO {Role.MIGRATE}")
+        for role in Role:
+            if not (await connection.query("SELECT pg_has_role(current_user, $1, 'MEMBER')", role.value))[0][0]:
+                await connection.execute(f"GRANT {role} TO CURRENT_USER")
+        may_create = "SELECT has_schema_privilege($1, 'public', 'CREATE') AND has_schema_privilege($1, 'public', 'USAGE')"
+        if not (await connection.query(may_create, Role.MIGRATE.value))[0][0]:
+            await connection.execute(f"GRANT USAGE, CREATE ON SCHEMA public TO {Role.MIGRATE}")
     except psycopg.errors.InsufficientPrivilege as error:
-        statements = "; ".join([*(f"CREATE ROLE {role} NOLOGIN" for role in missing), f"GRANT {', '.join(Role)} TO <this user>"])
+        grants = [f"GRANT {', '.join(Role)} TO <this user>", f"GRANT USAGE, CREATE ON SCHEMA public TO {Role.MIGRATE}"]
+        statements = "; ".join([*(f"CREATE ROLE {role} NOLOGIN" for role in missing), *grants])
         raise DatabaseRefused(f"this user may not set up the roles: have an administrator run: {statements}") from error

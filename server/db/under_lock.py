@@ -7,13 +7,14 @@ the wallets; then they think, and write with the same statement as everything el
 
 from collections.abc import Callable
 
-from core.ids import MerchantId, PaymentId
+from core.ids import MerchantId, PaymentId, RefundId
 from core.ledger import WalletKind
 from core.payment import Payment
 from core.refund_transition import Balances
 from server.db.change_batch import Applied, ChangeBatch, ChangeRow, Lost
 from server.db.connection import Connection
 from server.db.payments import find_payment
+from server.db.refunds import find_refund
 
 
 async def lock_balances(connection: Connection, merchant_id: MerchantId, currency: str) -> Balances:
@@ -41,8 +42,12 @@ async def change_under_lock(
     merchant_id: MerchantId,
     payment_id: PaymentId,
     decide: Callable[[Payment, Balances], ChangeRow | None],
+    *,
+    unless_refund: RefundId | None = None,
 ) -> tuple[ChangeRow, Applied] | None:
     """Change a payment by what its wallets hold; None where `decide` finds nothing to do or the payment is not there.
+
+    None as well where `unless_refund` is there already.
 
     Raises what `decide` raises; then nothing was written.
     """
@@ -52,6 +57,8 @@ async def change_under_lock(
         )
         payment = await find_payment(connection, merchant_id, payment_id) if locked else None
         if payment is None:
+            return None
+        if unless_refund is not None and await find_refund(connection, merchant_id, payment_id, unless_refund) is not None:
             return None
         balances = await lock_balances(connection, merchant_id, payment.money.currency)
         row = decide(payment, balances)

@@ -24,37 +24,37 @@ async def cancel(services: Services, request: Request, payment_id: PaymentId) ->
             await answer(services, request, status=DONE, body=encode_payment(payment))
             return Done(payment, replayed=claimed.resumed)
         case Status.AUTHORIZED:
-            return await void(services, request, payment, resumed=claimed.resumed)
+            return await void(services, request, claimed, payment)
         case Status.PENDING:
-            return await _close(services, request, payment)
+            return await _close(services, request, claimed, payment)
         case Status.UNKNOWN:
-            await give_up(services, request)
-            return Done(payment, failure=PspOutcomeUnknown("the payment is UNKNOWN and the PSP cannot be asked at the moment"))
+            await give_up(services, request, claimed)
+            failure = PspOutcomeUnknown("the payment is UNKNOWN and the PSP cannot be asked at the moment")
+            return Done(payment, failure=failure, replayed=claimed.resumed)
         case Status.SUCCEEDED | Status.DECLINED | Status.EXPIRED:
-            await give_up(services, request)
+            await give_up(services, request, claimed)
             advice = ": refund it" if payment.status is Status.SUCCEEDED else ""
             raise Conflict(f"a payment that is {payment.status} cannot be canceled{advice}", code="not_cancelable")
 
 
-async def _close(services: Services, request: Request, payment: Payment) -> Outcome:
+async def _close(services: Services, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
     try:
         with trio.fail_after(services.psp_seconds):
             adapter = await services.psps.of(payment.psp_account_id)
             evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.MERCHANT)
     except (PspError, trio.TooSlowError) as error:
-        await give_up(services, request)
+        await give_up(services, request, claimed)
         failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
-        return Done(payment, failure=failure)
+        return Done(payment, failure=failure, replayed=claimed.resumed)
     if evidence.kind is EvidenceKind.NOT_FOUND:
-        await give_up(services, request)
+        await give_up(services, request, claimed)
         raise Conflict("this payment is being opened at the PSP: try again in a moment", code="being_opened")
-    is_canceled = evidence.kind is EvidenceKind.CANCELED
-    answering = Answering(request.key, DONE) if is_canceled else None
+    answering = Answering(request.key, DONE, lambda change: change.after.status is Status.CANCELED)
     settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, answering=answering)
     assert settled is not None
     if settled.payment.status is Status.CANCELED:
-        if not settled.changed:
+        if not settled.is_answered:
             await answer(services, request, status=DONE, body=encode_payment(settled.payment))
-        return Done(settled.payment)
-    await give_up(services, request)
+        return Done(settled.payment, replayed=claimed.resumed)
+    await give_up(services, request, claimed)
     raise Conflict(f"the customer was faster: the payment is {settled.payment.status}", code="not_cancelable")

@@ -30,11 +30,11 @@ from core.ids import LogId, MerchantId, OperationId, PaymentId
 from core.money import Money
 from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, is_provisionally_declined
 from server.db.create_batch import Creation, OrderIsLive, is_own
-from server.db.keys import store_reply
+from server.db.keys import find_key, store_reply
 from server.db.merchants import Merchant
 from server.db.payments import find_payment
 from server.flows.background import Work
-from server.flows.idempotent import IN_FLIGHT_MARGIN_SECONDS, Request, wait_for_reply
+from server.flows.idempotent import CALLS_MAX, IN_FLIGHT_MARGIN_SECONDS, Request, wait_for_reply
 from server.flows.operate import PSP_KEY_LIFETIME
 from server.flows.services import Services
 from server.flows.settle import Answering, encode_payment, settle
@@ -91,7 +91,7 @@ async def create(
     Cancelled in between, it is completed by a retry or by the follow-up job. Raises `Overloaded`, `DatabaseUnavailable`,
     `Forbidden` where the merchant's payments are stopped, `Conflict` where the order has a live payment.
     """
-    if not merchant.accepts_payments:
+    if not merchant.accepts_payments and not await _is_known(services, request):
         raise Forbidden("this merchant's payments are stopped; reading, refunding and canceling go on", code="payments_stopped")
     if reply_within_seconds is not None:
         services.background.require_room()
@@ -105,10 +105,26 @@ async def create(
     decision = decide(stored, request.fingerprint, now=services.now())
     if isinstance(decision, InFlight) and (later := await wait_for_reply(services, request)) is not None:
         decision = decide(later, request.fingerprint, now=services.now())
+    if isinstance(decision, InFlight) and reply_within_seconds is not None:
+        return Opened(await _read(services, merchant.id, stored.payment_id), replayed=True, is_waiting=True)
     if not isinstance(decision, Resume):
         return decision
     payment = await _resume(services, merchant.id, decision.payment_id, key=request.key, token=wanted.token)
     return Opened(payment, replayed=True)
+
+
+async def _is_known(services: Services, request: Request) -> bool:
+    """Whether the key was used before: then its payment was accepted in its time."""
+    async with services.db.pool.connection() as connection:
+        return await find_key(connection, request.merchant_id, request.key) is not None
+
+
+async def _read(services: Services, merchant_id: MerchantId, payment_id: PaymentId) -> Payment:
+    async with services.db.pool.connection() as connection:
+        payment = await find_payment(connection, merchant_id, payment_id)
+    if payment is None:
+        raise DatabaseUnavailable("a stored key names a payment that does not exist")
+    return payment
 
 
 async def _accept(services: Services, creation: Creation) -> StoredKey | None:
@@ -143,10 +159,7 @@ async def _resume(services: Services, merchant_id: MerchantId, payment_id: Payme
 
     A charge is asked about before it is repeated, and not repeated once its time is over.
     """
-    async with services.db.pool.connection() as connection:
-        payment = await find_payment(connection, merchant_id, payment_id)
-    if payment is None:
-        raise DatabaseUnavailable("a stored key names a payment that does not exist")
+    payment = await _read(services, merchant_id, payment_id)
     if payment.is_sync and payment.status in UNSETTLED:
         payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
     if is_opened(payment):
@@ -169,7 +182,17 @@ def is_opened(payment: Payment) -> bool:
     return payment.payment_url is not None
 
 
-async def _open(services: Services, payment: Payment, *, key: str, token: str | None, is_first: bool) -> Payment:
+async def open_again(services: Services, payment: Payment) -> Payment:
+    """Open the page of a payment whose request died before it had: the PSP does not know it. Never charges."""
+    assert not payment.is_sync
+    is_nearly_over = services.now() + timedelta(seconds=services.psp_seconds) > payment.expires_at
+    is_too_old = services.now() - payment.created_at > PSP_KEY_LIFETIME
+    if is_opened(payment) or is_nearly_over or is_too_old:
+        return payment
+    return await _open(services, payment, key=None, token=None, is_first=False)
+
+
+async def _open(services: Services, payment: Payment, *, key: str | None, token: str | None, is_first: bool) -> Payment:
     evidence = await _ask(services, payment, token, is_first=is_first)
     if evidence is None:
         return payment
@@ -180,11 +203,11 @@ async def _open(services: Services, payment: Payment, *, key: str, token: str | 
         payment.id,
         evidence,
         known=payment,
-        answering=Answering(key, CREATED if is_open else None),
+        answering=Answering(key, CREATED, lambda change: is_opened(change.after)) if key is not None else None,
         only_if_unchanged=evidence.kind in (EvidenceKind.UNREACHABLE, EvidenceKind.REJECTED),
     )
     assert settled is not None
-    if is_open and not settled.changed:
+    if key is not None and not settled.is_answered and is_opened(settled.payment):
         await _store_reply(services, settled.payment, key)
     if is_open and not payment.is_sync and settled.payment.status in (Status.EXPIRED, Status.CANCELED):
         await _close_again(services, settled.payment)
@@ -221,7 +244,8 @@ async def _ask(services: Services, payment: Payment, token: str | None, *, is_fi
         # An earlier request may have reached the PSP before it died; then this one's failure proves nothing.
         return _about(payment, EvidenceKind.UNREACHABLE) if is_first else None
     except PspRejected as error:
-        return _about(payment, EvidenceKind.REJECTED, code=str(error)) if is_first else None
+        _log.warning("the PSP refused a payment", payment=str(payment.id), error=str(error))
+        return _about(payment, EvidenceKind.REJECTED, code="refused_by_the_psp") if is_first else None
     except (PspOutcomeUnknown, trio.TooSlowError):
         return _about(payment, EvidenceKind.LOST)
 
@@ -267,5 +291,5 @@ def _creation(services: Services, merchant: Merchant, wanted: NewPayment, reques
         log_id=LogId(uuid7()),
         key=request.key,
         fingerprint=request.fingerprint,
-        in_flight_until=now + timedelta(seconds=2 * services.psp_seconds + IN_FLIGHT_MARGIN_SECONDS),
+        in_flight_until=now + timedelta(seconds=CALLS_MAX * services.psp_seconds + IN_FLIGHT_MARGIN_SECONDS),
     )

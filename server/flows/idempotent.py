@@ -5,7 +5,7 @@ finds out from the payment (or the refund, whose id was drawn with the key) how 
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import trio
 
@@ -15,6 +15,9 @@ from server.db.keys import claim_key, end_flight, find_key, store_reply, take_ov
 from server.flows.services import Services
 
 IN_FLIGHT_MARGIN_SECONDS = 5.0
+CALLS_MAX = 4
+"""How many calls to a PSP one request may make, one after the other."""
+
 POLL_SECONDS = 0.05
 
 
@@ -30,10 +33,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The key is ours. `resumed`: an earlier request with it died on the way."""
+    """The key is ours until then. `resumed`: an earlier request with it died on the way."""
 
     refund_id: RefundId | None
     resumed: bool
+    in_flight_until: datetime
 
 
 async def claim(
@@ -43,7 +47,7 @@ async def claim(
     give_up_at = trio.current_time() + request.wait_seconds
     while True:
         now = services.now()
-        in_flight_until = now + timedelta(seconds=2 * services.psp_seconds + IN_FLIGHT_MARGIN_SECONDS)
+        in_flight_until = now + timedelta(seconds=CALLS_MAX * services.psp_seconds + IN_FLIGHT_MARGIN_SECONDS)
         async with services.db.pool.connection() as connection:
             stored = await claim_key(
                 connection,
@@ -57,11 +61,11 @@ async def claim(
                 now=now,
             )
             if stored is None:
-                return Claimed(refund_id, resumed=False)
+                return Claimed(refund_id, resumed=False, in_flight_until=in_flight_until)
             decision = decide(stored, request.fingerprint, now=now)
             if isinstance(decision, Resume):
                 if await take_over_key(connection, request.merchant_id, request.key, stored, in_flight_until=in_flight_until):
-                    return Claimed(stored.refund_id, resumed=True)
+                    return Claimed(stored.refund_id, resumed=True, in_flight_until=in_flight_until)
                 decision = InFlight()
         if not isinstance(decision, InFlight) or trio.current_time() >= give_up_at:
             return decision
@@ -86,7 +90,7 @@ async def answer(services: Services, request: Request, *, status: int, body: byt
         await store_reply(connection, request.merchant_id, request.key, status=status, body=body)
 
 
-async def give_up(services: Services, request: Request) -> None:
+async def give_up(services: Services, request: Request, claimed: Claimed) -> None:
     """The request ends without a definitive reply: its retry need not wait."""
     async with services.db.pool.connection() as connection:
-        await end_flight(connection, request.merchant_id, request.key)
+        await end_flight(connection, request.merchant_id, request.key, in_flight_until=claimed.in_flight_until)

@@ -80,24 +80,23 @@ async def capture(services: Services, request: Request, payment_id: PaymentId, a
         return claimed
     payment = await load(services, request, payment_id)
     money = Money(amount, payment.money.currency)
-    wanted = _request(payment, EvidenceKind.CAPTURE_REQUESTED, OperationId(uuid7()), money=money)
-    return await _operate(services, request, payment, wanted, resumed=claimed.resumed)
+    wanted = _about(payment, EvidenceKind.CAPTURE_REQUESTED, requested_id=OperationId(uuid7()), money=money)
+    return await _operate(services, request, claimed, payment, wanted)
 
 
-async def void(services: Services, request: Request, payment: Payment, *, resumed: bool) -> Outcome:
+async def void(services: Services, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
     """Release authorized money; the key is the caller's already. Raises `Conflict` where there is nothing to void."""
-    wanted = _request(payment, EvidenceKind.VOID_REQUESTED, payment.void_id)
-    return await _operate(services, request, payment, wanted, resumed=resumed)
+    wanted = _about(payment, EvidenceKind.VOID_REQUESTED, requested_id=payment.void_id)
+    return await _operate(services, request, claimed, payment, wanted)
 
 
-async def _operate(services: Services, request: Request, payment: Payment, wanted: Evidence, *, resumed: bool) -> Outcome:
+async def _operate(services: Services, request: Request, claimed: Claimed, payment: Payment, wanted: Evidence) -> Outcome:
     capturing = wanted.kind is EvidenceKind.CAPTURE_REQUESTED
-    if resumed and _is_done(payment, wanted):
+    if claimed.resumed and _is_done(payment, wanted):
         await answer(services, request, status=DONE, body=encode_payment(payment))
         return Done(payment, replayed=True)
-    is_ours = resumed and payment.pending is not None and (payment.pending.kind is OperationKind.CAPTURE) is capturing
     refusal: str | None = None
-    if not is_ours:
+    if not (claimed.resumed and _is_under_way(payment, wanted)):
         try:
             settled = await settle(services, payment.merchant_id, payment.id, wanted, known=payment)
         except IllegalTransition as error:
@@ -105,16 +104,26 @@ async def _operate(services: Services, request: Request, payment: Payment, wante
         else:
             assert settled is not None
             payment = settled.payment
-    done = Done(payment) if refusal else await carry_out(services, payment, answering=Answering(request.key, DONE))
+    answering = Answering(request.key, DONE, lambda change: _is_done(change.after, wanted))
+    done = Done(payment) if refusal else await carry_out(services, payment, answering=answering)
     if done.failure is None and done.payment.pending is None and _is_done(done.payment, wanted):
         if not done.is_answered:
             await answer(services, request, status=DONE, body=encode_payment(done.payment))
-        return replace(done, replayed=resumed)
-    await give_up(services, request)
+        return replace(done, replayed=claimed.resumed)
+    await give_up(services, request, claimed)
     if done.failure is not None:
-        return replace(done, replayed=resumed)
+        return replace(done, replayed=claimed.resumed)
     said = f"a payment that is {done.payment.status} cannot be {'captured' if capturing else 'voided'}"
     raise Conflict(f"{said}: {refusal}" if refusal else said, code="not_capturable" if capturing else "not_cancelable")
+
+
+def _is_under_way(payment: Payment, wanted: Evidence) -> bool:
+    """Whether the payment's pending operation is the one that is wanted."""
+    if payment.pending is None:
+        return False
+    if wanted.money is None:
+        return payment.pending.kind is OperationKind.VOID
+    return payment.pending.kind is OperationKind.CAPTURE and payment.pending.amount_minor == wanted.money.amount_minor
 
 
 def _is_done(payment: Payment, wanted: Evidence) -> bool:
@@ -131,6 +140,8 @@ async def carry_out(services: Services, payment: Payment, *, answering: Answerin
     operation = payment.pending
     if operation is None:
         return Done(payment)
+    if services.now() - operation.since > PSP_KEY_LIFETIME:
+        return Done(payment, failure=PspOutcomeUnknown("the operation is too old to be repeated"))
     failure: PspError | None = None
     try:
         with trio.fail_after(services.psp_seconds):
@@ -138,7 +149,8 @@ async def carry_out(services: Services, payment: Payment, *, answering: Answerin
     except PspUnreachable as error:
         return Done(payment, failure=error)
     except PspRejected as error:
-        failure, evidence = error, await _after_rejection(services, payment, str(error))
+        _log.warning("the PSP refused an operation", payment=str(payment.id), operation=operation.kind, error=str(error))
+        failure, evidence = error, await _after_rejection(services, payment, operation)
     except (PspOutcomeUnknown, trio.TooSlowError) as error:
         failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
         evidence = _about(payment, EvidenceKind.LOST)
@@ -148,11 +160,11 @@ async def carry_out(services: Services, payment: Payment, *, answering: Answerin
         payment.id,
         evidence,
         known=payment,
-        answering=answering if evidence.kind in (EvidenceKind.CAPTURED, EvidenceKind.CANCELED) else None,
+        answering=answering,
     )
     assert settled is not None
     failed = settled.payment.status is payment.status
-    return Done(settled.payment, failure=failure if failed else None, is_answered=settled.changed)
+    return Done(settled.payment, failure=failure if failed else None, is_answered=settled.is_answered)
 
 
 async def finish(services: Services, payment: Payment) -> Payment:
@@ -169,8 +181,6 @@ async def finish(services: Services, payment: Payment) -> Payment:
     payment = settled.payment
     if payment.pending is None:
         return payment
-    if services.now() - payment.pending.since > PSP_KEY_LIFETIME:
-        raise PspOutcomeUnknown("the operation is too old to be repeated")
     done = await carry_out(services, payment)
     if done.failure is not None:
         raise done.failure
@@ -184,7 +194,7 @@ async def _ask(services: Services, payment: Payment, operation: PendingOperation
     return await adapter.void(payment, operation)
 
 
-async def _after_rejection(services: Services, payment: Payment, said: str) -> Evidence:
+async def _after_rejection(services: Services, payment: Payment, operation: PendingOperation) -> Evidence:
     """What a refused operation means: an earlier try of it may have been carried out, so the PSP's own view comes first."""
     try:
         with trio.fail_after(services.psp_seconds):
@@ -194,25 +204,23 @@ async def _after_rejection(services: Services, payment: Payment, said: str) -> E
         _log.warning("a refused operation could not be looked at", payment=str(payment.id), error=str(error))
         return _about(payment, EvidenceKind.LOST)
     is_over = seen.kind in (EvidenceKind.CAPTURED, EvidenceKind.CANCELED, EvidenceKind.EXPIRED)
-    return seen if is_over else _about(payment, EvidenceKind.REJECTED, code=said[:200])
+    return seen if is_over else _about(payment, EvidenceKind.REJECTED, requested_id=operation.id, code="refused_by_the_psp")
 
 
-def _request(payment: Payment, kind: EvidenceKind, operation_id: OperationId, *, money: Money | None = None) -> Evidence:
+def _about(
+    payment: Payment,
+    kind: EvidenceKind,
+    *,
+    requested_id: OperationId | None = None,
+    money: Money | None = None,
+    code: str | None = None,
+) -> Evidence:
     return Evidence(
         kind=kind,
         source=Source.MERCHANT,
         psp_account_id=payment.psp_account_id,
         operation_id=payment.operation_id,
+        requested_id=requested_id,
         money=money,
-        requested_id=operation_id,
-    )
-
-
-def _about(payment: Payment, kind: EvidenceKind, *, code: str | None = None) -> Evidence:
-    return Evidence(
-        kind=kind,
-        source=Source.MERCHANT,
-        psp_account_id=payment.psp_account_id,
-        operation_id=payment.operation_id,
         code=code,
     )

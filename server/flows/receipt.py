@@ -21,6 +21,7 @@ from core.errors import Conflict, InvalidSignature
 from core.events import payment_data
 from core.payment import Payment
 from server.db.chain import chained_entries
+from server.db.payments import find_payment
 from server.flows.services import Services
 
 
@@ -60,7 +61,8 @@ async def issue(services: Services, payment: Payment) -> str:
         raise Conflict(f"a payment that is {payment.status} has moved no money, so there is no receipt", code="no_receipt")
     async with services.db.pool.connection() as connection:
         chained = await chained_entries(connection, payment.merchant_id, payment.id)
-    if not chained:
+        now = await find_payment(connection, payment.merchant_id, payment.id)
+    if chained is None or now is None or now.version != payment.version:
         raise Conflict("the receipt is being made: ask again in some seconds", code="receipt_not_ready")
     receipt = Receipt(
         services.now(),

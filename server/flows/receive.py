@@ -1,10 +1,15 @@
 """Receive a webhook of a PSP: verified, applied once, remembered."""
 
-from core.evidence import Evidence, EvidenceKind, Finding, Source
+from dataclasses import replace
+
+from core.errors import Overloaded
+from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding, Source
 from core.ids import PspAccountId
+from core.ledger import dispute_transfer
 from core.payment import CLOSED, is_provisionally_declined
 from server.db.change_batch import PspEvent
-from server.db.findings import add_finding
+from server.db.findings import add_finding, has_transfer
+from server.db.payments import find_payment
 from server.db.psp_events import Outcome, record, was_seen
 from server.flows.operate import carry_out
 from server.flows.services import Services
@@ -25,6 +30,8 @@ async def receive(services: Services, account_id: PspAccountId, notice: Notice) 
     if len(notice.evidence) > 1 or notice.evidence[0].refund_id is not None:
         return await _receive_refunds(services, account_id, notice)
     evidence = notice.evidence[0]
+    if evidence.kind in DISPUTES:
+        await _require_its_turn(services, notice, evidence)
     # Other evidence is idempotent by itself; a refused attempt is logged each time, so its event must be new.
     if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(services, account_id, notice):
         return Outcome.NOTHING_NEW
@@ -47,6 +54,18 @@ async def receive(services: Services, account_id: PspAccountId, notice: Notice) 
     if settled.payment.pending is not None and settled.payment.status in CLOSED:
         await carry_out(services, settled.payment)  # money was authorized too late: it is released
     return Outcome.APPLIED
+
+
+async def _require_its_turn(services: Services, notice: Notice, evidence: Evidence) -> None:
+    """A dispute that is told before the charge, or its end before its opening, has to be told again. Raises `Overloaded`."""
+    async with services.db.pool.connection() as connection:
+        payment = await find_payment(connection, notice.merchant_id, notice.payment_id)
+        if payment is None or evidence.money is None or evidence.money.amount_minor <= 0:
+            return
+        opening = dispute_transfer(payment, replace(evidence, kind=EvidenceKind.DISPUTED))
+        is_opening = evidence.kind is EvidenceKind.DISPUTED
+        if not payment.captured_minor or (not is_opening and not await has_transfer(connection, payment.merchant_id, opening)):
+            raise Overloaded("what this dispute is about has not been told yet: tell it again")
 
 
 async def _receive_refunds(services: Services, account_id: PspAccountId, notice: Notice) -> Outcome:
@@ -73,7 +92,7 @@ async def _report_unmatched(services: Services, notice: Notice, evidence: Eviden
     """Money for a payment that we do not have is for a person to look at: the PSP will not tell again."""
     if evidence.money is None or await _was_seen(services, evidence.psp_account_id, notice):
         return
-    detail = f"{evidence.kind} {evidence.money} as {evidence.reference}, of a payment that is not here"
+    detail = f"{evidence.kind} {evidence.money} as {evidence.reference}, of something that is not here"
     async with services.db.pool.connection() as connection:
         await add_finding(
             connection,

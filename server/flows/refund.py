@@ -6,28 +6,25 @@ job.
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
-from uuid import uuid5
 
 import structlog
 import trio
 
-from core.due import COMPLETE_AFTER_SECONDS
 from core.errors import Conflict, PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay
 from core.ids import PaymentId, RefundId
-from core.payment import Payment, Status
+from core.payment import Change, Payment, Status
 from core.refund import Refund, RefundStatus
-from core.refund_transition import Balances, request_refund
+from core.refund_transition import REFUSED, Balances, next_refund_look_at, request_refund
 from server.db.change_batch import ChangeRow
 from server.db.payments import find_payment
-from server.db.refunds import find_refund
+from server.db.refunds import find_refund, postpone_refund
 from server.db.under_lock import change_under_lock
 from server.flows.idempotent import Claimed, Request, answer, claim, give_up
 from server.flows.operate import PSP_KEY_LIFETIME, load
 from server.flows.services import Services
-from server.flows.settle import Answering, encode_refund, row_of, settle_refund
+from server.flows.settle import Answering, encode_refund, row_of, settle, settle_refund
 from server.new_ids import uuid7
 
 CREATED = 201
@@ -62,14 +59,21 @@ async def refund(
         services, payment, claimed.refund_id, amount_minor=amount_minor, reason=reason, source=Source.MERCHANT
     )
     if isinstance(accepted, Conflict):
-        await give_up(services, request)
+        await give_up(services, request, claimed)
         raise accepted
-    sent = await send(services, payment, accepted, answering=Answering(request.key, CREATED))
+    answering = Answering(request.key, CREATED, _is_answer)
+    carry_on = _finish if claimed.resumed else send
+    sent = await carry_on(services, payment, accepted, answering=answering)
     if sent.failure is not None:
-        await give_up(services, request)
+        await give_up(services, request, claimed)
     elif not sent.is_answered:
         await answer(services, request, status=CREATED, body=encode_refund(sent.refund))
     return Refunded(sent.refund, failure=sent.failure, replayed=claimed.resumed)
+
+
+def _is_answer(change: Change) -> bool:
+    """Whether the refund's row is what its request is answered with: the PSP has it, or has refused it."""
+    return change.refund is not None and (change.refund.is_accepted or change.refund.status is RefundStatus.FAILED)
 
 
 async def accept(
@@ -85,21 +89,22 @@ async def accept(
         return row_of(change)
 
     async with services.db.pool.connection() as connection:
-        known = await find_refund(connection, payment.merchant_id, payment.id, refund_id)
-        if known is not None:
-            return known
         try:
-            written = await change_under_lock(connection, services.db.change_batch, payment.merchant_id, payment.id, decide)
+            written = await change_under_lock(
+                connection, services.db.change_batch, payment.merchant_id, payment.id, decide, unless_refund=refund_id
+            )
         except Conflict as error:
             return error
-    assert written is not None
-    accepted = written[0].change.refund
+        accepted = await find_refund(connection, payment.merchant_id, payment.id, refund_id) if written is None else None
+    accepted = accepted or (written[0].change.refund if written is not None else None)
     assert accepted is not None
     return accepted
 
 
 async def send(services: Services, payment: Payment, accepted: Refund, *, answering: Answering | None = None) -> Refunded:
-    """Ask the PSP for a refund and apply what it says. Repeating it changes nothing."""
+    """Ask the PSP for a refund and apply what it says. Repeating it changes nothing, as long as the PSP remembers its key."""
+    if services.now() - accepted.created_at > PSP_KEY_LIFETIME:
+        return Refunded(accepted, failure=PspOutcomeUnknown("the refund is too old to be repeated"))
     failure: PspError | None = None
     try:
         with trio.fail_after(services.psp_seconds):
@@ -109,36 +114,46 @@ async def send(services: Services, payment: Payment, accepted: Refund, *, answer
         return Refunded(accepted, failure=error)
     except PspRejected as error:
         _log.warning("the PSP refused a refund", refund=str(accepted.id), error=str(error))
-        evidence = _about(payment, accepted, EvidenceKind.REFUND_FAILED, code="refused_by_the_psp")
+        evidence = _about(payment, accepted, EvidenceKind.REFUND_FAILED, code=REFUSED)
     except (PspOutcomeUnknown, trio.TooSlowError) as error:
         failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
-        evidence, answering = _about(payment, accepted, EvidenceKind.REFUND_LOST), None
+        evidence = _about(payment, accepted, EvidenceKind.REFUND_LOST)
     settled = await settle_refund(services, payment.merchant_id, payment.id, accepted.id, evidence, answering=answering)
     assert settled is not None
     assert settled.refund is not None
     is_open = settled.refund.status in (RefundStatus.PENDING, RefundStatus.UNKNOWN)
-    return Refunded(settled.refund, failure=failure if is_open else None, is_answered=settled.changed and answering is not None)
+    return Refunded(settled.refund, failure=failure if is_open else None, is_answered=settled.is_answered)
+
+
+async def _finish(services: Services, payment: Payment, known: Refund, *, answering: Answering | None = None) -> Refunded:
+    """Go on with a refund that was begun before: ask how it stands, and repeat it only where the PSP does not know it."""
+    if known.status not in (RefundStatus.PENDING, RefundStatus.UNKNOWN):
+        return Refunded(known)
+    try:
+        with trio.fail_after(services.psp_seconds):
+            adapter = await services.psps.of(known.psp_account_id)
+            evidence = await adapter.fetch_refund(payment, known, source=Source.RECHECK)
+    except (PspError, trio.TooSlowError) as error:
+        return Refunded(known, failure=error if isinstance(error, PspError) else PspOutcomeUnknown("no answer in time"))
+    if evidence.kind is EvidenceKind.REFUND_NOT_FOUND and not known.is_accepted:
+        return await send(services, payment, known, answering=answering)
+    settled = await settle_refund(services, payment.merchant_id, payment.id, known.id, evidence, answering=answering)
+    assert settled is not None
+    assert settled.refund is not None
+    if not settled.changed:
+        async with services.db.pool.connection() as connection:
+            await postpone_refund(connection, known, due_at=next_refund_look_at(settled.refund, now=services.now()))
+    return Refunded(settled.refund, is_answered=settled.is_answered)
 
 
 async def finish_refund(services: Services, due: Refund) -> None:
-    """Find out how a refund stands; repeat it where the PSP does not know it, within the PSP's key lifetime.
-
-    Raises `PspError` where nothing was learned.
-    """
+    """Follow a due refund up. Raises `PspError` where nothing was learned."""
     async with services.db.pool.connection() as connection:
         payment = await find_payment(connection, due.merchant_id, due.payment_id)
     assert payment is not None
-    with trio.fail_after(services.psp_seconds):
-        adapter = await services.psps.of(due.psp_account_id)
-        evidence = await adapter.fetch_refund(payment, due, source=Source.RECHECK)
-    is_absent = evidence.kind is EvidenceKind.REFUND_NOT_FOUND
-    age = services.now() - due.created_at
-    if is_absent and timedelta(seconds=COMPLETE_AFTER_SECONDS / 2) < age < PSP_KEY_LIFETIME:
-        sent = await send(services, payment, due)
-        if sent.failure is not None:
-            raise sent.failure
-        return
-    await settle_refund(services, due.merchant_id, due.payment_id, due.id, evidence)
+    finished = await _finish(services, payment, due)
+    if finished.failure is not None:
+        raise finished.failure
 
 
 async def look_in_vain(services: Services, due: Refund) -> None:
@@ -153,13 +168,20 @@ async def look_in_vain(services: Services, due: Refund) -> None:
 async def give_back(services: Services, payment: Payment) -> None:
     """Refund money that came after its payment was over, once: the refund's id is the payment's own.
 
-    Raises `Conflict` where the wallet does not hold enough: the next look tries again.
+    Where payment or wallet do not hold enough, a person is told, once.
     """
-    refund_id = RefundId(uuid5(payment.id, "late"))
-    accepted = await accept(services, payment, refund_id, amount_minor=None, reason="paid too late", source=Source.POLICY)
+    accepted = await accept(
+        services, payment, payment.late_refund_id, amount_minor=None, reason="paid too late", source=Source.POLICY
+    )
     if isinstance(accepted, Conflict):
-        raise accepted
-    await send(services, payment, accepted)
+        refused = _about_payment(payment, EvidenceKind.LATE_REFUND_REFUSED)
+        await settle(services, payment.merchant_id, payment.id, refused, known=payment, only_if_unchanged=True)
+        return
+    await _finish(services, payment, accepted)
+
+
+def _about_payment(payment: Payment, kind: EvidenceKind) -> Evidence:
+    return Evidence(kind=kind, source=Source.POLICY, psp_account_id=payment.psp_account_id, operation_id=payment.operation_id)
 
 
 def _about(

@@ -17,7 +17,7 @@ async def release(services: Services, payment: Payment) -> None:
     """
 
     def decide(locked: Payment, balances: Balances) -> ChangeRow | None:
-        if locked.is_released or locked.status is not Status.SUCCEEDED:
+        if locked.release_at is None or locked.status is not Status.SUCCEEDED:
             return None
         evidence = Evidence(
             kind=EvidenceKind.RELEASED,

@@ -11,13 +11,13 @@ import msgspec
 
 from core.errors import Overloaded
 from core.events import event_type_of, payment_data, refund_data
-from core.evidence import DISPUTES, Evidence, Finding
+from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding
 from core.ids import EventId, LogId, MerchantId, PaymentId, RefundId
-from core.ledger import dispute_transfer, transfer_of
+from core.ledger import Transfer, dispute_transfer, transfer_of
 from core.payment import Change, Payment
 from core.refund import Refund
 from core.refund_transition import apply_refund
-from core.transition import apply
+from core.transition import apply, mismatch
 from server.db.change_batch import Applied, ChangeRow, PspEvent, Reply
 from server.db.connection import Connection
 from server.db.findings import has_open_finding, has_transfer
@@ -32,11 +32,15 @@ ROUNDS_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The payment (and refund) after the evidence; `changed` is False where it brought nothing new."""
+    """The payment (and refund) after the evidence; `changed` is False where it brought nothing new.
+
+    `is_answered`: the definitive reply was stored with the change.
+    """
 
     payment: Payment
     changed: bool
     refund: Refund | None = None
+    is_answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ class Answering:
     """The change answers an idempotent request: with what became of it and this status, or not definitively (None)."""
 
     key: str
-    status: int | None
+    status: int
+    is_definitive: Callable[[Change], bool]
 
 
 def encode_payment(payment: Payment) -> bytes:
@@ -77,8 +82,12 @@ async def settle(
 
     async def think(payment: Payment) -> tuple[Change | None, Refund | None]:
         change = apply(payment, evidence, now=services.now())
-        if change is not None and (change.finding is Finding.EVIDENCE_MISMATCH or evidence.kind in DISPUTES):
+        if change is not None and (change.is_mismatch or evidence.kind in DISPUTES):
             async with services.db.pool.connection() as connection:
+                if not change.is_mismatch and evidence.kind is not EvidenceKind.DISPUTED:
+                    opening = dispute_transfer(payment, replace(evidence, kind=EvidenceKind.DISPUTED))
+                    if not await has_transfer(connection, merchant_id, opening):
+                        change = mismatch(payment, evidence, now=services.now())  # the end of another dispute
                 change = await _unless_written(connection, change)
         return change, None
 
@@ -101,7 +110,6 @@ async def settle_refund(
     refund_id: RefundId,
     evidence: Evidence,
     *,
-    psp_event: PspEvent | None = None,
     answering: Answering | None = None,
 ) -> Settled | None:
     """Apply evidence to a refund and its payment; None where there is no such refund. Otherwise like `settle`."""
@@ -112,7 +120,7 @@ async def settle_refund(
             if refund is None:
                 return None, None
             change = apply_refund(payment, refund, evidence, now=services.now())
-            if change is not None and change.finding is Finding.EVIDENCE_MISMATCH:
+            if change is not None and change.is_mismatch:
                 change = await _unless_written(connection, change)
             return change, change.refund if change is not None else refund
 
@@ -121,7 +129,7 @@ async def settle_refund(
         (merchant_id, payment_id),
         think,
         known=None,
-        psp_event=psp_event,
+        psp_event=None,
         answering=answering,
         only_if_unchanged=False,
         evidence=evidence,
@@ -150,10 +158,12 @@ async def _change(
         change, refund = await think(payment)
         if change is None:
             return Settled(payment, changed=False, refund=refund)
-        result = await services.db.changes.submit(row_of(change, psp_event=psp_event, answering=answering))
+        row = row_of(change, psp_event=psp_event, answering=answering)
+        result = await services.db.changes.submit(row)
         if isinstance(result, Applied):
             services.notify(result.deliveries)
-            return Settled(change.after, changed=True, refund=refund)
+            is_answered = row.reply is not None and row.reply.definitive is not None
+            return Settled(change.after, changed=True, refund=refund, is_answered=is_answered)
         async with services.db.pool.connection() as connection:
             payment = await find_payment(connection, *ids)
             if payment is not None and (only_if_unchanged or await _was_seen(connection, payment, evidence, psp_event)):
@@ -166,18 +176,21 @@ async def _unless_written(connection: Connection, change: Change) -> Change | No
 
     What remains is that there is nothing more for a job to do, if that is news.
     """
-    transfer = dispute_transfer(change) if change.evidence.kind in DISPUTES else transfer_of(change)
-    if transfer is not None:
-        was_written = await has_transfer(connection, change.after.merchant_id, transfer)
-    else:
-        was_written = change.finding is Finding.EVIDENCE_MISMATCH and await has_open_finding(
-            connection, change.after, Finding.EVIDENCE_MISMATCH
-        )
+    is_dispute = change.evidence.kind in DISPUTES
+    transfer = _dispute_transfer(change) if is_dispute else transfer_of(change)
+    was_written = transfer is not None and await has_transfer(connection, change.after.merchant_id, transfer)
+    if not was_written and change.is_mismatch and (transfer is None or is_dispute):
+        was_written = await has_open_finding(connection, change.after, Finding.EVIDENCE_MISMATCH)
     if not was_written:
         return change
     if change.after.due_at == change.before.due_at or change.evidence.kind in DISPUTES:
         return None
     return replace(change, finding=None, to_suspense=None)
+
+
+def _dispute_transfer(change: Change) -> Transfer | None:
+    assert change.evidence.money is not None
+    return dispute_transfer(change.before, change.evidence) if change.evidence.money.amount_minor > 0 else None
 
 
 async def _was_seen(connection: Connection, payment: Payment, evidence: Evidence, psp_event: PspEvent | None) -> bool:
@@ -202,9 +215,10 @@ def row_of(
         event_type=event_type_of(change),
         event_data=data,
         psp_event=psp_event,
-        reply=_reply(answering, data) if answering else None,
+        reply=_reply(answering, change, data) if answering else None,
     )
 
 
-def _reply(answering: Answering, data: bytes) -> Reply:
-    return Reply(answering.key, (answering.status, data) if answering.status is not None else None)
+def _reply(answering: Answering, change: Change, data: bytes) -> Reply:
+    is_definitive = not change.is_mismatch and answering.is_definitive(change)
+    return Reply(answering.key, (answering.status, data) if is_definitive else None)

@@ -17,10 +17,12 @@ async def run(services: Services, *, sweep_seconds: float, task_status: trio.Tas
     task_status.started()
     while True:
         try:
-            await sweep(services)
+            chained = await sweep(services)
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("cannot extend the hash chains", error=str(error))
-        await trio.sleep(sweep_seconds)
+            chained = 0
+        if chained < ENTRIES_MAX:
+            await trio.sleep(sweep_seconds)
 
 
 async def sweep(services: Services) -> int:

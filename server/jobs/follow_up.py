@@ -14,13 +14,14 @@ from functools import partial
 import structlog
 import trio
 
-from core.due import FIRST_LOOK_SECONDS, next_look_at, owes_late_refund
+from core.due import FIRST_LOOK_SECONDS, WARN_BEFORE_SECONDS, next_look_at, owes_late_refund
 from core.errors import DatabaseUnavailable, Overloaded, PspError
 from core.evidence import Evidence, EvidenceKind, Source
 from core.payment import Payment, Status, is_provisionally_declined
 from core.refund import Refund
 from server.db.payments import claim_due_payments, merchants_with_due_payments, postpone
 from server.db.refunds import claim_due_refunds, merchants_with_due_refunds
+from server.flows.create import open_again
 from server.flows.expire import expire
 from server.flows.operate import finish
 from server.flows.refund import finish_refund, give_back, look_in_vain
@@ -30,7 +31,7 @@ from server.flows.settle import settle
 from server.flows.verify import verify
 
 CLAIM_MAX = 32
-"""Looked at together, so that all of them end within their lease."""
+"""How many payments, and how many refunds, are looked at together: all of them end within their lease."""
 
 LEASE_MARGIN_SECONDS = 20.0
 _log = structlog.get_logger()
@@ -60,7 +61,9 @@ async def sweep(services: Services) -> int:
             if len(work) >= CLAIM_MAX:
                 break
         for merchant_id in await merchants_with_due_refunds(connection, limit=CLAIM_MAX):
-            refunds = await claim_due_refunds(connection, merchant_id, limit=CLAIM_MAX, lease_seconds=lease_seconds)
+            refunds = await claim_due_refunds(
+                connection, merchant_id, limit=2 * CLAIM_MAX - len(work), lease_seconds=lease_seconds
+            )
             work += [partial(_follow_up_refund, services, refund) for refund in refunds]
             if len(work) >= 2 * CLAIM_MAX:
                 break
@@ -99,12 +102,15 @@ async def _look(services: Services, payment: Payment) -> None:
         await finish(services, payment)
     elif payment.status is Status.SUCCEEDED:
         await (give_back(services, payment) if owes_late_refund(payment) else release(services, payment))
-    elif payment.status is Status.AUTHORIZED and not payment.is_warned:
-        await settle(services, payment.merchant_id, payment.id, _about(payment, EvidenceKind.EXPIRING), known=payment)
+    elif payment.status is Status.AUTHORIZED and _is_ending(services, payment):
+        expiring = _about(payment, EvidenceKind.EXPIRING)
+        await settle(services, payment.merchant_id, payment.id, expiring, known=payment, only_if_unchanged=True)
     elif _is_overdue(services, payment):
         await expire(services, payment)
     else:
         after = await verify(services, payment, source=Source.RECHECK)
+        if after.status is Status.PENDING and after.reference is None and not after.is_sync:
+            after = await open_again(services, after)
         if after.version == payment.version and after.due_at is not None:
             soon = now + timedelta(seconds=FIRST_LOOK_SECONDS)
             due_at = next_look_at(after, now=now) if after.status is Status.PENDING else soon
@@ -123,6 +129,13 @@ def _about(payment: Payment, kind: EvidenceKind) -> Evidence:
         psp_account_id=payment.psp_account_id,
         operation_id=payment.operation_id,
     )
+
+
+def _is_ending(services: Services, payment: Payment) -> bool:
+    """Whether the merchant is to be warned, once, that the authorization will end."""
+    if payment.is_warned or payment.capture_before is None:
+        return False
+    return payment.capture_before - timedelta(seconds=WARN_BEFORE_SECONDS) <= services.now()
 
 
 def _is_overdue(services: Services, payment: Payment) -> bool:

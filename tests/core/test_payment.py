@@ -79,9 +79,16 @@ def test_every_pair_is_in_the_table_or_raises(status: Status, kind: EvidenceKind
 def test_refused_transitions_are_those_that_cannot_happen() -> None:
     kinds = [kind for kind in EvidenceKind if not kind.startswith("refund")]
     missing = {(status, kind) for status, kind in product(Status, kinds) if kind not in TRANSITIONS[status]}
-    ours = {EvidenceKind.UNREACHABLE, EvidenceKind.REJECTED, EvidenceKind.EXPIRING, EvidenceKind.RELEASED, *REQUESTS}
+    ours = {
+        EvidenceKind.UNREACHABLE,
+        EvidenceKind.REJECTED,
+        EvidenceKind.EXPIRING,
+        EvidenceKind.RELEASED,
+        EvidenceKind.LATE_REFUND_REFUSED,
+        *REQUESTS,
+    }
     assert all(kind in ours for _, kind in missing)
-    assert (Status.SUCCEEDED, EvidenceKind.REJECTED) in missing
+    assert (Status.SUCCEEDED, EvidenceKind.UNREACHABLE) in missing
     assert {status for status in Status if EvidenceKind.CAPTURE_REQUESTED in TRANSITIONS[status]} == {Status.AUTHORIZED}
 
 

@@ -5,7 +5,10 @@ DO $$
 DECLARE
     name text;
 BEGIN
-    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
+    FOREACH name IN ARRAY ARRAY[
+        'payment_requests', 'idempotency_keys', 'merchant_sequences', 'wallets', 'deliveries', 'payment_logs', 'psp_operations',
+        'psp_events', 'refunds', 'payouts', 'ledger_entries', 'ledger_chain', 'events', 'findings', 'audit_log', 'merchants',
+        'merchant_currencies', 'api_keys', 'webhook_endpoints', 'psp_accounts', 'schema_migrations'] LOOP
         EXECUTE format('ALTER TABLE public.%I OWNER TO florin_migrate', name);
     END LOOP;
 END
@@ -15,7 +18,9 @@ ALTER FUNCTION refuse_change() OWNER TO florin_migrate;
 ALTER FUNCTION number_ledger_entry() OWNER TO florin_migrate;
 GRANT USAGE ON SCHEMA public TO florin_app, florin_console, florin_read;
 
-GRANT SELECT ON ALL TABLES IN SCHEMA public TO florin_app, florin_console;
+GRANT SELECT ON schema_migrations, merchants, merchant_currencies, payment_requests, payment_logs, psp_operations, psp_events,
+    idempotency_keys, refunds, payouts, ledger_entries, ledger_chain, wallets, wallet_adjustments, merchant_sequences, events,
+    deliveries, findings, audit_log, api_keys, webhook_endpoints, psp_accounts TO florin_app, florin_console;
 GRANT INSERT ON payment_logs, ledger_entries, ledger_chain, events, audit_log TO florin_app;
 GRANT INSERT, UPDATE ON payment_requests, psp_operations, psp_events, refunds, payouts, wallets, merchant_sequences, deliveries,
     findings TO florin_app;
