@@ -6,7 +6,9 @@ of the request that it answers. Invariants:
 
 - Rows are locked in the order of `server.db`: payments, keys, then sequences and wallets, each by key. The upserts lock in
   the order of their sorted input.
-- Payments are locked by key, one at a time (LATERAL ... LIMIT 1), in order: it also tells the planner how many there are.
+- Payments are locked by key, one at a time (LATERAL ... LIMIT 1), in order, and changed by their place (ctid): so the planner
+  knows how many there are, and joins the rest by hash. A row that was rewritten between the statement's snapshot and its lock, as by a
+  claim, has a place that the snapshot does not see: it was locked and not changed, and is written again.
 - A reply that is the event's own data is stored as the event's number.
 - A change that lost its compare-and-set, or whose PSP event was applied before, writes nothing at all and gets no sequence
   number, so a merchant's sequences have no gaps and commit in order.
@@ -83,6 +85,9 @@ class Lost:
     """Another change of the payment, or the same PSP event, came first: read it again and think again."""
 
 
+TRIES_MAX = 10
+"""How often a row is written again that others rewrite all the time."""
+
 _WRITE = """
 /* florin: payments change */
 WITH input AS (
@@ -104,12 +109,12 @@ WITH input AS (
             disputed_minor, lost_minor, capture_before, pending_id, pending_kind, pending_minor, pending_since,
             is_warned, release_at, is_given_back, pending_taken_minor, fee_returned_minor, finding)
 ), locked AS MATERIALIZED (
-    SELECT i.merchant_id, p.id, p.status
+    SELECT p.id, p.status, p.ctid AS place
       FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $21::uuid[], $22::text[])
                        AS u (merchant_id, payment_id, version, psp_account_id, psp_event_id)
              ORDER BY u.merchant_id, u.payment_id) i
      CROSS JOIN LATERAL (
-            SELECT p.id, p.status FROM payment_requests p
+            SELECT p.id, p.status, p.ctid FROM payment_requests p
              WHERE p.merchant_id = i.merchant_id AND p.id = i.payment_id AND p.version = i.version
                AND (i.psp_event_id IS NULL OR NOT EXISTS (
                     SELECT FROM psp_events e
@@ -140,7 +145,7 @@ WITH input AS (
       FROM locked l
       JOIN input i ON i.payment_id = l.id
       LEFT JOIN rare r ON r.payment_id = l.id
-     WHERE p.merchant_id = l.merchant_id AND p.id = l.id AND p.version = i.version
+     WHERE p.ctid = l.place
     RETURNING i.*, l.status AS from_status, r.finding
 ), logs AS (
     INSERT INTO payment_logs (
@@ -235,9 +240,10 @@ WITH input AS (
       FROM told t JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled
     RETURNING merchant_id, endpoint_id, event_seq
 )
-SELECT a.payment_id, t.seq, s.endpoint_id
-  FROM applied a
-  LEFT JOIN told t ON t.payment_id = a.payment_id
+SELECT l.id, a.payment_id IS NOT NULL, t.seq, s.endpoint_id
+  FROM locked l
+  LEFT JOIN applied a ON a.payment_id = l.id
+  LEFT JOIN told t ON t.payment_id = l.id
   LEFT JOIN sent s ON s.merchant_id = t.merchant_id AND s.event_seq = t.seq
 """
 
@@ -263,13 +269,22 @@ class ChangeBatch:
 
     async def write(self, connection: Connection, items: Sequence[ChangeRow]) -> list[Applied | Lost]:
         """Write the batch; a change whose payment has moved on meanwhile is `Lost`."""
-        columns = change_columns.of(items)
-        rows = await connection.query(_WRITE, *columns, _WALLET_ACCOUNTS, self._delivery_lease_seconds)
         applied: dict[UUID, list[tuple[int, UUID]]] = {}
-        for payment_id, seq, endpoint_id in rows:
-            endpoints = applied.setdefault(payment_id, [])
-            if endpoint_id is not None:
-                endpoints.append((seq, endpoint_id))
+        left = items
+        for _ in range(TRIES_MAX):
+            columns = change_columns.of(left)
+            rows = await connection.query(_WRITE, *columns, _WALLET_ACCOUNTS, self._delivery_lease_seconds)
+            missed = set()
+            for payment_id, is_applied, seq, endpoint_id in rows:
+                if not is_applied:
+                    missed.add(payment_id)
+                    continue
+                endpoints = applied.setdefault(payment_id, [])
+                if endpoint_id is not None:
+                    endpoints.append((seq, endpoint_id))
+            if not missed:
+                break
+            left = [item for item in left if item.change.after.id in missed]
         return [_result(item, applied.get(item.change.after.id)) for item in items]
 
     async def recognize(self, connection: Connection, items: Sequence[ChangeRow]) -> list[Applied | Lost | None]:
