@@ -7,8 +7,8 @@ of the request that it answers. Invariants:
 - Rows are locked in the order of `server.db`: payments, keys, then sequences and wallets, each by key. The upserts lock in
   the order of their sorted input.
 - Payments are locked by key, one at a time (LATERAL ... LIMIT 1), in order, and changed by their place (ctid): so the planner
-  knows how many there are, and joins the rest by hash. A row that was rewritten between the statement's snapshot and its lock, as by a
-  claim, has a place that the snapshot does not see: it was locked and not changed, and is written again.
+  knows how many there are, and joins the rest by hash. A row that was rewritten between the statement's snapshot and its lock, as
+  by a claim, has a place that the snapshot does not see: it was locked and not changed, and is written again.
 - A reply that is the event's own data is stored as the event's number.
 - A change that lost its compare-and-set, or whose PSP event was applied before, writes nothing at all and gets no sequence
   number, so a merchant's sequences have no gaps and commit in order.
