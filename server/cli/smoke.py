@@ -1,7 +1,8 @@
 """`florin smoke`: one payment of each outcome through the instance that runs, and whether every promise holds afterwards.
 
-Paid; declined, then paid by another card; abandoned and expired; clicked twice. Everything goes the customer's and the merchant's
-way, over HTTP; the trail of each payment is read back from the database.
+Paid; declined, then paid by another card; abandoned and expired; clicked twice; authorized, captured in part and refunded;
+authorized and voided. Everything goes the customer's and the merchant's way, over HTTP; the trail of each payment is read back
+from the database.
 """
 
 from collections.abc import Awaitable, Callable
@@ -29,7 +30,7 @@ from server.demo import Demo, load_or_draw
 from server.http.client import Client, open_client
 from server.http.response import Response
 from server.instance import Running
-from server.sandbox.intents import PAID_CARD, REFUSED_CARDS
+from server.sandbox.intents import PAID_CARD, REFUSED_CARDS, TOKENS
 
 PATIENCE_SECONDS = 20.0
 POLL_SECONDS = 0.1
@@ -71,6 +72,15 @@ class Customer:
         _require(response.status == 201, f"POST /v1/payments answered {response.status}: {response.body.decode()}")
         payment: dict[str, Any] = msgspec.json.decode(response.body)
         return payment
+
+    async def ask(self, path: str, **wanted: object) -> dict[str, Any]:
+        """Ask for something else as a shop does. Raises `SmokeFailed`."""
+        headers = [("authorization", f"Bearer {self.demo.api_key}"), ("idempotency-key", uuid4().hex)]
+        url = f"{self.running.api_urls[0]}/v1/{path}"
+        response = await self.http.request("POST", url, headers=headers, body=msgspec.json.encode(wanted))
+        _require(response.status in (200, 201), f"POST /v1/{path} answered {response.status}: {response.body.decode()}")
+        answer: dict[str, Any] = msgspec.json.decode(response.body)
+        return answer
 
     async def pay(self, payment: dict[str, Any], card: str) -> Response:
         """Submit the form of the payment page."""
@@ -144,11 +154,37 @@ async def _clicked_twice(customer: Customer) -> str:
     return str(payment["id"])
 
 
+async def _captured_and_refunded(customer: Customer) -> str:
+    payment = await _authorized(customer)
+    captured = await customer.ask(f"payments/{payment}/capture", amount=1_000)
+    _require(captured["captured_amount"] == 1_000, "the capture took another amount than it was asked for")
+    refund = await customer.ask(f"payments/{payment}/refunds", amount=400)
+    _require(refund["status"] == "SUCCEEDED", f"the refund is {refund['status']}")
+    await customer.until(payment, "SUCCEEDED")
+    return payment
+
+
+async def _voided(customer: Customer) -> str:
+    payment = await _authorized(customer)
+    await customer.ask(f"payments/{payment}/cancel")
+    await customer.until(payment, "CANCELED")
+    return payment
+
+
+async def _authorized(customer: Customer) -> str:
+    wanted = {"amount": 1_990, "currency": "EUR", "order_id": f"smoke-{uuid4().hex[:8]}"}
+    payment = await customer.ask("payments", **wanted, confirm=True, token=next(iter(TOKENS)), capture="manual")
+    _require(payment["status"] == "AUTHORIZED", f"the payment is {payment['status']}")
+    return str(payment["id"])
+
+
 OUTCOMES: dict[str, Callable[[Customer], Awaitable[str]]] = {
     "paid": _paid,
     "declined, then paid by another card": _declined_then_paid,
     "abandoned and expired": _abandoned,
     "clicked twice": _clicked_twice,
+    "authorized, captured in part, refunded": _captured_and_refunded,
+    "authorized and voided": _voided,
 }
 
 

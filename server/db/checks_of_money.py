@@ -170,4 +170,70 @@ MONEY_CHECKS = (
                        AND o.payment_id = p.id AND o.operation = 'create'))
         """,
     ),
+    Check(
+        1,
+        "every transfer belongs to something that is there, in its currency",
+        """
+        SELECT e.merchant_id, e.transfer_id, e.kind, e.currency, e.payment_id
+          FROM (SELECT DISTINCT merchant_id, transfer_id, kind, currency, payment_id FROM ledger_entries) e
+         WHERE NOT CASE
+                   WHEN e.kind IN ('charge', 'release') THEN e.transfer_id = e.payment_id AND EXISTS (
+                        SELECT FROM payment_requests p
+                         WHERE p.merchant_id = e.merchant_id AND p.id = e.payment_id AND p.currency = e.currency)
+                   WHEN e.kind IN ('refund', 'refund_reversal') THEN EXISTS (
+                        SELECT FROM refunds r
+                         WHERE r.merchant_id = e.merchant_id AND r.payment_id = e.payment_id AND r.id = e.transfer_id
+                           AND r.currency = e.currency)
+                   WHEN e.kind IN ('payout', 'payout_success', 'payout_reversal') THEN EXISTS (
+                        SELECT FROM payouts o
+                         WHERE o.merchant_id = e.merchant_id AND o.id = e.transfer_id AND o.currency = e.currency)
+                   WHEN e.kind IN ('dispute', 'dispute_won', 'dispute_lost', 'suspense') THEN EXISTS (
+                        SELECT FROM payment_requests p WHERE p.merchant_id = e.merchant_id AND p.id = e.payment_id)
+                   ELSE false END
+        """,
+    ),
+    Check(
+        1,
+        "fees given back are those of the refunds, and never more than the fee",
+        """
+        SELECT p.merchant_id, p.id, p.fee_returned_minor, r.fees, l.posted
+          FROM payment_requests p
+          LEFT JOIN LATERAL (
+                SELECT coalesce(sum(fee_minor), 0) AS fees FROM refunds r
+                 WHERE r.merchant_id = p.merchant_id AND r.payment_id = p.id AND r.status <> 'FAILED'
+               ) r ON true
+          LEFT JOIN LATERAL (
+                SELECT coalesce(-sum(amount_minor), 0) AS posted FROM ledger_entries e
+                 WHERE e.merchant_id = p.merchant_id AND e.payment_id = p.id
+                   AND e.account = 'platform_fees' AND e.kind <> 'charge'
+               ) l ON true
+         WHERE p.captured_minor > 0
+           AND (p.fee_returned_minor <> r.fees OR r.fees <> l.posted OR p.fee_returned_minor > least(
+                (p.captured_minor * p.fee_basis_points + 5000) / 10000 + p.fee_fixed_minor, p.captured_minor))
+        """,
+    ),
+    Check(
+        2,
+        "money is released once, and no more than its payment brought",
+        """
+        SELECT p.merchant_id, p.id, p.release_at, p.captured_minor, l.released
+          FROM payment_requests p
+          JOIN (
+                SELECT merchant_id, payment_id, sum(amount_minor) AS released
+                  FROM ledger_entries WHERE kind = 'release' AND account = 'merchant_available' GROUP BY merchant_id, payment_id
+               ) l ON l.merchant_id = p.merchant_id AND l.payment_id = p.id
+         WHERE p.release_at IS NOT NULL OR l.released > p.captured_minor - p.pending_taken_minor
+        """,
+    ),
+    Check(
+        1,
+        "the hash chain follows the ledger within an hour",
+        """
+        SELECT e.merchant_id, min(e.seq) AS first_missing, count(*) AS entries
+          FROM ledger_entries e
+         WHERE e.created_at < now() - interval '1 hour'
+           AND NOT EXISTS (SELECT FROM ledger_chain c WHERE c.merchant_id = e.merchant_id AND c.seq = e.seq)
+         GROUP BY e.merchant_id
+        """,
+    ),
 )

@@ -124,6 +124,20 @@ ORDER_CHECKS = (
     ),
     Check(
         6,
+        "every settled refund was told as an event, once",
+        """
+        SELECT r.merchant_id, r.payment_id, r.id, r.status, t.total
+          FROM refunds r
+          LEFT JOIN LATERAL (
+                SELECT count(*) AS total FROM events e
+                 WHERE e.merchant_id = r.merchant_id AND e.payment_id = r.payment_id AND e.type = 'refund.' || lower(r.status)
+                   AND e.data::json ->> 'id' = 'ref_' || replace(r.id::text, '-', '')
+               ) t ON true
+         WHERE r.status IN ('SUCCEEDED', 'FAILED') AND t.total <> 1
+        """,
+    ),
+    Check(
+        6,
         "every event goes to every endpoint that was there",
         """
         SELECT e.merchant_id, e.seq, w.id AS endpoint_id

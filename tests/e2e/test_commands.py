@@ -22,7 +22,7 @@ def test_up_smoke_stop_and_up_again(directory: Path) -> None:
     data = ("--data-dir", str(directory / "data"))
     with up(*data, "--workers", "2") as first:
         smoke = run("smoke", *data)
-        assert "4 of 4 outcomes as they should be" in smoke
+        assert "6 of 6 outcomes as they should be" in smoke
         assert "all promises are kept" in smoke
         key = first.value("API key")
         payment = re.findall(r"pay_\w+", smoke)[0]

@@ -54,6 +54,36 @@ DAMAGE = {
         SELECT merchant_id, gen_random_uuid(), 1, 'EUR', 'PENDING', 'Eve', now(), now() FROM merchants
         """
     ],
+    "every transfer belongs to something that is there, in its currency": [
+        """
+        INSERT INTO ledger_entries (merchant_id, seq, transfer_id, kind, account, currency, amount_minor, created_at)
+        SELECT merchant_id, last_ledger_seq + side, '00000000-0000-0000-0000-000000000001', 'gift',
+               (ARRAY['bank', 'psp_fees'])[side], 'EUR', (ARRAY[5, -5])[side], now()
+          FROM merchant_sequences, generate_series(1, 2) AS side
+        """
+    ],
+    "fees given back are those of the refunds, and never more than the fee": [
+        "UPDATE payment_requests SET fee_returned_minor = 1 WHERE captured_minor > 0"
+    ],
+    "money is released once, and no more than its payment brought": [
+        """
+        INSERT INTO ledger_entries (
+            merchant_id, seq, transfer_id, kind, account, payment_id, currency, amount_minor, created_at)
+        SELECT merchant_id, last_ledger_seq + side, p.id, 'release',
+               (ARRAY['merchant_available', 'merchant_pending'])[side], p.id, 'EUR', (ARRAY[5000, -5000])[side], now()
+          FROM merchant_sequences JOIN payment_requests p USING (merchant_id), generate_series(1, 2) AS side
+         WHERE p.captured_minor > 0
+        """
+    ],
+    "the hash chain follows the ledger within an hour": [
+        "ALTER TABLE ledger_chain DISABLE TRIGGER ledger_chain_append_only",
+        "DELETE FROM ledger_chain",
+        "REVOKE INSERT ON ledger_chain FROM florin_app",
+        *_append_only("ledger_entries", "UPDATE ledger_entries SET created_at = now() - interval '2 hours'"),
+    ],
+    "every settled refund was told as an event, once": _append_only(
+        "events", "UPDATE events SET type = 'refund.failed' WHERE type LIKE 'refund%'"
+    ),
     "an unsettled refund is never forgotten": ["UPDATE refunds SET status = 'PENDING'"],
     "every pending operation and every refund was committed as an operation": [
         "DELETE FROM psp_operations WHERE kind = 'refund'"
