@@ -144,9 +144,10 @@ def _refund_transfer(change: Change, refund: Refund) -> Transfer | None:
     else:
         return None
     amount = refund.money.amount_minor
-    # What a failed refund took from the pending wallet is available by now if its payment was released meanwhile.
-    is_pending = kind is TransferKind.REFUND or change.before.release_at is not None
-    from_pending = refund.from_pending_minor if is_pending else 0
+    from_pending = refund.from_pending_minor
+    if kind is TransferKind.REFUND_REVERSAL:
+        # Only the payment's own money becomes pending again: nothing would ever release another's.
+        from_pending = change.before.pending_taken_minor - change.after.pending_taken_minor
     amounts = {
         WalletKind.AVAILABLE.value: sign * (amount - refund.fee_minor - from_pending),
         WalletKind.PENDING.value: sign * from_pending,

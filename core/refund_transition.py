@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
-from core.due import COMPLETE_AFTER_SECONDS, FIRST_LOOK_SECONDS, due_at
+from core.due import COMPLETE_AFTER_SECONDS, FIRST_LOOK_SECONDS, due_at, owes_late_refund
 from core.errors import Conflict, IllegalTransition
 from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import RefundId
@@ -166,7 +166,9 @@ def _given_back(payment: Payment, refund: Refund) -> Payment:
 
 def _stepped(payment: Payment, kind: EvidenceKind, *, now: datetime) -> Payment:
     after = replace(payment, version=payment.version + 1, updated_at=now)
-    return after if payment.due_at is None else replace(after, due_at=due_at(after, kind, now=now))
+    return (
+        after if payment.due_at is None and not owes_late_refund(after) else replace(after, due_at=due_at(after, kind, now=now))
+    )
 
 
 def _matches(refund: Refund, evidence: Evidence) -> bool:
@@ -189,6 +191,8 @@ def _step(refund: Refund, evidence: Evidence, target: RefundStatus) -> Refund:
             return named if target is not RefundStatus.PENDING else replace(named, is_accepted=True, checks=0)
         case EvidenceKind.REFUND_SUCCEEDED:
             return named if target is RefundStatus.FAILED else replace(named, is_accepted=True)
+        case EvidenceKind.REFUND_LOST if refund.is_accepted:
+            return refund  # the PSP has it, whatever became of its answer to us
         case EvidenceKind.REFUND_FAILED if refund.status is not RefundStatus.FAILED:
             return replace(named, failure_code=evidence.code or "failed")
         case EvidenceKind.REFUND_NOT_FOUND if refund.status in _UNSETTLED and refund.due_at is not None:
@@ -216,7 +220,8 @@ def _fee_share(payment: Payment, amount_minor: int) -> int:
     if not payment.terms.refunds_fee:
         return 0
     fee, captured = payment.terms.fee_minor(payment.captured_minor), payment.captured_minor
-    return max(fee * (payment.refunded_minor + amount_minor) // captured - payment.fee_returned_minor, 0)
+    owed = fee * (payment.refunded_minor + amount_minor) // captured - payment.fee_returned_minor
+    return min(max(owed, 0), amount_minor)
 
 
 def _from_pending(net_minor: int, balances: Balances) -> int:

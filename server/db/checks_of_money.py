@@ -236,4 +236,21 @@ MONEY_CHECKS = (
          GROUP BY e.merchant_id
         """,
     ),
+    Check(
+        1,
+        "pending money is of payments that are not released yet",
+        """
+        SELECT w.merchant_id, w.currency, w.balance_minor, p.unreleased
+          FROM wallets w
+          LEFT JOIN LATERAL (
+                SELECT coalesce(sum(
+                           captured_minor - pending_taken_minor
+                           - least((captured_minor * fee_basis_points + 5000) / 10000 + fee_fixed_minor, captured_minor)), 0
+                       ) AS unreleased
+                  FROM payment_requests p
+                 WHERE p.merchant_id = w.merchant_id AND p.currency = w.currency AND p.release_at IS NOT NULL
+               ) p ON true
+         WHERE w.kind = 'merchant_pending' AND w.balance_minor > p.unreleased
+        """,
+    ),
 )

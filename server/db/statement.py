@@ -38,49 +38,69 @@ class Period:
 
 
 async def movements(pool: Pool, merchant_id: MerchantId, period: Period) -> AsyncIterator[list[Movement]]:
-    """The movements of a period, oldest first, in pages. No connection is held between two pages."""
+    """The movements of a period, oldest first, in pages. No connection is held between two pages.
+
+    Entries are numbered in the order of their commits, their times are of the workers' clocks: an entry outside the period may
+    lie between two inside. It is left out and its amount is in the balance, so that a line has one balance whatever the period.
+    """
     async with pool.connection() as connection:
-        balances = await _opening(connection, merchant_id, period)
-    seq = 0
-    while True:
+        first, last = await _bounds(connection, merchant_id, period)
+        balances = await _balances_before(connection, merchant_id, first)
+    while first <= last:
         async with pool.connection() as connection:
             rows = await connection.query(
                 """
                 SELECT seq, created_at, currency, account, kind, amount_minor, payment_id, transfer_id
                   FROM ledger_entries
-                 WHERE merchant_id = $1 AND seq > $2 AND account IN ('merchant_available', 'merchant_pending')
-                   AND ($3::timestamptz IS NULL OR created_at >= $3) AND ($4::timestamptz IS NULL OR created_at < $4)
-                   AND ($5::text IS NULL OR currency = $5)
-                 ORDER BY seq LIMIT $6
+                 WHERE merchant_id = $1 AND seq BETWEEN $2 AND $3 AND account IN ('merchant_available', 'merchant_pending')
+                 ORDER BY seq LIMIT $4
                 """,
                 merchant_id,
-                seq,
-                period.start,
-                period.end,
-                period.currency,
+                first,
+                last,
                 PAGE,
             )
-        if not rows:
-            return
         page = []
         for number, created_at, currency, account, kind, amount, payment_id, transfer_id in rows:
             balance = balances[currency, account] = balances.get((currency, account), 0) + amount
             wallet = account.removeprefix("merchant_")
-            page.append(Movement(number, created_at, currency, wallet, kind, amount, balance, payment_id, transfer_id))
-        yield page
-        seq = rows[-1][0]
+            if _is_inside(period, created_at, currency):
+                page.append(Movement(number, created_at, currency, wallet, kind, amount, balance, payment_id, transfer_id))
+        if page:
+            yield page
+        first = rows[-1][0] + 1 if rows else last + 1
 
 
-async def _opening(connection: Connection, merchant_id: MerchantId, period: Period) -> dict[tuple[str, str], int]:
-    """The balances at the start of the period."""
-    if period.start is None:
-        return {}
+def _is_inside(period: Period, created_at: datetime, currency: str) -> bool:
+    is_early = period.start is not None and created_at < period.start
+    is_late = period.end is not None and created_at >= period.end
+    return not is_early and not is_late and period.currency in (None, currency)
+
+
+async def _bounds(connection: Connection, merchant_id: MerchantId, period: Period) -> tuple[int, int]:
+    """The first and the last number of the period's entries; the first is greater where there are none."""
     rows = await connection.query(
         """
-        SELECT currency, kind, sum(amount_minor)::bigint FROM wallet_adjustments
-         WHERE merchant_id = $1 AND created_at < $2 GROUP BY currency, kind
+        SELECT min(seq), max(seq) FROM ledger_entries
+         WHERE merchant_id = $1 AND account IN ('merchant_available', 'merchant_pending')
+           AND ($2::timestamptz IS NULL OR created_at >= $2) AND ($3::timestamptz IS NULL OR created_at < $3)
         """,
         merchant_id,
         period.start,
+        period.end,
     )
-    return {(currency, kind): balance for currency, kind, balance in rows}
+    first, last = rows[0]
+    return (first, last) if first is not None else (1, 0)
+
+
+async def _balances_before(connection: Connection, merchant_id: MerchantId, seq: int) -> dict[tuple[str, str], int]:
+    rows = await connection.query(
+        """
+        SELECT currency, account, sum(amount_minor)::bigint FROM ledger_entries
+         WHERE merchant_id = $1 AND seq < $2 AND account IN ('merchant_available', 'merchant_pending')
+         GROUP BY currency, account
+        """,
+        merchant_id,
+        seq,
+    )
+    return {(currency, account): balance for currency, account, balance in rows}

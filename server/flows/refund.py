@@ -73,7 +73,9 @@ async def refund(
 
 def _is_answer(change: Change) -> bool:
     """Whether the refund's row is what its request is answered with: the PSP has it, or has refused it."""
-    return change.refund is not None and (change.refund.is_accepted or change.refund.status is RefundStatus.FAILED)
+    if change.refund is None or change.refund.status is RefundStatus.UNKNOWN:
+        return False
+    return change.refund.is_accepted or change.refund.status is RefundStatus.FAILED
 
 
 async def accept(

@@ -1,6 +1,7 @@
 """What goes wrong with refunds, releases, disputes and operations: each test began as a defect that an attack had found."""
 
 import base64
+from datetime import timedelta
 from typing import Any
 
 import httpx2
@@ -114,6 +115,72 @@ async def test_a_release_takes_no_other_payments_money(florin: Florin) -> None:
     assert await balances(florin) == {"pending": 1_990}
     await make_due(florin, second)
     await eventually(lambda: florin.rows("SELECT 1 FROM wallets WHERE balance_minor = 1990 AND kind = 'merchant_available'"))
+
+
+async def test_a_failed_refund_brings_no_other_payments_money_back_into_pending(florin: Florin) -> None:
+    await florin.connection.execute(
+        """
+        INSERT INTO merchant_currencies (merchant_id, currency, fee_basis_points, fee_fixed_minor)
+        SELECT merchant_id, 'EUR', 290, 30 FROM merchants
+        """
+    )
+    await set_merchant(florin, settlement_delay_seconds=3_600)
+    first, second = [await charge(florin) for _ in range(2)]
+    made = (await act(florin, first, "refunds")).json()
+    await make_due(florin, second)
+    await eventually(lambda: florin.rows("SELECT 1 FROM payment_requests WHERE release_at IS NULL"))
+    refund_id = str(decode_id(REFUND, made["id"]))
+    await florin.control(end_refund=refund_id, of=await reference_of(florin, first), **{"as": "failed"})
+    await florin.until_event("refund.failed", made["id"])
+    await make_due(florin, first)
+    await eventually(lambda: florin.rows("SELECT 1 FROM wallets WHERE balance_minor = 0 AND kind = 'merchant_pending'"))
+    assert (await balances(florin))["available"] == 2 * 1_902
+
+
+async def test_a_fee_share_never_exceeds_its_refund(florin: Florin) -> None:
+    await florin.connection.execute(
+        """
+        INSERT INTO merchant_currencies (merchant_id, currency, fee_basis_points) SELECT merchant_id, 'EUR', 5000 FROM merchants
+        """
+    )
+    await set_merchant(florin, refunds_fee=True)
+    payment = await charge(florin, amount=100)
+    for _ in range(2):
+        made = [(await act(florin, payment, "refunds", amount=1)).json() for _ in range(6)]
+        for one in made[1::2]:
+            refund_id = str(decode_id(REFUND, one["id"]))
+            await florin.control(end_refund=refund_id, of=await reference_of(florin, payment), **{"as": "failed"})
+            await florin.until_event("refund.failed", one["id"])
+    assert (await act(florin, payment, "refunds", amount=1)).status_code == 201
+
+
+async def test_a_refund_that_the_psp_has_is_not_unknown_because_an_answer_was_lost(florin: Florin) -> None:
+    await florin.control(refunds_end_as="pending")
+    payment = await charge(florin)
+    await florin.control(refund="hang")
+    lost = await act(florin, payment, "refunds", key="k", amount=5)
+    assert (lost.status_code, lost.json()["refund"]["status"]) == (504, "PENDING")
+    refund_id = str(decode_id(REFUND, lost.json()["refund"]["id"]))
+    await florin.control(refund="answer", end_refund=refund_id, of=await reference_of(florin, payment), **{"as": "succeeded"})
+    await florin.until_event("refund.succeeded", lost.json()["refund"]["id"])
+    again = await act(florin, payment, "refunds", key="k", amount=5)
+    assert (again.status_code, again.json()["status"]) == (201, "SUCCEEDED")
+
+
+async def test_a_line_of_a_statement_has_one_balance_whatever_the_period(florin: Florin) -> None:
+    made = [await charge(florin, amount=amount) for amount in (100, 20, 3)]
+    await florin.connection.execute("ALTER TABLE ledger_entries DISABLE TRIGGER ledger_entries_append_only")
+    await florin.connection.execute(
+        "UPDATE ledger_entries SET created_at = now() - interval '10 minutes' WHERE payment_id = $1",
+        ((await florin.row(made[1]["id"]))["id"],),
+    )
+    await florin.connection.execute("ALTER TABLE ledger_entries ENABLE TRIGGER ledger_entries_append_only")
+    start = (utc_now() - timedelta(minutes=1)).isoformat()
+    lines = [msgspec.json.decode(line) for line in (await get(florin, "statement", **{"from": start})).text.splitlines()]
+    assert [(line["amount"], line["balance"]) for line in lines] == [(100, 100), (3, 123)]
+    await florin.connection.execute("ALTER TABLE ledger_chain DISABLE TRIGGER ledger_chain_append_only")
+    await florin.connection.execute("DELETE FROM ledger_chain")
+    await florin.connection.execute("ALTER TABLE ledger_chain ENABLE TRIGGER ledger_chain_append_only")
 
 
 async def test_fee_shares_add_up_after_a_refund_has_failed(florin: Florin) -> None:

@@ -75,6 +75,9 @@ DAMAGE = {
          WHERE p.captured_minor > 0
         """
     ],
+    "pending money is of payments that are not released yet": [
+        "INSERT INTO wallets SELECT merchant_id, 'EUR', 'merchant_pending', 1, now() FROM merchants"
+    ],
     "the hash chain follows the ledger within an hour": [
         "ALTER TABLE ledger_chain DISABLE TRIGGER ledger_chain_append_only",
         "DELETE FROM ledger_chain",
