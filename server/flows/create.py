@@ -34,7 +34,7 @@ from server.db.keys import find_key, store_reply
 from server.db.merchants import Merchant
 from server.db.payments import find_payment
 from server.flows.background import Work
-from server.flows.idempotent import CALLS_MAX, IN_FLIGHT_MARGIN_SECONDS, Request, wait_for_reply
+from server.flows.idempotent import IN_FLIGHT_MARGIN_SECONDS, Request, wait_for_reply
 from server.flows.operate import PSP_KEY_LIFETIME
 from server.flows.services import Services
 from server.flows.settle import Answering, encode_payment, settle
@@ -286,10 +286,11 @@ def _creation(services: Services, merchant: Merchant, wanted: NewPayment, reques
         metadata=wanted.metadata,
         terms=merchant.terms_in(wanted.money.currency),
     )
+    calls = 1 if wanted.token is None else 2  # a declined token is looked at again
     return Creation(
         payment=payment,
         log_id=LogId(uuid7()),
         key=request.key,
         fingerprint=request.fingerprint,
-        in_flight_until=now + timedelta(seconds=CALLS_MAX * services.psp_seconds + IN_FLIGHT_MARGIN_SECONDS),
+        in_flight_until=now + timedelta(seconds=calls * services.psp_seconds + IN_FLIGHT_MARGIN_SECONDS),
     )

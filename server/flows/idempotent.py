@@ -16,7 +16,7 @@ from server.flows.services import Services
 
 IN_FLIGHT_MARGIN_SECONDS = 5.0
 CALLS_MAX = 4
-"""How many calls to a PSP one request may make, one after the other."""
+"""How many calls to a PSP a capture, cancel or refund may make, one after the other."""
 
 POLL_SECONDS = 0.05
 
