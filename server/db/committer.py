@@ -28,6 +28,7 @@ from server.db.connection import Connection
 BATCH_MAX = 256
 QUEUE_MAX = 4_096
 SMALL_BATCH_MAX = 64
+REPLAN_SECONDS = 1.0
 BATCH_SECONDS = 10.0
 RECONNECT_DELAYS_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0)
 CONFLICT_RETRIES_MAX = 5
@@ -82,6 +83,7 @@ class Committer(Generic[I, Result]):
         self._queue: deque[_Entry[I]] = deque()
         self._wakeup = trio.Event()
         self._connections: dict[str, Connection] = {}
+        self._planned_at = float("-inf")
         self.batches = 0
         self.items = 0
 
@@ -204,11 +206,16 @@ class Committer(Generic[I, Result]):
         """The connection for a batch of this size. A commit on it means that it is on disk, whatever the server's default.
 
         Planning a batch takes PostgreSQL longer than writing a small one, so small ones use a plan that was made once; it expects
-        few rows and suits them. Large ones are planned anew for their size. Neither reads a table from end to end.
+        few rows and suits them, and is made again every moment: one made while a table was empty would scan it for ever. Large
+        ones are planned anew for their size.
         """
         plan = "force_generic_plan" if size <= SMALL_BATCH_MAX else "force_custom_plan"
         connection = self._connections.get(plan)
+        now = trio.current_time()
         if connection is not None:
+            if plan == "force_generic_plan" and now - self._planned_at > REPLAN_SECONDS:
+                await connection.execute("DISCARD PLANS")
+                self._planned_at = now
             return connection
         connection = self._connections[plan] = await Connection.open(
             self._conninfo,
