@@ -21,6 +21,7 @@ from server.new_ids import uuid7
 
 app = typer.Typer(help="Ask for, approve and end payouts to merchants' banks.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True)
+_wide_console = Console(highlight=False, width=240)  # ids are for copying: never cut
 
 PayoutText = Annotated[str, typer.Argument(help="The payout's id, po_…", metavar="PAYOUT")]
 Reference = Annotated[str | None, typer.Option(help="What the bank calls it.")]
@@ -120,7 +121,7 @@ def show(
         return
     table = Table(box=None, pad_edge=False)
     for column in ("payout", "merchant", "amount", "status", "asked for by", "approved by", "since"):
-        table.add_column(column, no_wrap=True, overflow="ignore")
+        table.add_column(column, no_wrap=True)
     for one in found:
         table.add_row(
             encode_id(PAYOUT, one.id),
@@ -131,7 +132,7 @@ def show(
             escape(one.approved_by or ""),
             one.created_at.isoformat(timespec="seconds"),
         )
-    _console.print(table, crop=False, soft_wrap=True)
+    _wide_console.print(table)
 
 
 def _end(

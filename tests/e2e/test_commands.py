@@ -27,6 +27,18 @@ def test_up_smoke_stop_and_up_again(directory: Path) -> None:
         key = first.value("API key")
         payment = re.findall(r"pay_\w+", smoke)[0]
         assert "PENDING → SUCCEEDED" in run("explain", payment, *data)
+        merchant = re.findall(r"mer_\w{32}", run("merchant", "list", *data))[0]
+        payout = re.findall(r"po_\w{32}", run("payout", "request", merchant, "100", "EUR", "--operator", "ada", *data))[0]
+        assert "another operator" in run("payout", "approve", payout, "--operator", "ada", *data, code=1)
+        run("payout", "approve", payout, "--operator", "grace", *data)
+        assert "SUCCEEDED" in run("payout", "succeed", payout, *data)
+        listed = run("payout", "list", *data)
+        assert payout in listed
+        assert merchant in listed
+        assert "every wallet was the sum" in run("wallet", "rebuild", merchant, *data)
+        assert "fee 1.5 %" in run("merchant", "set", merchant, "--fee", "EUR:150+25", *data)
+        assert "--fee is like" in run("merchant", "set", merchant, "--fee", "EUR:x", *data, code=1)
+        assert "0003_roles.sql" in run("migrate", "--status", *data)
         assert "another Florin uses" in run("up", *data, code=1)
         postgres = [one for one in first.family() if one.name() == "postgres"]
         assert postgres
