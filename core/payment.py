@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import uuid5
 
-from core.evidence import Evidence, Finding
+from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId, RefundId
 from core.money import Money
 from core.refund import Refund
@@ -181,3 +181,26 @@ class Change:
 def is_provisionally_declined(payment: Payment) -> bool:
     """Whether a decline was heard of that no fetch has confirmed yet."""
     return payment.status in UNSETTLED and payment.decline_code is not None
+
+
+def evidence_about(
+    payment: Payment,
+    kind: EvidenceKind,
+    source: Source,
+    *,
+    money: Money | None = None,
+    code: str | None = None,
+    requested_id: OperationId | None = None,
+    refund_id: RefundId | None = None,
+) -> Evidence:
+    """Evidence that we make ourselves: about our own asking, a merchant's wish, the passing of time."""
+    return Evidence(
+        kind=kind,
+        source=source,
+        psp_account_id=payment.psp_account_id,
+        operation_id=payment.operation_id,
+        money=money,
+        code=code,
+        requested_id=requested_id,
+        refund_id=refund_id,
+    )

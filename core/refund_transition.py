@@ -14,7 +14,7 @@ from core.due import COMPLETE_AFTER_SECONDS, FIRST_LOOK_SECONDS, due_at, owes_la
 from core.errors import Conflict, IllegalTransition
 from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import RefundId
-from core.payment import Change, Payment, Status
+from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
 
@@ -104,14 +104,7 @@ def request_refund(
         fee_minor=fee_minor,
         reason=reason,
     )
-    evidence = Evidence(
-        kind=EvidenceKind.REFUND_REQUESTED,
-        source=source,
-        psp_account_id=payment.psp_account_id,
-        operation_id=payment.operation_id,
-        money=money,
-        refund_id=refund_id,
-    )
+    evidence = evidence_about(payment, EvidenceKind.REFUND_REQUESTED, source, money=money, refund_id=refund_id)
     changed = replace(
         payment,
         refunded_minor=payment.refunded_minor + amount_minor,

@@ -1,5 +1,7 @@
 """`POST /v1/payments/{id}/capture`, `/cancel` and `/refunds`: what merchants ask of a payment that exists."""
 
+from typing import Any
+
 import msgspec
 
 from core.card import contains_card_number
@@ -80,16 +82,8 @@ async def _send_done(send: Send, done: Done, *, request_id: str) -> None:
     if done.failure is None:
         await respond(send, DONE, encode_payment(done.payment), content_type=JSON, headers=headers)
         return
-    detail = f"{_explained(done.failure)}; the payment is {done.payment.status.value}"
-    await send_problem(
-        send,
-        status_of(done.failure),
-        code=done.failure.code,
-        detail=detail,
-        request_id=request_id,
-        headers=headers,
-        payment=payment_data(done.payment),
-    )
+    now = f"the payment is {done.payment.status.value}"
+    await _send_failure(send, done.failure, now, headers, request_id=request_id, payment=payment_data(done.payment))
 
 
 async def _send_refunded(send: Send, refunded: Refunded, *, request_id: str) -> None:
@@ -97,15 +91,22 @@ async def _send_refunded(send: Send, refunded: Refunded, *, request_id: str) -> 
     if refunded.failure is None:
         await respond(send, CREATED, encode_refund(refunded.refund), content_type=JSON, headers=headers)
         return
-    detail = f"{_explained(refunded.failure)}; the refund is accepted, {refunded.refund.status.value}, and will be followed up"
+    now = f"the refund is accepted, {refunded.refund.status.value}, and will be followed up"
+    await _send_failure(send, refunded.failure, now, headers, request_id=request_id, refund=refund_data(refunded.refund))
+
+
+async def _send_failure(
+    send: Send, failure: PspError, now: str, headers: list[tuple[bytes, bytes]], *, request_id: str, **thing: Any
+) -> None:
+    """Why the PSP has not carried it out, and how the thing stands now."""
     await send_problem(
         send,
-        status_of(refunded.failure),
-        code=refunded.failure.code,
-        detail=detail,
+        status_of(failure),
+        code=failure.code,
+        detail=f"{_explained(failure)}; {now}",
         request_id=request_id,
         headers=headers,
-        refund=refund_data(refunded.refund),
+        **thing,
     )
 
 

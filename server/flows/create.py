@@ -28,7 +28,7 @@ from core.evidence import Evidence, EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, decide
 from core.ids import LogId, MerchantId, OperationId, PaymentId
 from core.money import Money
-from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, is_provisionally_declined
+from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, evidence_about, is_provisionally_declined
 from server.db.create_batch import Creation, OrderIsLive, is_own
 from server.db.keys import find_key, store_reply
 from server.db.merchants import Merchant
@@ -242,22 +242,12 @@ async def _ask(services: Services, payment: Payment, token: str | None, *, is_fi
             return await (adapter.create_intent(payment) if token is None else adapter.charge(payment, token))
     except PspUnreachable:
         # An earlier request may have reached the PSP before it died; then this one's failure proves nothing.
-        return _about(payment, EvidenceKind.UNREACHABLE) if is_first else None
+        return evidence_about(payment, EvidenceKind.UNREACHABLE, Source.CREATE) if is_first else None
     except PspRejected as error:
         _log.warning("the PSP refused a payment", payment=str(payment.id), error=str(error))
-        return _about(payment, EvidenceKind.REJECTED, code="refused_by_the_psp") if is_first else None
+        return evidence_about(payment, EvidenceKind.REJECTED, Source.CREATE, code="refused_by_the_psp") if is_first else None
     except (PspOutcomeUnknown, trio.TooSlowError):
-        return _about(payment, EvidenceKind.LOST)
-
-
-def _about(payment: Payment, kind: EvidenceKind, *, code: str | None = None) -> Evidence:
-    return Evidence(
-        kind=kind,
-        source=Source.CREATE,
-        psp_account_id=payment.psp_account_id,
-        operation_id=payment.operation_id,
-        code=code,
-    )
+        return evidence_about(payment, EvidenceKind.LOST, Source.CREATE)
 
 
 def _creation(services: Services, merchant: Merchant, wanted: NewPayment, request: Request) -> Creation:

@@ -24,12 +24,12 @@ from core.evidence import Evidence, EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay
 from core.ids import OperationId, PaymentId
 from core.money import Money
-from core.payment import OperationKind, Payment, PendingOperation, Status
+from core.payment import OperationKind, Payment, PendingOperation, Status, evidence_about
 from server.db.payments import find_payment
 from server.flows.idempotent import Claimed, Request, answer, claim, give_up
 from server.flows.services import Services
 from server.flows.settle import Answering, encode_payment, settle
-from server.flows.verify import verify_if_possible
+from server.flows.verify import look, verify_if_possible
 from server.new_ids import uuid7
 
 DONE = 200
@@ -80,13 +80,15 @@ async def capture(services: Services, request: Request, payment_id: PaymentId, a
         return claimed
     payment = await load(services, request, payment_id)
     money = Money(amount, payment.money.currency)
-    wanted = _about(payment, EvidenceKind.CAPTURE_REQUESTED, requested_id=OperationId(uuid7()), money=money)
+    wanted = evidence_about(
+        payment, EvidenceKind.CAPTURE_REQUESTED, Source.MERCHANT, requested_id=OperationId(uuid7()), money=money
+    )
     return await _operate(services, request, claimed, payment, wanted)
 
 
 async def void(services: Services, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
     """Release authorized money; the key is the caller's already. Raises `Conflict` where there is nothing to void."""
-    wanted = _about(payment, EvidenceKind.VOID_REQUESTED, requested_id=payment.void_id)
+    wanted = evidence_about(payment, EvidenceKind.VOID_REQUESTED, Source.MERCHANT, requested_id=payment.void_id)
     return await _operate(services, request, claimed, payment, wanted)
 
 
@@ -153,7 +155,7 @@ async def carry_out(services: Services, payment: Payment, *, answering: Answerin
         failure, evidence = error, await _after_rejection(services, payment, operation)
     except (PspOutcomeUnknown, trio.TooSlowError) as error:
         failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
-        evidence = _about(payment, EvidenceKind.LOST)
+        evidence = evidence_about(payment, EvidenceKind.LOST, Source.MERCHANT)
     settled = await settle(
         services,
         payment.merchant_id,
@@ -173,9 +175,7 @@ async def finish(services: Services, payment: Payment) -> Payment:
     Past the PSP's key lifetime it is not repeated. Raises `PspError` where nothing was learned.
     """
     assert payment.pending is not None
-    with trio.fail_after(services.psp_seconds):
-        adapter = await services.psps.of(payment.psp_account_id)
-        evidence = await adapter.fetch(payment, source=Source.RECHECK)
+    evidence = await look(services, payment, source=Source.RECHECK)
     settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
     assert settled is not None
     payment = settled.payment
@@ -197,30 +197,13 @@ async def _ask(services: Services, payment: Payment, operation: PendingOperation
 async def _after_rejection(services: Services, payment: Payment, operation: PendingOperation) -> Evidence:
     """What a refused operation means: an earlier try of it may have been carried out, so the PSP's own view comes first."""
     try:
-        with trio.fail_after(services.psp_seconds):
-            adapter = await services.psps.of(payment.psp_account_id)
-            seen = await adapter.fetch(payment, source=Source.RECHECK)
-    except (PspError, trio.TooSlowError) as error:
+        seen = await look(services, payment, source=Source.RECHECK)
+    except PspError as error:
         _log.warning("a refused operation could not be looked at", payment=str(payment.id), error=str(error))
-        return _about(payment, EvidenceKind.LOST)
+        return evidence_about(payment, EvidenceKind.LOST, Source.MERCHANT)
     is_over = seen.kind in (EvidenceKind.CAPTURED, EvidenceKind.CANCELED, EvidenceKind.EXPIRED)
-    return seen if is_over else _about(payment, EvidenceKind.REJECTED, requested_id=operation.id, code="refused_by_the_psp")
-
-
-def _about(
-    payment: Payment,
-    kind: EvidenceKind,
-    *,
-    requested_id: OperationId | None = None,
-    money: Money | None = None,
-    code: str | None = None,
-) -> Evidence:
-    return Evidence(
-        kind=kind,
-        source=Source.MERCHANT,
-        psp_account_id=payment.psp_account_id,
-        operation_id=payment.operation_id,
-        requested_id=requested_id,
-        money=money,
-        code=code,
+    return (
+        seen
+        if is_over
+        else evidence_about(payment, EvidenceKind.REJECTED, Source.MERCHANT, requested_id=operation.id, code="refused_by_the_psp")
     )

@@ -11,10 +11,10 @@ import structlog
 import trio
 
 from core.errors import Conflict, PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
-from core.evidence import Evidence, EvidenceKind, Source
+from core.evidence import EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay
 from core.ids import PaymentId, RefundId
-from core.payment import Change, Payment, Status
+from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus
 from core.refund_transition import REFUSED, Balances, next_refund_look_at, request_refund
 from server.db.change_batch import ChangeRow
@@ -116,10 +116,17 @@ async def send(services: Services, payment: Payment, accepted: Refund, *, answer
         return Refunded(accepted, failure=error)
     except PspRejected as error:
         _log.warning("the PSP refused a refund", refund=str(accepted.id), error=str(error))
-        evidence = _about(payment, accepted, EvidenceKind.REFUND_FAILED, code=REFUSED)
+        evidence = evidence_about(
+            payment,
+            EvidenceKind.REFUND_FAILED,
+            Source.MERCHANT,
+            money=accepted.money,
+            code=REFUSED,
+            refund_id=accepted.id,
+        )
     except (PspOutcomeUnknown, trio.TooSlowError) as error:
         failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
-        evidence = _about(payment, accepted, EvidenceKind.REFUND_LOST)
+        evidence = evidence_about(payment, EvidenceKind.REFUND_LOST, Source.MERCHANT, refund_id=accepted.id)
     settled = await settle_refund(services, payment.merchant_id, payment.id, accepted.id, evidence, answering=answering)
     assert settled is not None
     assert settled.refund is not None
@@ -163,7 +170,7 @@ async def look_in_vain(services: Services, due: Refund) -> None:
     async with services.db.pool.connection() as connection:
         payment = await find_payment(connection, due.merchant_id, due.payment_id)
     assert payment is not None
-    evidence = _about(payment, due, EvidenceKind.REFUND_NOT_FOUND, source=Source.RECHECK)
+    evidence = evidence_about(payment, EvidenceKind.REFUND_NOT_FOUND, Source.RECHECK, refund_id=due.id)
     await settle_refund(services, due.merchant_id, due.payment_id, due.id, evidence)
 
 
@@ -176,25 +183,7 @@ async def give_back(services: Services, payment: Payment) -> None:
         services, payment, payment.late_refund_id, amount_minor=None, reason="paid too late", source=Source.POLICY
     )
     if isinstance(accepted, Conflict):
-        refused = _about_payment(payment, EvidenceKind.LATE_REFUND_REFUSED)
+        refused = evidence_about(payment, EvidenceKind.LATE_REFUND_REFUSED, Source.POLICY)
         await settle(services, payment.merchant_id, payment.id, refused, known=payment, only_if_unchanged=True)
         return
     await _finish(services, payment, accepted)
-
-
-def _about_payment(payment: Payment, kind: EvidenceKind) -> Evidence:
-    return Evidence(kind=kind, source=Source.POLICY, psp_account_id=payment.psp_account_id, operation_id=payment.operation_id)
-
-
-def _about(
-    payment: Payment, refund: Refund, kind: EvidenceKind, *, code: str | None = None, source: Source = Source.MERCHANT
-) -> Evidence:
-    return Evidence(
-        kind=kind,
-        source=source,
-        psp_account_id=refund.psp_account_id,
-        operation_id=payment.operation_id,
-        money=refund.money if kind is EvidenceKind.REFUND_FAILED else None,
-        code=code,
-        refund_id=refund.id,
-    )

@@ -1,7 +1,7 @@
 """Make the money of a payment available to its merchant, once its settlement delay is over."""
 
-from core.evidence import Evidence, EvidenceKind, Source
-from core.payment import Payment, Status
+from core.evidence import EvidenceKind, Source
+from core.payment import Payment, Status, evidence_about
 from core.refund_transition import Balances
 from core.transition import apply
 from server.db.change_batch import ChangeRow
@@ -19,12 +19,7 @@ async def release(services: Services, payment: Payment) -> None:
     def decide(locked: Payment, balances: Balances) -> ChangeRow | None:
         if locked.release_at is None or locked.status is not Status.SUCCEEDED:
             return None
-        evidence = Evidence(
-            kind=EvidenceKind.RELEASED,
-            source=Source.POLICY,
-            psp_account_id=locked.psp_account_id,
-            operation_id=locked.operation_id,
-        )
+        evidence = evidence_about(locked, EvidenceKind.RELEASED, Source.POLICY)
         change = apply(locked, evidence, now=services.now())
         return row_of(change, pending_minor=balances.pending_minor) if change is not None else None
 

@@ -3,10 +3,20 @@
 import trio
 
 from core.errors import DatabaseUnavailable, Overloaded, PspError, PspOutcomeUnknown
-from core.evidence import EvidenceKind, Source
+from core.evidence import Evidence, EvidenceKind, Source
 from core.payment import Payment
 from server.flows.services import Services
 from server.flows.settle import settle
+
+
+async def look(services: Services, payment: Payment, *, source: Source) -> Evidence:
+    """How the payment stands at the PSP. Raises `PspError` where nothing was learned within the PSP deadline."""
+    try:
+        with trio.fail_after(services.psp_seconds):
+            adapter = await services.psps.of(payment.psp_account_id)
+            return await adapter.fetch(payment, source=source)
+    except trio.TooSlowError as error:
+        raise PspOutcomeUnknown("the PSP did not answer in time") from error
 
 
 async def verify(services: Services, payment: Payment, *, source: Source) -> Payment:
@@ -17,12 +27,7 @@ async def verify(services: Services, payment: Payment, *, source: Source) -> Pay
 
     Raises `PspError` where nothing was learned within the PSP deadline, `DatabaseUnavailable`, `Overloaded`.
     """
-    try:
-        with trio.fail_after(services.psp_seconds):
-            adapter = await services.psps.of(payment.psp_account_id)
-            evidence = await adapter.fetch(payment, source=source)
-    except trio.TooSlowError as error:
-        raise PspOutcomeUnknown("the PSP did not answer in time") from error
+    evidence = await look(services, payment, source=source)
     about_then = evidence.kind in (EvidenceKind.DECLINED, EvidenceKind.NOT_FOUND)
     settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=about_then)
     assert settled is not None

@@ -16,8 +16,8 @@ import trio
 
 from core.due import FIRST_LOOK_SECONDS, WARN_BEFORE_SECONDS, next_look_at, owes_late_refund
 from core.errors import DatabaseUnavailable, Overloaded, PspError
-from core.evidence import Evidence, EvidenceKind, Source
-from core.payment import Payment, Status, is_provisionally_declined
+from core.evidence import EvidenceKind, Source
+from core.payment import Payment, Status, evidence_about, is_provisionally_declined
 from core.refund import Refund
 from server.db.payments import claim_due_payments, merchants_with_due_payments, postpone
 from server.db.refunds import claim_due_refunds, merchants_with_due_refunds
@@ -80,7 +80,8 @@ async def _follow_up(services: Services, payment: Payment) -> None:
             await _look(services, payment)
         except (PspError, trio.TooSlowError) as error:
             _log.warning("a due payment could not be checked", payment=str(payment.id), error=str(error))
-            await settle(services, payment.merchant_id, payment.id, _unanswered(payment), known=payment, only_if_unchanged=True)
+            unanswered = evidence_about(payment, EvidenceKind.UNANSWERED, Source.RECHECK)
+            await settle(services, payment.merchant_id, payment.id, unanswered, known=payment, only_if_unchanged=True)
     except Exception:  # noqa: BLE001 - one payment must not end the job; its lease brings it back
         _log.exception("a due payment could not be followed up", payment=str(payment.id))
 
@@ -103,7 +104,7 @@ async def _look(services: Services, payment: Payment) -> None:
     elif payment.status is Status.SUCCEEDED:
         await (give_back(services, payment) if owes_late_refund(payment) else release(services, payment))
     elif payment.status is Status.AUTHORIZED and _is_ending(services, payment):
-        expiring = _about(payment, EvidenceKind.EXPIRING)
+        expiring = evidence_about(payment, EvidenceKind.EXPIRING, Source.RECHECK)
         await settle(services, payment.merchant_id, payment.id, expiring, known=payment, only_if_unchanged=True)
     elif _is_overdue(services, payment):
         await expire(services, payment)
@@ -116,19 +117,6 @@ async def _look(services: Services, payment: Payment) -> None:
             due_at = next_look_at(after, now=now) if after.status is Status.PENDING else soon
             async with services.db.pool.connection() as connection:
                 await postpone(connection, after, due_at=due_at)
-
-
-def _unanswered(payment: Payment) -> Evidence:
-    return _about(payment, EvidenceKind.UNANSWERED)
-
-
-def _about(payment: Payment, kind: EvidenceKind) -> Evidence:
-    return Evidence(
-        kind=kind,
-        source=Source.RECHECK,
-        psp_account_id=payment.psp_account_id,
-        operation_id=payment.operation_id,
-    )
 
 
 def _is_ending(services: Services, payment: Payment) -> bool:

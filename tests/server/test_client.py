@@ -4,7 +4,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from server.http import dial
 from server.http.asgi import Receive, Scope, Send, read_body, respond
 from server.http.client import Client, ClientOptions, open_client
 from server.http.errors import BadResponse, NotSent, OutcomeUnknown, Refused
+from tests.cancellation import cancelled_at
 from tests.florin import until
 from tests.server.test_wire import TEXT, echo, serving
 
@@ -462,34 +463,9 @@ async def _in_vain(client: Client, url: str) -> None:
 # Cancellation
 
 
-class _CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when any task, those that race for a connection included, is about to take the n-th step."""
-
-    def __init__(self, scope: trio.CancelScope, step: int) -> None:
-        self._scope = scope
-        self._left = step
-
-    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self._scope.cancel()
-
-
 def _close_idle(client: Client) -> None:
     for connection in list(client.reaper.watched):
         connection.expire()
-
-
-async def _cancelled_at(step: int, call: Callable[[], Awaitable[object]]) -> bool:
-    """Run the call, cancelled at that step; whether the step was reached before the end."""
-    with trio.CancelScope() as scope:
-        instrument = _CancelAtStep(scope, step)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            await call()
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
-    return scope.cancel_called
 
 
 async def _slowly(scope: Scope, receive: Receive, send: Send) -> None:
@@ -514,7 +490,7 @@ async def test_cancelled_at_every_checkpoint_the_next_call_gets_its_own_answer(
                 await client.request("GET", f"{url}/warm")
             else:
                 _close_idle(client)
-            was_cancelled = await _cancelled_at(step, partial(client.request, "POST", f"{url}/cancelled", body=body))
+            was_cancelled = await cancelled_at(step, partial(client.request, "POST", f"{url}/cancelled", body=body))
             assert client.connections <= 1
             response = await client.request("GET", f"{url}/{step}")
             assert response.body == b"/%d!" % step
@@ -531,7 +507,7 @@ async def test_cancelled_while_it_waits_for_a_place_or_a_connection() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.request, "GET", f"{url}/first")
                 await trio.testing.wait_all_tasks_blocked()
-                await _cancelled_at(step, partial(client.request, "GET", f"{url}/second"))
+                await cancelled_at(step, partial(client.request, "GET", f"{url}/second"))
             assert (await client.request("GET", f"{url}/third")).body == b"/third!"
 
 

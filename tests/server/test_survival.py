@@ -34,37 +34,11 @@ from server.flows.idempotent import Request
 from server.flows.operate import Done, capture
 from server.flows.refund import Refunded, refund
 from server.new_ids import uuid7
+from tests.cancellation import cancelled_at
 from tests.florin import PAID, Florin, eventually, open_florin, order
 from tests.server.test_database import a_change, a_creation, a_payment
 
 RUNS_MIN = 200
-
-
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when this task is about to take the n-th step."""
-
-    def __init__(self, scope: trio.CancelScope, step: int) -> None:
-        self._scope = scope
-        self._left = step
-        self._task = trio.lowlevel.current_task()
-
-    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._left -= 1
-            if self._left == 0:
-                self._scope.cancel()
-
-
-async def cancelled_at(step: int, call: Callable[[], Awaitable[object]]) -> bool:
-    """Run the call, cancelled at that step; whether it was reached before the end."""
-    with trio.CancelScope() as scope:
-        instrument = CancelAtStep(scope, step)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            await call()
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
-    return scope.cancel_called
 
 
 async def merchant_of(florin: Florin) -> Merchant:
@@ -126,7 +100,7 @@ async def _one_cancelled(florin: Florin, merchant: Merchant, step: int, token: s
     async def call() -> object:
         return await create(florin.services, merchant, wanted, request)
 
-    was_cancelled = await cancelled_at(step, call)
+    was_cancelled = await cancelled_at(step, call, task=trio.lowlevel.current_task())
     await florin.connection.execute("UPDATE idempotency_keys SET in_flight_until = now() WHERE key = $1", (key,))
     outcome = await create(florin.services, merchant, wanted, request)
     if isinstance(outcome, Opened):
@@ -158,7 +132,7 @@ async def test_operations_cancelled_at_every_checkpoint(florin: Florin, verb: st
                 return await capture(florin.services, request, payment_id, 900)
             return await refund(florin.services, request, payment_id, amount_minor=900, reason=None)
 
-        was_cancelled = await cancelled_at(step, call)
+        was_cancelled = await cancelled_at(step, call, task=trio.lowlevel.current_task())
         await florin.connection.execute("UPDATE idempotency_keys SET in_flight_until = now() WHERE key = $1", (request.key,))
         await until_definitive(call, Done if verb == "capture" else Refunded)
         row = await florin.row(made["id"])
