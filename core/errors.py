@@ -101,6 +101,10 @@ class Overloaded(FlorinError):
 
     code = "overloaded"
 
+    def __init__(self, detail: str, *, code: str | None = None) -> None:
+        super().__init__(detail)
+        self.code = code or self.code
+
 
 class DatabaseUnavailable(FlorinError):
     """The database could not be reached or did not answer; whether the last write happened may be unknown."""
@@ -129,6 +133,19 @@ class PspUnreachable(PspError):
     """The PSP provably received nothing."""
 
     code = "psp_unreachable"
+
+
+class PspBusy(PspUnreachable):
+    """Nothing was sent, or the PSP took nothing, because it is asked too much or fails at the moment.
+
+    `retry_after_seconds`: when it makes sense to try again, where that is known.
+    """
+
+    code = "psp_busy"
+
+    def __init__(self, detail: str, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class PspOutcomeUnknown(PspError):

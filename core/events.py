@@ -64,6 +64,7 @@ def payment_data(payment: Payment) -> dict[str, object]:
         "decline_code": payment.decline_code,
         "did_check_again": payment.did_check_again,
         "late": payment.late,
+        "risk": payment.risk.value if payment.risk else None,
         "expires_at": payment.expires_at,
         "created_at": payment.created_at,
         "updated_at": payment.updated_at,

@@ -12,8 +12,9 @@ class EvidenceKind(StrEnum):
     """What was learned.
 
     The first group are facts at the PSP. NOT_FOUND and UNANSWERED are looks that brought nothing; LOST, UNREACHABLE and REJECTED
-    are ends of a call of ours. The requests are what a merchant wants, before the PSP is asked for it; EXPIRING and RELEASED are
-    what the passing of time brings. Kinds that begin with REFUND are about one refund, and are for `core.refund`.
+    are ends of a call of ours; REROUTED is the choice of another PSP account, for one that provably received nothing; DENIED is
+    our own no, before any PSP was asked. The requests are what a merchant wants, before the PSP is asked for it; EXPIRING and
+    RELEASED are what the passing of time brings. Kinds that begin with REFUND are about one refund, and are for `core.refund`.
     """
 
     OPENED = "opened"
@@ -31,6 +32,8 @@ class EvidenceKind(StrEnum):
     LOST = "lost"
     UNREACHABLE = "unreachable"
     REJECTED = "rejected"
+    REROUTED = "rerouted"
+    DENIED = "denied"
     CAPTURE_REQUESTED = "capture_requested"
     VOID_REQUESTED = "void_requested"
     EXPIRING = "expiring"
@@ -42,6 +45,15 @@ class EvidenceKind(StrEnum):
     REFUND_LOST = "refund_lost"
     REFUND_NOT_FOUND = "refund_not_found"
     LATE_REFUND_REFUSED = "late_refund_refused"
+
+
+class Risk(StrEnum):
+    """What the fraud check said of a payment. UNCHECKED: it did not answer, and the amount was small."""
+
+    ALLOWED = "allowed"
+    REVIEW = "review"
+    UNCHECKED = "unchecked"
+    DENIED = "denied"
 
 
 class Source(StrEnum):
@@ -99,7 +111,7 @@ class Evidence:
     `operation_id` is the operation that opened the payment: it names the object at the PSP. `reference` is the PSP's name of that
     object, of a refund, or of a dispute; `code` a decline code. `money` is set exactly for the kinds `WITH_MONEY`;
     `capture_before` may come with AUTHORIZED; `requested_id` is the new operation of a request, `refund_id` the refund it is
-    about.
+    about; `rerouted_to` the account that is asked next, by a new operation. `risk` comes with what followed the fraud check.
     """
 
     kind: EvidenceKind
@@ -113,6 +125,8 @@ class Evidence:
     capture_before: datetime | None = None
     requested_id: OperationId | None = None
     refund_id: RefundId | None = None
+    rerouted_to: PspAccountId | None = None
+    risk: Risk | None = None
 
     def __post_init__(self) -> None:
         assert (self.money is not None) == (self.kind in WITH_MONEY)

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import uuid5
 
-from core.evidence import Evidence, EvidenceKind, Finding, Source
+from core.evidence import Evidence, EvidenceKind, Finding, Risk, Source
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId, RefundId
 from core.money import Money
 from core.refund import Refund
@@ -132,6 +132,7 @@ class Payment:
     statement_descriptor: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     terms: Terms = NO_TERMS
+    risk: Risk | None = None
 
     @property
     def refundable_minor(self) -> int:
@@ -192,6 +193,7 @@ def evidence_about(
     code: str | None = None,
     requested_id: OperationId | None = None,
     refund_id: RefundId | None = None,
+    rerouted_to: PspAccountId | None = None,
 ) -> Evidence:
     """Evidence that we make ourselves: about our own asking, a merchant's wish, the passing of time."""
     return Evidence(
@@ -203,4 +205,5 @@ def evidence_about(
         code=code,
         requested_id=requested_id,
         refund_id=refund_id,
+        rerouted_to=rerouted_to,
     )

@@ -8,6 +8,7 @@ before the PSP is asked, and gets the money back if the PSP fails it, even after
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from uuid import uuid5
 
 from core.ids import MerchantId, PaymentId, PspAccountId, RefundId
 from core.money import Money
@@ -20,6 +21,11 @@ class RefundStatus(StrEnum):
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     UNKNOWN = "UNKNOWN"
+
+
+def made_at_the_psp(payment_id: PaymentId, reference: str) -> RefundId:
+    """The id here of a refund that somebody made at the PSP, which calls it `reference`."""
+    return RefundId(uuid5(payment_id, reference))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

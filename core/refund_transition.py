@@ -14,6 +14,7 @@ from core.due import COMPLETE_AFTER_SECONDS, FIRST_LOOK_SECONDS, due_at, owes_la
 from core.errors import Conflict, IllegalTransition
 from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import RefundId
+from core.money import AMOUNT_MINOR_MAX
 from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
@@ -77,8 +78,11 @@ def request_refund(
     balances: Balances,
     source: Source,
     now: datetime,
+    reference: str | None = None,
 ) -> Change:
     """Accept a refund: the wallet pays now, the PSP is asked after the commit.
+
+    With a `reference` the PSP has made it by itself: then the wallet pays whatever it holds.
 
     Raises `Conflict` with the code `not_refundable`, `refund_too_large` or `insufficient_balance`.
     """
@@ -87,6 +91,8 @@ def request_refund(
     if not 0 < amount_minor <= payment.refundable_minor:
         raise Conflict(f"at most {payment.refundable_minor} of this payment can still be refunded", code="refund_too_large")
     fee_minor = _fee_share(payment, amount_minor)
+    if reference is not None:
+        balances = replace(balances, negative_limit_minor=AMOUNT_MINOR_MAX + abs(balances.available_minor))
     from_pending_minor = _from_pending(amount_minor - fee_minor, balances)
     own_minor = min(from_pending_minor, payment.unreleased_minor)
     money = replace(payment.money, amount_minor=amount_minor)
@@ -103,6 +109,8 @@ def request_refund(
         from_pending_minor=from_pending_minor,
         fee_minor=fee_minor,
         reason=reason,
+        reference=reference,
+        is_accepted=reference is not None,
     )
     evidence = evidence_about(payment, EvidenceKind.REFUND_REQUESTED, source, money=money, refund_id=refund_id)
     changed = replace(

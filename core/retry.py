@@ -9,6 +9,9 @@ from datetime import datetime, timedelta
 DELIVERY_DELAYS_SECONDS = (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Webhook attempts to a merchant: at once, then about 75 hours of growing patience (Standard Webhooks' advice)."""
 
+INBOX_DELAYS_SECONDS = (2, 10, 60, 600, 3_600)
+"""A PSP's event that came before what it is about."""
+
 RECHECK_DELAYS_SECONDS = (5, 30, 120, 600, 3_600, 86_400, 86_400, 86_400, 86_400, 86_400)
 """Fetches of an operation whose answer was lost; after the last one an operator has to look."""
 

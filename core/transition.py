@@ -21,9 +21,12 @@ from typing import assert_never
 from core.due import due_at
 from core.errors import IllegalTransition
 from core.evidence import DISPUTES, FETCHED, Evidence, EvidenceKind, Finding, Source
-from core.money import AMOUNT_MINOR_MAX
-from core.payment import CLOSED, FINAL, UNSETTLED, Change, OperationKind, Payment, PendingOperation, Status
+from core.matching import matches, mismatch
+from core.payment import CLOSED, UNSETTLED, Change, OperationKind, Payment, PendingOperation, Status
 from core.retry import RECHECK_DELAYS_SECONDS
+
+CONFIRM_SECONDS = 900
+"""How long a customer has for confirming a payment that was charged by token."""
 
 _MONEY_WINS = {EvidenceKind.CAPTURED: Status.SUCCEEDED}
 _OPEN = {
@@ -58,6 +61,8 @@ TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
         **_stays(Status.PENDING, EvidenceKind.OPENED, EvidenceKind.ATTEMPT_FAILED, *_LOOKS_IN_VAIN, *DISPUTES),
         EvidenceKind.LOST: Status.UNKNOWN,
         EvidenceKind.UNREACHABLE: Status.CANCELED,
+        EvidenceKind.DENIED: Status.CANCELED,
+        EvidenceKind.REROUTED: Status.PENDING,
     },
     Status.UNKNOWN: {
         **_OPEN,
@@ -112,7 +117,7 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
     target = TRANSITIONS[payment.status].get(evidence.kind)
     if target is None:
         raise IllegalTransition(f"{evidence.kind} cannot happen to a payment that is {payment.status}")
-    if not _matches(payment, evidence):
+    if not matches(payment, evidence):
         return mismatch(payment, evidence, now=now)
     step = _step(payment, evidence, target, now=now)
     is_about_payment = evidence.kind not in DISPUTES
@@ -120,6 +125,7 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
         step,
         reference=step.reference or (evidence.reference if is_about_payment else None),
         payment_url=step.payment_url or evidence.payment_url,
+        risk=step.risk or evidence.risk,
     )
     for_the_log = evidence.kind is EvidenceKind.ATTEMPT_FAILED and evidence.source is Source.WEBHOOK
     if named == payment and not for_the_log and not _counts_as_look(payment, evidence):
@@ -131,8 +137,16 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
         after=replace(named, version=payment.version + 1, updated_at=now, due_at=next_due_at),
         evidence=evidence,
         finding=_finding(payment, evidence, given_up=given_up),
-        requested=named.pending if payment.pending is None else None,
+        requested=_begun(payment, named, evidence, now=now),
     )
+
+
+def _begun(payment: Payment, after: Payment, evidence: Evidence, *, now: datetime) -> PendingOperation | None:
+    """The operation that the change begins, if it begins one."""
+    if evidence.kind is EvidenceKind.REROUTED:
+        kind = OperationKind.CHARGE if payment.is_sync else OperationKind.INTENT
+        return PendingOperation(id=after.operation_id, kind=kind, amount_minor=after.money.amount_minor, since=now)
+    return after.pending if payment.pending is None else None
 
 
 def _finding(payment: Payment, evidence: Evidence, *, given_up: bool) -> Finding | None:
@@ -145,62 +159,6 @@ def _finding(payment: Payment, evidence: Evidence, *, given_up: bool) -> Finding
             return Finding.VOID_REFUSED
         case _:
             return Finding.OUTCOME_UNKNOWN if given_up else None
-
-
-def _matches(payment: Payment, evidence: Evidence) -> bool:
-    if evidence.psp_account_id != payment.psp_account_id or evidence.operation_id != payment.operation_id:
-        return False
-    if evidence.kind in DISPUTES:
-        return _is_possible_dispute(payment, evidence)
-    if evidence.reference is not None and payment.reference is not None and evidence.reference != payment.reference:
-        return False
-    return evidence.money is None or (
-        evidence.money.currency == payment.money.currency and evidence.money.amount_minor == _expected_minor(payment, evidence)
-    )
-
-
-def _expected_minor(payment: Payment, evidence: Evidence) -> int:
-    """The amount that the operation which the evidence is about was for."""
-    assert evidence.money is not None
-    match evidence.kind:
-        case EvidenceKind.CAPTURE_REQUESTED:
-            return min(max(evidence.money.amount_minor, 1), payment.money.amount_minor)
-        case EvidenceKind.CAPTURED if payment.captured_minor:
-            return payment.captured_minor
-        case EvidenceKind.CAPTURED if payment.pending is not None and payment.pending.amount_minor is not None:
-            return payment.pending.amount_minor
-        case _:
-            return payment.money.amount_minor
-
-
-def _is_possible_dispute(payment: Payment, evidence: Evidence) -> bool:
-    """Whether a dispute, or the end of one, fits what was captured and what is disputed already."""
-    assert evidence.money is not None
-    if evidence.money.currency != payment.money.currency or evidence.reference is None:
-        return False
-    if evidence.kind is EvidenceKind.DISPUTED:
-        return 0 < evidence.money.amount_minor <= payment.captured_minor - payment.disputed_minor - payment.lost_minor
-    return 0 < evidence.money.amount_minor <= payment.disputed_minor
-
-
-def mismatch(payment: Payment, evidence: Evidence, *, now: datetime) -> Change:
-    """A change for a person to look at: the evidence is not of this payment. The caller drops one that it has written before: the
-    ledger and the findings know.
-
-    Once money is in suspense, or our own look finds a stranger's object, there is nothing that a job could do.
-    """
-    money = evidence.money if evidence.kind is EvidenceKind.CAPTURED else None
-    to_suspense = money if money is not None and 0 < money.amount_minor <= AMOUNT_MINOR_MAX else None
-    suspended = payment.suspended or to_suspense is not None
-    is_hopeless = (suspended or evidence.source in FETCHED) and payment.status not in FINAL
-    after = replace(
-        payment,
-        version=payment.version + 1,
-        updated_at=now,
-        suspended=suspended,
-        due_at=None if is_hopeless else payment.due_at,
-    )
-    return Change(before=payment, after=after, evidence=evidence, finding=Finding.EVIDENCE_MISMATCH, to_suspense=to_suspense)
 
 
 def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
@@ -221,10 +179,12 @@ def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime
             return replace(payment, checks=counted) if _counts_as_look(payment, evidence) else payment
         case EvidenceKind.LOST | EvidenceKind.UNREACHABLE | EvidenceKind.REJECTED:
             return _unanswered(payment, evidence, target)
+        case EvidenceKind.DENIED:
+            return replace(payment, status=target, decline_code=evidence.code)
+        case EvidenceKind.REROUTED:
+            return _rerouted(payment, evidence)
         case EvidenceKind.OPENED if payment.status in UNSETTLED:
-            # Seen open by a fetch, it is not declined after all: the customer may still try another card.
-            contradicted = evidence.source in FETCHED
-            return replace(payment, status=target, checks=0, decline_code=None if contradicted else payment.decline_code)
+            return _opened(payment, evidence, target, now=now)
         case EvidenceKind.AUTHORIZED:
             return _authorized(payment, evidence, target, now=now)
         case EvidenceKind.EXPIRED | EvidenceKind.CANCELED:
@@ -256,6 +216,15 @@ def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime
             raise IllegalTransition(f"{evidence.kind} is about a refund")
         case _:
             assert_never(evidence.kind)
+
+
+def _opened(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
+    # Seen open by a fetch, it is not declined after all: the customer may still try another card.
+    code = None if evidence.source in FETCHED else payment.decline_code
+    expires_at = payment.expires_at
+    if payment.is_sync and payment.payment_url is None and evidence.payment_url is not None:
+        expires_at = max(expires_at, now + timedelta(seconds=CONFIRM_SECONDS))
+    return replace(payment, status=target, checks=0, decline_code=code, expires_at=expires_at)
 
 
 def _captured(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
@@ -290,6 +259,15 @@ def _authorized(payment: Payment, evidence: Evidence, target: Status, *, now: da
     )
 
 
+def _rerouted(payment: Payment, evidence: Evidence) -> Payment:
+    """Another account is asked, by another operation. Raises `IllegalTransition` once the first may have received anything."""
+    if payment.reference is not None or payment.decline_code is not None or payment.pending is not None:
+        raise IllegalTransition("the PSP has this payment: it cannot go to another one")
+    assert evidence.requested_id is not None
+    assert evidence.rerouted_to is not None
+    return replace(payment, psp_account_id=evidence.rerouted_to, operation_id=evidence.requested_id)
+
+
 def _requested(payment: Payment, evidence: Evidence, *, now: datetime) -> Payment:
     if payment.pending is not None:
         raise IllegalTransition(f"a {payment.pending.kind} of this payment is under way")
@@ -308,7 +286,7 @@ def _unanswered(payment: Payment, evidence: Evidence, target: Status) -> Payment
         return replace(payment, pending=None, checks=0) if is_this else payment
     if payment.pending is not None:
         return payment
-    if payment.reference is not None or payment.status not in UNSETTLED:
+    if payment.status not in UNSETTLED or (payment.reference is not None and not payment.is_sync):
         return payment  # another request has opened it meanwhile, or its end is known
     if evidence.kind is EvidenceKind.LOST:
         return replace(payment, status=target)

@@ -17,6 +17,7 @@ from core.ids import PSP_ACCOUNT, EndpointId, MerchantId, PspAccountId, encode_i
 from core.signing import standard_secret
 from server.db import merchants
 from server.db.connection import Connection
+from server.db.psp_accounts import PspAccount, add_psp_account
 from server.new_ids import api_key, key_hash, uuid7
 from server.private_files import write_private
 from server.sealing import Sealer
@@ -66,15 +67,16 @@ def load_or_draw(path: Path) -> Demo:
 async def provision(connection: Connection, demo: Demo, sealer: Sealer, *, psp_url: str, shop_url: str, now: datetime) -> None:
     """Put the demo into the database, or bring its addresses up to date."""
     account_id, merchant_id = PspAccountId(demo.psp_account_id), MerchantId(demo.merchant_id)
-    account = merchants.PspAccount(
-        account_id,
-        "sandbox",
-        _MODE,
-        psp_url,
-        sealer.seal(demo.psp_api_key, table="psp_accounts.api_key", row=account_id),
-        sealer.seal(demo.psp_webhook_secret, table="psp_accounts.webhook_secret", row=account_id),
+    account = PspAccount(
+        id=account_id,
+        psp="sandbox",
+        mode=_MODE,
+        base_url=psp_url,
+        sealed_api_key=sealer.seal(demo.psp_api_key, table="psp_accounts.api_key", row=account_id),
+        sealed_webhook_secret=sealer.seal(demo.psp_webhook_secret, table="psp_accounts.webhook_secret", row=account_id),
+        name="Sandbox",
     )
-    await merchants.add_psp_account(connection, account, now=now)
+    await add_psp_account(connection, account, now=now)
     if await merchants.find_merchant(connection, merchant_id) is None:
         async with connection.atomic():
             await merchants.add_merchant(connection, merchants.Merchant(merchant_id, "Demo shop", _MODE, account_id, now))

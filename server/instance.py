@@ -21,8 +21,8 @@ import trio
 from core.errors import FlorinError
 from server import children
 from server.db.connection import Connection, open_session
-from server.db.merchants import list_psp_accounts
 from server.db.migrate import migrate
+from server.db.psp_accounts import list_psp_accounts
 from server.demo import Demo, load_or_draw, provision
 from server.embedded import open_embedded
 from server.flows.services import utc_now

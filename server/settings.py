@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     pool_size: int = Field(default=8, ge=1, le=100, description="database connections of a worker, besides its writers")
     # Bounded, because a payment whose PSP knows nothing of it after a minute is taken to have been never sent.
     psp_seconds: float = Field(default=10.0, gt=0, le=25, description="how long a call to a PSP may take, connecting included")
+    psp_read_seconds: float = Field(default=5.0, gt=0, le=25, description="how long asking a PSP how something stands may take")
+    fraud_url: str = Field(default="", description="the fraud check that is asked before a PSP is; empty: none")
+    fraud_token: str = Field(default="", description="sent to the fraud check as a bearer token")
     connect_seconds: float = Field(default=3.0, gt=0, description="how long connecting to a PSP or merchant may take")
     delivery_seconds: float = Field(default=15.0, gt=0, le=60, description="how long one webhook to a merchant may take")
     sweep_seconds: float = Field(default=1.0, gt=0, description="how often jobs look for work that is due")

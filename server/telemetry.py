@@ -5,9 +5,14 @@ Logs are one JSON object a line on standard error, or readable lines on a termin
 
 import logging
 import sys
+from collections.abc import Callable
 
 import structlog
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from core.breaker import BreakerState
+
+_STATE_NUMBERS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 def configure_logs(level: str) -> None:
@@ -49,6 +54,62 @@ class Metrics:
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 10.0),
             registry=self._registry,
         )
+
+        labels = ["account", "psp"]
+        self._psp_seconds = Histogram(
+            "florin_psp_attempt_seconds",
+            "Time of one attempt of a call to a PSP, once it was admitted, by what it was for and how it ended",
+            [*labels, "call", "outcome"],
+            buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+            registry=self._registry,
+        )
+        self._breaker = Gauge(
+            "florin_psp_breaker_state", "0 closed, 1 half-open, 2 open: the PSP is left alone", labels, registry=self._registry
+        )
+        self._in_flight = Gauge("florin_psp_in_flight", "Calls to the PSP under way", labels, registry=self._registry)
+        self._limit = Gauge("florin_psp_concurrency_limit", "Calls that may be under way", labels, registry=self._registry)
+        self._failovers = Counter(
+            "florin_psp_failovers",
+            "Payments that went to another account, because the first had provably received nothing or was left alone",
+            ["from_account", "to_account"],
+            registry=self._registry,
+        )
+        self._webhooks = Counter(
+            "florin_psp_events", "Events of PSPs, by what became of them", ["psp", "outcome"], registry=self._registry
+        )
+        self._verdicts = Counter(
+            "florin_fraud_checks", "Fraud checks, by verdict, or why there was none", ["verdict"], registry=self._registry
+        )
+
+    def psp_called(self, account: str, psp: str, call: str, outcome: str, seconds: float) -> None:
+        """An attempt of a call to a PSP has ended."""
+        self._psp_seconds.labels(account, psp, call, outcome).observe(seconds)
+
+    def watch_psp(
+        self,
+        account: str,
+        psp: str,
+        *,
+        state: Callable[[], BreakerState],
+        in_flight: Callable[[], int],
+        limit: Callable[[], float],
+    ) -> None:
+        """Show how an account's guard stands, whenever the metrics are read."""
+        self._breaker.labels(account, psp).set_function(lambda: _STATE_NUMBERS[state()])
+        self._in_flight.labels(account, psp).set_function(in_flight)
+        self._limit.labels(account, psp).set_function(limit)
+
+    def failed_over(self, from_account: str, to_account: str) -> None:
+        """A payment went to another PSP account than the one to prefer."""
+        self._failovers.labels(from_account, to_account).inc()
+
+    def psp_event(self, psp: str, outcome: str) -> None:
+        """An event of a PSP was dealt with."""
+        self._webhooks.labels(psp, outcome).inc()
+
+    def fraud_checked(self, verdict: str) -> None:
+        """The fraud check was asked."""
+        self._verdicts.labels(verdict).inc()
 
     def committed(self, committer: str, items: int, seconds: float) -> None:
         """A committer has written a batch."""

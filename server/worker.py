@@ -2,7 +2,7 @@
 
     worker
     └─ services: database (pool and committers), HTTP client, PSP adapters     opened first, closed last
-       └─ jobs: deliver, follow up, chain, prune, and what goes on behind a reply
+       └─ jobs: deliver, follow up, inbox, PSPs, chain, prune, and what goes on behind a reply
           └─ front: the listener, one task a connection
 
 SIGTERM: stop accepting, let requests in hand finish under a deadline, stop the jobs (what they had claimed comes back when its
@@ -13,36 +13,41 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import structlog
 import trio
 
 from core.errors import FlorinError, leaves
+from server.accounts import Accounts
 from server.api.app import Api
 from server.children import say_ready
-from server.db.database import Database, open_database
-from server.db.merchants import PspAccount, list_psp_accounts
+from server.db.database import open_database
 from server.db.migrate import MigrationError, require_current
 from server.flows.background import Background
+from server.flows.fraud import FraudCheck
 from server.flows.services import Services, utc_now
-from server.http.client import Client, ClientOptions, open_client
+from server.http.client import ClientOptions, open_client
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
-from server.jobs import chain, follow_up, prune
+from server.jobs import chain, follow_up, inbox, prune, psps
 from server.jobs.deliver import Deliverer
-from server.psp.adapter import Adapter
 from server.psp.routing import Routing
-from server.psp.sandbox import SandboxAdapter
+from server.psp.wire import Deadlines
 from server.sealing import Sealer, SealError
 from server.settings import Settings, SettingsError, load_settings
 from server.telemetry import Metrics, configure_logs
 
 CHAIN_SWEEPS = 5
 """How much less often than others the chain job looks: nobody waits for it."""
+
+PSP_CONNECTIONS_MAX = 8_192
+OWN_SHARE = 0.9
+"""How much of a flow's time for a PSP a call may use."""
 
 EXIT_SETUP_FAILED = 78  # EX_CONFIG: a restart will not help
 _log = structlog.get_logger()
@@ -60,11 +65,10 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
             delivery_lease_seconds=settings.delivery_lease_seconds,
             observe=metrics.committed,
         ) as db,
-        open_client(_client_options(settings)) as psp_http,
+        open_client(_psp_client_options(settings)) as psp_http,
+        open_client(_client_options(settings)) as fraud_http,
         open_client(_client_options(settings)) as webhook_http,  # apart, so that merchants' hosts cannot hold up a PSP
     ):
-        async with db.pool.connection() as connection:
-            await require_current(connection)
         deliverer = Deliverer(
             db,
             webhook_http,
@@ -73,17 +77,22 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
             lease_seconds=settings.delivery_lease_seconds,
             sweep_seconds=settings.sweep_seconds,
         )
-        routing = _routing(db, psp_http, sealer)
-        await routing.reload()
-        background = Background()
-        services = Services(db, routing, deliverer.notify, settings.psp_seconds, utc_now, background, sealer.receipt_key())
+        accounts = Accounts(db, psp_http, sealer, metrics, _deadlines(settings), now=utc_now)
+        services = Services(
+            db=db,
+            psps=Routing(accounts.load),
+            notify=deliverer.notify,
+            psp_seconds=settings.psp_seconds,
+            now=utc_now,
+            background=Background(),
+            receipt_key=sealer.receipt_key(),
+            metrics=metrics,
+            fraud=FraudCheck(fraud_http, url=settings.fraud_url, token=settings.fraud_token) if settings.fraud_url else None,
+        )
+        await _require_ready(services)
         listener = Listener(Api(services, metrics, metrics_token=settings.metrics_token), listening, _listener_options(settings))
         async with trio.open_nursery() as jobs:
-            await jobs.start(deliverer.run)
-            await jobs.start(background.run)
-            await jobs.start(partial(follow_up.run, services, sweep_seconds=settings.sweep_seconds))
-            await jobs.start(partial(chain.run, services, sweep_seconds=CHAIN_SWEEPS * settings.sweep_seconds))
-            await jobs.start(partial(prune.run, services))
+            await _start_jobs(jobs, services, deliverer, settings)
             async with trio.open_nursery() as front:
                 await front.start(listener.run)
                 try:
@@ -92,14 +101,45 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
                     with trio.CancelScope(shield=True):
                         until = trio.current_time() + settings.drain_seconds
                         await listener.drain(seconds=settings.drain_seconds)
-                        await background.drain(seconds=max(until - trio.current_time(), 0))
+                        await services.background.drain(seconds=max(until - trio.current_time(), 0))
                     front.cancel_scope.cancel()
             jobs.cancel_scope.cancel()
+
+
+async def _require_ready(services: Services) -> None:
+    """Raises `MigrationError` or `SealError` where this worker cannot serve this database."""
+    async with services.db.pool.connection() as connection:
+        await require_current(connection)
+    await services.psps.reload()
+
+
+async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliverer, settings: Settings) -> None:
+    sweep_seconds = settings.sweep_seconds
+    await jobs.start(deliverer.run)
+    await jobs.start(services.background.run)
+    await jobs.start(partial(psps.run, services))
+    await jobs.start(partial(follow_up.run, services, sweep_seconds=sweep_seconds))
+    await jobs.start(partial(inbox.run, services, sweep_seconds=sweep_seconds))
+    await jobs.start(partial(chain.run, services, sweep_seconds=CHAIN_SWEEPS * sweep_seconds))
+    await jobs.start(partial(prune.run, services))
 
 
 def _client_options(settings: Settings) -> ClientOptions:
     """What could not connect in time was not sent; that must be known before the PSP's deadline makes it unknown."""
     return ClientOptions(connect_seconds=min(settings.connect_seconds, settings.psp_seconds / 2))
+
+
+def _psp_client_options(settings: Settings) -> ClientOptions:
+    """How many calls there may be is for each account's guard to say."""
+    return replace(_client_options(settings), connections_per_origin_max=PSP_CONNECTIONS_MAX)
+
+
+def _deadlines(settings: Settings) -> Deadlines:
+    """Our own deadlines end before those of the flows, so that what is known about a call comes out of it."""
+    write_seconds = OWN_SHARE * settings.psp_seconds
+    connect_seconds = min(settings.connect_seconds, settings.psp_seconds / 2)
+    read_seconds = min(settings.psp_read_seconds, write_seconds)
+    return Deadlines(read_seconds=read_seconds, write_seconds=write_seconds, connect_seconds=connect_seconds)
 
 
 def _listener_options(settings: Settings) -> ListenerOptions:
@@ -112,33 +152,6 @@ def _listener_options(settings: Settings) -> ListenerOptions:
         )
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise SettingsError(f"the listener cannot be set up as configured: {error}") from error
-
-
-def _routing(db: Database, http: Client, sealer: Sealer) -> Routing:
-    async def load() -> Iterable[Adapter]:
-        async with db.pool.connection() as connection:
-            accounts = await list_psp_accounts(connection)
-        adapters = [adapter for account in accounts if (adapter := _adapter(account, http, sealer))]
-        if accounts and not adapters:
-            raise SealError("no PSP account can be opened with this sealing key: is it the right key file?")
-        return adapters
-
-    return Routing(load)
-
-
-def _adapter(account: PspAccount, http: Client, sealer: Sealer) -> Adapter | None:
-    """The adapter of an account; one whose secrets cannot be opened must not stop the others."""
-    try:
-        return SandboxAdapter(
-            http,
-            account_id=account.id,
-            base_url=account.base_url,
-            api_key=sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id),
-            webhook_secrets=(sealer.open(account.sealed_webhook_secret, table="psp_accounts.webhook_secret", row=account.id),),
-        )
-    except SealError as error:
-        _log.error("a PSP account cannot be used", account=str(account.id), error=str(error))
-        return None
 
 
 async def serve(settings: Settings, listening: socket.socket, *, ready: int) -> None:

@@ -5,7 +5,7 @@ import hmac
 import structlog
 import trio
 
-from core.errors import FlorinError, InvalidId, NotFound, TooLarge, Unauthenticated
+from core.errors import FlorinError, InvalidId, Malformed, NotFound, TooLarge, Unauthenticated
 from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
 from server.api.authentication import Authentication
 from server.api.ledger import LedgerApi
@@ -13,8 +13,7 @@ from server.api.operations import OperationsApi
 from server.api.payments import JSON, PaymentsApi
 from server.api.problems import send_error, send_problem, status_of
 from server.db.merchants import Merchant
-from server.db.psp_events import Outcome
-from server.flows.receive import receive
+from server.flows.receive import receive, receive_unreadable
 from server.flows.services import Services
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
 from server.new_ids import uuid7
@@ -104,9 +103,12 @@ class Api:
             raise NotFound("no such PSP account") from error
         adapter = await self._services.psps.named(psp, account_id)
         now = self._services.now().timestamp()
-        notice = adapter.read_webhook(dict(scope["headers"]), body, now=now)
-        if await receive(self._services, account_id, notice) is Outcome.UNMATCHED:
-            _log.warning("a PSP event names a payment we do not have", psp=psp, event_id=notice.event_id)
+        try:
+            notice = adapter.read_webhook(dict(scope["headers"]), body, now=now)
+        except Malformed as error:
+            await receive_unreadable(self._services, adapter, body, error)
+        else:
+            await receive(self._services, adapter, notice)
         await respond(send, 200, b'{"received":true}', content_type=JSON)
 
     async def _expose(self, metrics: Metrics, scope: Scope, send: Send) -> None:

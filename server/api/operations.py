@@ -114,6 +114,8 @@ def _explained(failure: PspError) -> str:
     match failure.code:
         case "psp_timeout":
             return "the payment provider did not answer"
+        case "psp_busy":
+            return "the payment provider has no room, or is left alone because it fails"
         case "psp_unreachable":
             return "the payment provider cannot be reached"
         case _:

@@ -21,8 +21,9 @@ from server.db.logs import list_logs
 from server.db.merchants import Merchant
 from server.db.payments import Filter, find_payment, list_payments
 from server.db.refunds import list_refunds
-from server.flows.create import CREATED, Opened, create
+from server.flows.create import Opened, create
 from server.flows.idempotent import Request
+from server.flows.open import CREATED
 from server.flows.services import Services
 from server.flows.settle import encode_payment
 from server.flows.verify import verify, verify_if_possible
@@ -203,6 +204,11 @@ async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
         case Status.CANCELED, "psp_rejected":
             detail = "the payment provider refused to open this payment; it is canceled"
             await fail(502, code="psp_rejected", detail=detail)
+        case Status.CANCELED, "fraud_denied":
+            await fail(402, code="declined", detail="the payment was refused by the fraud check", decline_code="fraud_denied")
+        case Status.CANCELED, "fraud_check_unavailable":
+            detail = "the fraud check does not answer and the amount is not small; nothing was charged: try again with a new key"
+            await fail(503, code="fraud_check_unavailable", detail=detail, retry_after_seconds=5)
         case Status.DECLINED, code if payment.is_sync:
             await fail(402, code="declined", detail=f"the payment was declined: {code}", decline_code=code)
         case Status.PENDING, _ if payment.is_sync:

@@ -1,5 +1,6 @@
 """Failures as `application/problem+json` (RFC 9457), and the one place that decides their HTTP status."""
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -14,6 +15,7 @@ from core.errors import (
     Malformed,
     NotFound,
     Overloaded,
+    PspBusy,
     PspError,
     PspOutcomeUnknown,
     RequestError,
@@ -36,6 +38,7 @@ _STATUS_BY_ERROR: dict[type[FlorinError], int] = {
     Overloaded: 503,
     DatabaseUnavailable: 503,
     PspOutcomeUnknown: 504,
+    PspBusy: 503,
     PspError: 502,
 }
 _TITLES = {
@@ -66,6 +69,8 @@ def status_of(error: FlorinError) -> int:
 
 def retry_after_seconds(error: FlorinError) -> int | None:
     """When it makes sense to try again, where that is known."""
+    if isinstance(error, PspBusy):
+        return max(math.ceil(error.retry_after_seconds), 1)
     return 1 if isinstance(error, Overloaded | DatabaseUnavailable) or error.code in _PASSING else None
 
 

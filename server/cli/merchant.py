@@ -26,6 +26,7 @@ from server.cli.connect import (
 )
 from server.db import merchants
 from server.db.connection import Connection
+from server.db.psp_accounts import list_psp_accounts
 from server.flows.services import utc_now
 from server.new_ids import api_key, key_hash, uuid7
 from server.sealing import Sealer
@@ -64,7 +65,7 @@ def add(
 
     async def work(connection: Connection) -> tuple[MerchantId, str, str | None]:
         now = utc_now()
-        accounts = [one for one in await merchants.list_psp_accounts(connection) if one.mode == mode]
+        accounts = [one for one in await list_psp_accounts(connection) if one.mode == mode]
         if not accounts:
             raise NotFound(
                 f"there is no {mode} PSP account, so payments would have nowhere to go: "

@@ -104,10 +104,12 @@ WITH input AS (
     SELECT * FROM unnest(
         $27::uuid[], $28::boolean[], $29::boolean[], $30::text[], $31::boolean[], $32::integer[], $33::bigint[],
         $34::bigint[], $35::bigint[], $36::timestamptz[], $37::uuid[], $38::text[], $39::bigint[], $40::timestamptz[],
-        $41::boolean[], $42::timestamptz[], $43::boolean[], $44::bigint[], $45::bigint[], $46::text[]
+        $41::boolean[], $42::timestamptz[], $43::boolean[], $44::bigint[], $45::bigint[], $46::text[], $47::uuid[], $48::uuid[],
+        $49::timestamptz[], $50::text[]
     ) AS r (payment_id, late, suspended, decline_code, did_check_again, checks, refunded_minor,
             disputed_minor, lost_minor, capture_before, pending_id, pending_kind, pending_minor, pending_since,
-            is_warned, release_at, is_given_back, pending_taken_minor, fee_returned_minor, finding)
+            is_warned, release_at, is_given_back, pending_taken_minor, fee_returned_minor, finding, psp_account_id, operation_id,
+            expires_at, risk)
 ), locked AS MATERIALIZED (
     SELECT p.id, p.status, p.ctid AS place
       FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $21::uuid[], $22::text[])
@@ -141,12 +143,15 @@ WITH input AS (
            release_at = CASE WHEN r.payment_id IS NULL THEN p.release_at ELSE r.release_at END,
            is_given_back = coalesce(r.is_given_back, p.is_given_back),
            pending_taken_minor = coalesce(r.pending_taken_minor, p.pending_taken_minor),
-           fee_returned_minor = coalesce(r.fee_returned_minor, p.fee_returned_minor)
+           fee_returned_minor = coalesce(r.fee_returned_minor, p.fee_returned_minor),
+           psp_account_id = coalesce(r.psp_account_id, p.psp_account_id),
+           operation_id = coalesce(r.operation_id, p.operation_id),
+           expires_at = coalesce(r.expires_at, p.expires_at), risk = coalesce(r.risk, p.risk)
       FROM locked l
       JOIN input i ON i.payment_id = l.id
       LEFT JOIN rare r ON r.payment_id = l.id
      WHERE p.ctid = l.place
-    RETURNING i.*, l.status AS from_status, r.finding
+    RETURNING i.*, l.status AS from_status, r.finding, p.psp_account_id AS account_id
 ), logs AS (
     INSERT INTO payment_logs (
         merchant_id, id, payment_id, version, source, kind, from_status, to_status, code, reference, created_at)
@@ -155,8 +160,8 @@ WITH input AS (
 ), requested AS (
     INSERT INTO psp_operations (
         merchant_id, id, payment_id, psp_account_id, kind, amount_minor, currency, state, first_sent_at)
-    SELECT a.merchant_id, o.id, a.payment_id, a.psp_account_id, o.kind, o.amount_minor, o.currency, 'SENT', a.now
-      FROM unnest($47::uuid[], $48::uuid[], $49::text[], $50::bigint[], $51::text[])
+    SELECT a.merchant_id, o.id, a.payment_id, a.account_id, o.kind, o.amount_minor, o.currency, 'SENT', a.now
+      FROM unnest($51::uuid[], $52::uuid[], $53::text[], $54::bigint[], $55::text[])
            AS o (payment_id, id, kind, amount_minor, currency)
       JOIN applied a USING (payment_id)
     ON CONFLICT (merchant_id, payment_id, id) DO NOTHING
@@ -182,9 +187,9 @@ WITH input AS (
     SELECT a.merchant_id, a.payment_id, n.id, n.psp_account_id, n.amount_minor, n.currency, n.status, n.from_pending_minor,
            n.fee_minor, n.reason, n.reference, n.failure_code, n.is_accepted, n.checks, n.due_at, n.created_at, n.updated_at
       FROM unnest(
-            $52::uuid[], $53::uuid[], $54::uuid[], $55::bigint[], $56::text[], $57::text[], $58::bigint[], $59::bigint[],
-            $60::text[], $61::text[], $62::text[], $63::boolean[], $64::integer[], $65::timestamptz[], $66::timestamptz[],
-            $67::timestamptz[]
+            $56::uuid[], $57::uuid[], $58::uuid[], $59::bigint[], $60::text[], $61::text[], $62::bigint[], $63::bigint[],
+            $64::text[], $65::text[], $66::text[], $67::boolean[], $68::integer[], $69::timestamptz[], $70::timestamptz[],
+            $71::timestamptz[]
         ) AS n (payment_id, id, psp_account_id, amount_minor, currency, status, from_pending_minor, fee_minor,
                 reason, reference, failure_code, is_accepted, checks, due_at, created_at,
                 updated_at)
@@ -222,21 +227,21 @@ WITH input AS (
            s.last_ledger_seq - count(*) OVER (PARTITION BY a.merchant_id)
                              + row_number() OVER (PARTITION BY a.merchant_id ORDER BY t.number),
            t.transfer_id, t.transfer_kind, t.account, a.payment_id, t.currency, t.amount_minor, a.now
-      FROM unnest($68::uuid[], $69::uuid[], $70::text[], $71::text[], $72::text[], $73::bigint[]) WITH ORDINALITY
+      FROM unnest($72::uuid[], $73::uuid[], $74::text[], $75::text[], $76::text[], $77::bigint[]) WITH ORDINALITY
            AS t (payment_id, transfer_id, transfer_kind, account, currency, amount_minor, number)
       JOIN applied a USING (payment_id) JOIN sequences s USING (merchant_id)
     RETURNING merchant_id, currency, account, amount_minor, created_at
 ), wallet AS (
     INSERT INTO wallets AS w (merchant_id, currency, kind, balance_minor, updated_at)
     SELECT merchant_id, currency, account, sum(amount_minor), max(created_at)
-      FROM entries WHERE account = ANY ($74::text[])
+      FROM entries WHERE account = ANY ($78::text[])
      GROUP BY merchant_id, currency, account ORDER BY merchant_id, currency, account
     ON CONFLICT (merchant_id, currency, kind)
     DO UPDATE SET balance_minor = w.balance_minor + excluded.balance_minor, updated_at = excluded.updated_at
 ), sent AS (
     INSERT INTO deliveries (
         merchant_id, endpoint_id, event_seq, state, attempts, due_at, created_at, updated_at)
-    SELECT t.merchant_id, e.id, t.seq, 'PENDING', 1, now() + make_interval(secs => $75::float8), now(), now()
+    SELECT t.merchant_id, e.id, t.seq, 'PENDING', 1, now() + make_interval(secs => $79::float8), now(), now()
       FROM told t JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled
     RETURNING merchant_id, endpoint_id, event_seq
 )

@@ -23,6 +23,8 @@ _STATE_OF_OPENING = {
     EvidenceKind.LOST: "LOST",
     EvidenceKind.UNREACHABLE: "FAILED",
     EvidenceKind.REJECTED: "FAILED",
+    EvidenceKind.REROUTED: "FAILED",
+    EvidenceKind.DENIED: "FAILED",
     EvidenceKind.OPENED: "DONE",
     EvidenceKind.ATTEMPT_FAILED: "DONE",
     EvidenceKind.AUTHORIZED: "DONE",
@@ -125,6 +127,9 @@ def _seldom_changed(payment: Payment) -> tuple[object, ...]:
         payment.is_given_back,
         payment.pending_taken_minor,
         payment.fee_returned_minor,
+        payment.psp_account_id,
+        payment.expires_at,
+        payment.risk,
     )
 
 
@@ -152,6 +157,10 @@ def _rare(items: Sequence[ChangeRow]) -> Iterator[str]:
     yield plain([payment.pending_taken_minor for payment in after])
     yield plain([payment.fee_returned_minor for payment in after])
     yield plain([change.finding for change in changes])
+    yield uuids([payment.psp_account_id for payment in after])
+    yield uuids([payment.operation_id for payment in after])
+    yield times([payment.expires_at for payment in after])
+    yield plain([payment.risk for payment in after])
 
 
 def _requested(items: Sequence[ChangeRow]) -> Iterator[str]:

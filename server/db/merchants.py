@@ -1,4 +1,4 @@
-"""Merchants, their API keys and webhook endpoints, and the accounts at PSPs. Secrets arrive sealed and leave sealed."""
+"""Merchants, their terms, API keys and webhook endpoints. Secrets arrive sealed and leave sealed."""
 
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -6,9 +6,11 @@ from typing import Any
 from uuid import UUID
 
 from core.ids import EndpointId, MerchantId, PspAccountId
+from core.money import Money
 from core.payment import NO_TERMS, Terms
 from server.db.audit import Act, record_act
 from server.db.connection import Connection
+from server.db.psp_accounts import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,15 @@ class Merchant:
     refunds_fee: bool = False
     settlement_delay_seconds: int = 0
     currencies: tuple["CurrencyTerms", ...] = ()
+    routes: tuple[Route, ...] = ()
+
+    def accounts_for(self, money: Money) -> list[PspAccountId]:
+        """The PSP accounts that a payment may go to, the one to prefer first: by the merchant's rules, and then its own."""
+        return [*(route.psp_account_id for route in self.routes if route.fits(money)), self.psp_account_id]
+
+    def fallback_limit_minor(self, currency: str) -> int:
+        """Up to which amount a payment passes while the fraud check does not answer."""
+        return next((one.fallback_limit_minor for one in self.currencies if one.currency == currency), 0)
 
     def terms_in(self, currency: str) -> Terms:
         """The terms of a payment made now."""
@@ -43,12 +54,13 @@ class Merchant:
 
 @dataclass(frozen=True, slots=True)
 class CurrencyTerms:
-    """Fee and negative limit of a merchant in one currency."""
+    """What is agreed with a merchant for one currency."""
 
     currency: str
     fee_basis_points: int = 0
     fee_fixed_minor: int = 0
     negative_limit_minor: int = 0
+    fallback_limit_minor: int = 0
 
 
 _NO_FEE = CurrencyTerms("")
@@ -58,7 +70,7 @@ _NO_FEE = CurrencyTerms("")
 class NewTerms:
     """What to change of a merchant's terms; None leaves it as it is. An empty statement descriptor takes it away.
 
-    `fees` are (currency, basis points, fixed minor units), `negative_limits` (currency, minor units).
+    `fees` are (currency, basis points, fixed minor units), `negative_limits` and `fallback_limits` (currency, minor units).
     """
 
     accepts_payments: bool | None = None
@@ -69,6 +81,7 @@ class NewTerms:
     settlement_delay_seconds: int | None = None
     fees: list[tuple[str, int, int]] = field(default_factory=list)
     negative_limits: list[tuple[str, int]] = field(default_factory=list)
+    fallback_limits: list[tuple[str, int]] = field(default_factory=list)
 
     def summary(self) -> str:
         """What is changed, for the audit log."""
@@ -97,23 +110,14 @@ class Endpoint:
     enabled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PspAccount:
-    """Our account at a PSP."""
-
-    id: PspAccountId
-    psp: str
-    mode: str
-    base_url: str
-    sealed_api_key: bytes
-    sealed_webhook_secret: bytes
-
-
 _MERCHANT = """
 m.merchant_id, m.name, m.mode, m.psp_account_id, m.created_at, m.accepts_payments, m.one_live_payment_per_order,
 m.statement_descriptor, m.refunds_late, m.refunds_fee, m.settlement_delay_seconds,
-(SELECT json_agg(json_build_array(c.currency, c.fee_basis_points, c.fee_fixed_minor, c.negative_limit_minor) ORDER BY c.currency)
-   FROM merchant_currencies c WHERE c.merchant_id = m.merchant_id)
+(SELECT json_agg(json_build_array(c.currency, c.fee_basis_points, c.fee_fixed_minor, c.negative_limit_minor,
+                                  c.fallback_limit_minor) ORDER BY c.currency)
+   FROM merchant_currencies c WHERE c.merchant_id = m.merchant_id),
+(SELECT json_agg(json_build_array(r.psp_account_id, r.currency, r.amount_minor_min, r.amount_minor_max) ORDER BY r.position)
+   FROM psp_routes r WHERE r.merchant_id = m.merchant_id)
 """
 
 
@@ -133,33 +137,8 @@ def _merchant(row: tuple[Any, ...]) -> Merchant:
         refunds_fee,
         delay_seconds,
         currencies,
+        tuple(Route(PspAccountId(UUID(one[0])), *one[1:]) for one in row[12] or ()),
     )
-
-
-async def add_psp_account(connection: Connection, account: PspAccount, *, now: datetime) -> None:
-    """Store an account, or move it to another address."""
-    await connection.run(
-        """
-        INSERT INTO psp_accounts (id, psp, mode, base_url, sealed_api_key, sealed_webhook_secret, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7)
-        ON CONFLICT (id) DO UPDATE SET base_url = excluded.base_url
-        """,
-        account.id,
-        account.psp,
-        account.mode,
-        account.base_url,
-        account.sealed_api_key,
-        account.sealed_webhook_secret,
-        now,
-    )
-
-
-async def list_psp_accounts(connection: Connection) -> list[PspAccount]:
-    """All accounts, oldest first."""
-    rows = await connection.query(
-        "SELECT id, psp, mode, base_url, sealed_api_key, sealed_webhook_secret FROM psp_accounts ORDER BY created_at, id"
-    )
-    return [PspAccount(PspAccountId(row[0]), *row[1:]) for row in rows]
 
 
 async def add_merchant(connection: Connection, merchant: Merchant) -> None:
@@ -226,16 +205,17 @@ async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTer
                 basis_points,
                 fixed_minor,
             )
-        for currency, limit_minor in new.negative_limits:
-            await connection.run(
-                """
-                INSERT INTO merchant_currencies (merchant_id, currency, negative_limit_minor) VALUES ($1, $2, $3)
-                ON CONFLICT (merchant_id, currency) DO UPDATE SET negative_limit_minor = excluded.negative_limit_minor
-                """,
-                merchant_id,
-                currency,
-                limit_minor,
-            )
+        for column, limits in (("negative_limit_minor", new.negative_limits), ("fallback_limit_minor", new.fallback_limits)):
+            for currency, limit_minor in limits:
+                await connection.run(
+                    f"""
+                    INSERT INTO merchant_currencies (merchant_id, currency, {column}) VALUES ($1, $2, $3)
+                    ON CONFLICT (merchant_id, currency) DO UPDATE SET {column} = excluded.{column}
+                    """,  # noqa: S608 - own columns
+                    merchant_id,
+                    currency,
+                    limit_minor,
+                )
         await record_act(connection, act)
     return await find_merchant(connection, merchant_id)
 

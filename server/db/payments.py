@@ -7,6 +7,7 @@ from uuid import UUID
 
 import msgspec
 
+from core.evidence import Risk
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
 from core.payment import NO_TERMS, Capture, OperationKind, Payment, PendingOperation, Status, Terms
@@ -19,7 +20,7 @@ p.captured_minor, p.late, p.suspended, p.decline_code, p.did_check_again, p.chec
 p.lost_minor, p.capture_before, p.pending_id, p.pending_kind, p.pending_minor, p.pending_since, p.is_warned, p.release_at,
 p.is_given_back, p.pending_taken_minor, p.fee_returned_minor,
 p.capture, p.is_sync, p.live_order_id, p.statement_descriptor, p.metadata, p.fee_basis_points, p.fee_fixed_minor,
-p.refunds_fee, p.settlement_delay_seconds, p.refunds_late
+p.refunds_fee, p.settlement_delay_seconds, p.refunds_late, p.risk
 """
 
 _decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
@@ -65,6 +66,7 @@ def _payment(row: tuple[Any, ...]) -> Payment:
         statement_descriptor=row[39],
         metadata=_decode_metadata(row[40]) if row[40] else {},
         terms=_terms(*row[41:46]),
+        risk=Risk(row[46]) if row[46] else None,
     )
 
 

@@ -3,6 +3,7 @@
 Those that changed a payment are written with their change, by `server.db.change_batch`.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
@@ -11,12 +12,13 @@ from server.db.connection import Connection
 
 
 class Outcome(StrEnum):
-    """What became of the event."""
+    """What became of the event. TOO_EARLY and DEAD are in the inbox, `server.db.psp_inbox`."""
 
     APPLIED = "applied"
     NOTHING_NEW = "nothing_new"
     IGNORED = "ignored"
-    UNMATCHED = "unmatched"
+    TOO_EARLY = "too_early"
+    DEAD = "dead"
 
 
 async def was_seen(
@@ -34,6 +36,25 @@ async def was_seen(
         event_id,
     )
     return bool(rows)
+
+
+async def known_events(
+    connection: Connection, account_id: PspAccountId, events: Sequence[tuple[MerchantId, PaymentId, str]]
+) -> set[str]:
+    """The ids of those events that were processed before."""
+    rows = await connection.query(
+        """
+        SELECT e.event_id
+          FROM unnest($2::uuid[], $3::uuid[], $4::text[]) AS i (merchant_id, payment_id, event_id)
+          JOIN psp_events e ON e.merchant_id = i.merchant_id AND e.payment_id = i.payment_id AND e.psp_account_id = $1
+                           AND e.event_id = i.event_id
+        """,
+        account_id,
+        [merchant_id for merchant_id, _, _ in events],
+        [payment_id for _, payment_id, _ in events],
+        [event_id for _, _, event_id in events],
+    )
+    return {row[0] for row in rows}
 
 
 async def record(

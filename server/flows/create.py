@@ -5,49 +5,35 @@ any transaction, and what it answered goes through the transition function. A re
 next one with its key, or by the follow-up job: both ask or repeat with the operation's id, which the PSP knows as the key.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 
-import structlog
-import trio
-
 from core.due import first_due_at
-from core.errors import (
-    Conflict,
-    DatabaseRefused,
-    DatabaseUnavailable,
-    Forbidden,
-    PspError,
-    PspOutcomeUnknown,
-    PspRejected,
-    PspUnreachable,
-)
-from core.evidence import Evidence, EvidenceKind, Source
+from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, Overloaded, Unprocessable
+from core.evidence import Source
 from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, decide
-from core.ids import LogId, MerchantId, OperationId, PaymentId
+from core.ids import LogId, MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
-from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, evidence_about, is_provisionally_declined
+from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, is_provisionally_declined
 from server.db.create_batch import Creation, OrderIsLive, is_own
-from server.db.keys import find_key, store_reply
+from server.db.keys import find_key
 from server.db.merchants import Merchant
 from server.db.payments import find_payment
 from server.flows.background import Work
 from server.flows.idempotent import IN_FLIGHT_MARGIN_SECONDS, Request, wait_for_reply
-from server.flows.operate import PSP_KEY_LIFETIME
+from server.flows.open import Opening, is_opened, key_lifetime, open_payment, store_opened
 from server.flows.services import Services
-from server.flows.settle import Answering, encode_payment, settle
 from server.flows.verify import verify_if_possible
 from server.new_ids import uuid7
+from server.psp.adapter import Adapter
 
-CREATED = 201
 SYNC_EXPIRES_SECONDS = 60
 """How long a sync payment whose answer is missing is left to its request; the PSP is asked then, and it is never charged after.
 """
 
 ORDER_CONSTRAINT = "one_live_payment_per_order"
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +73,28 @@ async def create(
 ) -> Outcome:
     """Accept a payment once per key, and open or charge it at the PSP.
 
-    `reply_within_seconds`: return the payment as it stands after so long, the PSP being asked meanwhile; None waits for the PSP.
-    Cancelled in between, it is completed by a retry or by the follow-up job. Raises `Overloaded`, `DatabaseUnavailable`,
-    `Forbidden` where the merchant's payments are stopped, `Conflict` where the order has a live payment.
+    It goes to the first account of the merchant's rules that can take it and is healthy. `reply_within_seconds`: return the
+    payment as it stands after so long, the PSP being asked meanwhile; None waits for the PSP. Cancelled in between, it is
+    completed by a retry or by the follow-up job. Raises `Overloaded`, `DatabaseUnavailable`, `Forbidden` where the merchant's
+    payments are stopped, `Conflict` where the order has a live payment, `Unprocessable` where no account takes such a payment.
     """
     if not merchant.accepts_payments and not await _is_known(services, request):
         raise Forbidden("this merchant's payments are stopped; reading, refunding and canceling go on", code="payments_stopped")
     if reply_within_seconds is not None:
         services.background.require_room()
-    creation = _creation(services, merchant, wanted, request)
+    may_wait = reply_within_seconds is not None and wanted.token is None
+    candidates = services.psps.candidates(
+        merchant.accounts_for(wanted.money),
+        mode=merchant.mode,
+        money=wanted.money,
+        by_token=wanted.token is not None,
+        by_hand=wanted.capture is Capture.MANUAL,
+    )
+    chosen, *others = await _choose(services, request, candidates, merchant, may_wait=may_wait)
+    creation = _creation(services, merchant, wanted, request, chosen)
     stored = await _accept(services, creation)
     if stored is None:
-        work = partial(_open_in_time, services, creation, wanted.token)
+        work = partial(_open_in_time, services, creation, wanted.token, others, may_wait=may_wait)
         if reply_within_seconds is None:
             return Opened(await work())
         return await _reply_within(services.background.start(work), creation.payment, seconds=reply_within_seconds)
@@ -111,6 +107,32 @@ async def create(
         return decision
     payment = await _resume(services, merchant.id, decision.payment_id, key=request.key, token=wanted.token)
     return Opened(payment, replayed=True)
+
+
+async def _choose(
+    services: Services, request: Request, candidates: Sequence[Adapter], merchant: Merchant, *, may_wait: bool
+) -> list[PspAccountId]:
+    """The accounts that the payment may go to, the one to ask first.
+
+    Without a healthy one, a page that `may_wait` is opened later, by the first; else a request that is not known is refused.
+    Raises `Overloaded` or `Unprocessable`.
+    """
+    healthy = [adapter.account_id for adapter in candidates if adapter.guard.is_healthy]
+    if healthy:
+        if healthy[0] != candidates[0].account_id:
+            services.metrics.failed_over(str(candidates[0].account_id), str(healthy[0]))
+        return healthy
+    if may_wait and candidates:
+        return [candidates[0].account_id]
+    if await _is_known(services, request):
+        return [merchant.psp_account_id]
+    if candidates:
+        raise Overloaded("no payment provider can be reached at the moment: try again in a moment", code="psp_unavailable")
+    if not services.psps.candidates(
+        merchant.accounts_for(Money(1, "EUR")), mode=merchant.mode, money=Money(1, "EUR"), by_token=False, by_hand=False
+    ):
+        raise Overloaded("no payment provider takes payments of this merchant at the moment", code="psp_unavailable")
+    raise Unprocessable("none of this merchant's payment providers takes such a payment", code="no_provider")
 
 
 async def _is_known(services: Services, request: Request) -> bool:
@@ -147,11 +169,14 @@ async def _reply_within(work: Work[Payment], accepted: Payment, *, seconds: floa
     return Opened(payment) if payment is not None else Opened(accepted, is_waiting=True)
 
 
-async def _open_in_time(services: Services, creation: Creation, token: str | None) -> Payment:
+async def _open_in_time(
+    services: Services, creation: Creation, token: str | None, others: Sequence[PspAccountId], *, may_wait: bool
+) -> Payment:
     """Open a payment that was just accepted, unless accepting it took so long that a retry may be doing so already."""
     if services.now() + timedelta(seconds=services.psp_seconds) > creation.in_flight_until:
         return creation.payment
-    return await _open(services, creation.payment, key=creation.key, token=token, is_first=True)
+    opening = Opening(key=creation.key, token=token, is_first=True, may_wait=may_wait, others=tuple(others))
+    return await open_payment(services, creation.payment, opening)
 
 
 async def _resume(services: Services, merchant_id: MerchantId, payment_id: PaymentId, *, key: str, token: str | None) -> Payment:
@@ -163,101 +188,26 @@ async def _resume(services: Services, merchant_id: MerchantId, payment_id: Payme
     if payment.is_sync and payment.status in UNSETTLED:
         payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
     if is_opened(payment):
-        await _store_reply(services, payment, key)
+        await store_opened(services, payment, key)
         return payment
     now = services.now()
-    is_over = now - payment.created_at > PSP_KEY_LIFETIME
+    is_over = now - payment.created_at > await key_lifetime(services, payment)
     # Once it expires the PSP may be found to know nothing of it; no request must be under way then.
     is_nearly_over = now + timedelta(seconds=services.psp_seconds) > payment.expires_at
     is_asked_about = payment.is_sync and (payment.status is Status.UNKNOWN or is_provisionally_declined(payment))
     if payment.status in FINAL or is_over or is_nearly_over or is_asked_about:
         return payment
-    return await _open(services, payment, key=key, token=token, is_first=False)
+    return await open_payment(services, payment, Opening(key=key, token=token))
 
 
-def is_opened(payment: Payment) -> bool:
-    """Whether the payment has a definitive reply: it has its page, or its token was accepted."""
-    if payment.is_sync:
-        return payment.status in (Status.AUTHORIZED, Status.SUCCEEDED)
-    return payment.payment_url is not None
-
-
-async def open_again(services: Services, payment: Payment) -> Payment:
-    """Open the page of a payment whose request died before it had: the PSP does not know it. Never charges."""
-    assert not payment.is_sync
-    is_nearly_over = services.now() + timedelta(seconds=services.psp_seconds) > payment.expires_at
-    is_too_old = services.now() - payment.created_at > PSP_KEY_LIFETIME
-    if is_opened(payment) or is_nearly_over or is_too_old:
-        return payment
-    return await _open(services, payment, key=None, token=None, is_first=False)
-
-
-async def _open(services: Services, payment: Payment, *, key: str | None, token: str | None, is_first: bool) -> Payment:
-    evidence = await _ask(services, payment, token, is_first=is_first)
-    if evidence is None:
-        return payment
-    is_open = evidence.kind in (EvidenceKind.OPENED, EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED)
-    settled = await settle(
-        services,
-        payment.merchant_id,
-        payment.id,
-        evidence,
-        known=payment,
-        answering=Answering(key, CREATED, lambda change: is_opened(change.after)) if key is not None else None,
-        only_if_unchanged=evidence.kind in (EvidenceKind.UNREACHABLE, EvidenceKind.REJECTED),
-    )
-    assert settled is not None
-    if key is not None and not settled.is_answered and is_opened(settled.payment):
-        await _store_reply(services, settled.payment, key)
-    if is_open and not payment.is_sync and settled.payment.status in (Status.EXPIRED, Status.CANCELED):
-        await _close_again(services, settled.payment)
-    if is_provisionally_declined(settled.payment):
-        return await verify_if_possible(services, settled.payment, source=Source.RECHECK, seconds=services.psp_seconds)
-    return settled.payment
-
-
-async def _store_reply(services: Services, payment: Payment, key: str) -> None:
-    """Keep the first definitive reply where no change of the payment carries it."""
-    async with services.db.pool.connection() as connection:
-        await store_reply(connection, payment.merchant_id, key, status=CREATED, body=encode_payment(payment))
-
-
-async def _close_again(services: Services, payment: Payment) -> None:
-    """The page was opened after the payment was over: close it. Where that fails, money that comes is still kept, as late."""
-    with trio.move_on_after(services.psp_seconds):
-        try:
-            adapter = await services.psps.of(payment.psp_account_id)
-            evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.CREATE)
-        except PspError as error:
-            _log.warning("a page that was opened too late could not be closed", payment=str(payment.id), error=str(error))
-            return
-        await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
-
-
-async def _ask(services: Services, payment: Payment, token: str | None, *, is_first: bool) -> Evidence | None:
-    """Call the PSP; what was learned, or None for nothing."""
-    try:
-        with trio.fail_after(services.psp_seconds):
-            adapter = await services.psps.of(payment.psp_account_id)
-            return await (adapter.create_intent(payment) if token is None else adapter.charge(payment, token))
-    except PspUnreachable:
-        # An earlier request may have reached the PSP before it died; then this one's failure proves nothing.
-        return evidence_about(payment, EvidenceKind.UNREACHABLE, Source.CREATE) if is_first else None
-    except PspRejected as error:
-        _log.warning("the PSP refused a payment", payment=str(payment.id), error=str(error))
-        return evidence_about(payment, EvidenceKind.REJECTED, Source.CREATE, code="refused_by_the_psp") if is_first else None
-    except (PspOutcomeUnknown, trio.TooSlowError):
-        return evidence_about(payment, EvidenceKind.LOST, Source.CREATE)
-
-
-def _creation(services: Services, merchant: Merchant, wanted: NewPayment, request: Request) -> Creation:
+def _creation(services: Services, merchant: Merchant, wanted: NewPayment, request: Request, account_id: PspAccountId) -> Creation:
     now = services.now()
     expires_in_seconds = wanted.expires_in_seconds if wanted.token is None else SYNC_EXPIRES_SECONDS
     expires_at = now + timedelta(seconds=expires_in_seconds)
     payment = Payment(
         id=PaymentId(uuid7()),
         merchant_id=merchant.id,
-        psp_account_id=merchant.psp_account_id,
+        psp_account_id=account_id,
         operation_id=OperationId(uuid7()),
         order_id=wanted.order_id,
         money=wanted.money,

@@ -5,7 +5,6 @@ which asks first and then repeats the same operation, with its id as the PSP's i
 """
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 import structlog
 import trio
@@ -27,15 +26,13 @@ from core.money import Money
 from core.payment import OperationKind, Payment, PendingOperation, Status, evidence_about
 from server.db.payments import find_payment
 from server.flows.idempotent import Claimed, Request, answer, claim, give_up
+from server.flows.open import key_lifetime
 from server.flows.services import Services
 from server.flows.settle import Answering, encode_payment, settle
 from server.flows.verify import look, verify_if_possible
 from server.new_ids import uuid7
 
 DONE = 200
-PSP_KEY_LIFETIME = timedelta(hours=23)
-"""How long a PSP may be sent the same operation again."""
-
 _log = structlog.get_logger()
 
 
@@ -142,7 +139,7 @@ async def carry_out(services: Services, payment: Payment, *, answering: Answerin
     operation = payment.pending
     if operation is None:
         return Done(payment)
-    if services.now() - operation.since > PSP_KEY_LIFETIME:
+    if services.now() - operation.since > await key_lifetime(services, payment):
         return Done(payment, failure=PspOutcomeUnknown("the operation is too old to be repeated"))
     failure: PspError | None = None
     try:

@@ -1,111 +1,168 @@
-"""Receive a webhook of a PSP: verified, applied once, remembered."""
+"""Receive an event of a PSP, by webhook or from its list: verified before, applied once, remembered.
 
+An event that comes too early (its payment, refund or dispute is not here yet) is parked in the inbox and tried again from there,
+as is one whose processing failed. Five failures alike, or the end of the inbox's patience, make it a dead letter and a finding.
+"""
+
+import hashlib
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 
-from core.errors import Overloaded
-from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding, Source
-from core.ids import PspAccountId
+import msgspec
+import structlog
+
+from core.errors import DatabaseUnavailable, FlorinError, Malformed, Overloaded, PspBusy
+from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding
+from core.ids import MerchantId, PaymentId, PspAccountId
 from core.ledger import dispute_transfer
 from core.payment import CLOSED, is_provisionally_declined
+from core.retry import INBOX_DELAYS_SECONDS
 from server.db.change_batch import PspEvent
 from server.db.findings import add_finding, has_transfer
 from server.db.payments import find_payment
 from server.db.psp_events import Outcome, record, was_seen
+from server.db.psp_inbox import NOBODY, InboxItem, InboxState, end_event, note_failure, park
 from server.flows.operate import carry_out
+from server.flows.refund import adopt
 from server.flows.services import Services
 from server.flows.settle import settle, settle_refund
-from server.flows.verify import verify_if_possible
+from server.flows.verify import verify_again
 from server.new_ids import uuid7
-from server.psp.adapter import Notice
+from server.psp.adapter import Adapter, Notice
+
+ERROR_LENGTH_MAX = 300
+_log = structlog.get_logger()
 
 
-async def receive(services: Services, account_id: PspAccountId, notice: Notice) -> Outcome:
+async def receive(services: Services, adapter: Adapter, notice: Notice) -> Outcome:
     """Apply a verified notice. Returns after the commit; repeating it changes nothing.
 
-    Raises `DatabaseUnavailable` or `Overloaded`: the PSP has to send it again.
+    TOO_EARLY is parked, and DEAD has failed often enough: neither is to be told again. Raises what went wrong, which the PSP then
+    has to tell again.
     """
-    if not notice.evidence:
-        await _remember(services, account_id, notice, Outcome.IGNORED)
+    failure: Exception | None = None
+    outcome = Outcome.DEAD
+    try:
+        outcome = await _apply(services, adapter, notice)
+    except (DatabaseUnavailable, Overloaded, PspBusy):
+        raise
+    except Exception as error:  # noqa: BLE001 - counted, and raised again below
+        failure = error
+    if failure is not None and await _failed(services, _item(services, adapter, notice, failure), notice) is not InboxState.DEAD:
+        raise failure
+    if outcome is Outcome.TOO_EARLY:
+        due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[0])
+        async with services.db.pool.connection() as connection:
+            await park(connection, _item(services, adapter, notice, None), due_at=due_at)
+    services.metrics.psp_event(adapter.psp, outcome.value)
+    return outcome
+
+
+async def receive_unreadable(services: Services, adapter: Adapter, body: bytes, error: Malformed) -> Outcome:
+    """A signed event that cannot be read. Raises `Malformed` again, until it has failed often enough."""
+    event_id = "sha256:" + hashlib.sha256(body).hexdigest()
+    notice = Notice(event_id=event_id, event_type="unreadable", merchant_id=None, payment_id=None)
+    item = replace(_item(services, adapter, notice, error), notice=None)
+    if await _failed(services, item, notice) is not InboxState.DEAD:
+        raise error
+    services.metrics.psp_event(adapter.psp, Outcome.DEAD.value)
+    return Outcome.DEAD
+
+
+async def retry(services: Services, item: InboxItem) -> None:
+    """Try a claimed event of the inbox again."""
+    error = item.last_error
+    outcome = Outcome.DEAD
+    if item.notice is not None:
+        notice = msgspec.json.decode(item.notice, type=Notice)
+        adapter = await services.psps.of(item.psp_account_id)
+        try:
+            outcome = await _apply(services, adapter, notice)
+        except (DatabaseUnavailable, Overloaded, PspBusy):
+            return  # the claim's lease brings it back
+        except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
+            outcome, error = Outcome.TOO_EARLY, _text(failure)
+        services.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
+    is_over = item.attempts >= len(INBOX_DELAYS_SECONDS) or outcome is Outcome.DEAD
+    async with services.db.pool.connection() as connection:
+        if outcome not in (Outcome.TOO_EARLY, Outcome.DEAD):
+            await end_event(connection, item, InboxState.DONE, due_at=None, error=error)
+        elif not is_over:
+            due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[item.attempts])
+            await end_event(connection, item, InboxState.WAITING, due_at=due_at, error=error)
+        elif await end_event(connection, item, InboxState.DEAD, due_at=None, error=error) and item.notice is not None:
+            await _report(services, notice, error)
+
+
+async def _apply(services: Services, adapter: Adapter, notice: Notice) -> Outcome:
+    if notice.merchant_id is None and notice.reference is not None:
+        notice = await adapter.resolve(notice)
+    if notice.merchant_id is None or notice.payment_id is None or not notice.evidence:
+        if notice.merchant_id is not None and notice.payment_id is not None:
+            await _remember(services, adapter.account_id, notice, Outcome.IGNORED)
+        _log.debug("a PSP event is of no concern", psp=adapter.psp, type=notice.event_type, event_id=notice.event_id)
         return Outcome.IGNORED
+    ids = notice.merchant_id, notice.payment_id
     if len(notice.evidence) > 1 or notice.evidence[0].refund_id is not None:
-        return await _receive_refunds(services, account_id, notice)
+        return await _apply_refunds(services, adapter.account_id, notice, ids)
     evidence = notice.evidence[0]
-    if evidence.kind in DISPUTES:
-        await _require_its_turn(services, notice, evidence)
+    if evidence.kind in DISPUTES and not await _is_its_turn(services, ids, evidence):
+        return Outcome.TOO_EARLY
     # Other evidence is idempotent by itself; a refused attempt is logged each time, so its event must be new.
-    if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(services, account_id, notice):
+    if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(services, adapter.account_id, notice, ids):
         return Outcome.NOTHING_NEW
-    settled = await settle(
-        services,
-        notice.merchant_id,
-        notice.payment_id,
-        evidence,
-        psp_event=PspEvent(notice.event_id, notice.event_type),
-    )
+    settled = await settle(services, *ids, evidence, psp_event=PspEvent(notice.event_id, notice.event_type))
     if settled is None:
-        await _report_unmatched(services, notice, evidence)
-        await _remember(services, account_id, notice, Outcome.UNMATCHED)
-        return Outcome.UNMATCHED
+        return Outcome.TOO_EARLY
     if not settled.changed:
-        await _remember(services, account_id, notice, Outcome.NOTHING_NEW)
+        await _remember(services, adapter.account_id, notice, Outcome.NOTHING_NEW)
         return Outcome.NOTHING_NEW
     if is_provisionally_declined(settled.payment):
-        await verify_if_possible(services, settled.payment, source=Source.RECHECK, seconds=services.psp_seconds)
+        await verify_again(services, settled.payment)
     if settled.payment.pending is not None and settled.payment.status in CLOSED:
         await carry_out(services, settled.payment)  # money was authorized too late: it is released
     return Outcome.APPLIED
 
 
-async def _require_its_turn(services: Services, notice: Notice, evidence: Evidence) -> None:
-    """A dispute that is told before the charge, or its end before its opening, has to be told again. Raises `Overloaded`."""
+async def _is_its_turn(services: Services, ids: tuple[MerchantId, PaymentId], evidence: Evidence) -> bool:
+    """Whether what a dispute is about has been told: the charge, and for its end its opening."""
     async with services.db.pool.connection() as connection:
-        payment = await find_payment(connection, notice.merchant_id, notice.payment_id)
+        payment = await find_payment(connection, *ids)
         if payment is None or evidence.money is None or evidence.money.amount_minor <= 0:
-            return
+            return True
         opening = dispute_transfer(payment, replace(evidence, kind=EvidenceKind.DISPUTED))
         is_opening = evidence.kind is EvidenceKind.DISPUTED
-        if not payment.captured_minor or (not is_opening and not await has_transfer(connection, payment.merchant_id, opening)):
-            raise Overloaded("what this dispute is about has not been told yet: tell it again")
+        return bool(payment.captured_minor) and (is_opening or await has_transfer(connection, payment.merchant_id, opening))
 
 
-async def _receive_refunds(services: Services, account_id: PspAccountId, notice: Notice) -> Outcome:
+async def _apply_refunds(
+    services: Services, account_id: PspAccountId, notice: Notice, ids: tuple[MerchantId, PaymentId]
+) -> Outcome:
     """Refunds come several in one event; each is applied by itself, and the event is remembered when all are."""
     outcome = Outcome.NOTHING_NEW
     for evidence in notice.evidence:
         assert evidence.refund_id is not None
-        settled = await settle_refund(services, notice.merchant_id, notice.payment_id, evidence.refund_id, evidence)
+        apply = partial(settle_refund, services, *ids, evidence.refund_id, evidence)
+        settled = await apply()
         if settled is None:
-            await _report_unmatched(services, notice, evidence)
-            outcome = Outcome.UNMATCHED
-        elif settled.changed and outcome is Outcome.NOTHING_NEW:
+            if not await adopt(services, *ids, evidence):
+                return Outcome.TOO_EARLY
+            settled = await apply()
+        if settled is not None and settled.changed:
             outcome = Outcome.APPLIED
     await _remember(services, account_id, notice, outcome)
     return outcome
 
 
-async def _was_seen(services: Services, account_id: PspAccountId, notice: Notice) -> bool:
+async def _was_seen(services: Services, account_id: PspAccountId, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> bool:
     async with services.db.pool.connection() as connection:
-        return await was_seen(connection, notice.merchant_id, notice.payment_id, account_id, event_id=notice.event_id)
-
-
-async def _report_unmatched(services: Services, notice: Notice, evidence: Evidence) -> None:
-    """Money for a payment that we do not have is for a person to look at: the PSP will not tell again."""
-    if evidence.money is None or await _was_seen(services, evidence.psp_account_id, notice):
-        return
-    detail = f"{evidence.kind} {evidence.money} as {evidence.reference}, of something that is not here"
-    async with services.db.pool.connection() as connection:
-        await add_finding(
-            connection,
-            notice.merchant_id,
-            notice.payment_id,
-            uuid7(),
-            kind=Finding.UNMATCHED_EVENT,
-            detail=detail,
-            now=services.now(),
-        )
+        return await was_seen(connection, *ids, account_id, event_id=notice.event_id)
 
 
 async def _remember(services: Services, account_id: PspAccountId, notice: Notice, outcome: Outcome) -> None:
+    assert notice.merchant_id is not None
+    assert notice.payment_id is not None
     async with services.db.pool.connection() as connection:
         await record(
             connection,
@@ -115,5 +172,53 @@ async def _remember(services: Services, account_id: PspAccountId, notice: Notice
             event_id=notice.event_id,
             event_type=notice.event_type,
             outcome=outcome,
+            now=services.now(),
+        )
+
+
+def _item(services: Services, adapter: Adapter, notice: Notice, error: Exception | None) -> InboxItem:
+    return InboxItem(
+        merchant_id=notice.merchant_id or NOBODY,
+        psp_account_id=adapter.account_id,
+        event_id=notice.event_id,
+        type=notice.event_type,
+        notice=msgspec.json.encode(notice).decode(),
+        state=InboxState.WAITING,
+        attempts=0,
+        last_error=_text(error) if error is not None else "what it is about is not here yet",
+        received_at=services.now(),
+    )
+
+
+def _text(error: Exception) -> str:
+    """What went wrong, short, and without anything that an unexpected exception may quote."""
+    said = f"{type(error).__name__}: {error}" if isinstance(error, FlorinError) else type(error).__name__
+    return said.replace("\0", "")[:ERROR_LENGTH_MAX]
+
+
+async def _failed(services: Services, item: InboxItem, notice: Notice) -> InboxState:
+    """Count a failure, and tell a person of a new dead letter."""
+    _log.warning("a PSP event could not be applied", event_id=notice.event_id, type=notice.event_type, error=item.last_error)
+    due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[-1])
+    async with services.db.pool.connection() as connection:
+        state = await note_failure(connection, item, due_at=due_at, now=services.now())
+    if state is InboxState.DEAD:
+        await _report(services, notice, item.last_error)
+    return state
+
+
+async def _report(services: Services, notice: Notice, error: str) -> None:
+    _log.error("a PSP event is a dead letter", event_id=notice.event_id, type=notice.event_type, error=error)
+    if notice.merchant_id is None or notice.payment_id is None:
+        return
+    told = ", ".join(f"{one.kind} {one.money or ''} as {one.reference}" for one in notice.evidence)
+    async with services.db.pool.connection() as connection:
+        await add_finding(
+            connection,
+            notice.merchant_id,
+            notice.payment_id,
+            uuid7(),
+            kind=Finding.UNMATCHED_EVENT,
+            detail=f"event {notice.event_id}, {told}: {error}",
             now=services.now(),
         )

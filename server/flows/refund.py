@@ -11,24 +11,28 @@ import structlog
 import trio
 
 from core.errors import Conflict, PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
-from core.evidence import EvidenceKind, Source
+from core.evidence import Evidence, EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay
-from core.ids import PaymentId, RefundId
+from core.ids import MerchantId, PaymentId, RefundId
 from core.payment import Change, Payment, Status, evidence_about
-from core.refund import Refund, RefundStatus
+from core.refund import Refund, RefundStatus, made_at_the_psp
 from core.refund_transition import REFUSED, Balances, next_refund_look_at, request_refund
 from server.db.change_batch import ChangeRow
 from server.db.payments import find_payment
 from server.db.refunds import find_refund, postpone_refund
 from server.db.under_lock import change_under_lock
 from server.flows.idempotent import Claimed, Request, answer, claim, give_up
-from server.flows.operate import PSP_KEY_LIFETIME, load
+from server.flows.open import key_lifetime
+from server.flows.operate import load
 from server.flows.services import Services
 from server.flows.settle import Answering, encode_refund, row_of, settle, settle_refund
 from server.new_ids import uuid7
 
 CREATED = 201
 _log = structlog.get_logger()
+
+
+_STANDS = frozenset({EvidenceKind.REFUND_PENDING, EvidenceKind.REFUND_SUCCEEDED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,51 @@ async def accept(
     return accepted
 
 
+async def adopt(services: Services, merchant_id: MerchantId, payment_id: PaymentId, evidence: Evidence) -> bool:
+    """Accept a refund that was made at the PSP, once: it has happened, so it posts whatever the wallet holds.
+
+    False where it cannot be yet: the payment is not here, or not charged, or the refund should be one of ours. Raises `Conflict`
+    for one that does not fit the payment.
+    """
+    reference, refund_id = evidence.reference, evidence.refund_id
+    assert refund_id is not None
+    if reference is None or refund_id != made_at_the_psp(payment_id, reference):
+        return False
+    if evidence.kind not in _STANDS:
+        return True  # it failed before we heard of it: nothing has happened
+    async with services.db.pool.connection() as connection:
+        payment = await find_payment(connection, merchant_id, payment_id)
+        if payment is None or payment.status is not Status.SUCCEEDED:
+            return False
+        if evidence.money is None or not _is_of(payment, evidence):
+            raise Conflict("a refund made at the PSP does not fit its payment", code="refund_mismatch")
+        amount_minor = evidence.money.amount_minor
+
+        def decide(locked: Payment, balances: Balances) -> ChangeRow:
+            change = request_refund(
+                locked,
+                refund_id,
+                amount_minor=amount_minor,
+                reason="made at the payment provider",
+                balances=balances,
+                source=Source.WEBHOOK,
+                now=services.now(),
+                reference=reference,
+            )
+            return row_of(change)
+
+        await change_under_lock(connection, services.db.change_batch, merchant_id, payment_id, decide, unless_refund=refund_id)
+    return True
+
+
+def _is_of(payment: Payment, evidence: Evidence) -> bool:
+    is_same = evidence.psp_account_id == payment.psp_account_id and evidence.operation_id == payment.operation_id
+    return is_same and evidence.money is not None and evidence.money.currency == payment.money.currency
+
+
 async def send(services: Services, payment: Payment, accepted: Refund, *, answering: Answering | None = None) -> Refunded:
     """Ask the PSP for a refund and apply what it says. Repeating it changes nothing, as long as the PSP remembers its key."""
-    if services.now() - accepted.created_at > PSP_KEY_LIFETIME:
+    if services.now() - accepted.created_at > await key_lifetime(services, payment):
         return Refunded(accepted, failure=PspOutcomeUnknown("the refund is too old to be repeated"))
     failure: PspError | None = None
     try:

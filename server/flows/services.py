@@ -9,10 +9,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from server.db.change_batch import NewDelivery
 from server.db.database import Database
 from server.flows.background import Background
+from server.flows.fraud import FraudCheck
 from server.psp.routing import Routing
+from server.telemetry import Metrics
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """`notify` hands committed deliveries to the job that sends them; it never waits and may drop what the lease recovers."""
 
@@ -23,6 +25,8 @@ class Services:
     now: Callable[[], datetime]
     background: Background
     receipt_key: Ed25519PrivateKey
+    metrics: Metrics
+    fraud: FraudCheck | None = None
 
 
 def utc_now() -> datetime:

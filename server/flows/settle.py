@@ -14,10 +14,11 @@ from core.events import event_type_of, payment_data, refund_data
 from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding
 from core.ids import EventId, LogId, MerchantId, PaymentId, RefundId
 from core.ledger import Transfer, dispute_transfer, transfer_of
+from core.matching import mismatch
 from core.payment import Change, Payment
 from core.refund import Refund
 from core.refund_transition import apply_refund
-from core.transition import apply, mismatch
+from core.transition import apply
 from server.db.change_batch import Applied, ChangeRow, PspEvent, Reply
 from server.db.connection import Connection
 from server.db.findings import has_open_finding, has_transfer

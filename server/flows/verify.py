@@ -1,12 +1,27 @@
-"""Ask the PSP how a payment stands, and apply what it says."""
+"""Ask the PSP how payments stand, and apply what it says."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import trio
 
-from core.errors import DatabaseUnavailable, Overloaded, PspError, PspOutcomeUnknown
+from core.errors import DatabaseUnavailable, Overloaded, PspBusy, PspError, PspOutcomeUnknown
 from core.evidence import Evidence, EvidenceKind, Source
-from core.payment import Payment
+from core.payment import Payment, is_provisionally_declined
 from server.flows.services import Services
 from server.flows.settle import settle
+
+CONCURRENCY_MAX = 2_500
+BUSY_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A payment after it was asked about; `failure` says why nothing was learned."""
+
+    payment: Payment
+    failure: PspError | DatabaseUnavailable | Overloaded | None = None
 
 
 async def look(services: Services, payment: Payment, *, source: Source) -> Evidence:
@@ -42,3 +57,57 @@ async def verify_if_possible(services: Services, payment: Payment, *, source: So
         except (PspError, DatabaseUnavailable, Overloaded):
             pass
     return payment
+
+
+async def verify_again(services: Services, payment: Payment) -> Payment:
+    """The second look at a decline; where nothing can be learned now, the follow-up job looks."""
+    return await verify_if_possible(services, payment, source=Source.RECHECK, seconds=services.psp_seconds)
+
+
+async def verify_all(
+    services: Services,
+    payments: Iterable[Payment],
+    send: trio.MemorySendChannel[Verified],
+    *,
+    source: Source,
+    seconds: float = math.inf,
+    concurrency: int = CONCURRENCY_MAX,
+) -> None:
+    """Ask about any number of payments, so many at once, and send each result the moment it is committed.
+
+    A decline that is heard of first is looked at exactly once more. While the PSP, or our own limits, have no room, it waits:
+    nothing was sent then. After `seconds` it stops: what was not asked about by then is not sent, and what was committed stays.
+    `payments` is read as far as it is needed, so it may be endless; the memory used is that of `concurrency` calls. `send` is
+    closed.
+    """
+    left = iter(payments)
+    async with send:
+        with trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+                for _ in range(concurrency):
+                    first = next(left, None)
+                    if first is None:
+                        break
+                    nursery.start_soon(_verify_one_after_another, services, first, left, send, source)
+
+
+async def _verify_one_after_another(
+    services: Services, first: Payment, left: Iterator[Payment], send: trio.MemorySendChannel[Verified], source: Source
+) -> None:
+    payment: Payment | None = first
+    while payment is not None:
+        await send.send(await _verify_patiently(services, payment, source))
+        payment = next(left, None)
+
+
+async def _verify_patiently(services: Services, payment: Payment, source: Source) -> Verified:
+    while True:
+        try:
+            after = await verify(services, payment, source=source)
+            if is_provisionally_declined(after) and not is_provisionally_declined(payment):
+                after = await verify_again(services, after)
+            return Verified(after)
+        except PspBusy as error:
+            await trio.sleep(max(error.retry_after_seconds, BUSY_SECONDS))
+        except (PspError, DatabaseUnavailable, Overloaded) as error:
+            return Verified(payment, error)

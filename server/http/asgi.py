@@ -20,6 +20,10 @@ class ClientGone(Exception):
     """The client closed the connection before its request was complete; there is nobody to answer."""
 
 
+class Abort(Exception):
+    """Raised by an application that wants its connection closed at once, without an answer or the rest of it."""
+
+
 async def call(app: Application, scope: Scope, receive: Receive, send: Send) -> BaseException | None:
     """Call the application; what it failed with, if it did. Only cancellation, and Ctrl-C, pass through.
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 import structlog
 import trio
 
-from server.http.asgi import Application, Scope, call, respond
+from server.http.asgi import Abort, Application, Scope, call, respond
 from server.http.exchange import STATUS_LINES, Exchange
 from server.http.forwarded import Addresses, Networks, forwarded
 from server.http.handshake import shake_hands
@@ -162,7 +162,7 @@ class Connection:
     async def _call(self, request: Request, exchange: Exchange) -> None:
         """Call the application. Raises `BadRequest` where it could not answer because the rest of the request is bad."""
         failure = await call(self._house.app, self._scope(request), exchange.receive, exchange.send)
-        if exchange.finished and failure is None:
+        if (exchange.finished and failure is None) or isinstance(failure, Abort):
             return
         if not request.complete and self._parser.failure is not None and exchange.take_back():
             raise self._parser.failure

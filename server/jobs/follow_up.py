@@ -21,8 +21,8 @@ from core.payment import Payment, Status, evidence_about, is_provisionally_decli
 from core.refund import Refund
 from server.db.payments import claim_due_payments, merchants_with_due_payments, postpone
 from server.db.refunds import claim_due_refunds, merchants_with_due_refunds
-from server.flows.create import open_again
 from server.flows.expire import expire
+from server.flows.open import open_again
 from server.flows.operate import finish
 from server.flows.refund import finish_refund, give_back, look_in_vain
 from server.flows.release import release

@@ -1,67 +1,127 @@
 """What Florin asks of a PSP, whoever it is.
 
 Every answer is `Evidence` about one operation, so that all of them meet in the one transition function. The operation's id is the
-PSP's idempotency key and goes into the PSP object's metadata, so that an operation whose answer was lost can be found again.
-Callers own the deadlines; a call that is cancelled may have taken place.
+PSP's idempotency key and goes, with the payment's and the merchant's, into the metadata of the PSP's object, so that an operation
+whose answer was lost can be found again, and a webhook its payment. Calls that fail raise what is known: `PspUnreachable`
+(provably nothing was done; `PspBusy` for want of room), `PspRejected` (the PSP refused), `PspOutcomeUnknown` (the answer was
+lost). Repeating a call changes nothing within `Capabilities.key_lifetime`. Callers own the deadlines; a call that is cancelled
+may have taken place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import MerchantId, PaymentId, PspAccountId
+from core.money import Money
 from core.payment import Payment, PendingOperation
 from core.refund import Refund
+from server.psp.guard import Guard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a PSP can do, and how long it remembers an idempotency key.
+
+    `charges_in_two_steps`: a token is charged by `prepare`, whose reference is committed, and then `charge`.
+    """
+
+    key_lifetime: timedelta
+    hosted_page: bool = True
+    tokens: bool = True
+    manual_capture: bool = True
+    charges_in_two_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """A webhook of a PSP, verified and read. `evidence` is what it says, in order; empty for a type that is of no concern."""
+    """An event of a PSP, verified and read. `evidence` is what it says, in order; empty for a type that is of no concern.
+
+    `merchant_id` and `payment_id` are None where the event does not name them; then `reference` is the PSP's object to ask about.
+    """
 
     event_id: str
     event_type: str
+    merchant_id: MerchantId | None
+    payment_id: PaymentId | None
+    evidence: tuple[Evidence, ...] = ()
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A payment's object in the PSP's list: whose it is by its metadata, and how it stands."""
+
     merchant_id: MerchantId
     payment_id: PaymentId
-    evidence: tuple[Evidence, ...]
+    evidence: Evidence
+    created_at: datetime
 
 
 class Adapter(Protocol):
     """One account at one PSP."""
 
-    psp: str
-    account_id: PspAccountId
+    @property
+    def psp(self) -> str:
+        """The PSP's name."""
+        ...
+
+    @property
+    def account_id(self) -> PspAccountId:
+        """Our account there."""
+        ...
+
+    @property
+    def mode(self) -> str:
+        """Test or live."""
+        ...
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether new payments may go there."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the PSP can do."""
+        ...
+
+    @property
+    def guard(self) -> Guard:
+        """What stands before every call."""
+        ...
+
+    def takes(self, money: Money) -> bool:
+        """Whether the PSP can be asked for this amount of this currency."""
+        ...
 
     async def create_intent(self, payment: Payment) -> Evidence:
-        """Open a hosted page for the payment; repeating it changes nothing.
+        """Open a hosted page for the payment: OPENED with its address, or how it stands already."""
+        ...
 
-        Raises `PspUnreachable`, `PspOutcomeUnknown` or `PspRejected`.
-        """
+    async def prepare(self, payment: Payment, token: str) -> Evidence:
+        """Make the object that `charge` will charge, for a PSP that does it in two steps: OPENED with its reference."""
         ...
 
     async def charge(self, payment: Payment, token: str) -> Evidence:
-        """Authorize the PSP's token, and capture where the payment says so; repeating it changes nothing.
+        """Authorize the PSP's token, and capture where the payment says so.
 
-        The answer is AUTHORIZED, CAPTURED or DECLINED. Raises `PspUnreachable`, `PspOutcomeUnknown` or `PspRejected`.
+        The answer is AUTHORIZED, CAPTURED or DECLINED, or OPENED with an address where the customer has to confirm it.
         """
         ...
 
     async def capture(self, payment: Payment, operation: PendingOperation) -> Evidence:
-        """Take the operation's amount of what is authorized; the PSP releases the rest. Repeating it changes nothing.
-
-        Raises `PspUnreachable`, `PspOutcomeUnknown` or `PspRejected`.
-        """
+        """Take the operation's amount of what is authorized; the PSP releases the rest."""
         ...
 
     async def void(self, payment: Payment, operation: PendingOperation) -> Evidence:
-        """Release what is authorized; the answer is CANCELED, or what had ended it before. Raises like `capture`."""
+        """Release what is authorized; the answer is CANCELED, or what had ended it before."""
         ...
 
     async def refund(self, payment: Payment, refund: Refund) -> Evidence:
-        """Give money back; the refund's id is the PSP's key, so repeating it changes nothing.
-
-        The answer is REFUND_SUCCEEDED, REFUND_PENDING or REFUND_FAILED. Raises like `capture`.
-        """
+        """Give money back; the refund's id is the PSP's key. The answer is REFUND_SUCCEEDED, REFUND_PENDING or REFUND_FAILED."""
         ...
 
     async def fetch_refund(self, payment: Payment, refund: Refund, *, source: Source) -> Evidence:
@@ -69,17 +129,32 @@ class Adapter(Protocol):
         ...
 
     async def fetch(self, payment: Payment, *, source: Source) -> Evidence:
-        """How the payment's operation stands at the PSP, NOT_FOUND included.
+        """How the payment's operation stands at the PSP, by its reference or by our metadata, NOT_FOUND included.
 
         Raises `PspError`: nothing was learned.
         """
         ...
 
     async def close(self, payment: Payment, *, as_kind: EvidenceKind, source: Source) -> Evidence:
-        """Close the hosted page so that it can no longer be paid, and say how the operation stands then.
+        """Close what can be paid, so that it no longer can, and say how the operation stands then.
 
         `as_kind` is EXPIRED or CANCELED; if the customer was faster, the answer is CAPTURED or AUTHORIZED. Raises `PspError`.
         """
+        ...
+
+    async def list_window(self, *, since: datetime, until: datetime) -> Sequence[Seen]:
+        """The payments that the PSP made in a window of time, as far as our metadata names them. Raises `PspError`."""
+        ...
+
+    async def list_events(self, *, since: datetime, only_rare: bool) -> Sequence[Notice]:
+        """The PSP's events since then, oldest first: what its webhooks said, or would have.
+
+        `only_rare`: refunds and disputes, which nothing else would find out. Raises `PspError`.
+        """
+        ...
+
+    async def resolve(self, notice: Notice) -> Notice:
+        """Find out which payment an event is about that does not name it. Raises `PspError`."""
         ...
 
     def read_webhook(self, headers: Mapping[bytes, bytes], body: bytes, *, now: float) -> Notice:

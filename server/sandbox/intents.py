@@ -2,13 +2,14 @@
 
 An intent is `open` until it is paid (`captured`, or `authorized` where it is captured by hand), closed (`expired`, `canceled`) or
 ended (`declined`). A refused card leaves it open for another one. Whoever pays or closes first wins. What is authorized is
-captured once, in full or in part, or voided. What is captured can be refunded, never beyond its amount.
+captured once, in full or in part, or voided. What is captured can be refunded, never beyond its amount. Every movement of money
+is in a ledger of its own, which is the truth that Florin's is compared with.
 """
 
 import time
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from server.sandbox.journal import Journal
 
@@ -17,7 +18,16 @@ REFUSED_CARDS = {"4000000000000002": "card_declined", "4000000000009995": "insuf
 LAST_CARD = "4000000000000069"
 """Ends the intent: declined for good, no other card is taken."""
 
-TOKENS = {"tok_paid": None, "tok_declined": "card_declined", "tok_insufficient_funds": "insufficient_funds"}
+CHALLENGED_CARD = "4000000000003220"
+"""The customer's bank wants to know whether it is really the customer: 3-D Secure."""
+
+CHALLENGED_TOKEN = "tok_3ds"  # noqa: S105 - a test card's
+TOKENS = {
+    "tok_paid": None,
+    CHALLENGED_TOKEN: None,
+    "tok_declined": "card_declined",
+    "tok_insufficient_funds": "insufficient_funds",
+}
 """What a merchant's terminal or page can send for a card, and the code it is declined with."""
 
 AUTHORIZATION_SECONDS = 7 * 86_400
@@ -36,8 +46,9 @@ class Step:
 class Intents:
     """The intents of one account."""
 
-    def __init__(self, journal: Journal, public_url: str) -> None:
+    def __init__(self, journal: Journal, ledger: Journal, public_url: str) -> None:
         self._journal = journal
+        self._ledger = ledger
         self._public_url = public_url
         self.refunds_end_as = "succeeded"
 
@@ -62,6 +73,8 @@ class Intents:
             "merchant_id": str(UUID(fields["merchant_id"])),
             "payment_id": str(UUID(fields["payment_id"])),
             "operation_id": operation_id,
+            "created": int(time.time()),
+            "challenge": None,
             "last_decline_code": None,
             "attempts": 0,
             "capture": "manual" if fields.get("capture") == "manual" else "automatic",
@@ -73,6 +86,8 @@ class Intents:
         if fields.get("token") is not None:
             intent = self._charged(intent, str(fields["token"]))
         self._store(intent)
+        if intent["status"] == "captured":
+            self._book("charge", intent, amount)
         return intent
 
     def _charged(self, intent: dict[str, Any], token: str) -> dict[str, Any]:
@@ -80,6 +95,8 @@ class Intents:
         if token not in TOKENS:
             raise ValueError(f"no such token; the sandbox has {', '.join(TOKENS)}")
         code = TOKENS[token]
+        if token == CHALLENGED_TOKEN:
+            return {**intent, "challenge": "token", "attempts": 1}
         if code is not None:
             return {**intent, "status": "declined", "last_decline_code": code, "attempts": 1}
         return {**intent, **self._paid(intent), "attempts": 1}
@@ -104,14 +121,34 @@ class Intents:
         digits = "".join(character for character in card if character.isdigit())
         attempts = intent["attempts"] + 1
         if digits == PAID_CARD:
-            paid = self._paid(intent)
-            return self._step(intent, f"intent.{paid['status']}", attempts=attempts, **paid)
+            return self._pay(intent, attempts=attempts)
+        if digits == CHALLENGED_CARD:
+            challenged = {**intent, "challenge": "card", "attempts": attempts}
+            self._store(challenged)
+            return Step(challenged, None)
         if digits == LAST_CARD:
             return self._step(intent, "intent.declined", status="declined", attempts=attempts, last_decline_code="card_blocked")
         if digits in REFUSED_CARDS:
             code = REFUSED_CARDS[digits]
             return self._step(intent, "intent.attempt_failed", attempts=attempts, last_decline_code=code)
         raise ValueError("This is not one of the test cards below.")
+
+    def confirm(self, intent: dict[str, Any], *, is_customer: bool) -> Step:
+        """The end of the bank's question, whether the customer is who paid. What was charged by token has no second card."""
+        if intent["status"] != "open" or not intent["challenge"]:
+            return Step(intent, None)
+        if is_customer:
+            return self._pay(intent, challenge=None)
+        code = "authentication_failed"
+        if intent["challenge"] == "token":
+            return self._step(intent, "intent.declined", status="declined", challenge=None, last_decline_code=code)
+        return self._step(intent, "intent.attempt_failed", challenge=None, last_decline_code=code)
+
+    def _pay(self, intent: dict[str, Any], **changes: Any) -> Step:
+        paid = self._paid(intent)
+        if paid["status"] == "captured":
+            self._book("charge", intent, intent["amount_minor"])
+        return self._step(intent, f"intent.{paid['status']}", **changes, **paid)
 
     def close(self, intent: dict[str, Any], status: str) -> Step:
         """Close an open intent as `expired` or `canceled`; one that is not open stays as it is."""
@@ -131,6 +168,7 @@ class Intents:
 
     def capture_late(self, intent: dict[str, Any]) -> Step:
         """Take the money although the intent is over: what no PSP should do and some do."""
+        self._book("charge", intent, intent["amount_minor"])
         return self._step(intent, "intent.captured", status="captured", captured_minor=intent["amount_minor"])
 
     def expire(self, intent: dict[str, Any]) -> Step:
@@ -147,27 +185,78 @@ class Intents:
             raise ValueError(f"an intent that is {intent['status']} cannot be captured")
         if type(amount_minor) is not int or not 0 < amount_minor <= intent["amount_minor"]:
             raise ValueError("amount_minor must be from 1 to what is authorized")
+        self._book("charge", intent, amount_minor)
         return self._step(intent, "intent.captured", status="captured", captured_minor=amount_minor)
 
     def refund(self, intent: dict[str, Any], refund_id: str, amount_minor: int) -> Step:
         """Give captured money back, once per refund id. Raises ValueError where that cannot be."""
-        refund_id = str(UUID(refund_id))
         if refund_id in intent["refunds"]:
             return Step(intent, None)
         given = sum(one["amount_minor"] for one in intent["refunds"].values() if one["status"] != "failed")
         if type(amount_minor) is not int or not 0 < amount_minor <= intent["captured_minor"] - given:
             raise ValueError("amount_minor must be from 1 to what is captured and not refunded")
         status = self.refunds_end_as
+        if status == "succeeded":
+            self._book("refund", intent, -amount_minor)
         return self._with_refund(intent, refund_id, {"amount_minor": amount_minor, "status": status})
 
     def end_refund(self, intent: dict[str, Any], refund_id: str, status: str) -> Step:
         """Let a refund succeed or fail later, even one that had succeeded. Raises ValueError where that cannot be."""
         if status not in ("succeeded", "failed") or refund_id not in intent["refunds"]:
             raise ValueError("no such refund, or not an end of one")
+        known = intent["refunds"][refund_id]
+        if known["status"] != status and "succeeded" in (known["status"], status):
+            is_done = status == "succeeded"
+            self._book("refund" if is_done else "refund_failed", intent, known["amount_minor"] * (-1 if is_done else 1))
         return self._with_refund(intent, refund_id, {**intent["refunds"][refund_id], "status": status})
 
     def _with_refund(self, intent: dict[str, Any], refund_id: str, refund: dict[str, Any]) -> Step:
         return self._step(intent, "refund.updated", refunds={**intent["refunds"], refund_id: refund})
+
+    def dispute(self, intent: dict[str, Any], end: str, amount_minor: int) -> Step:
+        """A customer's bank takes money back, and may give it back. Raises ValueError for what cannot be disputed."""
+        if not intent["captured_minor"] or type(amount_minor) is not int or amount_minor <= 0:
+            raise ValueError("only what is captured can be disputed")
+        if end in ("opened", "won"):
+            self._book(f"dispute_{end}", intent, -amount_minor if end == "opened" else amount_minor)
+        return Step({**intent, "dispute": {"id": f"dis_{intent['id']}", "amount_minor": amount_minor}}, f"dispute.{end}")
+
+    def window(self, *, created_from: int, created_before: int, after: str, limit: int) -> list[dict[str, Any]]:
+        """A page of the intents of a window of time, oldest first, after the one of that id."""
+        found: list[dict[str, Any]] = []
+        is_after = not after
+        for intent in self._journal.entries.values():
+            if is_after and created_from <= intent.get("created", 0) < created_before:
+                found.append(intent)
+                if len(found) == limit:
+                    break
+            is_after = is_after or intent["id"] == after
+        return found
+
+    def movements(self, *, after: str, limit: int) -> list[dict[str, Any]]:
+        """A page of the ledger, oldest first, after the movement of that id."""
+        movements = list(self._ledger.entries.values())
+        start = next((at + 1 for at, one in enumerate(movements) if one["id"] == after), 0)
+        return movements[start : start + limit]
+
+    def balances(self) -> dict[str, int]:
+        """What all movements come to, by currency."""
+        sums: dict[str, int] = {}
+        for one in self._ledger.entries.values():
+            sums[one["currency"]] = sums.get(one["currency"], 0) + one["amount_minor"]
+        return sums
+
+    def _book(self, kind: str, intent: dict[str, Any], amount_minor: int) -> None:
+        movement = {
+            "id": f"txn_{uuid4().hex}",
+            "type": kind,
+            "intent": intent["id"],
+            "payment_id": intent["payment_id"],
+            "amount_minor": amount_minor,
+            "currency": intent["currency"],
+            "created": int(time.time()),
+        }
+        self._ledger.put(movement["id"], movement)
 
     def _step(self, intent: dict[str, Any], event_type: str, **changes: Any) -> Step:
         after = {**intent, **changes}

@@ -12,7 +12,7 @@ import trio
 
 from server.children import say_ready
 from server.http.client import open_client
-from server.http.listener import Listener
+from server.http.listener import Listener, ListenerOptions
 from server.sandbox.intents import Intents
 from server.sandbox.journal import Journal
 from server.sandbox.psp import Psp
@@ -20,6 +20,7 @@ from server.sandbox.shop import Shop
 from server.sandbox.webhooks import Webhooks
 from server.telemetry import configure_logs
 
+CONNECTIONS_MAX = 32_768
 DRAIN_SECONDS = 1.0
 
 
@@ -44,11 +45,14 @@ async def open_sandbox(
     """Serve the PSP and the shop within the block."""
     directory = Path(configuration.directory) if configuration.directory else None
     intents_journal = Journal(directory / "intents.jsonl" if directory else None)
+    ledger_journal = Journal(directory / "ledger.jsonl" if directory else None)
     orders_journal = Journal(directory / "orders.jsonl" if directory else None)
     try:
         async with open_client() as http, trio.open_nursery() as nursery:
             webhooks = Webhooks(http, url=configuration.psp_webhook_url, secret=configuration.psp_webhook_secret)
-            psp = Psp(Intents(intents_journal, configuration.psp_url), webhooks, api_key=configuration.psp_api_key)
+            psp = Psp(
+                Intents(intents_journal, ledger_journal, configuration.psp_url), webhooks, api_key=configuration.psp_api_key
+            )
             shop = Shop(
                 http,
                 orders_journal,
@@ -57,7 +61,12 @@ async def open_sandbox(
                 api_key=configuration.shop_api_key,
                 webhook_secret=configuration.shop_webhook_secret,
             )
-            listeners = [Listener(psp, psp_socket), Listener(shop, shop_socket)]
+            listeners = [
+                Listener(
+                    psp, psp_socket, ListenerOptions(connections_max=CONNECTIONS_MAX, requests_in_flight_max=CONNECTIONS_MAX)
+                ),
+                Listener(shop, shop_socket),
+            ]
             await nursery.start(webhooks.run)
             for listener in listeners:
                 await nursery.start(listener.run)
@@ -71,6 +80,7 @@ async def open_sandbox(
                 nursery.cancel_scope.cancel()
     finally:
         intents_journal.close()
+        ledger_journal.close()
         orders_journal.close()
 
 

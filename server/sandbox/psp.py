@@ -1,36 +1,32 @@
-"""The sandbox PSP over HTTP: an API for Florin, a hosted page for customers, a control API for tests.
+"""The sandbox PSP over HTTP: an API for Florin, a hosted page for customers, a control API for tests (`server.sandbox.control`).
 
-API (Bearer key): POST /v1/intents, GET /v1/intents?operation_id=, GET /v1/intents/{id}, POST /v1/intents/{id}/close, /capture,
-/void and /refunds. Customers: GET and POST /pay/{id}. Tests: POST /control with {"webhooks":
-"send"|"hold"|"release"|"reverse"|"repeat"}, {"create" or "capture" or "close" or "void" or "refund":
-"answer"|"lose"|"hang"|"slow"|"refuse"|"drop"} ("lose": it is done and the answer is lost, "drop": it is not even done),
-{"refunds_end_as": "succeeded"|"pending"|"failed"}, {"end_refund": refund, "of": intent, "as": ...}, {"expire": intent} (an
-authorization ends), {"capture_late": intent} (paid after it was closed), {"dispute": intent, "as": "opened"|"won"|"lost",
-"amount_minor": n}.
+API (Bearer key): POST /v1/intents; GET /v1/intents?operation_id=, or ?created_from=&created_before=&limit=&after=; GET
+/v1/intents/{id}; POST /v1/intents/{id}/close, /capture, /void and /refunds; GET
+/v1/events?created_from=&types=all|rare&limit=&after=; GET /v1/movements?limit=&after=, the ledger; GET /v1/balances. A POST with
+an Idempotency-Key is carried out once: repeated, it has the same answer, and with another body it is refused. Customers: GET and
+POST /pay/{id}.
 """
 
+import hashlib
 import hmac
-from collections.abc import Callable
+from collections import OrderedDict
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
-import trio
 
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
-from server.sandbox.intents import LAST_CARD, PAID_CARD, REFUSED_CARDS, Intents, Step
+from server.sandbox.control import control
+from server.sandbox.faults import Answer, Faults, Unavailable
+from server.sandbox.intents import CHALLENGED_CARD, LAST_CARD, PAID_CARD, REFUSED_CARDS, Intents, Step
 from server.sandbox.pages import FORM_BYTES_MAX, form, query, redirect, send_page
 from server.sandbox.webhooks import Webhooks
 
 JSON = b"application/json"
-_FAULTS = ("answer", "lose", "hang", "slow", "refuse", "drop")
-_CALLS = ("create", "capture", "close", "void", "refund")
-_HANG_SECONDS = 60.0
-REPEATED = 20
-"""How many of its last events the PSP sends again when told to."""
-
-_SLOW_SECONDS = 1.0
+KEYS_MAX = 200_000
+PAGE_MAX = 100
+_CALL_BY_VERB = {"close": "close", "capture": "capture", "void": "void", "refunds": "refund"}
 
 
 class Psp:
@@ -40,7 +36,8 @@ class Psp:
         self._intents = intents
         self._webhooks = webhooks
         self._authorization = f"Bearer {api_key}"
-        self._faults = dict.fromkeys(_CALLS, "answer")
+        self._faults = Faults()
+        self._answers: OrderedDict[str, tuple[bytes, Answer]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -57,9 +54,9 @@ class Psp:
             case "GET", ["pay", intent_id]:
                 await self._show(intent_id, send)
             case "POST", ["pay", intent_id]:
-                await self._pay(intent_id, body, send)
+                await self._pay(intent_id, form(body), send)
             case "POST", ["control"]:
-                await self._control(body, send)
+                await control(self._intents, self._webhooks, self._faults, body, send)
             case "GET", ["healthz"]:
                 await _json(send, 200, {"status": "ok"})
             case _:
@@ -71,142 +68,139 @@ class Psp:
             await _json(send, 401, {"error": "unknown API key"})
             return
         try:
-            fields = msgspec.json.decode(body) if body else {}
-            status, answer = await self._answer(scope, path, fields)
-        except (ValueError, KeyError, TypeError, AttributeError, msgspec.DecodeError) as error:
-            status, answer = 422, {"error": str(error)}
-        await _json(send, status, answer)
+            await self._faults.serve(_call(scope, path), partial(self._answer, scope, path, body), send)
+        except Unavailable:
+            await _json(send, 503, {"error": "the PSP is out of order, as it was told to"})
 
-    async def _answer(self, scope: Scope, path: list[str], fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def _answer(self, scope: Scope, path: list[str], body: bytes) -> Answer:
+        """Carry a request out, once per idempotency key."""
+        key = header(scope, b"idempotency-key") if scope["method"] == "POST" else None
+        fingerprint = hashlib.sha256(scope["path"].encode() + b"\0" + body).digest()
+        known = self._answers.get(key) if key is not None else None
+        if known is not None:
+            same = hmac.compare_digest(known[0], fingerprint)
+            return known[1] if same else (422, {"error": "this Idempotency-Key was used with another request"})
+        try:
+            answer = self._act(scope, path, msgspec.json.decode(body) if body else {})
+        except (ValueError, KeyError, TypeError, AttributeError, msgspec.DecodeError) as error:
+            return 422, {"error": str(error)}
+        if key is not None and answer[0] < 300:
+            self._answers[key] = fingerprint, answer
+            if len(self._answers) > KEYS_MAX:
+                self._answers.popitem(last=False)
+        return answer
+
+    def _act(self, scope: Scope, path: list[str], fields: dict[str, Any]) -> Answer:
         match scope["method"], path:
             case "POST", ["intents"]:
-                return await self._faulty("create", lambda: Step(self._intents.create(fields), None), status=201)
+                return 201, self._intents.create(fields)
             case "GET", ["intents"]:
-                found = self._intents.of_operation(query(scope).get("operation_id", ""))
-                return 200, {"data": [found] if found else []}
+                return 200, {"data": self._list(query(scope))}
             case "GET", ["intents", intent_id]:
                 known = self._intents.find(intent_id)
                 return (200, known) if known else (404, {"error": "no such intent"})
             case "POST", ["intents", intent_id, ("close" | "capture" | "void" | "refunds") as verb]:
                 known = self._intents.find(intent_id)
-                if known is None:
-                    return 404, {"error": "no such intent"}
-                return await self._changed(known, verb, fields)
+                return self._change(known, verb, fields) if known else (404, {"error": "no such intent"})
+            case "GET", ["events"]:
+                wanted = query(scope)
+                only_rare = wanted.get("types") == "rare"
+                created_from = int(wanted.get("created_from", 0))
+                limit = _limit(wanted)
+                page = self._webhooks.events(
+                    created_from=created_from, only_rare=only_rare, after=wanted.get("after", ""), limit=limit + 1
+                )
+                return 200, {"data": page[:limit], "has_more": len(page) > limit}
+            case "GET", ["movements"]:
+                wanted = query(scope)
+                return 200, {"data": self._intents.movements(after=wanted.get("after", ""), limit=_limit(wanted))}
+            case "GET", ["balances"]:
+                return 200, self._intents.balances()
             case _:
                 return 404, {"error": "no such route"}
 
-    async def _changed(self, intent: dict[str, Any], verb: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def _list(self, wanted: dict[str, str]) -> list[dict[str, Any]]:
+        if "operation_id" in wanted:
+            found = self._intents.of_operation(wanted["operation_id"])
+            return [found] if found else []
+        return self._intents.window(
+            created_from=int(wanted.get("created_from", 0)),
+            created_before=int(wanted.get("created_before", 1 << 40)),
+            after=wanted.get("after", ""),
+            limit=_limit(wanted),
+        )
+
+    def _change(self, intent: dict[str, Any], verb: str, fields: dict[str, Any]) -> Answer:
         match verb:
             case "close":
-                return await self._faulty("close", lambda: self._intents.close(intent, fields["as"]))
+                step = self._intents.close(intent, fields["as"])
             case "void":
-                return await self._faulty("void", lambda: self._intents.void(intent))
+                step = self._intents.void(intent)
             case "capture":
-                return await self._faulty("capture", lambda: self._intents.capture(intent, fields["amount_minor"]))
+                step = self._intents.capture(intent, fields["amount_minor"])
             case _:
-                refund = partial(self._intents.refund, intent, fields["refund_id"], fields["amount_minor"])
-                return await self._faulty("refund", refund, status=201)
+                step = self._intents.refund(intent, fields["refund_id"], fields["amount_minor"])
+        self._tell(step)
+        return (201 if verb == "refunds" else 200), step.intent
 
-    async def _faulty(self, call: str, act: Callable[[], Step], *, status: int = 200) -> tuple[int, dict[str, Any]]:
-        """Act, and answer with what the control API has set for this call."""
-        fault = self._faults[call]
-        if fault == "drop":
-            return 500, {"error": "nothing was done, on purpose"}
-        if fault == "refuse":
-            return 422, {"error": "refused on purpose"}
-        step = act()
+    def _tell(self, step: Step) -> None:
         if step.event_type:
             self._webhooks.emit(step.event_type, step.intent)
-        if fault == "hang":
-            await trio.sleep(_HANG_SECONDS)
-        if fault == "slow":
-            await trio.sleep(_SLOW_SECONDS)
-        if fault == "lose":
-            return 500, {"error": "it was done, and this answer is lost on purpose"}
-        return status, step.intent
 
     async def _show(self, intent_id: str, send: Send, *, message: str | None = None, status: int = 200) -> None:
         intent = self._intents.find(intent_id)
         if intent is None:
             await send_page(send, "missing.html", status=404)
             return
+        is_open = intent["status"] == "open"
         await send_page(
             send,
-            "pay.html",
+            "confirm.html" if is_open and intent.get("challenge") else "pay.html",
             status=status,
             intent=intent,
-            is_open=intent["status"] == "open",
+            is_open=is_open,
             back=_back(intent),
             message=message,
             paid_card=PAID_CARD,
+            challenged_card=CHALLENGED_CARD,
             refused_cards=REFUSED_CARDS,
             last_card=LAST_CARD,
         )
 
-    async def _pay(self, intent_id: str, body: bytes, send: Send) -> None:
+    async def _pay(self, intent_id: str, fields: dict[str, str], send: Send) -> None:
         intent = self._intents.find(intent_id)
         if intent is None:
             await send_page(send, "missing.html", status=404)
             return
         try:
-            step = self._intents.pay(intent, form(body).get("card", ""))
+            if intent.get("challenge") and "confirm" in fields:
+                step = self._intents.confirm(intent, is_customer=fields["confirm"] == "yes")
+            else:
+                step = self._intents.pay(intent, fields.get("card", ""))
         except ValueError as error:
             await self._show(intent_id, send, message=str(error), status=422)
             return
-        if step.event_type:
-            self._webhooks.emit(step.event_type, step.intent)
-        if step.intent["status"] == "open":
+        self._tell(step)
+        if step.intent["status"] != "open":
+            back = _back(step.intent)
+            await (redirect(send, back) if back else self._show(intent_id, send))
+        elif step.intent.get("challenge"):
+            await self._show(intent_id, send)
+        else:
             code = str(step.intent["last_decline_code"]).replace("_", " ")
             await self._show(intent_id, send, message=f"The card was refused ({code}). Try another one.", status=402)
-        elif back := _back(step.intent):
-            await redirect(send, back)
-        else:
-            await self._show(intent_id, send)
 
-    async def _control(self, body: bytes, send: Send) -> None:
-        wanted = msgspec.json.decode(body)
-        for call in _CALLS:
-            if wanted.get(call) in _FAULTS:
-                self._faults[call] = wanted[call]
-        match wanted.get("webhooks"):
-            case "hold":
-                self._webhooks.are_held = True
-            case "release" | "send":
-                self._webhooks.release()
-            case "reverse":
-                self._webhooks.release(reverse=True)
-            case "repeat":
-                self._webhooks.repeat(REPEATED)
-        if wanted.get("refunds_end_as") in ("succeeded", "pending", "failed"):
-            self._intents.refunds_end_as = wanted["refunds_end_as"]
-        try:
-            self._happen(wanted)
-        except (ValueError, KeyError) as error:
-            await _json(send, 422, {"error": str(error)})
-            return
-        await _json(send, 200, {"webhooks_sent": self._webhooks.sent, **self._faults})
 
-    def _happen(self, wanted: dict[str, Any]) -> None:
-        """What happens at a PSP without being asked for."""
-        match wanted:
-            case {"end_refund": refund_id, "of": intent_id, "as": status}:
-                step = self._intents.end_refund(self._known(intent_id), refund_id, status)
-                self._webhooks.emit("refund.updated", step.intent)
-            case {"expire": intent_id}:
-                step = self._intents.expire(self._known(intent_id))
-                self._webhooks.emit("intent.expired", step.intent)
-            case {"capture_late": intent_id}:
-                step = self._intents.capture_late(self._known(intent_id))
-                self._webhooks.emit("intent.captured", step.intent)
-            case {"dispute": intent_id, "as": "opened" | "won" | "lost" as end, "amount_minor": amount}:
-                dispute = {"id": f"dis_{intent_id}", "amount_minor": amount}
-                self._webhooks.emit(f"dispute.{end}", {**self._known(intent_id), "dispute": dispute})
+def _call(scope: Scope, path: list[str]) -> str:
+    """Which call a request is, for its faults."""
+    if scope["method"] == "POST":
+        return _CALL_BY_VERB.get(path[-1], "create")
+    is_list = path[0] != "intents" or (len(path) == 1 and b"operation_id=" not in scope["query_string"])
+    return "list" if is_list else "fetch"
 
-    def _known(self, intent_id: str) -> dict[str, Any]:
-        intent = self._intents.find(intent_id)
-        if intent is None:
-            raise ValueError("no such intent")
-        return intent
+
+def _limit(wanted: dict[str, str]) -> int:
+    return max(min(int(wanted.get("limit", PAGE_MAX)), PAGE_MAX), 1)
 
 
 def _back(intent: dict[str, Any]) -> str | None:

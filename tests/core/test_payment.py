@@ -23,6 +23,7 @@ OPERATION = OperationId(UUID(int=4))
 REQUESTED = OperationId(UUID(int=5))
 REQUESTS = (EvidenceKind.CAPTURE_REQUESTED, EvidenceKind.VOID_REQUESTED)
 MONEY = Money(1_990, "EUR")
+OTHER_ACCOUNT = PspAccountId(UUID(int=99))
 
 
 def a_payment(status: Status = Status.PENDING) -> Payment:
@@ -47,7 +48,8 @@ def evidence(kind: EvidenceKind, source: Source = Source.WEBHOOK, **fields: obje
     given_fields: dict[str, object] = {
         "reference": "int_1",
         "money": MONEY if kind in WITH_MONEY else None,
-        "requested_id": REQUESTED if kind in REQUESTS else None,
+        "requested_id": REQUESTED if kind in (*REQUESTS, EvidenceKind.REROUTED) else None,
+        "rerouted_to": OTHER_ACCOUNT if kind is EvidenceKind.REROUTED else None,
         **fields,
     }
     return Evidence(kind=kind, source=source, psp_account_id=ACCOUNT, operation_id=OPERATION, **given_fields)  # type: ignore[arg-type]
@@ -85,6 +87,8 @@ def test_refused_transitions_are_those_that_cannot_happen() -> None:
         EvidenceKind.EXPIRING,
         EvidenceKind.RELEASED,
         EvidenceKind.LATE_REFUND_REFUSED,
+        EvidenceKind.REROUTED,
+        EvidenceKind.DENIED,
         *REQUESTS,
     }
     assert all(kind in ours for _, kind in missing)

@@ -79,18 +79,24 @@ async def test_a_dispute_that_does_not_fit_moves_nothing(florin: Florin, amount:
     assert await florin.rows("SELECT 1 FROM events WHERE type LIKE 'payment.dispute%'") == []
 
 
-async def test_a_dispute_that_is_told_out_of_turn_has_to_be_told_again(florin: Florin) -> None:
+async def test_a_dispute_that_is_told_out_of_turn_waits_for_its_turn(florin: Florin) -> None:
     payment = await florin.create()
     dispute = {"amount_minor": 1_000}
-    assert (await tell_dispute(florin, payment, "opened", dispute)).status_code == 503
+    assert (await tell_dispute(florin, payment, "won", dispute)).status_code == 200
+    assert (await tell_dispute(florin, payment, "opened", dispute)).status_code == 200
     await florin.pay(payment)
     await florin.until_stored(payment["id"], "SUCCEEDED")
-    assert (await tell_dispute(florin, payment, "won", dispute)).status_code == 503
-    assert (await tell_dispute(florin, payment, "opened", dispute)).status_code == 200
-    assert (await tell_dispute(florin, payment, "won", {"id": "dis_2", **dispute})).status_code == 503
-    assert await balances(florin) == {"available": 990}
-    assert (await tell_dispute(florin, payment, "won", dispute)).status_code == 200
     assert await balances(florin) == {"available": 1_990}
+
+    async def told(event_type: str) -> bool:
+        await florin.connection.execute("UPDATE psp_inbox SET due_at = now() WHERE state = 'WAITING'")
+        return bool(await florin.rows("SELECT 1 FROM events WHERE type = $1", event_type))
+
+    await eventually(lambda: told("payment.dispute_won"))
+    assert await balances(florin) == {"available": 1_990}
+    kinds = [row["type"] for row in await florin.rows("SELECT type FROM events ORDER BY seq")]
+    assert kinds == ["payment.succeeded", "payment.disputed", "payment.dispute_won"]
+    assert await florin.rows("SELECT 1 FROM psp_inbox WHERE state <> 'DONE'") == []
 
 
 async def test_a_refund_that_fails_after_the_release_is_available_again(florin: Florin) -> None:

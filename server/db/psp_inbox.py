@@ -1,0 +1,174 @@
+"""Events of PSPs that could not be applied: too early, or failing. They are tried again, and end as dead letters.
+
+What is kept is what Florin has read from the event, never the PSP's own text, so that no customer's data and no card number gets
+here. An event that names no merchant of ours is kept under the nil UUID.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from core.ids import MerchantId, PspAccountId
+from server.db.connection import Connection
+
+NOBODY = MerchantId(UUID(int=0))
+ALIKE_MAX = 5
+"""How often an event may fail in the same way before it is a dead letter."""
+
+
+class InboxState(StrEnum):
+    """WAITING is tried again; DEAD needs a person; DROPPED was thrown away by one."""
+
+    WAITING = "WAITING"
+    DONE = "DONE"
+    DEAD = "DEAD"
+    DROPPED = "DROPPED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboxItem:
+    """An event that waits, or has ended. `notice` is JSON, None where the event could not be read."""
+
+    merchant_id: MerchantId
+    psp_account_id: PspAccountId
+    event_id: str
+    type: str
+    notice: str | None
+    state: InboxState
+    attempts: int
+    last_error: str
+    received_at: datetime
+
+
+_COLUMNS = """
+b.merchant_id, b.psp_account_id, b.event_id, b.type, b.notice, b.state, b.attempts, b.last_error, b.received_at
+"""
+
+
+def _item(row: tuple[object, ...]) -> InboxItem:
+    names = ("merchant_id", "psp_account_id", "event_id", "type", "notice", "state", "attempts", "last_error", "received_at")
+    fields = dict(zip(names, row, strict=True))
+    fields["state"] = InboxState(str(fields["state"]))
+    return InboxItem(**fields)  # type: ignore[arg-type]  # the columns are in the order of their names
+
+
+async def park(connection: Connection, item: InboxItem, *, due_at: datetime) -> None:
+    """Keep an event that came too early; one that is kept already stays as it is."""
+    await connection.run(
+        """
+        INSERT INTO psp_inbox (
+            merchant_id, psp_account_id, event_id, type, notice, state, attempts, last_error, due_at, received_at, updated_at)
+        VALUES ($1, $2, $3, $4, $5, 'WAITING', 0, $6, $7, $8, $8)
+        ON CONFLICT (merchant_id, psp_account_id, event_id) DO NOTHING
+        """,
+        item.merchant_id,
+        item.psp_account_id,
+        item.event_id,
+        item.type,
+        item.notice,
+        item.last_error,
+        due_at,
+        item.received_at,
+    )
+
+
+async def note_failure(connection: Connection, item: InboxItem, *, due_at: datetime, now: datetime) -> InboxState:
+    """Count a failure of `item.last_error`; the fifth one alike makes the event a dead letter. The state it is in then."""
+    rows = await connection.query(
+        """
+        INSERT INTO psp_inbox AS b (
+            merchant_id, psp_account_id, event_id, type, notice, state, attempts, last_error, due_at, received_at, updated_at)
+        VALUES ($1, $2, $3, $4, $5, 'WAITING', 1, $6, $7, $8, $8)
+        ON CONFLICT (merchant_id, psp_account_id, event_id) DO UPDATE
+           SET attempts = CASE WHEN b.last_error = excluded.last_error THEN b.attempts + 1 ELSE 1 END,
+               state = CASE WHEN b.last_error = excluded.last_error AND b.attempts + 1 >= $9 THEN 'DEAD' ELSE 'WAITING' END,
+               due_at = CASE WHEN b.last_error = excluded.last_error AND b.attempts + 1 >= $9 THEN NULL ELSE excluded.due_at END,
+               last_error = excluded.last_error, updated_at = excluded.updated_at
+        RETURNING b.state
+        """,
+        item.merchant_id,
+        item.psp_account_id,
+        item.event_id,
+        item.type,
+        item.notice,
+        item.last_error,
+        due_at,
+        now,
+        ALIKE_MAX,
+    )
+    return InboxState(rows[0][0])
+
+
+async def merchants_with_due_events(connection: Connection, *, limit: int) -> list[MerchantId]:
+    """Whose parked events are to be tried now."""
+    rows = await connection.query(
+        "SELECT merchant_id FROM psp_inbox WHERE due_at <= now() GROUP BY merchant_id ORDER BY min(due_at) LIMIT $1", limit
+    )
+    return [MerchantId(row[0]) for row in rows]
+
+
+async def claim_due_events(
+    connection: Connection, merchant_id: MerchantId, *, limit: int, lease_seconds: float
+) -> list[InboxItem]:
+    """Take due events of one merchant for `lease_seconds`; nobody else gets them until then. The claim counts as an attempt."""
+    rows = await connection.query(
+        f"""
+        WITH due AS (
+            SELECT psp_account_id, event_id FROM psp_inbox WHERE merchant_id = $1 AND due_at <= now()
+             ORDER BY psp_account_id, event_id LIMIT $2 FOR UPDATE
+        )
+        UPDATE psp_inbox b SET due_at = now() + make_interval(secs => $3::float8), attempts = b.attempts + 1
+          FROM due
+         WHERE b.merchant_id = $1 AND b.psp_account_id = due.psp_account_id AND b.event_id = due.event_id AND b.due_at <= now()
+        RETURNING {_COLUMNS}
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        limit,
+        lease_seconds,
+    )
+    return [_item(row) for row in rows]
+
+
+async def end_event(connection: Connection, item: InboxItem, state: InboxState, *, due_at: datetime | None, error: str) -> bool:
+    """What became of a claimed event; False where somebody else was faster."""
+    touched = await connection.run(
+        """
+        UPDATE psp_inbox SET state = $4, due_at = $5, last_error = $6, updated_at = now()
+         WHERE merchant_id = $1 AND psp_account_id = $2 AND event_id = $3 AND state = 'WAITING' AND attempts = $7
+        """,
+        item.merchant_id,
+        item.psp_account_id,
+        item.event_id,
+        state.value,
+        due_at,
+        error,
+        item.attempts,
+    )
+    return touched == 1
+
+
+async def move_event(connection: Connection, event_id: str, *, from_states: list[InboxState], to: InboxState) -> list[InboxItem]:
+    """An operator tries an event again (WAITING) or throws it away (DROPPED); those that were moved."""
+    rows = await connection.query(
+        f"""
+        UPDATE psp_inbox b
+           SET state = $3, attempts = 0, due_at = CASE WHEN $3 = 'WAITING' THEN now() END, updated_at = now()
+         WHERE b.event_id = $1 AND b.state = ANY ($2::text[])
+        RETURNING {_COLUMNS}
+        """,  # noqa: S608 - own columns
+        event_id,
+        [state.value for state in from_states],
+        to.value,
+    )
+    return [_item(row) for row in rows]
+
+
+async def list_events(connection: Connection, state: InboxState, *, limit: int) -> list[InboxItem]:
+    """Events in a state, the latest first."""
+    rows = await connection.query(
+        f"SELECT {_COLUMNS} FROM psp_inbox b WHERE b.state = $1 ORDER BY b.received_at DESC LIMIT $2",  # noqa: S608 - own columns
+        state.value,
+        limit,
+    )
+    return [_item(row) for row in rows]

@@ -1,0 +1,82 @@
+"""Keeps a worker's view of the PSP accounts that of all workers: settings, breakers, and how many share the limits.
+
+Once a second, and bounded: what this worker's breakers did is told, what the others' did is taken over, and the accounts are
+loaded anew. While the database is away each worker goes by what it knows.
+"""
+
+from uuid import UUID
+
+import structlog
+import trio
+
+from core.breaker import BreakerState
+from core.errors import FlorinError
+from core.ids import PspAccountId
+from server.db.connection import Connection
+from server.db.psp_states import close_breaker, forget_workers, list_open_breakers, open_breaker, see_worker
+from server.flows.services import Services
+from server.new_ids import uuid7
+from server.psp.guard import Guard
+
+SYNC_SECONDS = 1.0
+FORGET_SECONDS = 3_600.0
+_log = structlog.get_logger()
+
+
+async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Keep up until cancelled. Usable after the first round."""
+    worker_id = uuid7()
+    workers = 0
+    started = False
+    while True:
+        try:
+            await services.psps.reload()
+            workers = await _sync(services, worker_id, known_workers=workers)
+        except FlorinError as error:
+            _log.warning("cannot keep up with the other workers about the PSPs", error=str(error))
+        if not started:
+            started = True
+            task_status.started()
+        await trio.sleep(SYNC_SECONDS)
+
+
+async def _sync(services: Services, worker_id: UUID, *, known_workers: int) -> int:
+    guards = {adapter.account_id: adapter.guard for adapter in services.psps.adapters}
+    async with services.db.pool.connection() as connection:
+        workers = await see_worker(connection, worker_id)
+        for account_id, guard in guards.items():
+            await _tell(connection, account_id, guard)
+        opened = {one.account_id: one.seconds_left for one in await list_open_breakers(connection)}
+        if not known_workers:
+            await forget_workers(connection, older_than_seconds=FORGET_SECONDS)
+    for account_id, guard in guards.items():
+        if workers != known_workers:
+            guard.share_with(workers)
+        _take_over(guard, opened.get(account_id))
+    return workers
+
+
+async def _tell(connection: Connection, account_id: PspAccountId, guard: Guard) -> None:
+    news, guard.news = guard.news, None
+    try:
+        if news is BreakerState.OPEN:
+            _log.warning("a PSP fails and is left alone for a moment", account=str(account_id))
+            await open_breaker(connection, account_id, seconds=guard.breaker.seconds_left(now=trio.current_time()))
+        elif news is BreakerState.CLOSED:
+            _log.warning("a PSP has recovered", account=str(account_id))
+            await close_breaker(connection, account_id)
+    except BaseException:
+        guard.news = guard.news or news
+        raise
+
+
+def _take_over(guard: Guard, seconds_left: float | None) -> None:
+    """Another worker's breaker is ours, unless ours has just done something that the others do not know yet."""
+    if guard.news is not None:
+        return
+    state = guard.state
+    if seconds_left is None:
+        if state is not BreakerState.CLOSED:
+            guard.breaker.close()
+    elif state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and seconds_left > 0):
+        guard.breaker.open(until=trio.current_time() + max(seconds_left, 0.0))

@@ -1,0 +1,100 @@
+"""The sandbox's control API: POST /control with a JSON object tells the PSP what to do wrong, and what to do by itself.
+
+- Faults of calls (`server.sandbox.faults`): {"create" | "capture" | "close" | "void" | "refund" | "fetch" | "list": FAULT}, or
+  {"fault": FAULT, "times": n} in its place; {"latency": {"seconds": s}} or {"from_seconds", "to_seconds"} or {"p50_seconds",
+  "p99_seconds"}, null for none; {"outage_seconds": s, "outage": "reset" | "unavailable" | "hang"}; {"requests_per_second_max":
+  n}, past which it answers 429; {"count": "anew"}.
+- Webhooks: {"webhooks": "send" | "hold" | "release" | "reverse" | "repeat" | "lose" | "forge"}, {"webhook_delay_seconds": s},
+  {"webhook_copies": n}.
+- What happens at a PSP by itself: {"refunds_end_as": "succeeded" | "pending" | "failed"}, {"end_refund": refund, "of": intent,
+  "as": ...}, {"refund_at_psp": intent, "amount_minor": n} (somebody refunds in the dashboard), {"expire": intent},
+  {"capture_late": intent}, {"dispute": intent, "as": "opened" | "won" | "lost", "amount_minor": n}, {"emit": type} (an event of a
+  type that nobody knows).
+
+The answer says what is set and what was counted: requests, the most in one second, and floods, the requests that got 429.
+"""
+
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from server.http.asgi import Send, respond
+from server.sandbox.faults import Faults
+from server.sandbox.intents import Intents, Step
+from server.sandbox.webhooks import Webhooks
+
+REPEATED = 20
+"""How many of its last events the PSP sends again when told to, or forges."""
+
+_HOW = ("send", "hold", "release", "reverse", "repeat", "lose", "forge")
+
+
+async def control(intents: Intents, webhooks: Webhooks, faults: Faults, body: bytes, send: Send) -> None:
+    """Do what a control request says; 422 where it cannot be."""
+    try:
+        wanted = msgspec.json.decode(body)
+        faults.set(wanted)
+        forged = await _webhooks(webhooks, wanted)
+        if wanted.get("refunds_end_as") in ("succeeded", "pending", "failed"):
+            intents.refunds_end_as = wanted["refunds_end_as"]
+        step = _happen(intents, wanted)
+        if step is not None and step.event_type:
+            webhooks.emit(step.event_type, step.intent)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        await _json(send, 422, {"error": str(error)})
+        return
+    await _json(send, 200, {"webhooks_sent": webhooks.sent, "forged": forged, **faults.shown()})
+
+
+async def _webhooks(webhooks: Webhooks, wanted: dict[str, Any]) -> dict[str, int]:
+    how = wanted.get("webhooks")
+    if how is not None and how not in _HOW:
+        raise ValueError(f"webhooks: one of {', '.join(_HOW)}")
+    webhooks.delay_seconds = float(wanted.get("webhook_delay_seconds", webhooks.delay_seconds))
+    webhooks.copies = int(wanted.get("webhook_copies", webhooks.copies))
+    match how:
+        case "hold":
+            webhooks.are_held = True
+        case "release" | "send":
+            webhooks.are_silent = False
+            webhooks.release()
+        case "reverse":
+            webhooks.release(reverse=True)
+        case "repeat":
+            webhooks.repeat(REPEATED)
+        case "lose":
+            webhooks.are_silent = True
+        case "forge":
+            return await webhooks.forge(REPEATED)
+    return {}
+
+
+def _happen(intents: Intents, wanted: dict[str, Any]) -> Step | None:
+    """What happens at a PSP without being asked for."""
+    match wanted:
+        case {"end_refund": refund_id, "of": intent_id, "as": status}:
+            return intents.end_refund(_known(intents, intent_id), refund_id, status)
+        case {"refund_at_psp": intent_id, "amount_minor": amount}:
+            return intents.refund(_known(intents, intent_id), f"re_{uuid4().hex}", amount)
+        case {"expire": intent_id}:
+            return intents.expire(_known(intents, intent_id))
+        case {"capture_late": intent_id}:
+            return intents.capture_late(_known(intents, intent_id))
+        case {"dispute": intent_id, "as": ("opened" | "won" | "lost") as end, "amount_minor": amount}:
+            return intents.dispute(_known(intents, intent_id), end, amount)
+        case {"emit": str(event_type)}:
+            return Step({"object": "of no concern"}, event_type)
+        case _:
+            return None
+
+
+def _known(intents: Intents, intent_id: str) -> dict[str, Any]:
+    intent = intents.find(intent_id)
+    if intent is None:
+        raise ValueError("no such intent")
+    return intent
+
+
+async def _json(send: Send, status: int, answer: dict[str, Any]) -> None:
+    await respond(send, status, msgspec.json.encode(answer), content_type=b"application/json")
