@@ -17,9 +17,12 @@ from server.db.database import Database
 from server.db.psp_accounts import PspAccount, list_psp_accounts
 from server.db.psp_states import claim_probe, reserve_slots
 from server.http.client import Client
+from server.psp import stripe_api
 from server.psp.adapter import Adapter
 from server.psp.guard import Guard, Limits, Shared
 from server.psp.sandbox import SandboxAdapter
+from server.psp.stripe import StripeAdapter
+from server.psp.stripe_api import StripeApi
 from server.psp.wire import Deadlines, Wire
 from server.sealing import Sealer, SealError
 from server.telemetry import Metrics
@@ -88,6 +91,14 @@ class Accounts:
             case "sandbox":
                 return SandboxAdapter(
                     wire=make([("authorization", f"Bearer {api_key}"), ("content-type", "application/json")]),
+                    account_id=account.id,
+                    webhook_secrets=secrets,
+                    mode=account.mode,
+                    is_enabled=account.enabled,
+                )
+            case "stripe":
+                return StripeAdapter(
+                    api=StripeApi(make(stripe_api.headers(api_key), retry_header=stripe_api.RETRY_HEADER), self._now),
                     account_id=account.id,
                     webhook_secrets=secrets,
                     mode=account.mode,

@@ -46,6 +46,9 @@ CHAIN_SWEEPS = 5
 """How much less often than others the chain job looks: nobody waits for it."""
 
 PSP_CONNECTIONS_MAX = 8_192
+PSP_IDLE_SECONDS = 20.0
+"""Shorter than PSPs keep connections: a call that dies with one that was just closed is an UNKNOWN payment."""
+
 OWN_SHARE = 0.9
 """How much of a flow's time for a PSP a call may use."""
 
@@ -131,7 +134,7 @@ def _client_options(settings: Settings) -> ClientOptions:
 
 def _psp_client_options(settings: Settings) -> ClientOptions:
     """How many calls there may be is for each account's guard to say."""
-    return replace(_client_options(settings), connections_per_origin_max=PSP_CONNECTIONS_MAX)
+    return replace(_client_options(settings), connections_per_origin_max=PSP_CONNECTIONS_MAX, idle_seconds=PSP_IDLE_SECONDS)
 
 
 def _deadlines(settings: Settings) -> Deadlines:

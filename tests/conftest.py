@@ -24,6 +24,7 @@ from server.db.migrate import migrate
 from server.telemetry import configure_logs
 from tests.florin import Florin, open_florin
 
+HOUSE = Path(__file__).parent.parent
 REQUIRE_ALL = "FLORIN_REQUIRE_ALL"
 configure_logs("warning")
 

@@ -34,7 +34,8 @@ T = TypeVar("T")
 class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /v1/payments`. `amount` is in minor units: 1999 EUR is 19.99 €.
 
-    With `confirm` the PSP's `token` is charged at once; without it the customer pays on the page at `payment_url`.
+    With `confirm` the PSP's `token` is charged at once; without it the customer pays on the page at `payment_url`. The customer
+    comes back to `return_url`, from the page or from the bank's question (3-D Secure).
     """
 
     amount: int
@@ -197,9 +198,8 @@ def _require_one_way(request: CreatePayment) -> None:
         raise Unprocessable("confirm needs the token that the PSP gave for the card", code="invalid_field", path="$.token")
     if request.token is not None and not request.confirm:
         raise Unprocessable("a token is charged at once: say so with confirm: true", code="invalid_field", path="$.confirm")
-    for name in ("return_url", "expires_in"):
-        if request.confirm and getattr(request, name) is not None:
-            raise Unprocessable("this is for hosted pages; with confirm there is none", code="invalid_field", path=f"$.{name}")
+    if request.confirm and request.expires_in is not None:
+        raise Unprocessable("this is for hosted pages; with confirm there is none", code="invalid_field", path="$.expires_in")
 
 
 def _money(amount: int, currency: str) -> Money:

@@ -28,6 +28,7 @@ from server.flows.services import Services
 from server.flows.verify import verify_if_possible
 from server.new_ids import uuid7
 from server.psp.adapter import Adapter
+from server.psp.routing import Wanted
 
 SYNC_EXPIRES_SECONDS = 60
 """How long a sync payment whose answer is missing is left to its request; the PSP is asked then, and it is never charged after.
@@ -83,13 +84,14 @@ async def create(
     if reply_within_seconds is not None:
         services.background.require_room()
     may_wait = reply_within_seconds is not None and wanted.token is None
-    candidates = services.psps.candidates(
-        merchant.accounts_for(wanted.money),
+    kind = Wanted(
         mode=merchant.mode,
         money=wanted.money,
         by_token=wanted.token is not None,
         by_hand=wanted.capture is Capture.MANUAL,
+        has_return_url=wanted.return_url is not None,
     )
+    candidates = services.psps.candidates(merchant.accounts_for(wanted.money), kind)
     chosen, *others = await _choose(services, request, candidates, merchant, may_wait=may_wait)
     creation = _creation(services, merchant, wanted, request, chosen)
     stored = await _accept(services, creation)
@@ -128,11 +130,11 @@ async def _choose(
         return [merchant.psp_account_id]
     if candidates:
         raise Overloaded("no payment provider can be reached at the moment: try again in a moment", code="psp_unavailable")
-    if not services.psps.candidates(
-        merchant.accounts_for(Money(1, "EUR")), mode=merchant.mode, money=Money(1, "EUR"), by_token=False, by_hand=False
-    ):
+    if not services.psps.has_any({merchant.psp_account_id, *(one.psp_account_id for one in merchant.routes)}, mode=merchant.mode):
         raise Overloaded("no payment provider takes payments of this merchant at the moment", code="psp_unavailable")
-    raise Unprocessable("none of this merchant's payment providers takes such a payment", code="no_provider")
+    raise Unprocessable(
+        "none of this merchant's payment providers takes a payment of this currency, amount and kind", code="no_provider"
+    )
 
 
 async def _is_known(services: Services, request: Request) -> bool:

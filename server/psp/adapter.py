@@ -33,6 +33,7 @@ class Capabilities:
     tokens: bool = True
     manual_capture: bool = True
     charges_in_two_steps: bool = False
+    page_needs_return_url: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ that is not known; so a kill switch, a rotated secret or a new limit needs no re
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -14,6 +15,17 @@ from core.money import Money
 from server.psp.adapter import Adapter
 
 RELOAD_SECONDS_MIN = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What kind of payment it is. `by_token`: charged by token, else on a hosted page; `by_hand`: captured by hand."""
+
+    mode: str
+    money: Money
+    by_token: bool
+    by_hand: bool
+    has_return_url: bool
 
 
 class Routing:
@@ -34,22 +46,19 @@ class Routing:
         """All of them."""
         return list(self._adapters.values())
 
-    def candidates(
-        self, account_ids: Iterable[PspAccountId], *, mode: str, money: Money, by_token: bool, by_hand: bool
-    ) -> list[Adapter]:
-        """The accounts, of those named and in their order, that can take such a payment and may.
-
-        `by_token`: it is charged by token, else on a hosted page; `by_hand`: it is captured by hand.
-        """
+    def candidates(self, account_ids: Iterable[PspAccountId], wanted: Wanted) -> list[Adapter]:
+        """The accounts, of those named and in their order, that can take such a payment and may."""
         found: list[Adapter] = []
         for account_id in dict.fromkeys(account_ids):
             adapter = self._adapters.get(account_id)
-            if adapter is None or not adapter.is_enabled or adapter.mode != mode or not adapter.takes(money):
-                continue
-            can = adapter.capabilities
-            if (can.tokens if by_token else can.hosted_page) and (can.manual_capture or not by_hand):
+            if adapter is not None and adapter.is_enabled and adapter.mode == wanted.mode and _can(adapter, wanted):
                 found.append(adapter)
         return found
+
+    def has_any(self, account_ids: Iterable[PspAccountId], *, mode: str) -> bool:
+        """Whether one of the accounts may take new payments at all."""
+        adapters = (self._adapters.get(account_id) for account_id in account_ids)
+        return any(adapter is not None and adapter.is_enabled and adapter.mode == mode for adapter in adapters)
 
     async def find(self, account_id: PspAccountId) -> Adapter | None:
         """The adapter of an account, looking again for one that is new at most once in `RELOAD_SECONDS_MIN`."""
@@ -70,3 +79,10 @@ class Routing:
         if adapter is None or adapter.psp != psp:
             raise NotFound("no such PSP account")
         return adapter
+
+
+def _can(adapter: Adapter, wanted: Wanted) -> bool:
+    can = adapter.capabilities
+    if not adapter.takes(wanted.money) or (wanted.by_hand and not can.manual_capture):
+        return False
+    return can.tokens if wanted.by_token else can.hosted_page and (wanted.has_return_url or not can.page_needs_return_url)

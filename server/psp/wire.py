@@ -25,7 +25,7 @@ ATTEMPTS_MAX = 3
 BACKOFF_SECONDS = 0.1
 BACKOFF_SECONDS_MAX = 2.0
 _NOT_NOW = frozenset({409, 425})
-_LOST = frozenset({408})
+_LOST = frozenset({408, 424})
 _NOT_OURS = frozenset({401, 403})
 _log = structlog.get_logger()
 
@@ -123,7 +123,7 @@ class Wire:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             wait_seconds = 0.0
             try:
-                response = await self._attempt(call, method, path, wanted, body, ends_at=ends_at, is_safe=is_read or is_keyed)
+                response = await self._attempt(call, method, path, wanted, body, ends_at=ends_at)
             except PspBusy as error:
                 failure = error
                 break
@@ -159,15 +159,15 @@ class Wire:
         body: bytes,
         *,
         ends_at: float,
-        is_safe: bool,
     ) -> Response:
         admission = await self.guard.admit()
         began_at = trio.current_time()
         seconds = max(ends_at - began_at, 0.1)
         outcome, failed = "cancelled", None
+        is_read = call in READS  # a call that was lost with its connection may have arrived: only a read is sent again
         try:
             response = await self._http.request(
-                method, self._base_url + path, headers=headers, body=body, idempotent=is_safe, total_seconds=seconds
+                method, self._base_url + path, headers=headers, body=body, idempotent=is_read, total_seconds=seconds
             )
             outcome = "429" if response.status == 429 else f"{response.status // 100}xx"
             if response.status == 429:

@@ -1,0 +1,27 @@
+"""Nested fields as a form, the way Stripe's API takes them: `a[b][0][c]=v`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from urllib.parse import urlencode
+
+Field = str | int | bool | None | Mapping[str, "Field"] | Sequence["Field"]
+
+
+def encode(fields: Mapping[str, Field]) -> bytes:
+    """The form; fields that are None are left out."""
+    return urlencode(list(_flat("", fields))).encode("ascii")
+
+
+def _flat(prefix: str, value: Field) -> Iterator[tuple[str, str]]:
+    match value:
+        case None:
+            return
+        case bool():
+            yield prefix, "true" if value else "false"
+        case str() | int():
+            yield prefix, str(value)
+        case Mapping():
+            for name, inner in value.items():
+                yield from _flat(f"{prefix}[{name}]" if prefix else name, inner)
+        case _:
+            for position, inner in enumerate(value):
+                yield from _flat(f"{prefix}[{position}]", inner)

@@ -1,0 +1,309 @@
+"""Stripe's objects as far as Florin reads them, its amounts and codes, and what each object is evidence of.
+
+Source: Stripe's API reference, version `API_VERSION`. Our own ids are in the metadata of everything that we make there. A hosted
+payment's reference is its Checkout Session, since Stripe makes the PaymentIntent only when the customer pays; evidence of that
+PaymentIntent then names no reference.
+"""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+
+from core.errors import InvalidMoney, PspOutcomeUnknown
+from core.evidence import Evidence, EvidenceKind, Source
+from core.ids import MerchantId, OperationId, PaymentId, PspAccountId, RefundId
+from core.money import CURRENCY_EXPONENTS, Money
+from core.payment import Payment
+from core.refund import made_at_the_psp
+
+API_VERSION = "2024-06-20"
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+EXPONENTS = {
+    **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"), 0),
+    **dict.fromkeys(("ISK", "UGX"), 2),
+}
+"""How many decimals Stripe's amounts have where that is not ISO 4217's number, or is not 2 (docs: currencies)."""
+
+_ROUND_TO_TEN = frozenset({"BHD", "JOD", "KWD", "OMR", "TND"})
+
+DECLINE_CODES = {
+    "insufficient_funds": "insufficient_funds",
+    "expired_card": "expired_card",
+    "incorrect_cvc": "incorrect_cvc",
+    "invalid_cvc": "incorrect_cvc",
+    "incorrect_number": "incorrect_number",
+    "invalid_number": "incorrect_number",
+    "processing_error": "processing_error",
+    "authentication_required": "authentication_required",
+    "payment_intent_authentication_failure": "authentication_failed",
+    "card_velocity_exceeded": "card_velocity_exceeded",
+    "currency_not_supported": "currency_not_supported",
+    **dict.fromkeys(("lost_card", "stolen_card", "pickup_card", "restricted_card", "fraudulent"), "card_blocked"),
+}
+"""Stripe's code to ours; every other one is `card_declined`."""
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """The error of a response."""
+
+    type: str = ""
+    code: str | None = None
+    decline_code: str | None = None
+    payment_intent: "PaymentIntent | None" = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of a response that is no success."""
+
+    error: ApiError = ApiError()
+
+
+class _Redirect(msgspec.Struct, frozen=True):
+    url: str | None = None
+
+
+class _NextAction(msgspec.Struct, frozen=True):
+    redirect_to_url: _Redirect | None = None
+
+
+class PaymentIntent(msgspec.Struct, frozen=True):
+    """A PaymentIntent."""
+
+    id: Name
+    status: str
+    amount: int
+    currency: str
+    created: int = 0
+    metadata: dict[str, str] = {}
+    amount_received: int | None = None
+    latest_charge: Any = None
+    last_payment_error: ApiError | None = None
+    next_action: _NextAction | None = None
+    cancellation_reason: str | None = None
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A Checkout Session; its PaymentIntent is expanded, or not there yet."""
+
+    id: Name
+    status: str | None
+    created: int = 0
+    url: str | None = None
+    metadata: dict[str, str] = {}
+    payment_intent: PaymentIntent | str | None = None
+
+
+class Refund(msgspec.Struct, frozen=True):
+    """A refund."""
+
+    id: Name
+    amount: int
+    currency: str
+    status: str | None
+    metadata: dict[str, str] | None = None
+    payment_intent: str | None = None
+    failure_reason: str | None = None
+
+
+class Dispute(msgspec.Struct, frozen=True):
+    """A dispute."""
+
+    id: Name
+    amount: int
+    currency: str
+    status: str
+    payment_intent: str | None = None
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """A charge, as far as an event of it tells whose it is."""
+
+    id: Name
+    payment_intent: str | None = None
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A page of any list."""
+
+    data: list[msgspec.Raw]
+    has_more: bool = False
+
+
+def exponent(currency: str) -> int | None:
+    """How many decimals Stripe's amounts of a currency have; None for one that we do not know."""
+    return EXPONENTS.get(currency, CURRENCY_EXPONENTS.get(currency))
+
+
+def to_stripe(money: Money) -> int | None:
+    """The amount as Stripe writes it; None where Stripe cannot take it."""
+    decimals = exponent(money.currency)
+    if decimals is None:
+        return None
+    scaled = Decimal(money.amount_minor).scaleb(decimals - CURRENCY_EXPONENTS[money.currency])
+    amount = int(scaled)
+    too_fine = money.currency in _ROUND_TO_TEN and amount % 10 != 0
+    return None if amount != scaled or too_fine or amount <= 0 else amount
+
+
+def from_stripe(amount: int, currency: str) -> Money:
+    """The money of one of Stripe's amounts. Raises `PspOutcomeUnknown` for what cannot be."""
+    name = currency.upper()
+    decimals = exponent(name)
+    if decimals is None:
+        raise PspOutcomeUnknown(f"Stripe named a currency that we do not know: {currency!r:.20}")
+    scaled = Decimal(amount).scaleb(CURRENCY_EXPONENTS[name] - decimals)
+    if scaled != int(scaled):
+        raise PspOutcomeUnknown(f"Stripe named an amount that is finer than {name}: {amount}")
+    try:
+        return Money(int(scaled), name)
+    except InvalidMoney as error:
+        raise PspOutcomeUnknown(f"Stripe named impossible money: {error}") from error
+
+
+def metadata_of(payment: Payment) -> dict[str, str]:
+    """What we write into every object that we make at Stripe."""
+    return {
+        "florin_merchant": str(payment.merchant_id),
+        "florin_payment": str(payment.id),
+        "florin_operation": str(payment.operation_id),
+        "florin_kind": "token" if payment.is_sync else "page",
+    }
+
+
+def ids_of(metadata: dict[str, str] | None) -> tuple[MerchantId, PaymentId, OperationId] | None:
+    """Whose an object is by its metadata; None where it is not ours."""
+    given = metadata or {}
+    try:
+        merchant, payment = UUID(given["florin_merchant"]), UUID(given["florin_payment"])
+        return MerchantId(merchant), PaymentId(payment), OperationId(UUID(given["florin_operation"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def decline_code(error: ApiError | None) -> str:
+    """Our decline code for Stripe's."""
+    if error is None:
+        return "card_declined"
+    return DECLINE_CODES.get(error.decline_code or "") or DECLINE_CODES.get(error.code or "") or "card_declined"
+
+
+def intent_evidence(
+    intent: PaymentIntent, account_id: PspAccountId, operation_id: OperationId, *, source: Source, reference: str | None = None
+) -> Evidence:
+    """How a PaymentIntent stands; `reference` is its Checkout Session's, where it has one. Raises `PspOutcomeUnknown`."""
+    is_page = intent.metadata.get("florin_kind") == "page"
+    kind, amount, code = _stands(intent, is_page=is_page)
+    redirect = intent.next_action.redirect_to_url if intent.next_action else None
+    return Evidence(
+        kind=kind,
+        source=source,
+        psp_account_id=account_id,
+        operation_id=operation_id,
+        reference=reference if is_page else intent.id,
+        payment_url=redirect.url if redirect is not None and not is_page else None,
+        money=from_stripe(amount, intent.currency) if amount is not None else None,
+        code=code,
+        capture_before=_capture_before(intent) if kind is EvidenceKind.AUTHORIZED else None,
+    )
+
+
+def _stands(intent: PaymentIntent, *, is_page: bool) -> tuple[EvidenceKind, int | None, str | None]:
+    match intent.status:
+        case "succeeded":
+            return EvidenceKind.CAPTURED, intent.amount if intent.amount_received is None else intent.amount_received, None
+        case "requires_capture":
+            return EvidenceKind.AUTHORIZED, intent.amount, None
+        case "requires_payment_method" if intent.last_payment_error is not None and not is_page:
+            return EvidenceKind.DECLINED, None, decline_code(intent.last_payment_error)
+        case "requires_payment_method" | "requires_confirmation" | "requires_action" | "processing":
+            return EvidenceKind.OPENED, None, None
+        case "canceled":
+            is_late = intent.cancellation_reason in ("automatic", "expired")
+            return (EvidenceKind.EXPIRED if is_late else EvidenceKind.CANCELED), None, None
+        case _:
+            raise PspOutcomeUnknown(f"Stripe knows a status that we do not: {intent.status!r:.40}")
+
+
+def _capture_before(intent: PaymentIntent) -> datetime | None:
+    charge = intent.latest_charge
+    details = charge.get("payment_method_details") if isinstance(charge, dict) else None
+    card = details.get("card") if isinstance(details, dict) else None
+    seconds = card.get("capture_before") if isinstance(card, dict) else None
+    return moment(seconds) if isinstance(seconds, int) else None
+
+
+def session_evidence(session: Session, account_id: PspAccountId, operation_id: OperationId, *, source: Source) -> Evidence:
+    """How a Checkout Session stands, with the PaymentIntent that it may have. Raises `PspOutcomeUnknown`."""
+    intent = session.payment_intent
+    if isinstance(intent, PaymentIntent):
+        of_intent = intent_evidence(intent, account_id, operation_id, source=source, reference=session.id)
+        if of_intent.kind is not EvidenceKind.OPENED:
+            return of_intent
+    kind = EvidenceKind.EXPIRED if session.status == "expired" else EvidenceKind.OPENED
+    return Evidence(
+        kind=kind,
+        source=source,
+        psp_account_id=account_id,
+        operation_id=operation_id,
+        reference=session.id,
+        payment_url=session.url if kind is EvidenceKind.OPENED else None,
+    )
+
+
+_REFUND_KINDS = {
+    "succeeded": EvidenceKind.REFUND_SUCCEEDED,
+    "pending": EvidenceKind.REFUND_PENDING,
+    "requires_action": EvidenceKind.REFUND_PENDING,
+    "failed": EvidenceKind.REFUND_FAILED,
+    "canceled": EvidenceKind.REFUND_FAILED,
+}
+
+
+def refund_evidence(
+    refund: Refund, account_id: PspAccountId, payment_id: PaymentId, operation_id: OperationId, *, source: Source
+) -> Evidence:
+    """How a refund stands, ours by its metadata or one that somebody made at Stripe. Raises `PspOutcomeUnknown`."""
+    kind = _REFUND_KINDS.get(refund.status or "")
+    if kind is None:
+        raise PspOutcomeUnknown(f"Stripe knows a status of refunds that we do not: {refund.status!r:.40}")
+    return Evidence(
+        kind=kind,
+        source=source,
+        psp_account_id=account_id,
+        operation_id=operation_id,
+        reference=refund.id,
+        money=from_stripe(refund.amount, refund.currency),
+        code=(refund.failure_reason or "failed_at_the_psp")[:100] if kind is EvidenceKind.REFUND_FAILED else None,
+        refund_id=_refund_id(refund, payment_id),
+    )
+
+
+def _refund_id(refund: Refund, payment_id: PaymentId) -> RefundId:
+    try:
+        return RefundId(UUID((refund.metadata or {})["florin_refund"]))
+    except (KeyError, ValueError):
+        return made_at_the_psp(payment_id, refund.id)
+
+
+def dispute_evidence(dispute: Dispute, kind: EvidenceKind, account_id: PspAccountId, operation_id: OperationId) -> Evidence:
+    """What an event of a dispute says."""
+    return Evidence(
+        kind=kind,
+        source=Source.WEBHOOK,
+        psp_account_id=account_id,
+        operation_id=operation_id,
+        reference=dispute.id,
+        money=from_stripe(dispute.amount, dispute.currency),
+    )
+
+
+def moment(seconds: int) -> datetime:
+    """One of Stripe's times. Raises `PspOutcomeUnknown`."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError) as error:
+        raise PspOutcomeUnknown(f"Stripe named an impossible time: {error}") from error

@@ -1,0 +1,109 @@
+"""localstripe as a process on loopback, with what it lacks and Florin needs: Checkout Sessions, and answers that get lost.
+
+localstripe (PyPI) is written by others and stands for Stripe; only this file is ours. Its parent passes a listening socket.
+Sessions follow Stripe's reference as far as Florin uses them. `POST /_config/lose {"path": regex, "when": "before"|"after"}`
+drops one connection; `POST /_config/pay/{session}` is the customer; `GET /_config/requests` counts requests by method and path.
+"""
+
+import asyncio
+import re
+import socket
+import sys
+import time
+from typing import Any
+
+from aiohttp import web
+from localstripe import resources, server
+
+RESOURCES: Any = resources
+RESOURCES.Store.dump_to_disk = lambda _store: None
+
+_lose: dict[str, Any] = {}
+_seen: list[str] = []
+
+
+class Session(RESOURCES.StripeObject):  # type: ignore[misc]  # localstripe has no types
+    """A Checkout Session."""
+
+    object = "checkout.session"
+    _id_prefix = "cs_test_"
+
+    def __init__(self, **given: Any) -> None:
+        for name in ("mode", "line_items", "success_url"):
+            if not given.get(name):
+                raise RESOURCES.UserError(400, f"Missing required param: {name}")
+        data = given["line_items"][0]["price_data"]
+        if int(given["expires_at"]) < time.time() + 1_800:
+            raise RESOURCES.UserError(400, "expires_at must be at least 30 minutes from now")
+        super().__init__()
+        self.url = f"https://checkout.example/{self.id}"
+        self.status = "open"
+        self.metadata = given.get("metadata") or {}
+        self.payment_intent = None
+        self._amount, self._currency = data["unit_amount"], data["currency"]
+        self._of_intent = given.get("payment_intent_data") or {}
+
+    @classmethod
+    def _api_expire(cls, id: str, **_given: Any) -> Any:  # noqa: A002 - localstripe's name
+        session = cls._api_retrieve(id)
+        if session.status != "open":
+            raise RESOURCES.UserError(400, "Only open sessions can be expired")
+        session.status = "expired"
+        RESOURCES.schedule_webhook(RESOURCES.Event("checkout.session.expired", session))
+        return session
+
+    def _pay(self, payment_method: str) -> None:
+        """The customer submits the page."""
+        kept = {name: self._of_intent.get(name) for name in ("metadata", "capture_method") if self._of_intent.get(name)}
+        intent = RESOURCES.PaymentIntent(amount=self._amount, currency=self._currency, payment_method=payment_method, **kept)
+        self.payment_intent, self.status = intent.id, "complete"
+        intent._confirm(on_failure_now=intent._report_failure)
+
+
+@web.middleware
+async def _faults(request: web.Request, handler: Any) -> web.StreamResponse:
+    _seen.append(f"{request.method} {request.path}")
+    is_lost = bool(_lose) and re.search(_lose["path"], request.path) is not None
+    when = _lose.get("when")
+    if is_lost:
+        _lose.clear()
+    response: web.StreamResponse | None = await handler(request) if not is_lost or when == "after" else None
+    if is_lost or response is None:
+        assert request.transport is not None
+        request.transport.abort()
+        raise asyncio.CancelledError
+    return response
+
+
+async def _set_lose(request: web.Request) -> web.Response:
+    _lose.update(await request.json())
+    return web.Response()
+
+
+async def _pay(request: web.Request) -> web.Response:
+    Session._api_retrieve(request.match_info["id"])._pay((await request.json())["payment_method"])
+    return web.Response()
+
+
+async def _requests(_request: web.Request) -> web.Response:
+    return web.json_response(_seen)
+
+
+def main() -> None:
+    """Serve until killed."""
+    app = web.Application(middlewares=[_faults, *server.app.middlewares[:2]])
+    app.router.add_post("/v1/checkout/sessions/{id}/expire", server.api_extra(Session._api_expire, ""))
+    app.router.add_post("/v1/checkout/sessions", server.api_create(Session, ""))
+    app.router.add_get("/v1/checkout/sessions/{id}", server.api_retrieve(Session, ""))
+    app.router.add_get("/v1/checkout/sessions", server.api_list_all(Session, ""))
+    app.router.add_post("/_config/lose", _set_lose)
+    app.router.add_post("/_config/pay/{id}", _pay)
+    app.router.add_get("/_config/requests", _requests)
+    for route in server.app.router.routes():
+        if route.resource is not None and route.method != "HEAD":
+            app.router.add_route(route.method, route.resource.canonical, route.handler)
+    web.run_app(app, sock=socket.socket(fileno=int(sys.argv[1])), print=lambda *_: None, access_log=None)
+
+
+if __name__ == "__main__":
+    main()
