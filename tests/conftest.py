@@ -31,6 +31,7 @@ configure_logs("warning")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The long forms of tests are behind a flag."""
+    parser.addoption("--write-tables", action="store_true", help="write the tables that tests produce, rather than compare them")
     parser.addoption("--long", action="store_true", help="run the stateful tests for an hour rather than a minute")
 
 

@@ -127,7 +127,7 @@ async def until_found_out(florin: Florin, payment_id: str, status: str) -> None:
         await florin.connection.execute(
             "UPDATE payment_requests SET due_at = now(), expires_at = now() WHERE status IN ('UNKNOWN', 'PENDING')"
         )
-        return (await florin.row(payment_id))["status"] == status
+        return bool((await florin.row(payment_id))["status"] == status)
 
     await eventually(found)
 
