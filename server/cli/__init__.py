@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from core.errors import FlorinError, leaves
-from server.cli import doctor, explain, haproxy, merchant, migrate, payout, receipt, serve, smoke, up, wallet
+from server.cli import doctor, explain, haproxy, merchant, migrate, payout, psp, receipt, serve, smoke, up, wallet
 from server.cli.doctor import NotChecked
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("up")(up.command)
 app.command("serve")(serve.command)
 app.command("migrate")(migrate.command)
 app.add_typer(merchant.app, name="merchant")
+app.add_typer(psp.app, name="psp")
 app.add_typer(payout.app, name="payout")
 app.add_typer(wallet.app, name="wallet")
 app.add_typer(receipt.app, name="receipt")

@@ -69,9 +69,9 @@ def add(
         if not accounts:
             raise NotFound(
                 f"there is no {mode} PSP account, so payments would have nowhere to go: "
-                "`florin up` makes the sandbox's on its database, and other PSPs are not supported yet"
+                "add one with `florin psp add`; `florin up` makes the sandbox's on its database"
             )
-        account = accounts[-1]
+        account = accounts[0]
         if sealer is not None:  # a secret that is sealed with another key than the workers' would never be sent
             sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id)
         merchant = merchants.Merchant(MerchantId(uuid7()), name, mode.value, account.id, now)

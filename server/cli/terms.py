@@ -69,6 +69,10 @@ def change(
         list[str] | None,
         typer.Option(help="CURRENCY:MINOR, like EUR:100000: how far refunds may take the wallet below zero. May be repeated."),
     ] = None,
+    fallback_limit: Annotated[
+        list[str] | None,
+        typer.Option(help="CURRENCY:MINOR: up to which amount a payment passes while the fraud check does not answer."),
+    ] = None,
     operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
@@ -85,7 +89,8 @@ def change(
         refunds_fee=refund_fee,
         settlement_delay_seconds=settlement_delay,
         fees=[_fee(text) for text in fee or ()],
-        negative_limits=[_limit(text) for text in negative_limit or ()],
+        negative_limits=[_limit("--negative-limit", text) for text in negative_limit or ()],
+        fallback_limits=[_limit("--fallback-limit", text) for text in fallback_limit or ()],
     )
     if wanted == merchants.NewTerms():
         raise Unprocessable("nothing to change: see `florin merchant set --help` for what can be set")
@@ -107,10 +112,10 @@ def _fee(text: str) -> tuple[str, int, int]:
     return match[1], int(match[2]), int(match[3] or 0)
 
 
-def _limit(text: str) -> tuple[str, int]:
+def _limit(option: str, text: str) -> tuple[str, int]:
     match = _LIMIT.fullmatch(text)
     if match is None or match[1] not in CURRENCY_EXPONENTS:
-        raise Unprocessable(f"--negative-limit is like EUR:100000 (1,000.00 €), not {text!r}")
+        raise Unprocessable(f"{option} is like EUR:100000 (1,000.00 €), not {text!r}")
     return match[1], int(match[2])
 
 
@@ -128,5 +133,7 @@ def _print(merchant: merchants.Merchant) -> None:
     for one in merchant.currencies:
         percent = f"{one.fee_basis_points / 100:g} % + {Money(one.fee_fixed_minor, one.currency)}"
         limit = Money(-one.negative_limit_minor, one.currency)
-        table.add_row(f"in {one.currency}", f"fee {percent}; refunds may take the wallet to {limit}")
+        fallback = Money(one.fallback_limit_minor, one.currency)
+        without = f"; without a fraud check up to {fallback}" if one.fallback_limit_minor else ""
+        table.add_row(f"in {one.currency}", f"fee {percent}; refunds may take the wallet to {limit}{without}")
     _console.print(table)

@@ -48,8 +48,15 @@ class Route:
         return (least is None or money.amount_minor >= least) and (most is None or money.amount_minor <= most)
 
 
-async def add_psp_account(connection: Connection, account: PspAccount, *, now: datetime) -> None:
-    """Store an account, or move it to another address."""
+async def add_psp_account(connection: Connection, account: PspAccount, *, now: datetime, act: Act | None = None) -> None:
+    """Store an account, or move it to another address; audited where an operator did it."""
+    async with connection.atomic():
+        await _add(connection, account, now)
+        if act is not None:
+            await record_act(connection, act)
+
+
+async def _add(connection: Connection, account: PspAccount, now: datetime) -> None:
     await connection.run(
         """
         INSERT INTO psp_accounts (
