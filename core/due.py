@@ -13,6 +13,9 @@ FIRST_LOOK_SECONDS = 600
 COMPLETE_AFTER_SECONDS = 60
 """How long an operation that we know no end of is left to the request that began it."""
 
+LOOK_AGAIN_SECONDS = 15
+"""How long the second look at a decline is left to whoever heard of it first."""
+
 WARN_BEFORE_SECONDS = 86_400
 """How long before an authorization ends the merchant is warned."""
 
@@ -68,7 +71,7 @@ def _pending_due_at(payment: Payment, *, now: datetime) -> datetime | None:
             return again
         return min(payment.expires_at, again) if again else payment.expires_at
     if is_provisionally_declined(payment):
-        return now
+        return now + timedelta(seconds=LOOK_AGAIN_SECONDS)
     if payment.reference is None:
         return first_due_at(created_at=payment.created_at, expires_at=payment.expires_at)
     return next_look_at(payment, now=now)

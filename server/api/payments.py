@@ -214,7 +214,7 @@ async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
         case Status.PENDING, _ if payment.is_sync:
             await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=headers)
         case Status.PENDING, _ if payment.payment_url is None:
-            detail = "the payment provider cannot be reached yet: repeat the request with the same key"
+            detail = "the payment provider, or the fraud check, cannot be reached yet: repeat the request with the same key"
             await fail(502, code="psp_unreachable", detail=detail)
         case _:
             await respond(send, CREATED, encode_payment(payment), content_type=JSON, headers=headers)

@@ -68,7 +68,9 @@ ORDER_CHECKS = (
           FROM payment_requests p
           FULL JOIN (SELECT * FROM psp_operations WHERE kind IN ('intent', 'charge')) o
             ON o.merchant_id = p.merchant_id AND o.payment_id = p.id AND o.id = p.operation_id
-         WHERE p.id IS NULL OR o.id IS NULL OR o.amount_minor <> p.amount_minor OR o.currency <> p.currency
+         WHERE o.id IS NULL OR o.amount_minor <> p.amount_minor OR o.currency <> p.currency
+            OR (p.id IS NULL AND (o.state <> 'FAILED' OR NOT EXISTS (
+                SELECT FROM payment_requests q WHERE q.merchant_id = o.merchant_id AND q.id = o.payment_id)))
         """,
     ),
     Check(

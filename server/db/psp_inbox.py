@@ -73,8 +73,8 @@ async def park(connection: Connection, item: InboxItem, *, due_at: datetime) -> 
     )
 
 
-async def note_failure(connection: Connection, item: InboxItem, *, due_at: datetime, now: datetime) -> InboxState:
-    """Count a failure of `item.last_error`; the fifth one alike makes the event a dead letter. The state it is in then."""
+async def note_failure(connection: Connection, item: InboxItem, *, due_at: datetime, now: datetime) -> tuple[InboxState, bool]:
+    """Count a failure of `item.last_error`; the fifth one alike makes the event a dead letter. Its state, and if that is new."""
     rows = await connection.query(
         """
         INSERT INTO psp_inbox AS b (
@@ -85,7 +85,7 @@ async def note_failure(connection: Connection, item: InboxItem, *, due_at: datet
                state = CASE WHEN b.last_error = excluded.last_error AND b.attempts + 1 >= $9 THEN 'DEAD' ELSE 'WAITING' END,
                due_at = CASE WHEN b.last_error = excluded.last_error AND b.attempts + 1 >= $9 THEN NULL ELSE excluded.due_at END,
                last_error = excluded.last_error, updated_at = excluded.updated_at
-        RETURNING b.state
+        RETURNING b.state, b.attempts
         """,
         item.merchant_id,
         item.psp_account_id,
@@ -97,7 +97,7 @@ async def note_failure(connection: Connection, item: InboxItem, *, due_at: datet
         now,
         ALIKE_MAX,
     )
-    return InboxState(rows[0][0])
+    return InboxState(rows[0][0]), rows[0][1] == ALIKE_MAX
 
 
 async def merchants_with_due_events(connection: Connection, *, limit: int) -> list[MerchantId]:

@@ -6,7 +6,7 @@ next one with its key, or by the follow-up job: both ask or repeat with the oper
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
@@ -99,7 +99,9 @@ async def create(
         work = partial(_open_in_time, services, creation, wanted.token, others, may_wait=may_wait)
         if reply_within_seconds is None:
             return Opened(await work())
-        return await _reply_within(services.background.start(work), creation.payment, seconds=reply_within_seconds)
+        opened = await _reply_within(services.background.start(work), creation.payment, seconds=reply_within_seconds)
+        is_put_off = may_wait and opened.payment.status is Status.PENDING and not is_opened(opened.payment)
+        return replace(opened, is_waiting=True) if is_put_off else opened
     decision = decide(stored, request.fingerprint, now=services.now())
     if isinstance(decision, InFlight) and (later := await wait_for_reply(services, request)) is not None:
         decision = decide(later, request.fingerprint, now=services.now())

@@ -201,8 +201,8 @@ async def _failed(services: Services, item: InboxItem, notice: Notice) -> InboxS
     _log.warning("a PSP event could not be applied", event_id=notice.event_id, type=notice.event_type, error=item.last_error)
     due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[-1])
     async with services.db.pool.connection() as connection:
-        state = await note_failure(connection, item, due_at=due_at, now=services.now())
-    if state is InboxState.DEAD:
+        state, is_news = await note_failure(connection, item, due_at=due_at, now=services.now())
+    if state is InboxState.DEAD and is_news:
         await _report(services, notice, item.last_error)
     return state
 

@@ -146,7 +146,7 @@ def _postings(changes: list[Change]) -> list[object]:
 
 def test_a_decline_is_provisional_until_a_later_fetch_agrees() -> None:
     told, _ = run(a_payment(), [evidence(EvidenceKind.DECLINED, code="stolen")])
-    assert (told.status, told.decline_code, told.due_at) == (Status.PENDING, "stolen", NOW)
+    assert (told.status, told.decline_code, told.due_at) == (Status.PENDING, "stolen", NOW + timedelta(seconds=15))
     told_again, _ = run(told, [evidence(EvidenceKind.DECLINED)])
     assert told_again == told
     confirmed, _ = run(told, [evidence(EvidenceKind.DECLINED, Source.RECHECK)])

@@ -74,6 +74,7 @@ async def test_a_second_look_is_younger_than_the_first(florin: Florin) -> None:
     rows = await florin.rows("SELECT status FROM payment_requests")
     assert rows == [{"status": "PENDING"}]
     # The follow-up asks the PSP, whose page is open: the decline is contradicted, and another card may be tried.
+    await florin.connection.execute("UPDATE payment_requests SET due_at = now()")
     await eventually(lambda: florin.rows("SELECT 1 FROM payment_requests WHERE decline_code IS NULL AND version > 3"))
     await florin.connection.execute("UPDATE payment_requests SET expires_at = now(), due_at = now()")
     await florin.until_stored(f"pay_{payment.id.hex}", "EXPIRED")
