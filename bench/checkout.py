@@ -41,8 +41,8 @@ async def run(instance: Instance, *, customers: int, payments_max: int, seconds_
         open_client(ClientOptions(connections_per_origin_max=customers)) as http,
         open_session(instance.running.database_url) as connection,
     ):
-        await _offer(instance, http, Result(), customers=customers, payments_max=warm_up, seconds_max=seconds_max)
-        await _until_settled(connection)
+        await offer(instance, http, Result(), customers=customers, payments_max=warm_up, seconds_max=seconds_max)
+        await until_settled(connection)
         result = Result()
         meter = CpuMeter.start(
             {
@@ -52,17 +52,18 @@ async def run(instance: Instance, *, customers: int, payments_max: int, seconds_
             }
         )
         began = trio.current_time()
-        await _offer(instance, http, result, customers=customers, payments_max=payments_max, seconds_max=seconds_max)
-        await _until_settled(connection)
+        await offer(instance, http, result, customers=customers, payments_max=payments_max, seconds_max=seconds_max)
+        await until_settled(connection)
         result.settled_seconds = trio.current_time() - began
         result.cpu_seconds = meter.used_seconds()
         result.violations = await broken_promises(connection)
         return result
 
 
-async def _offer(
+async def offer(
     instance: Instance, http: Client, result: Result, *, customers: int, payments_max: int, seconds_max: float
 ) -> None:
+    """So many customers, each with one payment after another, until all are made or the time is over."""
     left = iter(range(payments_max))
     with trio.move_on_after(seconds_max):
         async with trio.open_nursery() as nursery:
@@ -91,7 +92,7 @@ async def _customer(instance: Instance, http: Client, result: Result, left: Iter
             result.errors += 1
 
 
-async def _until_settled(connection: Connection) -> None:
+async def until_settled(connection: Connection) -> None:
     """Wait until nothing is on its way any more, within `SETTLE_SECONDS`."""
     with trio.fail_after(SETTLE_SECONDS):
         while True:

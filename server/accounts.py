@@ -127,7 +127,7 @@ class Accounts:
             guard.move(limits)
             return guard
         shared = Shared(reserve=partial(self._reserve, account.id), may_probe=partial(self._may_probe, account.id))
-        guard = self._guards[account.id] = Guard(limits, shared, patience_seconds=PATIENCE_SHARE * self._deadlines.write_seconds)
+        guard = self._guards[account.id] = Guard(limits, shared, patience_seconds=PATIENCE_SHARE * self._deadlines.seconds)
         self._metrics.watch_psp(
             str(account.id),
             account.psp,

@@ -139,10 +139,10 @@ def _psp_client_options(settings: Settings) -> ClientOptions:
 
 def _deadlines(settings: Settings) -> Deadlines:
     """Our own deadlines end before those of the flows, so that what is known about a call comes out of it."""
-    write_seconds = OWN_SHARE * settings.psp_seconds
+    seconds = OWN_SHARE * settings.psp_seconds
     connect_seconds = min(settings.connect_seconds, settings.psp_seconds / 2)
-    read_seconds = min(settings.psp_read_seconds, write_seconds)
-    return Deadlines(read_seconds=read_seconds, write_seconds=write_seconds, connect_seconds=connect_seconds)
+    read_seconds = min(settings.psp_read_seconds, seconds)
+    return Deadlines(seconds=seconds, read_seconds=read_seconds, connect_seconds=connect_seconds)
 
 
 def _listener_options(settings: Settings) -> ListenerOptions:

@@ -22,6 +22,7 @@ from server.demo import Demo, load_or_draw, provision
 from server.flows.services import Services, utc_now
 from server.http.listener import bind
 from server.new_ids import uuid7
+from server.psp.guard import Shared
 from server.sandbox.program import SandboxConfiguration, open_sandbox
 from server.sealing import Sealer, create_key_file
 from server.settings import Settings
@@ -33,6 +34,20 @@ BLOCKED = "4000000000000069"
 PATIENCE_SECONDS = 15.0
 
 T = TypeVar("T")
+
+
+async def _at_once(_slots: int, _interval_seconds: float) -> float:
+    await trio.lowlevel.checkpoint()
+    return 0.0
+
+
+async def _yes() -> bool:
+    await trio.lowlevel.checkpoint()
+    return True
+
+
+UNSHARED = Shared(reserve=_at_once, may_probe=_yes)
+"""For a guard that shares its account with nobody."""
 
 
 async def eventually(ask: Callable[[], Awaitable[T | None]], *, seconds: float = PATIENCE_SECONDS) -> T:

@@ -22,6 +22,16 @@ _FEE = re.compile(r"([A-Z]{3}):(\d{1,5})(?:\+(\d{1,12}))?")
 _LIMIT = re.compile(r"([A-Z]{3}):(\d{1,12})")
 
 
+NegativeLimit = Annotated[
+    list[str] | None,
+    typer.Option(help="CURRENCY:MINOR, like EUR:100000: how far refunds may take the wallet below zero. May be repeated."),
+]
+FallbackLimit = Annotated[
+    list[str] | None,
+    typer.Option(help="CURRENCY:MINOR: up to which amount a payment passes while the fraud check does not answer."),
+]
+
+
 class Late(StrEnum):
     """What becomes of money that comes after its payment was over."""
 
@@ -65,14 +75,8 @@ def change(
     refund_fee: Annotated[
         bool | None, typer.Option("--refund-fee/--keep-fee", help="Give the fee back with a refund, or keep it.")
     ] = None,
-    negative_limit: Annotated[
-        list[str] | None,
-        typer.Option(help="CURRENCY:MINOR, like EUR:100000: how far refunds may take the wallet below zero. May be repeated."),
-    ] = None,
-    fallback_limit: Annotated[
-        list[str] | None,
-        typer.Option(help="CURRENCY:MINOR: up to which amount a payment passes while the fraud check does not answer."),
-    ] = None,
+    negative_limit: NegativeLimit = None,
+    fallback_limit: FallbackLimit = None,
     operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
@@ -92,9 +96,7 @@ def change(
         negative_limits=[_limit("--negative-limit", text) for text in negative_limit or ()],
         fallback_limits=[_limit("--fallback-limit", text) for text in fallback_limit or ()],
     )
-    if wanted == merchants.NewTerms():
-        raise Unprocessable("nothing to change: see `florin merchant set --help` for what can be set")
-    made = act(operator, merchant_id, "merchant.set", wanted.summary())
+    made = act(operator, merchant_id, "merchant.set", _summary(wanted))
 
     async def work(connection: Connection) -> merchants.Merchant:
         changed = await merchants.set_terms(connection, merchant_id, wanted, made)
@@ -103,6 +105,12 @@ def change(
         return changed
 
     _print(with_database(find_database(data_dir, database_url), work))
+
+
+def _summary(wanted: merchants.NewTerms) -> str:
+    if wanted == merchants.NewTerms():
+        raise Unprocessable("nothing to change: see `florin merchant set --help` for what can be set")
+    return wanted.summary()
 
 
 def _fee(text: str) -> tuple[str, int, int]:

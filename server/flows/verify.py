@@ -13,7 +13,9 @@ from server.flows.services import Services
 from server.flows.settle import settle
 
 CONCURRENCY_MAX = 2_500
-BUSY_SECONDS = 0.05
+BUSY_SECONDS = 0.1
+PATIENCE_MAX = 3_600
+"""How often one payment is tried while there is no room: with every wait a second, an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +103,15 @@ async def _verify_one_after_another(
 
 
 async def _verify_patiently(services: Services, payment: Payment, source: Source) -> Verified:
-    while True:
+    for _ in range(PATIENCE_MAX):
         try:
             after = await verify(services, payment, source=source)
             if is_provisionally_declined(after) and not is_provisionally_declined(payment):
                 after = await verify_again(services, after)
             return Verified(after)
-        except PspBusy as error:
-            await trio.sleep(max(error.retry_after_seconds, BUSY_SECONDS))
-        except (PspError, DatabaseUnavailable, Overloaded) as error:
+        except (PspBusy, Overloaded) as error:
+            failure, wait_seconds = error, error.retry_after_seconds if isinstance(error, PspBusy) else BUSY_SECONDS
+        except (PspError, DatabaseUnavailable) as error:
             return Verified(payment, error)
+        await trio.sleep(max(wait_seconds, BUSY_SECONDS))
+    return Verified(payment, failure)

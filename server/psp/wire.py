@@ -48,10 +48,10 @@ READS = frozenset({Call.FETCH, Call.LIST})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """How long a call may take in all, retries included, and how long connecting may."""
+    """How long a call may take in all, waiting for its turn and retries included; one try of a read; and connecting."""
 
+    seconds: float
     read_seconds: float
-    write_seconds: float
     connect_seconds: float
 
 
@@ -116,7 +116,7 @@ class Wire:
         """
         deadlines = self._deadlines
         is_read = call in READS
-        ends_at = trio.current_time() + (deadlines.read_seconds if is_read else deadlines.write_seconds)
+        ends_at = trio.current_time() + deadlines.seconds
         wanted = [*self._headers, *headers]
         was_lost = False
         failure: PspUnreachable | PspOutcomeUnknown
@@ -162,9 +162,9 @@ class Wire:
     ) -> Response:
         admission = await self.guard.admit()
         began_at = trio.current_time()
-        seconds = max(ends_at - began_at, 0.1)
-        outcome, failed = "cancelled", None
         is_read = call in READS  # a call that was lost with its connection may have arrived: only a read is sent again
+        seconds = max(min(ends_at - began_at, self._deadlines.read_seconds if is_read else ends_at), 0.1)
+        outcome, failed = "cancelled", None
         try:
             response = await self._http.request(
                 method, self._base_url + path, headers=headers, body=body, idempotent=is_read, total_seconds=seconds

@@ -85,7 +85,7 @@ async def _pay(request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def _requests(_request: web.Request) -> web.Response:
+async def _requests(_request: web.Request) -> web.Response:  # noqa: ASYNC124 - aiohttp wants it so
     return web.json_response(_seen)
 
 

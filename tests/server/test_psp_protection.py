@@ -1,8 +1,9 @@
 """A PSP that fails, is slow or has no room harms nobody but those who need it, and money goes another way where that is safe."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,11 @@ from server.sandbox.program import SandboxConfiguration, open_sandbox
 from server.sealing import Sealer
 from server.settings import Settings
 from server.worker import open_worker
-from tests.florin import Florin, eventually, open_florin, order
+from tests.florin import UNSHARED, Florin, eventually, open_florin, order
 
 
-async def at_once(_slots: int, _interval_seconds: float) -> float:
-    return 0.0
-
-
-async def yes() -> bool:
-    return True
-
-
-def a_guard(limits: Limits, reserve: Callable[[int, float], Awaitable[float]] = at_once) -> Guard:
-    return Guard(limits, Shared(reserve=reserve, may_probe=yes), patience_seconds=5.0)
+def a_guard(limits: Limits, shared: Shared = UNSHARED) -> Guard:
+    return Guard(limits, shared, patience_seconds=5.0)
 
 
 async def test_no_more_calls_at_once_than_agreed_first_come_first_served(autojump_clock: trio.testing.MockClock) -> None:
@@ -84,10 +77,11 @@ async def test_calls_are_spread_over_the_second(autojump_clock: trio.testing.Moc
 
     async def reserve(slots: int, interval_seconds: float) -> float:
         nonlocal used_until
+        await trio.lowlevel.checkpoint()
         used_until = max(used_until, trio.current_time()) + slots * interval_seconds
         return used_until - slots * interval_seconds - trio.current_time()
 
-    guard, times = a_guard(Limits(requests_per_second=10.0), reserve), list[float]()
+    guard, times = a_guard(Limits(requests_per_second=10.0), replace(UNSHARED, reserve=reserve)), list[float]()
 
     async def call() -> None:
         admission = await guard.admit()
@@ -191,7 +185,7 @@ async def account_of(florin: Florin, payment_id: str) -> PspAccountId:
     return PspAccountId((await florin.row(payment_id))["psp_account_id"])
 
 
-async def metrics(florin: Florin) -> str:
+def metrics(florin: Florin) -> str:
     return florin.services.metrics.exposition().decode()
 
 
@@ -221,7 +215,7 @@ async def test_a_payment_that_never_reached_the_first_psp_goes_to_the_next(flori
             assert await account_of(florin, response.json()["id"]) == florin.demo.psp_account_id
         states = await florin.rows("SELECT psp_account_id = $1 AS is_first, state FROM psp_operations ORDER BY 1 DESC", other)
         assert [tuple(row.values()) for row in states] == [(True, "FAILED"), (True, "FAILED"), (False, "DONE"), (False, "DONE")]
-        said = await metrics(florin)
+        said = metrics(florin)
         assert f'florin_psp_failovers_total{{from_account="{other}",to_account="{florin.demo.psp_account_id}"}} 2.0' in said
 
 
@@ -245,7 +239,7 @@ async def test_an_open_breaker_is_shown_shared_and_gone_round(florin: Florin, di
                 await charge(florin, order_id=f"order-{number}")
             first = await florin.services.psps.of(other)
             assert first.guard.state is BreakerState.OPEN
-            assert f'florin_psp_breaker_state{{account="{other}",psp="sandbox"}} 2.0' in await metrics(florin)
+            assert f'florin_psp_breaker_state{{account="{other}",psp="sandbox"}} 2.0' in metrics(florin)
 
             response = await charge(florin, order_id="after")
             assert response.status_code == 201, response.text
@@ -260,7 +254,7 @@ async def test_an_open_breaker_is_shown_shared_and_gone_round(florin: Florin, di
             back = await charge(florin, order_id="back")
             assert await account_of(florin, back.json()["id"]) == other
             await eventually(lambda: is_closed(second.guard))
-        assert 'breaker_state{account="' + str(other) + '",psp="sandbox"} 0.0' in await metrics(florin)
+        assert 'breaker_state{account="' + str(other) + '",psp="sandbox"} 0.0' in metrics(florin)
 
 
 async def is_open(guard: Guard) -> bool:
@@ -277,6 +271,7 @@ async def is_closed(guard: Guard) -> bool:
 async def another_worker(florin: Florin, directory: Path) -> AsyncIterator[Services]:
     settings = Settings(database_url=florin.database_url, key_file=directory / "sealing.key", sweep_seconds=60.0)
     async with open_worker(settings, bind("127.0.0.1", 0)) as services:
+        await trio.lowlevel.checkpoint()
         yield services
 
 
@@ -427,7 +422,7 @@ async def test_the_fraud_check_decides_before_any_psp_hears_of_it(database_url: 
         payment = denied.json()["payment"]
         assert (payment["status"], payment["risk"]) == ("CANCELED", "denied")
         assert (await florin.control())["requests"] == before
-        assert 'florin_fraud_checks_total{verdict="denied"} 1.0' in await metrics(florin)
+        assert 'florin_fraud_checks_total{verdict="denied"} 1.0' in metrics(florin)
         await florin.require_promises()
 
 

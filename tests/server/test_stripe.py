@@ -18,6 +18,7 @@ import httpx2
 import msgspec
 import pytest
 import stripe
+import trio
 
 from core.errors import InvalidSignature, Malformed, PspBusy, PspOutcomeUnknown
 from core.evidence import EvidenceKind
@@ -32,13 +33,13 @@ from server.http.listener import bind
 from server.new_ids import uuid7
 from server.psp import stripe_events
 from server.psp.form import encode
-from server.psp.guard import Guard, Limits, Shared
+from server.psp.guard import Guard, Limits
 from server.psp.stripe_api import RETRY_HEADER, headers
 from server.psp.stripe_objects import from_stripe, to_stripe
 from server.psp.wire import Call, Deadlines, Wire
 from server.sealing import Sealer
 from tests.conftest import HOUSE, program
-from tests.florin import Florin, eventually, order
+from tests.florin import UNSHARED, Florin, eventually, order
 
 SECRET = "whsec_stripe_test"
 ACCOUNT = PspAccountId(UUID(int=7))
@@ -79,7 +80,7 @@ class Stripe:
 @asynccontextmanager
 async def process(*command: str, url: str, **kwargs: Any) -> AsyncIterator[None]:
     """A counterparty's process, once it answers."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, **kwargs)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, **kwargs)  # noqa: ASYNC220 - it outlives this call
     try:
         async with httpx2.AsyncClient() as http:
 
@@ -92,7 +93,8 @@ async def process(*command: str, url: str, **kwargs: Any) -> AsyncIterator[None]
             await eventually(answers)
         yield
     finally:
-        await children.stop(child, first=signal.SIGTERM, seconds=5)
+        with trio.move_on_after(10, shield=True):
+            await children.stop(child, first=signal.SIGTERM, seconds=5)
 
 
 @pytest.fixture
@@ -330,14 +332,8 @@ def test_amounts_are_stripes_own(money: Money, amount: int | None) -> None:
 
 @asynccontextmanager
 async def a_wire(url: str) -> AsyncIterator[Wire]:
-    async def at_once(_slots: int, _interval_seconds: float) -> float:
-        return 0.0
-
-    async def yes() -> bool:
-        return True
-
-    guard = Guard(Limits(), Shared(reserve=at_once, may_probe=yes), patience_seconds=1)
-    deadlines = Deadlines(read_seconds=5, write_seconds=5, connect_seconds=1)
+    guard = Guard(Limits(), UNSHARED, patience_seconds=1)
+    deadlines = Deadlines(seconds=5, read_seconds=5, connect_seconds=1)
     async with open_client() as http:
         yield Wire(
             http,
