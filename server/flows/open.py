@@ -83,7 +83,7 @@ async def open_payment(services: Services, payment: Payment, opening: Opening) -
         payment = rerouted
     if evidence is None:
         return payment
-    return await _apply(services, payment, replace(evidence, risk=risk), opening)
+    return await _apply(services, payment, replace(evidence, risk=risk) if risk is not None else evidence, opening)
 
 
 async def _not_allowed(services: Services, payment: Payment, opening: Opening, risk: Risk | None) -> Payment:
