@@ -8,6 +8,7 @@ the caller's latency, and CPU µs per payment of the worker and PostgreSQL. All 
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from bench.checkout import Result, until_settled
 from bench.measure import CpuMeter, family, percentile
+from core.signing import sign_timestamped
 from server.cli.doctor import print_diagnosis
 from server.db.connection import Connection, open_session
 from server.db.promises import broken_promises
@@ -66,8 +68,10 @@ async def _run(options: Options, plan: list[tuple[int, int]], payments: int, sec
             times = [f"{percentile(result.create_ms, one):,.1f}" for one in (0.5, 0.99)]
             cpu = [f"{used / max(result.payments, 1) * 1e6:,.0f}" for used in result.cpu_seconds.values()]
             table.add_row(str(psp_ms), str(connections), f"{rate:,.0f}", *times, *cpu, str(result.errors))
+        forged_us = await _forge(instance, payments)
         violations = await broken_promises(connection)
     _console.print(table)
+    _console.print(f"a forged webhook costs the worker {forged_us:,.0f} µs")
     _console.print(
         f"{payments} payments a line, {options.workers} worker(s), {len(os.sched_getaffinity(0))} cores, "
         f"Linux {platform.release()}, Python {platform.python_version()}, fsync on; all programs share the cores"
@@ -100,6 +104,26 @@ async def _measure(
     result.settled_seconds = trio.current_time() - began
     result.cpu_seconds = meter.used_seconds()
     return result
+
+
+async def _forge(instance: Instance, count: int) -> float:
+    """What a webhook with a wrong signature costs, in CPU µs of the worker."""
+    body = msgspec.json.encode({"id": "evt_1", "type": "intent.captured", "data": {"of": "x" * 1_000}})
+    url = instance.demo.psp_webhook_url(instance.api_url)
+    left = iter(range(count))
+
+    async def attack(http: Client) -> None:
+        for _ in left:
+            headers = [("sandbox-signature", sign_timestamped("forged", timestamp=int(time.time()), body=body))]
+            response = await http.request("POST", url, headers=headers, body=body)
+            assert response.status == 400
+
+    async with open_client() as http:
+        meter = CpuMeter.start({"worker": lambda: instance.supervisor.pids})
+        async with trio.open_nursery() as nursery:
+            for _ in range(64):
+                nursery.start_soon(attack, http)
+        return meter.used_seconds()["worker"] / count * 1e6
 
 
 async def _offer(instance: Instance, http: Client, result: Result, connections: int, payments: int, seconds: float) -> None:

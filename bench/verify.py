@@ -20,6 +20,7 @@ from bench.measure import cpu_seconds, family
 from core.evidence import Source
 from core.ids import MerchantId
 from core.payment import Payment, Status
+from server.children import allow_many_files
 from server.cli.doctor import print_diagnosis
 from server.db.connection import open_session
 from server.db.payments import Filter, list_payments
@@ -43,8 +44,7 @@ def main(
 ) -> None:
     """Ask a slow PSP about many payments at once."""
     configure_logs("error")
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_many_files()
     with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o711)
         settings = {"FLORIN_LOG_LEVEL": "error"}

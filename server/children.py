@@ -8,6 +8,7 @@ changing the user clears it, so it is set after that.
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -72,6 +73,12 @@ def python(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of Florin with this interpreter."""
     # -P: a file in the current directory must not stand in for a module of ours.
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def allow_many_files() -> None:
+    """Raise this process's limit of open files as far as it may be: every connection is one."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def say_ready(descriptor: int) -> None:

@@ -24,7 +24,7 @@ import trio
 from core.errors import FlorinError, leaves
 from server.accounts import Accounts
 from server.api.app import Api
-from server.children import say_ready
+from server.children import allow_many_files, say_ready
 from server.db.database import open_database
 from server.db.migrate import MigrationError, require_current
 from server.flows.background import Background
@@ -177,6 +177,7 @@ def main(listening_descriptor: int, ready_descriptor: int) -> int:
         _log.error("the worker cannot run", errors=[str(error)])
         return EXIT_SETUP_FAILED
     configure_logs(settings.log_level)
+    allow_many_files()
     listening = socket.socket(fileno=listening_descriptor)
     try:
         trio.run(lambda: serve(settings, listening, ready=ready_descriptor))

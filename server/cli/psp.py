@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from core.errors import InvalidId, NotFound, Unprocessable
 from core.ids import MERCHANT, PSP_ACCOUNT, PspAccountId, decode_id, encode_id
@@ -144,9 +144,10 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
     if not accounts:
         _console.print("There are no accounts yet: add one with `florin psp add`; `florin up` makes the sandbox's.")
         return
-    table = Table("account", "psp", "mode", "name", "new payments", "at once", "per second", box=None, pad_edge=False)
+    account = Column("account", no_wrap=True, min_width=len(encode_id(PSP_ACCOUNT, accounts[0].id)))
+    table = Table(account, "psp", "mode", "name", "payments", "at once", "per s", box=None, pad_edge=False)
     for one in accounts:
-        state = "stopped" if not one.enabled else "left alone: it fails" if one.id in opened else "taken"
+        state = "stopped" if not one.enabled else "it fails: left alone" if one.id in opened else "taken"
         rate = str(one.requests_per_second_max or "no limit")
         table.add_row(encode_id(PSP_ACCOUNT, one.id), one.psp, one.mode, escape(one.name), state, str(one.concurrency_max), rate)
     _console.print(table)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from core.errors import NotFound
 from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
@@ -36,7 +36,7 @@ def show(
     if not found:
         _console.print(f"No event is {state}.")
         return
-    table = Table("event", "type", "received", "attempts", "why", box=None, pad_edge=False)
+    table = Table(Column("event", no_wrap=True, min_width=36), "type", "received", "attempts", "why", box=None, pad_edge=False)
     for one in found:
         received = f"{one.received_at:%Y-%m-%d %H:%M:%S}"
         table.add_row(escape(one.event_id), escape(one.type), received, str(one.attempts), escape(one.last_error))

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from server.children import say_ready
+from server.children import allow_many_files, say_ready
 from server.http.client import open_client
 from server.http.listener import Listener, ListenerOptions
 from server.sandbox.intents import Intents
@@ -100,6 +100,7 @@ async def serve(configuration: SandboxConfiguration, psp_socket: socket.socket, 
 def main(configuration_path: str, psp_descriptor: int, shop_descriptor: int, ready_descriptor: int) -> None:
     """The sandbox process; its parent passes two listening sockets and a pipe."""
     configure_logs("warning")
+    allow_many_files()
     configuration = msgspec.json.decode(Path(configuration_path).read_bytes(), type=SandboxConfiguration)
     sockets = [socket.socket(fileno=descriptor) for descriptor in (psp_descriptor, shop_descriptor)]
     trio.run(serve, configuration, sockets[0], sockets[1], ready_descriptor)

@@ -120,6 +120,51 @@ def test_merchants_and_keys(directory: Path) -> None:
         assert "up to date" in run("migrate", *data)
 
 
+def test_psp_accounts_and_routes(directory: Path) -> None:
+    data = ("--data-dir", str(directory))
+    key, secret = directory / "key.txt", directory / "secret.txt"
+    key.write_text("sk_test_123\n")
+    secret.write_text("whsec_123\n")
+    files = ("--api-key-file", str(key), "--webhook-secret-file", str(secret))
+    with up(*data, "--workers", "1") as running:
+        assert "taken" in run("psp", "list", *data)
+        assert "No event is DEAD." in run("psp", "events", "list", *data)
+        added = run("psp", "add", "stripe", "--name", "Stripe EU", "--base-url", "http://127.0.0.1:9", *files, *data)
+        account = added.partition("account")[2].split()[0]
+        assert f"/v1/psp/stripe/{account}/webhooks" in added
+        assert "whsec_123" not in added
+        assert "give a live one" in run("psp", "add", "stripe", "--mode", "live", *files, *data, code=1)
+        assert "https only" in run("psp", "add", "stripe", "--mode", "live", "--base-url", "http://x", *files, *data, code=1)
+        listed = run("psp", "list", *data)
+        assert "Stripe EU" in listed
+        sandbox = next(line.split()[0] for line in listed.splitlines() if "sandbox" in line)
+
+        merchant = next(line.split()[0] for line in run("merchant", "list", *data).splitlines() if line.startswith("mer_"))
+        shown = run("psp", "route", merchant, "--rule", f"{account}:JPY:100-500", "--rule", account + ":USD", *data)
+        assert [one for one in ("rule 1", "100 to 500", "rule 2") if one in shown] == ["rule 1", "100 to 500", "rule 2"]
+        assert sandbox in shown.splitlines()[-1]
+        for wrong in ("acct_1", f"{account}:EURO", f"{account}:EUR:9-1", f"{account}:EUR:0-0"):
+            run("psp", "route", merchant, "--rule", wrong, *data, code=1)
+        assert "rule" not in run("psp", "route", merchant, "--clear", *data)
+
+        assert "nothing to change" in run("psp", "set", sandbox, *data, code=1)
+        run("psp", "set", sandbox, "--no-payments", "--rate", "50", *data)
+        body = {"amount": 1_990, "currency": "EUR", "order_id": "order-1"}
+        headers = {"authorization": f"Bearer {running.value('API key')}"}
+        url = f"{running.value('API')}/v1/payments"
+        time.sleep(2.5)  # a worker loads the accounts once a second
+        assert httpx2.post(url, json=body, headers={**headers, "idempotency-key": "a"}).json()["code"] == "psp_unavailable"
+        run("psp", "set", sandbox, "--payments", "--rate", "0", *data)
+        time.sleep(2.5)
+        assert httpx2.post(url, json=body, headers={**headers, "idempotency-key": "b"}).status_code == 201
+
+        secret.write_text("whsec_new")
+        rotated = run("psp", "rotate-secret", account, "--webhook-secret-file", str(secret), "--overlap-hours", "1", *data)
+        assert "good until" in rotated
+        assert "no event evt_1" in run("psp", "events", "retry", "evt_1", *data, code=1)
+        assert "no account" in run("psp", "set", account[:-1] + "0", "--payments", *data, code=1)
+
+
 def test_clear_words_where_something_is_missing(directory: Path) -> None:
     nowhere = ("--data-dir", str(directory))
     for command, code in (("doctor", 2), ("smoke", 1), ("migrate", 1)):
