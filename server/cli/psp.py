@@ -46,13 +46,16 @@ from server.http.url import parse_origin
 from server.new_ids import uuid7
 from server.sealing import Sealer
 
+WIDTH = 200
+"""Of tables that go to a file or a program, so that nothing is cut off."""
+
 STRIPE_URL = "https://api.stripe.com"
 STRIPE_RATES = {"test": 25, "live": 100}
 """Requests per second that Stripe takes of an account (docs: rate limits)."""
 
 app = typer.Typer(help="Accounts at payment service providers: add, limit, stop and route.", no_args_is_help=True)
 app.add_typer(events, name="events")
-_console = Console(highlight=False, soft_wrap=True)
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 _RULE = re.compile(r"(acct_[0-9a-f]{32})(?::([A-Z]{3})(?::(\d{1,15})?-(\d{1,15})?)?)?")
 
 AccountText = Annotated[str, typer.Argument(help="The account's id, acct_…", metavar="ACCOUNT")]

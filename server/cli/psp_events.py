@@ -1,5 +1,6 @@
 """`florin psp events`: events of PSPs that could not be applied. They are tried again by themselves; these are for the rest."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from server.db.connection import Connection
 from server.db.psp_inbox import NOBODY, InboxItem, InboxState, list_events, move_event
 
 events = typer.Typer(help="Events of providers that could not be applied: list, retry, drop.", no_args_is_help=True)
-_console = Console(highlight=False, soft_wrap=True)
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 EventId = Annotated[str, typer.Argument(help="The provider's id of the event.", metavar="EVENT")]
 

@@ -129,13 +129,15 @@ async def claim_reading(
     return Reading(*rows[0]) if rows else None
 
 
-async def end_reading(connection: Connection, account_id: PspAccountId, *, until: datetime) -> None:
-    """The list is read until then, and may be read again."""
+async def end_reading(connection: Connection, account_id: PspAccountId, *, until: datetime, is_last: bool) -> None:
+    """The list is read until then; with the last part of it, it may be read again."""
     await connection.run(
         """
-        UPDATE psp_states SET events_read_until = greatest(events_read_until, $2), events_due_at = NULL
+        UPDATE psp_states
+           SET events_read_until = greatest(events_read_until, $2), events_due_at = CASE WHEN $3 THEN NULL ELSE events_due_at END
          WHERE psp_account_id = $1
         """,
         account_id,
         until,
+        is_last,
     )

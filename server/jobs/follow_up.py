@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from core.due import FIRST_LOOK_SECONDS, WARN_BEFORE_SECONDS, next_look_at, owes_late_refund
-from core.errors import DatabaseUnavailable, Overloaded, PspError
+from core.errors import DatabaseUnavailable, Overloaded, PspBusy, PspError
 from core.evidence import EvidenceKind, Source
 from core.payment import Payment, Status, evidence_about, is_provisionally_declined
 from core.refund import Refund
@@ -30,8 +30,11 @@ from server.flows.services import Services
 from server.flows.settle import settle
 from server.flows.verify import verify
 
-CLAIM_MAX = 32
-"""How many payments, and how many refunds, are looked at together: all of them end within their lease."""
+CLAIM_MAX = 64
+"""How many payments, and how many refunds, are claimed together."""
+
+TASKS_MAX = 512
+"""How many are looked at at the same time: one that a slow PSP holds up keeps no other one waiting."""
 
 LEASE_MARGIN_SECONDS = 20.0
 _log = structlog.get_logger()
@@ -39,19 +42,21 @@ _log = structlog.get_logger()
 
 async def run(services: Services, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Sweep until cancelled."""
-    task_status.started()
-    while True:
-        try:
-            found = await sweep(services)
-        except (DatabaseUnavailable, Overloaded) as error:
-            _log.warning("cannot look for what is due", error=str(error))
+    async with trio.open_nursery() as nursery:
+        task_status.started()
+        while True:
             found = 0
-        if not found:
-            await trio.sleep(sweep_seconds)
+            if len(nursery.child_tasks) <= TASKS_MAX - 2 * CLAIM_MAX:
+                try:
+                    found = await sweep(services, nursery)
+                except (DatabaseUnavailable, Overloaded) as error:
+                    _log.warning("cannot look for what is due", error=str(error))
+            if found < CLAIM_MAX:
+                await trio.sleep(sweep_seconds)
 
 
-async def sweep(services: Services) -> int:
-    """Claim what is due and follow it up; how much was claimed."""
+async def sweep(services: Services, nursery: trio.Nursery) -> int:
+    """Claim what is due and follow it up in the nursery; how much was claimed. What is claimed ends within its lease."""
     work: list[Callable[[], Awaitable[None]]] = []
     lease_seconds = 2 * services.psp_seconds + LEASE_MARGIN_SECONDS
     async with services.db.pool.connection() as connection:
@@ -67,17 +72,22 @@ async def sweep(services: Services) -> int:
             work += [partial(_follow_up_refund, services, refund) for refund in refunds]
             if len(work) >= 2 * CLAIM_MAX:
                 break
-    with trio.move_on_after(lease_seconds):
-        async with trio.open_nursery() as nursery:
-            for one in work:
-                nursery.start_soon(one)
+    for one in work:
+        nursery.start_soon(_within, one, lease_seconds)
     return len(work)
+
+
+async def _within(work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    with trio.move_on_after(seconds):
+        await work()
 
 
 async def _follow_up(services: Services, payment: Payment) -> None:
     try:
         try:
             await _look(services, payment)
+        except PspBusy:
+            pass  # nobody was asked: the lease brings it back, and it counts as no look
         except (PspError, trio.TooSlowError) as error:
             _log.warning("a due payment could not be checked", payment=str(payment.id), error=str(error))
             unanswered = evidence_about(payment, EvidenceKind.UNANSWERED, Source.RECHECK)
@@ -90,6 +100,8 @@ async def _follow_up_refund(services: Services, refund: Refund) -> None:
     try:
         try:
             await finish_refund(services, refund)
+        except PspBusy:
+            pass  # as above
         except (PspError, trio.TooSlowError) as error:
             _log.warning("a due refund could not be checked", refund=str(refund.id), error=str(error))
             await look_in_vain(services, refund)

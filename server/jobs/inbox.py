@@ -5,7 +5,7 @@ and everything where the list was not read for longer, as after an outage of our
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 import structlog
@@ -27,7 +27,10 @@ OUTAGE_SECONDS = 60.0
 
 OVERLAP_SECONDS = 30.0
 FIRST_READ_SECONDS = 3_600.0
-READING_SECONDS = 300.0
+WINDOW_SECONDS = 300.0
+"""How much of a list is read at once, so that a long outage is made good step by step."""
+
+READING_SECONDS = 120.0
 _log = structlog.get_logger()
 
 
@@ -85,14 +88,19 @@ async def read_list(services: Services, adapter: Adapter) -> int:
         )
     if reading is None:
         return 0
-    began_at = reading.now
-    since = reading.read_until or began_at - timedelta(seconds=FIRST_READ_SECONDS)
-    only_rare = began_at - since < timedelta(seconds=OUTAGE_SECONDS)
+    since = reading.read_until or reading.now - timedelta(seconds=FIRST_READ_SECONDS)
+    only_rare = reading.now - since < timedelta(seconds=OUTAGE_SECONDS)
     applied = 0
     with trio.move_on_after(READING_SECONDS):
-        notices = await adapter.list_events(since=since - timedelta(seconds=OVERLAP_SECONDS), only_rare=only_rare)
-        applied = await _apply_new(services, adapter, notices)
-        await _end(services, adapter, until=began_at)
+        while since < reading.now:
+            until = min(since + timedelta(seconds=WINDOW_SECONDS), reading.now)
+            overlap = timedelta(seconds=OVERLAP_SECONDS)
+            notices = await adapter.list_events(since=since - overlap, until=until, only_rare=only_rare)
+            applied += await _apply_new(services, adapter, notices)
+            is_last = until == reading.now
+            async with services.db.pool.connection() as connection:
+                await end_reading(connection, adapter.account_id, until=until, is_last=is_last)
+            since = until
     if applied:
         _log.info("events were read from a PSP's list", account=str(adapter.account_id), events=applied)
     return applied
@@ -114,8 +122,3 @@ async def _apply_new(services: Services, adapter: Adapter, notices: Sequence[Not
             _log.warning("an event of a PSP's list could not be applied", event_id=notice.event_id, error=type(error).__name__)
         applied += 1
     return applied
-
-
-async def _end(services: Services, adapter: Adapter, *, until: datetime) -> None:
-    async with services.db.pool.connection() as connection:
-        await end_reading(connection, adapter.account_id, until=until)

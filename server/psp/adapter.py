@@ -147,8 +147,8 @@ class Adapter(Protocol):
         """The payments that the PSP made in a window of time, as far as our metadata names them. Raises `PspError`."""
         ...
 
-    async def list_events(self, *, since: datetime, only_rare: bool) -> Sequence[Notice]:
-        """The PSP's events since then, oldest first: what its webhooks said, or would have.
+    async def list_events(self, *, since: datetime, until: datetime, only_rare: bool) -> Sequence[Notice]:
+        """The PSP's events of a window of time, oldest first: what its webhooks said, or would have.
 
         `only_rare`: refunds and disputes, which nothing else would find out. Raises `PspError`.
         """

@@ -132,13 +132,14 @@ class SandboxAdapter:
             after = intents[-1].id
         raise PspOutcomeUnknown("the PSP's list does not end")
 
-    async def list_events(self, *, since: datetime, only_rare: bool) -> Sequence[Notice]:
+    async def list_events(self, *, since: datetime, until: datetime, only_rare: bool) -> Sequence[Notice]:
         """See `Adapter`."""
         found: list[Notice] = []
         after = ""
         for _ in range(PAGES_MAX):
             types = "rare" if only_rare else "all"
-            path = f"/v1/events?created_from={int(since.timestamp())}&types={types}&limit={PAGE}&after={quote(after)}"
+            window = f"created_from={int(since.timestamp())}&created_before={int(until.timestamp()) + 1}"
+            path = f"/v1/events?{window}&types={types}&limit={PAGE}&after={quote(after)}"
             page = _read((await self._ask(Call.LIST, "GET", path)).accepted(), EventList)
             try:
                 found += [notice_of(event, self.account_id) for event in page.data]

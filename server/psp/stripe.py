@@ -203,12 +203,12 @@ class StripeAdapter:
                 found.append(Seen(merchant_id=ids[0], payment_id=ids[1], evidence=evidence, created_at=created_at))
         return found
 
-    async def list_events(self, *, since: datetime, only_rare: bool) -> Sequence[Notice]:
+    async def list_events(self, *, since: datetime, until: datetime, only_rare: bool) -> Sequence[Notice]:
         """See `Adapter`."""
         wanted: list[Mapping[str, Field]] = [{"type": one} for one in stripe_events.RARE] if only_rare else [{}]
         events: list[stripe_events.Event] = []
         for fields in wanted:
-            window = {**fields, "created": {"gte": int(since.timestamp())}}
+            window = {**fields, "created": {"gte": int(since.timestamp()), "lte": int(until.timestamp()) + 1}}
             events += await self.api.pages("/v1/events", stripe_events.Event, window)
         is_live = self.mode == "live"
         try:

@@ -15,7 +15,7 @@ from server.psp.wire import Answer, Call, Wire
 
 RETRY_HEADER = b"stripe-should-retry"
 PAGE = 100
-PAGES_MAX = 100
+PAGES_MAX = 1_000
 _NUL = b"\\u0000"
 
 T = TypeVar("T")

@@ -26,6 +26,7 @@ from server.sandbox.webhooks import Webhooks
 JSON = b"application/json"
 KEYS_MAX = 200_000
 PAGE_MAX = 100
+LATEST = 1 << 40
 _CALL_BY_VERB = {"close": "close", "capture": "capture", "void": "void", "refunds": "refund"}
 
 
@@ -104,11 +105,13 @@ class Psp:
                 return self._change(known, verb, fields) if known else (404, {"error": "no such intent"})
             case "GET", ["events"]:
                 wanted = query(scope)
-                only_rare = wanted.get("types") == "rare"
-                created_from = int(wanted.get("created_from", 0))
                 limit = _limit(wanted)
                 page = self._webhooks.events(
-                    created_from=created_from, only_rare=only_rare, after=wanted.get("after", ""), limit=limit + 1
+                    created_from=int(wanted.get("created_from", 0)),
+                    created_before=int(wanted.get("created_before", LATEST)),
+                    only_rare=wanted.get("types") == "rare",
+                    after=wanted.get("after", ""),
+                    limit=limit + 1,
                 )
                 return 200, {"data": page[:limit], "has_more": len(page) > limit}
             case "GET", ["movements"]:
@@ -125,7 +128,7 @@ class Psp:
             return [found] if found else []
         return self._intents.window(
             created_from=int(wanted.get("created_from", 0)),
-            created_before=int(wanted.get("created_before", 1 << 40)),
+            created_before=int(wanted.get("created_before", LATEST)),
             after=wanted.get("after", ""),
             limit=_limit(wanted),
         )

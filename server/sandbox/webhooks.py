@@ -55,12 +55,12 @@ class Webhooks:
         for _ in range(self.copies):
             self._enqueue(body)
 
-    def events(self, *, created_from: int, only_rare: bool, after: str, limit: int) -> list[dict[str, Any]]:
+    def events(self, *, created_from: int, created_before: int, only_rare: bool, after: str, limit: int) -> list[dict[str, Any]]:
         """A page of the events that were made, sent or not, oldest first, after the one of that id."""
         found: list[dict[str, Any]] = []
         is_after = not after
         for event in self._log:
-            is_wanted = event["created"] >= created_from and (not only_rare or event["type"].startswith(RARE))
+            is_wanted = created_from <= event["created"] < created_before and (not only_rare or event["type"].startswith(RARE))
             if is_after and is_wanted:
                 found.append(event)
                 if len(found) == limit:
