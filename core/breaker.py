@@ -2,7 +2,8 @@
 
 It opens when at least half of at least 20 calls within 30 seconds have failed; after 10 seconds one call may go through, the
 probe: its success closes the breaker, its failure keeps it open for another 10 seconds. Time is in seconds on any clock that
-never goes back. Results of calls that were admitted before the breaker opened say nothing about recovery and are dropped.
+never goes back. Results of calls that were admitted before the breaker opened say nothing about recovery and are dropped while it
+is open.
 """
 
 from collections import deque

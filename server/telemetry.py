@@ -66,7 +66,9 @@ class Metrics:
         self._breaker = Gauge(
             "florin_psp_breaker_state", "0 closed, 1 half-open, 2 open: the PSP is left alone", labels, registry=self._registry
         )
-        self._in_flight = Gauge("florin_psp_in_flight", "Calls to the PSP under way", labels, registry=self._registry)
+        self._in_flight = Gauge(
+            "florin_psp_in_flight", "Calls to the PSP under way, or waiting for their slot", labels, registry=self._registry
+        )
         self._limit = Gauge("florin_psp_concurrency_limit", "Calls that may be under way", labels, registry=self._registry)
         self._failovers = Counter(
             "florin_psp_failovers",

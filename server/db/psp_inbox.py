@@ -74,7 +74,10 @@ async def park(connection: Connection, item: InboxItem, *, due_at: datetime) -> 
 
 
 async def note_failure(connection: Connection, item: InboxItem, *, due_at: datetime, now: datetime) -> tuple[InboxState, bool]:
-    """Count a failure of `item.last_error`; the fifth one alike makes the event a dead letter. Its state, and if that is new."""
+    """Count a failure of `item.last_error`; the fifth alike makes it a dead letter. Its state, and whether that is new.
+
+    One that has ended before stays as it is.
+    """
     rows = await connection.query(
         """
         INSERT INTO psp_inbox AS b (
@@ -85,7 +88,8 @@ async def note_failure(connection: Connection, item: InboxItem, *, due_at: datet
                state = CASE WHEN b.last_error = excluded.last_error AND b.attempts + 1 >= $9 THEN 'DEAD' ELSE 'WAITING' END,
                due_at = CASE WHEN b.last_error = excluded.last_error AND b.attempts + 1 >= $9 THEN NULL ELSE excluded.due_at END,
                last_error = excluded.last_error, updated_at = excluded.updated_at
-        RETURNING b.state, b.attempts
+         WHERE b.state = 'WAITING'
+        RETURNING b.state
         """,
         item.merchant_id,
         item.psp_account_id,
@@ -97,7 +101,15 @@ async def note_failure(connection: Connection, item: InboxItem, *, due_at: datet
         now,
         ALIKE_MAX,
     )
-    return InboxState(rows[0][0]), rows[0][1] == ALIKE_MAX
+    if rows:
+        return InboxState(rows[0][0]), rows[0][0] == InboxState.DEAD
+    known = await connection.query(
+        "SELECT state FROM psp_inbox WHERE merchant_id = $1 AND psp_account_id = $2 AND event_id = $3",
+        item.merchant_id,
+        item.psp_account_id,
+        item.event_id,
+    )
+    return InboxState(known[0][0]), False
 
 
 async def merchants_with_due_events(connection: Connection, *, limit: int) -> list[MerchantId]:
@@ -128,6 +140,35 @@ async def claim_due_events(
         lease_seconds,
     )
     return [_item(row) for row in rows]
+
+
+async def give_back(connection: Connection, item: InboxItem, *, due_at: datetime) -> None:
+    """Undo a claim: it counted as an attempt and was none."""
+    await connection.run(
+        """
+        UPDATE psp_inbox SET attempts = attempts - 1, due_at = $5
+         WHERE merchant_id = $1 AND psp_account_id = $2 AND event_id = $3 AND state = 'WAITING' AND attempts = $4
+        """,
+        item.merchant_id,
+        item.psp_account_id,
+        item.event_id,
+        item.attempts,
+        due_at,
+    )
+
+
+async def prune_events(connection: Connection, *, ended_before: datetime, limit: int) -> int:
+    """Forget events that were applied or dropped long ago; how many."""
+    return await connection.run(
+        """
+        DELETE FROM psp_inbox
+         WHERE (merchant_id, psp_account_id, event_id) IN (
+               SELECT merchant_id, psp_account_id, event_id FROM psp_inbox
+                WHERE state IN ('DONE', 'DROPPED') AND updated_at < $1 LIMIT $2)
+        """,
+        ended_before,
+        limit,
+    )
 
 
 async def end_event(connection: Connection, item: InboxItem, state: InboxState, *, due_at: datetime | None, error: str) -> bool:

@@ -179,7 +179,14 @@ async def _open_in_time(
     """Open a payment that was just accepted, unless accepting it took so long that a retry may be doing so already."""
     if services.now() + timedelta(seconds=services.psp_seconds) > creation.in_flight_until:
         return creation.payment
-    opening = Opening(key=creation.key, token=token, is_first=True, may_wait=may_wait, others=tuple(others))
+    opening = Opening(
+        key=creation.key,
+        token=token,
+        is_first=True,
+        until=creation.in_flight_until,
+        may_wait=may_wait,
+        others=tuple(others),
+    )
     return await open_payment(services, creation.payment, opening)
 
 

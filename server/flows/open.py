@@ -7,7 +7,7 @@ lost can be found out. Nothing here charges twice: an operation is sent by the r
 """
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 import trio
@@ -31,13 +31,15 @@ _log = structlog.get_logger()
 class Opening:
     """How to open a payment.
 
-    `is_first`: no request for it can have left before. `may_wait`: a page that cannot be opened now is opened later. `others`:
+    `is_first`: no request for it can have left before. `until`: when a retry may take it up, so that no other account is asked so
+    late that both might. `may_wait`: a page that cannot be opened now is opened later. `others`:
     the accounts to go to next. `key` is answered with the payment, once it has a definitive reply.
     """
 
     key: str | None = None
     token: str | None = None
     is_first: bool = False
+    until: datetime | None = None
     may_wait: bool = False
     others: tuple[PspAccountId, ...] = ()
 
@@ -74,14 +76,14 @@ async def open_payment(services: Services, payment: Payment, opening: Opening) -
             return await _not_allowed(services, payment, opening, risk)
     left = list(opening.others)
     while True:
-        payment, evidence = await _ask(services, payment, opening)
+        payment, evidence = await _ask(services, payment, opening, risk)
         if evidence is None or evidence.kind is not EvidenceKind.UNREACHABLE:
             break
-        rerouted = await _reroute(services, payment, left)
+        rerouted = await _reroute(services, payment, left, until=opening.until)
         if rerouted is None:
             break
         payment = rerouted
-    if evidence is None:
+    if evidence is None or (evidence.kind is EvidenceKind.UNREACHABLE and opening.may_wait):
         return payment
     return await _apply(services, payment, replace(evidence, risk=risk) if risk is not None else evidence, opening)
 
@@ -92,8 +94,8 @@ async def _not_allowed(services: Services, payment: Payment, opening: Opening, r
         return payment
     code = "fraud_denied" if risk is Risk.DENIED else UNAVAILABLE
     denied = replace(evidence_about(payment, EvidenceKind.DENIED, Source.POLICY, code=code), risk=risk)
-    if not opening.is_first:
-        return payment  # an earlier request may have reached the PSP: it is asked about, not ended here
+    if payment.status is not Status.PENDING or (payment.is_sync and not opening.is_first):
+        return payment  # an earlier request may have charged it: it is asked about, not ended here
     settled = await settle(services, payment.merchant_id, payment.id, denied, known=payment, only_if_unchanged=True)
     assert settled is not None
     return settled.payment
@@ -116,7 +118,8 @@ async def _apply(services: Services, payment: Payment, evidence: Evidence, openi
     if key is not None and not settled.is_answered and is_opened(after):
         await store_opened(services, after, key)
     was_opened_too_late = is_open and not payment.is_sync and after.status in (Status.EXPIRED, Status.CANCELED)
-    is_left_open = evidence.kind is EvidenceKind.REJECTED and after.status is Status.CANCELED and after.reference is not None
+    is_refused = evidence.kind in (EvidenceKind.REJECTED, EvidenceKind.UNREACHABLE)
+    is_left_open = is_refused and after.status is Status.CANCELED and after.reference is not None
     if was_opened_too_late or is_left_open:
         await _close(services, after)
     if is_provisionally_declined(after):
@@ -142,7 +145,7 @@ async def _close(services: Services, payment: Payment) -> None:
         await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
 
 
-async def _ask(services: Services, payment: Payment, opening: Opening) -> tuple[Payment, Evidence | None]:
+async def _ask(services: Services, payment: Payment, opening: Opening, risk: Risk | None) -> tuple[Payment, Evidence | None]:
     """Call the PSP: the payment as it stood at the last call, and what was learned; None for nothing."""
     is_first = opening.is_first
     try:
@@ -151,15 +154,14 @@ async def _ask(services: Services, payment: Payment, opening: Opening) -> tuple[
             if opening.token is None:
                 return payment, await adapter.create_intent(payment)
             if adapter.capabilities.charges_in_two_steps and payment.reference is None:
-                payment = await _prepare(services, payment, await adapter.prepare(payment, opening.token))
+                prepared = await adapter.prepare(payment, opening.token)
+                payment = await _prepare(services, payment, replace(prepared, risk=risk))
                 if payment.status not in UNSETTLED or payment.reference is None:
                     return payment, None  # something else has happened to it meanwhile
             return payment, await adapter.charge(payment, opening.token)
     except PspUnreachable:
         # An earlier request may have reached the PSP before it died; then this one's failure proves nothing.
-        if not is_first or opening.may_wait:
-            return payment, None
-        return payment, evidence_about(payment, EvidenceKind.UNREACHABLE, Source.CREATE)
+        return payment, evidence_about(payment, EvidenceKind.UNREACHABLE, Source.CREATE) if is_first else None
     except PspRejected as error:
         _log.warning("the PSP refused a payment", payment=str(payment.id), error=str(error))
         code = "refused_by_the_psp"
@@ -175,9 +177,10 @@ async def _prepare(services: Services, payment: Payment, evidence: Evidence) -> 
     return settled.payment
 
 
-async def _reroute(services: Services, payment: Payment, left: list[PspAccountId]) -> Payment | None:
+async def _reroute(services: Services, payment: Payment, left: list[PspAccountId], *, until: datetime | None) -> Payment | None:
     """Commit a new operation at the next healthy account of those `left`; None where there is none, or it is too late."""
-    if payment.reference is not None:
+    is_late = until is None or services.now() + timedelta(seconds=services.psp_seconds) > until
+    if payment.reference is not None or is_late:
         return None
     while left:
         account_id = left.pop(0)

@@ -22,7 +22,7 @@ from server.db.change_batch import PspEvent
 from server.db.findings import add_finding, has_transfer
 from server.db.payments import find_payment
 from server.db.psp_events import Outcome, record, was_seen
-from server.db.psp_inbox import NOBODY, InboxItem, InboxState, end_event, note_failure, park
+from server.db.psp_inbox import NOBODY, InboxItem, InboxState, end_event, give_back, note_failure, park
 from server.flows.operate import carry_out
 from server.flows.refund import adopt
 from server.flows.services import Services
@@ -32,6 +32,7 @@ from server.new_ids import uuid7
 from server.psp.adapter import Adapter, Notice
 
 ERROR_LENGTH_MAX = 300
+BUSY_SECONDS = 10.0
 _log = structlog.get_logger()
 
 
@@ -44,12 +45,13 @@ async def receive(services: Services, adapter: Adapter, notice: Notice) -> Outco
     failure: Exception | None = None
     outcome = Outcome.DEAD
     try:
+        notice = await _resolved(adapter, notice)
         outcome = await _apply(services, adapter, notice)
     except (DatabaseUnavailable, Overloaded, PspBusy):
         raise
     except Exception as error:  # noqa: BLE001 - counted, and raised again below
         failure = error
-    if failure is not None and await _failed(services, _item(services, adapter, notice, failure), notice) is not InboxState.DEAD:
+    if failure is not None and await _failed(services, _item(services, adapter, notice, failure), notice) is InboxState.WAITING:
         raise failure
     if outcome is Outcome.TOO_EARLY:
         due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[0])
@@ -64,10 +66,18 @@ async def receive_unreadable(services: Services, adapter: Adapter, body: bytes, 
     event_id = "sha256:" + hashlib.sha256(body).hexdigest()
     notice = Notice(event_id=event_id, event_type="unreadable", merchant_id=None, payment_id=None)
     item = replace(_item(services, adapter, notice, error), notice=None)
-    if await _failed(services, item, notice) is not InboxState.DEAD:
+    if await _failed(services, item, notice) is InboxState.WAITING:
         raise error
     services.metrics.psp_event(adapter.psp, Outcome.DEAD.value)
     return Outcome.DEAD
+
+
+async def keep_unreadable(services: Services, adapter: Adapter, notice: Notice) -> None:
+    """Keep an event of a list that cannot be read, as a dead letter: it will not be told again."""
+    _log.error("an event of a PSP's list cannot be read", event_id=notice.event_id, type=notice.event_type, error=notice.problem)
+    item = replace(_item(services, adapter, notice, Malformed(notice.problem or "")), notice=None)
+    async with services.db.pool.connection() as connection:
+        await park(connection, item, due_at=services.now())
 
 
 async def retry(services: Services, item: InboxItem) -> None:
@@ -78,9 +88,11 @@ async def retry(services: Services, item: InboxItem) -> None:
         notice = msgspec.json.decode(item.notice, type=Notice)
         adapter = await services.psps.of(item.psp_account_id)
         try:
+            notice = await _resolved(adapter, notice)
             outcome = await _apply(services, adapter, notice)
         except (DatabaseUnavailable, Overloaded, PspBusy):
-            return  # the claim's lease brings it back
+            await _give_back(services, item)
+            return
         except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
             outcome, error = Outcome.TOO_EARLY, _text(failure)
         services.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
@@ -95,9 +107,18 @@ async def retry(services: Services, item: InboxItem) -> None:
             await _report(services, notice, error)
 
 
+async def _give_back(services: Services, item: InboxItem) -> None:
+    """Nobody could be asked: that was no attempt."""
+    async with services.db.pool.connection() as connection:
+        await give_back(connection, item, due_at=services.now() + timedelta(seconds=BUSY_SECONDS))
+
+
+async def _resolved(adapter: Adapter, notice: Notice) -> Notice:
+    """The notice with the payment that it is about. Raises `PspError`."""
+    return await adapter.resolve(notice) if notice.merchant_id is None and notice.reference is not None else notice
+
+
 async def _apply(services: Services, adapter: Adapter, notice: Notice) -> Outcome:
-    if notice.merchant_id is None and notice.reference is not None:
-        notice = await adapter.resolve(notice)
     if notice.merchant_id is None or notice.payment_id is None or not notice.evidence:
         if notice.merchant_id is not None and notice.payment_id is not None:
             await _remember(services, adapter.account_id, notice, Outcome.IGNORED)

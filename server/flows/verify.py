@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
-from core.errors import DatabaseUnavailable, Overloaded, PspBusy, PspError, PspOutcomeUnknown
+from core.errors import DatabaseUnavailable, FlorinError, Overloaded, PspBusy, PspError, PspOutcomeUnknown
 from core.evidence import Evidence, EvidenceKind, Source
 from core.payment import Payment, is_provisionally_declined
 from server.flows.services import Services
@@ -23,7 +23,7 @@ class Verified:
     """A payment after it was asked about; `failure` says why nothing was learned."""
 
     payment: Payment
-    failure: PspError | DatabaseUnavailable | Overloaded | None = None
+    failure: FlorinError | None = None
 
 
 async def look(services: Services, payment: Payment, *, source: Source) -> Evidence:
@@ -111,7 +111,7 @@ async def _verify_patiently(services: Services, payment: Payment, source: Source
             return Verified(after)
         except (PspBusy, Overloaded) as error:
             failure, wait_seconds = error, error.retry_after_seconds if isinstance(error, PspBusy) else BUSY_SECONDS
-        except (PspError, DatabaseUnavailable) as error:
+        except FlorinError as error:
             return Verified(payment, error)
         await trio.sleep(max(wait_seconds, BUSY_SECONDS))
     return Verified(payment, failure)

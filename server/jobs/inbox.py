@@ -11,16 +11,17 @@ from functools import partial
 import structlog
 import trio
 
-from core.errors import DatabaseUnavailable, Overloaded, PspError
+from core.errors import DatabaseUnavailable, Overloaded, PspBusy, PspError
+from core.ids import PspAccountId
 from server.db.psp_events import known_events
 from server.db.psp_inbox import InboxItem, claim_due_events, merchants_with_due_events
 from server.db.psp_states import claim_reading, end_reading
-from server.flows.receive import receive, retry
+from server.flows.receive import keep_unreadable, receive, retry
 from server.flows.services import Services
 from server.psp.adapter import Adapter, Notice
 
-CLAIM_MAX = 64
-LEASE_SECONDS = 60.0
+CLAIM_MAX = 16
+LEASE_SECONDS = 120.0
 READ_EVERY_SECONDS = 20.0
 OUTAGE_SECONDS = 60.0
 """How long a list must not have been read for everything in it to be read."""
@@ -58,24 +59,40 @@ async def sweep(services: Services) -> int:
             items += await claim_due_events(connection, merchant_id, limit=left, lease_seconds=LEASE_SECONDS)
             if len(items) >= CLAIM_MAX:
                 break
-    for item in items:  # one after another: the events of a payment build on each other
+    by_account: dict[PspAccountId, list[InboxItem]] = {}
+    for item in items:
+        by_account.setdefault(item.psp_account_id, []).append(item)
+    with trio.move_on_after(LEASE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            for own in by_account.values():
+                nursery.start_soon(_retry_all, services, own)
+    return len(items)
+
+
+async def _retry_all(services: Services, items: list[InboxItem]) -> None:
+    """One after another, since the events of a payment build on each other; a slow PSP holds up only its own."""
+    for item in items:
         try:
             await retry(services, item)
         except Exception:  # noqa: BLE001 - one event must not end the job; its lease brings it back
             _log.exception("a parked event could not be tried", event_id=item.event_id)
-    return len(items)
 
 
 async def _read_lists(services: Services, *, sweep_seconds: float) -> None:
     while True:
-        for adapter in services.psps.adapters:
-            try:
-                await read_list(services, adapter)
-            except (DatabaseUnavailable, Overloaded, PspError) as error:
-                _log.warning("cannot read a PSP's list of events", account=str(adapter.account_id), error=str(error))
-            except Exception:  # noqa: BLE001 - one account must not end the job
-                _log.exception("reading a PSP's list of events failed", account=str(adapter.account_id))
+        async with trio.open_nursery() as nursery:
+            for adapter in services.psps.adapters:
+                nursery.start_soon(_read_one, services, adapter)
         await trio.sleep(max(sweep_seconds, 1.0))
+
+
+async def _read_one(services: Services, adapter: Adapter) -> None:
+    try:
+        await read_list(services, adapter)
+    except (DatabaseUnavailable, Overloaded, PspError) as error:
+        _log.warning("cannot read a PSP's list of events", account=str(adapter.account_id), error=str(error))
+    except Exception:  # noqa: BLE001 - one account must not end the job
+        _log.exception("reading a PSP's list of events failed", account=str(adapter.account_id))
 
 
 async def read_list(services: Services, adapter: Adapter) -> int:
@@ -115,9 +132,9 @@ async def _apply_new(services: Services, adapter: Adapter, notices: Sequence[Not
         if notice.event_id in known:
             continue
         try:
-            await receive(services, adapter, notice)
-        except (DatabaseUnavailable, Overloaded):
-            raise
+            await (keep_unreadable(services, adapter, notice) if notice.problem else receive(services, adapter, notice))
+        except (DatabaseUnavailable, Overloaded, PspBusy):
+            raise  # nothing is known of it: the list is read again from here
         except Exception as error:  # noqa: BLE001 - counted in the inbox, and tried again from there
             _log.warning("an event of a PSP's list could not be applied", event_id=notice.event_id, error=type(error).__name__)
         applied += 1

@@ -1,13 +1,17 @@
-"""Forgets idempotency keys that are older than they are kept, a bounded piece at a time."""
+"""Forgets idempotency keys, and events of PSPs in the inbox, that are older than they are kept, a bounded piece at a time."""
+
+from datetime import timedelta
 
 import structlog
 import trio
 
 from core.errors import DatabaseUnavailable, Overloaded
 from server.db.keys import prune_keys
+from server.db.psp_inbox import prune_events
 from server.flows.services import Services
 
 PIECE = 1_000
+EVENTS_KEPT_DAYS = 30
 SWEEP_SECONDS = 600.0
 _log = structlog.get_logger()
 
@@ -19,13 +23,15 @@ async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.T
         try:
             forgotten = await sweep(services)
         except (DatabaseUnavailable, Overloaded) as error:
-            _log.warning("cannot forget old idempotency keys", error=str(error))
+            _log.warning("cannot forget what is old", error=str(error))
             forgotten = 0
         if forgotten < PIECE:
             await trio.sleep(SWEEP_SECONDS)
 
 
 async def sweep(services: Services) -> int:
-    """Forget a piece; how many keys it was."""
+    """Forget a piece of each; how many the larger one was."""
     async with services.db.pool.connection() as connection:
-        return await prune_keys(connection, now=services.now(), limit=PIECE)
+        keys = await prune_keys(connection, now=services.now(), limit=PIECE)
+        ended_before = services.now() - timedelta(days=EVENTS_KEPT_DAYS)
+        return max(keys, await prune_events(connection, ended_before=ended_before, limit=PIECE))

@@ -1,7 +1,7 @@
 """Keeps a worker's view of the PSP accounts that of all workers: settings, breakers, and how many share the limits.
 
 Once a second, and bounded: what this worker's breakers did is told, what the others' did is taken over, and the accounts are
-loaded anew. While the database is away each worker goes by what it knows.
+loaded anew. While the database is away each worker goes by what it knows, and an account with a rate is asked nothing.
 """
 
 from uuid import UUID
@@ -50,8 +50,7 @@ async def _sync(services: Services, worker_id: UUID, *, known_workers: int) -> i
         if not known_workers:
             await forget_workers(connection, older_than_seconds=FORGET_SECONDS)
     for account_id, guard in guards.items():
-        if workers != known_workers:
-            guard.share_with(workers)
+        guard.share_with(workers)
         _take_over(guard, opened.get(account_id))
     return workers
 

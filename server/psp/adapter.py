@@ -41,6 +41,7 @@ class Notice:
     """An event of a PSP, verified and read. `evidence` is what it says, in order; empty for a type that is of no concern.
 
     `merchant_id` and `payment_id` are None where the event does not name them; then `reference` is the PSP's object to ask about.
+    `problem`: why an event of a list could not be read.
     """
 
     event_id: str
@@ -49,6 +50,7 @@ class Notice:
     payment_id: PaymentId | None
     evidence: tuple[Evidence, ...] = ()
     reference: str | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +146,8 @@ class Adapter(Protocol):
         ...
 
     async def list_window(self, *, since: datetime, until: datetime) -> Sequence[Seen]:
-        """The payments that the PSP made in a window of time, as far as our metadata names them. Raises `PspError`."""
+        """The payments that the PSP made in a window of time, as far as our metadata names them; at Stripe, those that somebody
+        has begun to pay. Raises `PspError`."""
         ...
 
     async def list_events(self, *, since: datetime, until: datetime, only_rare: bool) -> Sequence[Notice]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from core.breaker import Admission, Breaker, BreakerState
-from core.errors import PspBusy
+from core.errors import DatabaseUnavailable, Overloaded, PspBusy
 from core.limits import AdaptiveLimit, Slots
 
 WAITING_MAX = 20_000
@@ -105,14 +105,24 @@ class Guard:
         try:
             if self._slots is not None:
                 await self._wait_for_slot(self._slots, ends_at)
+            self._require_closed(admission)
         except BaseException:
             self.leave(admission)
             raise
         return admission
 
     async def _require_probe(self) -> None:
-        if not await self._shared.may_probe():
+        try:
+            may_probe = await self._shared.may_probe()
+        except (DatabaseUnavailable, Overloaded) as error:
+            raise PspBusy(f"the workers cannot agree on who tries the PSP: {error}") from error
+        if not may_probe:
             raise PspBusy("another worker is finding out whether the PSP has recovered")
+
+    def _require_closed(self, admission: Admission) -> None:
+        """The breaker may have opened while this call waited. Raises `PspBusy`."""
+        if admission is Admission.CALL and self.state is not BreakerState.CLOSED:
+            raise PspBusy("calls to the PSP have failed meanwhile: it is left alone for a moment")
 
     def leave(self, admission: Admission, *, failed: bool | None = None) -> None:
         """The call has ended; `failed` is whether the PSP did, None where nothing was learned about it."""
@@ -163,10 +173,16 @@ class Guard:
                 if at is None:
                     wanted = 1 + self._reserving.statistics().tasks_waiting
                     count = max(min(wanted, int(SHARE_SECONDS / slots.interval_seconds)), 1)
-                    begins_in_seconds = await self._shared.reserve(count, slots.interval_seconds)
+                    begins_in_seconds = await self._reserve(count, slots.interval_seconds)
                     slots.next_at = trio.current_time() + begins_in_seconds
                     slots.ends_at = slots.next_at + (count - 0.5) * slots.interval_seconds
                     at = slots.take(now=slots.next_at, before=ends_at)
                     assert at is not None
                 return at
         raise PspBusy(f"the PSP's rate had no room within {self._patience_seconds:g} s")
+
+    async def _reserve(self, slots: int, interval_seconds: float) -> float:
+        try:
+            return await self._shared.reserve(slots, interval_seconds)
+        except (DatabaseUnavailable, Overloaded) as error:
+            raise PspBusy(f"no share of the PSP's rate can be had: {error}") from error

@@ -18,7 +18,7 @@ from core.signing import verify_timestamped
 from server.http.response import Response
 from server.psp.adapter import Capabilities, Notice, Seen
 from server.psp.guard import Guard
-from server.psp.sandbox_objects import Event, EventList, Intent, IntentList, evidence_of, notice_of, refund_evidence, seen
+from server.psp.sandbox_objects import Event, EventList, Intent, IntentList, evidence_of, listed, notice_of, refund_evidence, seen
 from server.psp.wire import Answer, Call, Wire
 
 SIGNATURE_HEADER = b"sandbox-signature"
@@ -141,10 +141,7 @@ class SandboxAdapter:
             window = f"created_from={int(since.timestamp())}&created_before={int(until.timestamp()) + 1}"
             path = f"/v1/events?{window}&types={types}&limit={PAGE}&after={quote(after)}"
             page = _read((await self._ask(Call.LIST, "GET", path)).accepted(), EventList)
-            try:
-                found += [notice_of(event, self.account_id) for event in page.data]
-            except msgspec.DecodeError as error:
-                raise PspOutcomeUnknown(f"the PSP's list of events cannot be read: {error}") from error
+            found += [listed(event, self.account_id) for event in page.data]
             if not page.has_more or not page.data:
                 return found
             after = page.data[-1].id

@@ -102,6 +102,14 @@ def notice_of(event: Event, account_id: PspAccountId) -> Notice:
     )
 
 
+def listed(event: Event, account_id: PspAccountId) -> Notice:
+    """What an event of a list says; one that cannot be read says what is wrong with it, and keeps nobody from the others."""
+    try:
+        return notice_of(event, account_id)
+    except (msgspec.DecodeError, PspOutcomeUnknown) as error:
+        return Notice(event_id=event.id, event_type=event.type, merchant_id=None, payment_id=None, problem=str(error))
+
+
 def seen(intent: Intent, account_id: PspAccountId) -> Seen:
     """An intent of the PSP's list."""
     return Seen(

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from urllib.parse import quote
 
-import msgspec
-
 from core.errors import PspOutcomeUnknown, PspRejected
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import OperationId, PaymentId, PspAccountId
@@ -40,7 +38,7 @@ from server.psp.stripe_objects import Refund as StripeRefund
 from server.psp.wire import Call
 
 CAPABILITIES = Capabilities(key_lifetime=timedelta(hours=23), charges_in_two_steps=True, page_needs_return_url=True)
-SESSION_MIN = timedelta(minutes=31)
+SESSION_MIN = timedelta(hours=2)
 SESSION_MAX = timedelta(hours=23, minutes=59)
 WINDOW = timedelta(minutes=15)
 """How long after a payment was accepted its object may have been made."""
@@ -70,7 +68,9 @@ class StripeAdapter:
         return to_stripe(money) is not None
 
     async def create_intent(self, payment: Payment) -> Evidence:
-        """See `Adapter`. The page is a Checkout Session, open for at least 31 minutes; Florin closes it when it has to."""
+        """See `Adapter`. The page is a Checkout Session, open for two hours at least, so that it may be asked for again; Florin
+        closes it.
+        """
         expires_at = min(max(payment.expires_at, payment.created_at + SESSION_MIN), payment.created_at + SESSION_MAX)
         metadata = metadata_of(payment)
         item: dict[str, Field] = {
@@ -190,7 +190,11 @@ class StripeAdapter:
         answer = await self.api.post(Call.CLOSE, f"/v1/{collection}/{quote(seen.reference)}/{verb}", {}, key=None)
         if answer.response.status >= 400:
             return await self.fetch(payment, source=source)
-        return replace(self._blank(payment, as_kind, source), reference=seen.reference)
+        if payment.is_sync:
+            closed = self._of_intent(read(answer, PaymentIntent), payment, source)
+        else:
+            closed = self._of_session(read(answer, Session), source)
+        return replace(closed, kind=as_kind) if closed.kind in _CLOSED else closed
 
     async def list_window(self, *, since: datetime, until: datetime) -> Sequence[Seen]:
         """See `Adapter`."""
@@ -210,12 +214,8 @@ class StripeAdapter:
         for fields in wanted:
             window = {**fields, "created": {"gte": int(since.timestamp()), "lte": int(until.timestamp()) + 1}}
             events += await self.api.pages("/v1/events", stripe_events.Event, window)
-        is_live = self.mode == "live"
-        try:
-            events.sort(key=lambda event: event.created)
-            return [stripe_events.notice_of(event, self.account_id, is_live=is_live) for event in events]
-        except msgspec.DecodeError as error:
-            raise PspOutcomeUnknown(f"Stripe's list of events cannot be read: {error}") from error
+        events.sort(key=lambda event: event.created)
+        return [stripe_events.listed(event, self.account_id, is_live=self.mode == "live") for event in events]
 
     async def resolve(self, notice: Notice) -> Notice:
         """See `Adapter`. Asks for the PaymentIntent of a refund or dispute; one that is not ours leaves nothing to do."""
@@ -297,6 +297,7 @@ class StripeAdapter:
         )
 
 
+_CLOSED = frozenset({EvidenceKind.EXPIRED, EvidenceKind.CANCELED})
 _NOBODYS = OperationId(stripe_events.UNRESOLVED)
 
 

@@ -1,6 +1,6 @@
 """Stripe's events: the webhook's signature, and which event says what.
 
-Events of objects that carry our metadata name their payment. Refunds and disputes that somebody made at Stripe do not: such a
+Events of objects that carry our metadata name their payment. Disputes, and refunds that somebody made at Stripe, do not: such a
 notice has the PaymentIntent as its reference, and `StripeAdapter.resolve` asks for it. `charge.refunded` tells only that there is
 something to ask about. Everything else is of no concern.
 """
@@ -94,6 +94,10 @@ def notice_of(event: Event, account_id: PspAccountId, *, is_live: bool) -> Notic
             return _about(event, ids[:2], session_evidence(session, account_id, ids[2], source=Source.WEBHOOK))
         case kind if kind in _REFUND_EVENTS:
             refund = msgspec.json.decode(raw, type=Refund)
+            owner = ids_of(refund.metadata)
+            if owner is not None:
+                evidence = refund_evidence(refund, account_id, owner[1], owner[2], source=Source.WEBHOOK)
+                return _about(event, owner[:2], evidence)
             if refund.payment_intent is None:
                 return _nothing(event)
             unresolved = PaymentId(UNRESOLVED), OperationId(UNRESOLVED)
@@ -112,6 +116,14 @@ def notice_of(event: Event, account_id: PspAccountId, *, is_live: bool) -> Notic
             return _to_resolve(event, dispute.payment_intent, evidence)
         case _:
             return _nothing(event)
+
+
+def listed(event: Event, account_id: PspAccountId, *, is_live: bool) -> Notice:
+    """What an event of a list says; one that cannot be read says what is wrong with it, and keeps nobody from the others."""
+    try:
+        return notice_of(event, account_id, is_live=is_live)
+    except (msgspec.DecodeError, PspOutcomeUnknown) as error:
+        return replace(_nothing(event), problem=str(error))
 
 
 def _of_intent(event: Event, intent: PaymentIntent, account_id: PspAccountId) -> Notice:

@@ -204,7 +204,7 @@ def intent_evidence(
         psp_account_id=account_id,
         operation_id=operation_id,
         reference=reference if is_page else intent.id,
-        payment_url=redirect.url if redirect is not None and not is_page else None,
+        payment_url=redirect.url if redirect is not None and not is_page and source is not Source.WEBHOOK else None,
         money=from_stripe(amount, intent.currency) if amount is not None else None,
         code=code,
         capture_before=_capture_before(intent) if kind is EvidenceKind.AUTHORIZED else None,

@@ -7,6 +7,7 @@ whose answer was lost is not repeated here: it is found out by a fetch (DESIGN 4
 admitted anew.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from server.psp.guard import Guard
 ATTEMPTS_MAX = 3
 BACKOFF_SECONDS = 0.1
 BACKOFF_SECONDS_MAX = 2.0
+RETRY_AFTER_SECONDS_MAX = 60.0
+MIN_SHARE = 0.2
+"""Of a call's time that must be left when its turn comes: what is sent too late is UNKNOWN for nothing."""
+
 _NOT_NOW = frozenset({409, 425})
 _LOST = frozenset({408, 424})
 _NOT_OURS = frozenset({401, 403})
@@ -73,7 +78,7 @@ class Answer:
 
 
 Observe = Callable[[Call, str, float], None]
-"""Is told of every attempt: what for, how it ended (a status class, or not_sent, lost, busy, cancelled), how many seconds."""
+"""Is told of every attempt: what for, how it ended (a status class, 429, not_sent, lost, cancelled), how many seconds."""
 
 
 class Wire:
@@ -162,8 +167,11 @@ class Wire:
     ) -> Response:
         admission = await self.guard.admit()
         began_at = trio.current_time()
+        if ends_at - began_at < MIN_SHARE * self._deadlines.seconds:
+            self.guard.leave(admission)
+            raise PspBusy("the call's time was over before its turn came")
         is_read = call in READS  # a call that was lost with its connection may have arrived: only a read is sent again
-        seconds = max(min(ends_at - began_at, self._deadlines.read_seconds if is_read else ends_at), 0.1)
+        seconds = max(min(ends_at - began_at, self._deadlines.read_seconds if is_read else math.inf), 0.1)
         outcome, failed = "cancelled", None
         try:
             response = await self._http.request(
@@ -212,4 +220,4 @@ class Wire:
 def _retry_after_seconds(response: Response) -> float:
     """What Retry-After asks for in seconds (RFC 9110, 10.2.3); a date is not looked at."""
     text = response.header(b"retry-after") or b""
-    return float(text) if text.isdigit() and len(text) <= 5 else 0.0
+    return min(float(text), RETRY_AFTER_SECONDS_MAX) if text.isdigit() and len(text) <= 5 else 0.0

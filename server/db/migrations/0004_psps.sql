@@ -66,7 +66,7 @@ GRANT SELECT ON psp_routes, psp_states, workers TO florin_read;
 GRANT SELECT (merchant_id, psp_account_id, event_id, type, state, attempts, last_error, due_at, received_at, updated_at)
     ON psp_inbox TO florin_read;
 GRANT SELECT (name, enabled, concurrency_max, requests_per_second_max) ON psp_accounts TO florin_read;
-GRANT INSERT, UPDATE ON psp_states, psp_inbox TO florin_app;
-GRANT INSERT, UPDATE, DELETE ON workers TO florin_app;
+GRANT INSERT, UPDATE ON psp_states TO florin_app;
+GRANT INSERT, UPDATE, DELETE ON workers, psp_inbox TO florin_app;
 GRANT INSERT, UPDATE ON psp_inbox TO florin_console;
 GRANT INSERT, UPDATE, DELETE ON psp_routes TO florin_console;
