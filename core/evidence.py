@@ -12,9 +12,10 @@ class EvidenceKind(StrEnum):
     """What was learned.
 
     The first group are facts at the PSP. NOT_FOUND and UNANSWERED are looks that brought nothing; LOST, UNREACHABLE and REJECTED
-    are ends of a call of ours; REROUTED is the choice of another PSP account, for one that provably received nothing; DENIED is
-    our own no, before any PSP was asked. The requests are what a merchant wants, before the PSP is asked for it; EXPIRING and
-    RELEASED are what the passing of time brings. Kinds that begin with REFUND are about one refund, and are for `core.refund`.
+    are ends of a call of ours; REROUTED is the choice of another PSP account, for one that provably received nothing; RESUMED
+    says that another request has taken the payment up; DENIED is our own no, before any PSP was asked. The requests are what a
+    merchant wants, before the PSP is asked for it; EXPIRING and RELEASED are what the passing of time brings. Kinds that begin
+    with REFUND are about one refund, and are for `core.refund`.
     """
 
     OPENED = "opened"
@@ -34,6 +35,7 @@ class EvidenceKind(StrEnum):
     REJECTED = "rejected"
     REROUTED = "rerouted"
     DENIED = "denied"
+    RESUMED = "resumed"
     CAPTURE_REQUESTED = "capture_requested"
     VOID_REQUESTED = "void_requested"
     EXPIRING = "expiring"
@@ -54,6 +56,7 @@ class Risk(StrEnum):
     REVIEW = "review"
     UNCHECKED = "unchecked"
     DENIED = "denied"
+    RESUMED = "resumed"
 
 
 class Source(StrEnum):

@@ -14,9 +14,9 @@ from core.due import COMPLETE_AFTER_SECONDS, FIRST_LOOK_SECONDS, due_at, owes_la
 from core.errors import Conflict, IllegalTransition
 from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import RefundId
-from core.money import AMOUNT_MINOR_MAX
+from core.money import AMOUNT_MINOR_MAX, Money
 from core.payment import Change, Payment, Status, evidence_about
-from core.refund import Refund, RefundStatus
+from core.refund import Refund, RefundStatus, made_at_the_psp
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
 
 REFUND_TRANSITIONS: Mapping[RefundStatus, Mapping[EvidenceKind, RefundStatus]] = {
@@ -122,6 +122,23 @@ def request_refund(
     )
     after = _stepped(changed, evidence.kind, now=now)
     return Change(before=payment, after=after, evidence=evidence, refund=refund)
+
+
+def made_there(payment: Payment, reference: str, *, money: Money, now: datetime) -> Refund:
+    """A refund that somebody made at the PSP, as far as it is known before it is accepted."""
+    return Refund(
+        id=made_at_the_psp(payment.id, reference),
+        merchant_id=payment.merchant_id,
+        payment_id=payment.id,
+        psp_account_id=payment.psp_account_id,
+        money=money,
+        status=RefundStatus.PENDING,
+        created_at=now,
+        updated_at=now,
+        due_at=None,
+        reference=reference,
+        is_accepted=True,
+    )
 
 
 def apply_refund(payment: Payment, refund: Refund, evidence: Evidence, *, now: datetime) -> Change | None:

@@ -63,11 +63,12 @@ TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
         EvidenceKind.UNREACHABLE: Status.CANCELED,
         EvidenceKind.DENIED: Status.CANCELED,
         EvidenceKind.REROUTED: Status.PENDING,
+        EvidenceKind.RESUMED: Status.PENDING,
     },
     Status.UNKNOWN: {
         **_OPEN,
         EvidenceKind.OPENED: Status.PENDING,
-        **_stays(Status.UNKNOWN, EvidenceKind.ATTEMPT_FAILED, *_ASKING, *DISPUTES),
+        **_stays(Status.UNKNOWN, EvidenceKind.ATTEMPT_FAILED, EvidenceKind.RESUMED, *_ASKING, *DISPUTES),
     },
     Status.AUTHORIZED: {
         **_MONEY_WINS,
@@ -127,7 +128,8 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
         payment_url=step.payment_url or evidence.payment_url,
         risk=step.risk or evidence.risk,
     )
-    for_the_log = evidence.kind is EvidenceKind.ATTEMPT_FAILED and evidence.source is Source.WEBHOOK
+    is_told_attempt = evidence.kind is EvidenceKind.ATTEMPT_FAILED and evidence.source is Source.WEBHOOK
+    for_the_log = is_told_attempt or evidence.kind is EvidenceKind.RESUMED
     if named == payment and not for_the_log and not _counts_as_look(payment, evidence):
         return None
     next_due_at = due_at(named, evidence.kind, now=now)
@@ -203,7 +205,7 @@ def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime
             return replace(payment, release_at=None)
         case EvidenceKind.LATE_REFUND_REFUSED:
             return replace(payment, is_given_back=True)
-        case EvidenceKind.OPENED | EvidenceKind.ATTEMPT_FAILED | EvidenceKind.DECLINED:
+        case EvidenceKind.OPENED | EvidenceKind.ATTEMPT_FAILED | EvidenceKind.DECLINED | EvidenceKind.RESUMED:
             return replace(payment, status=target)
         case (
             EvidenceKind.REFUND_REQUESTED

@@ -19,7 +19,8 @@ PROBE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class OpenBreaker:
-    """A breaker that some worker has opened, and for how many seconds more; 0 or less where a probe may be tried."""
+    """A breaker that some worker has opened, and for how many seconds more, while another worker tries
+    included; 0 or less where a probe may be tried."""
 
     account_id: PspAccountId
     seconds_left: float
@@ -61,7 +62,7 @@ async def list_open_breakers(connection: Connection) -> list[OpenBreaker]:
     """The breakers that are open, or wait for a probe."""
     rows = await connection.query(
         """
-        SELECT psp_account_id, extract(epoch FROM open_until - now())::float8
+        SELECT psp_account_id, extract(epoch FROM greatest(open_until, probe_until) - now())::float8
           FROM psp_states WHERE open_until IS NOT NULL ORDER BY psp_account_id
         """
     )

@@ -5,7 +5,7 @@ import trio
 from core.errors import Conflict, PspError, PspOutcomeUnknown
 from core.evidence import EvidenceKind, Source
 from core.ids import PaymentId
-from core.payment import Payment, Status
+from core.payment import CLOSED, Payment, Status
 from server.flows.idempotent import Claimed, Request, answer, claim, give_up
 from server.flows.operate import DONE, Done, Outcome, load, void
 from server.flows.services import Services
@@ -49,10 +49,10 @@ async def _close(services: Services, request: Request, claimed: Claimed, payment
     if evidence.kind is EvidenceKind.NOT_FOUND:
         await give_up(services, request, claimed)
         raise Conflict("this payment is being opened at the PSP: try again in a moment", code="being_opened")
-    answering = Answering(request.key, DONE, lambda change: change.after.status is Status.CANCELED)
+    answering = Answering(request.key, DONE, lambda change: change.after.status in CLOSED)
     settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, answering=answering)
     assert settled is not None
-    if settled.payment.status is Status.CANCELED:
+    if settled.payment.status in CLOSED:  # EXPIRED where the PSP told of our closing before it answered
         if not settled.is_answered:
             await answer(services, request, status=DONE, body=encode_payment(settled.payment))
         return Done(settled.payment, replayed=claimed.resumed)

@@ -12,11 +12,11 @@ from functools import partial
 
 from core.due import first_due_at
 from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, Overloaded, Unprocessable
-from core.evidence import Source
+from core.evidence import EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, decide
 from core.ids import LogId, MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
-from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, is_provisionally_declined
+from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, evidence_about, is_provisionally_declined
 from server.db.create_batch import Creation, OrderIsLive, is_own
 from server.db.keys import find_key
 from server.db.merchants import Merchant
@@ -25,6 +25,7 @@ from server.flows.background import Work
 from server.flows.idempotent import IN_FLIGHT_MARGIN_SECONDS, Request, wait_for_reply
 from server.flows.open import Opening, is_opened, key_lifetime, open_payment, store_opened
 from server.flows.services import Services
+from server.flows.settle import settle
 from server.flows.verify import verify_if_possible
 from server.new_ids import uuid7
 from server.psp.adapter import Adapter
@@ -90,6 +91,7 @@ async def create(
         by_token=wanted.token is not None,
         by_hand=wanted.capture is Capture.MANUAL,
         has_return_url=wanted.return_url is not None,
+        page_seconds=wanted.expires_in_seconds,
     )
     candidates = services.psps.candidates(merchant.accounts_for(wanted.money), kind)
     chosen, *others = await _choose(services, request, candidates, merchant, may_wait=may_wait)
@@ -109,7 +111,7 @@ async def create(
         return Opened(await _read(services, merchant.id, stored.payment_id), replayed=True, is_waiting=True)
     if not isinstance(decision, Resume):
         return decision
-    payment = await _resume(services, merchant.id, decision.payment_id, key=request.key, token=wanted.token)
+    payment = await _resume(services, merchant, decision.payment_id, key=request.key, token=wanted.token)
     return Opened(payment, replayed=True)
 
 
@@ -190,12 +192,13 @@ async def _open_in_time(
     return await open_payment(services, creation.payment, opening)
 
 
-async def _resume(services: Services, merchant_id: MerchantId, payment_id: PaymentId, *, key: str, token: str | None) -> Payment:
+async def _resume(services: Services, merchant: Merchant, payment_id: PaymentId, *, key: str, token: str | None) -> Payment:
     """Take up a payment whose first request died, or was answered by something that was not definitive.
 
-    A charge is asked about before it is repeated, and not repeated once its time is over.
+    A charge is asked about before it is repeated, and not repeated once its time is over or the merchant's payments are stopped.
+    That it is taken up is committed first, so that the request before cannot go to another PSP any more.
     """
-    payment = await _read(services, merchant_id, payment_id)
+    payment = await _read(services, merchant.id, payment_id)
     if payment.is_sync and payment.status in UNSETTLED:
         payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
     if is_opened(payment):
@@ -206,8 +209,13 @@ async def _resume(services: Services, merchant_id: MerchantId, payment_id: Payme
     # Once it expires the PSP may be found to know nothing of it; no request must be under way then.
     is_nearly_over = now + timedelta(seconds=services.psp_seconds) > payment.expires_at
     is_asked_about = payment.is_sync and (payment.status is Status.UNKNOWN or is_provisionally_declined(payment))
-    if payment.status in FINAL or is_over or is_nearly_over or is_asked_about:
+    if payment.status in FINAL or is_over or is_nearly_over or is_asked_about or not merchant.accepts_payments:
         return payment
+    resumed = evidence_about(payment, EvidenceKind.RESUMED, Source.CREATE)
+    settled = await settle(services, payment.merchant_id, payment.id, resumed, known=payment, only_if_unchanged=True)
+    if settled is None or not settled.changed:
+        return payment  # something has just happened to it: the next request finds out
+    payment = settled.payment
     return await open_payment(services, payment, Opening(key=key, token=token))
 
 

@@ -8,11 +8,12 @@ lost can be found out. Nothing here charges twice: an operation is sent by the r
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 import trio
 
-from core.errors import PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.errors import Overloaded, PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import OperationId, PspAccountId
 from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
@@ -70,7 +71,7 @@ async def open_again(services: Services, payment: Payment) -> Payment:
 async def open_payment(services: Services, payment: Payment, opening: Opening) -> Payment:
     """Open or charge the payment, and apply what came of it. Returns it as it stands then."""
     risk: Risk | None = None
-    if services.fraud is not None and payment.reference is None:
+    if services.fraud is not None and payment.risk is None:
         risk = await services.fraud.check(services, payment)
         if risk is None or risk is Risk.DENIED:
             return await _not_allowed(services, payment, opening, risk)
@@ -123,7 +124,8 @@ async def _apply(services: Services, payment: Payment, evidence: Evidence, openi
     if was_opened_too_late or is_left_open:
         await _close(services, after)
     if is_provisionally_declined(after):
-        return await verify_if_possible(services, after, source=Source.RECHECK, seconds=services.psp_seconds)
+        after = await verify_if_possible(services, after, source=Source.RECHECK, seconds=services.psp_seconds)
+        await _close_declined(services, after)
     return after
 
 
@@ -131,6 +133,16 @@ async def store_opened(services: Services, payment: Payment, key: str) -> None:
     """Keep the first definitive reply where no change of the payment carries it."""
     async with services.db.pool.connection() as connection:
         await store_reply(connection, payment.merchant_id, key, status=CREATED, body=encode_payment(payment))
+
+
+async def _close_declined(services: Services, payment: Payment) -> None:
+    """At a PSP that charges in two steps what was declined could be paid in another way: close it, behind the reply."""
+    adapter = await services.psps.find(payment.psp_account_id)
+    if payment.status is Status.DECLINED and adapter is not None and adapter.capabilities.charges_in_two_steps:
+        try:
+            services.background.start(partial(_close, services, payment))
+        except Overloaded:
+            _log.warning("a declined payment is left open at its PSP", payment=str(payment.id))
 
 
 async def _close(services: Services, payment: Payment) -> None:
@@ -185,7 +197,7 @@ async def _reroute(services: Services, payment: Payment, left: list[PspAccountId
     while left:
         account_id = left.pop(0)
         adapter = await services.psps.find(account_id)
-        if account_id == payment.psp_account_id or adapter is None or not adapter.guard.is_healthy:
+        if account_id == payment.psp_account_id or adapter is None or not (adapter.is_enabled and adapter.guard.is_healthy):
             continue
         wanted = evidence_about(
             payment, EvidenceKind.REROUTED, Source.CREATE, requested_id=OperationId(uuid7()), rerouted_to=account_id

@@ -82,20 +82,19 @@ async def keep_unreadable(services: Services, adapter: Adapter, notice: Notice) 
 
 async def retry(services: Services, item: InboxItem) -> None:
     """Try a claimed event of the inbox again."""
-    error = item.last_error
-    outcome = Outcome.DEAD
-    if item.notice is not None:
-        notice = msgspec.json.decode(item.notice, type=Notice)
-        adapter = await services.psps.of(item.psp_account_id)
-        try:
+    error, outcome, notice = item.last_error, Outcome.DEAD, None
+    try:
+        if item.notice is not None:
+            notice = msgspec.json.decode(item.notice, type=Notice)
+            adapter = await services.psps.of(item.psp_account_id)
             notice = await _resolved(adapter, notice)
             outcome = await _apply(services, adapter, notice)
-        except (DatabaseUnavailable, Overloaded, PspBusy):
-            await _give_back(services, item)
-            return
-        except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
-            outcome, error = Outcome.TOO_EARLY, _text(failure)
-        services.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
+            services.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
+    except (DatabaseUnavailable, Overloaded, PspBusy):
+        await _give_back(services, item)
+        return
+    except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
+        outcome, error = Outcome.TOO_EARLY, _text(failure)
     is_over = item.attempts >= len(INBOX_DELAYS_SECONDS) or outcome is Outcome.DEAD
     async with services.db.pool.connection() as connection:
         if outcome not in (Outcome.TOO_EARLY, Outcome.DEAD):
@@ -103,7 +102,7 @@ async def retry(services: Services, item: InboxItem) -> None:
         elif not is_over:
             due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[item.attempts])
             await end_event(connection, item, InboxState.WAITING, due_at=due_at, error=error)
-        elif await end_event(connection, item, InboxState.DEAD, due_at=None, error=error) and item.notice is not None:
+        elif await end_event(connection, item, InboxState.DEAD, due_at=None, error=error) and notice is not None:
             await _report(services, notice, error)
 
 
@@ -126,7 +125,7 @@ async def _apply(services: Services, adapter: Adapter, notice: Notice) -> Outcom
         return Outcome.IGNORED
     ids = notice.merchant_id, notice.payment_id
     if len(notice.evidence) > 1 or notice.evidence[0].refund_id is not None:
-        return await _apply_refunds(services, adapter.account_id, notice, ids)
+        return await _apply_refunds(services, adapter, notice, ids)
     evidence = notice.evidence[0]
     if evidence.kind in DISPUTES and not await _is_its_turn(services, ids, evidence):
         return Outcome.TOO_EARLY
@@ -157,9 +156,7 @@ async def _is_its_turn(services: Services, ids: tuple[MerchantId, PaymentId], ev
         return bool(payment.captured_minor) and (is_opening or await has_transfer(connection, payment.merchant_id, opening))
 
 
-async def _apply_refunds(
-    services: Services, account_id: PspAccountId, notice: Notice, ids: tuple[MerchantId, PaymentId]
-) -> Outcome:
+async def _apply_refunds(services: Services, adapter: Adapter, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> Outcome:
     """Refunds come several in one event; each is applied by itself, and the event is remembered when all are."""
     outcome = Outcome.NOTHING_NEW
     for evidence in notice.evidence:
@@ -167,12 +164,12 @@ async def _apply_refunds(
         apply = partial(settle_refund, services, *ids, evidence.refund_id, evidence)
         settled = await apply()
         if settled is None:
-            if not await adopt(services, *ids, evidence):
+            if not await adopt(services, adapter, *ids, evidence):
                 return Outcome.TOO_EARLY
             settled = await apply()
         if settled is not None and settled.changed:
             outcome = Outcome.APPLIED
-    await _remember(services, account_id, notice, outcome)
+    await _remember(services, adapter.account_id, notice, outcome)
     return outcome
 
 

@@ -16,7 +16,7 @@ from core.idempotency import InFlight, Mismatch, Replay
 from core.ids import MerchantId, PaymentId, RefundId
 from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus, made_at_the_psp
-from core.refund_transition import REFUSED, Balances, next_refund_look_at, request_refund
+from core.refund_transition import REFUSED, Balances, made_there, next_refund_look_at, request_refund
 from server.db.change_batch import ChangeRow
 from server.db.payments import find_payment
 from server.db.refunds import find_refund, postpone_refund
@@ -27,6 +27,7 @@ from server.flows.operate import load
 from server.flows.services import Services
 from server.flows.settle import Answering, encode_refund, row_of, settle, settle_refund
 from server.new_ids import uuid7
+from server.psp.adapter import Adapter
 
 CREATED = 201
 _log = structlog.get_logger()
@@ -107,39 +108,48 @@ async def accept(
     return accepted
 
 
-async def adopt(services: Services, merchant_id: MerchantId, payment_id: PaymentId, evidence: Evidence) -> bool:
+async def adopt(services: Services, adapter: Adapter, merchant_id: MerchantId, payment_id: PaymentId, told: Evidence) -> bool:
     """Accept a refund that was made at the PSP, once: it has happened, so it posts whatever the wallet holds.
 
-    False where it cannot be yet: the payment is not here, or not charged, or the refund should be one of ours. Raises `Conflict`
-    for one that does not fit the payment.
+    The PSP is asked how it stands now, since what was told may be older than its failure. False where it cannot be yet: the
+    payment is not here, or not charged, or the refund should be one of ours. Raises `Conflict` for one that does not fit,
+    `PspError`.
     """
-    reference, refund_id = evidence.reference, evidence.refund_id
+    reference, refund_id = told.reference, told.refund_id
     assert refund_id is not None
     if reference is None or refund_id != made_at_the_psp(payment_id, reference):
         return False
-    if evidence.kind not in _STANDS:
-        return True  # it failed before we heard of it: nothing has happened
     async with services.db.pool.connection() as connection:
         payment = await find_payment(connection, merchant_id, payment_id)
-        if payment is None or payment.status is not Status.SUCCEEDED:
-            return False
-        if evidence.money is None or not _is_of(payment, evidence):
-            raise Conflict("a refund made at the PSP does not fit its payment", code="refund_mismatch")
-        amount_minor = evidence.money.amount_minor
+    if payment is None or payment.status is not Status.SUCCEEDED:
+        return False
+    if told.money is None or not _is_of(payment, told):
+        raise Conflict("a refund made at the PSP does not fit its payment", code="refund_mismatch")
+    known = made_there(payment, reference, money=told.money, now=services.now())
+    try:
+        with trio.fail_after(services.psp_seconds):
+            seen = await adapter.fetch_refund(payment, known, source=Source.RECHECK)
+    except trio.TooSlowError as error:
+        raise PspOutcomeUnknown("the PSP did not answer in time") from error
+    if seen.kind not in _STANDS:
+        return True  # it has failed: nothing has happened
+    if seen.money != told.money:
+        raise Conflict("a refund made at the PSP is not what was told of it", code="refund_mismatch")
 
-        def decide(locked: Payment, balances: Balances) -> ChangeRow:
-            change = request_refund(
-                locked,
-                refund_id,
-                amount_minor=amount_minor,
-                reason="made at the payment provider",
-                balances=balances,
-                source=Source.WEBHOOK,
-                now=services.now(),
-                reference=reference,
-            )
-            return row_of(change)
+    def decide(locked: Payment, balances: Balances) -> ChangeRow:
+        change = request_refund(
+            locked,
+            refund_id,
+            amount_minor=known.money.amount_minor,
+            reason="made at the payment provider",
+            balances=balances,
+            source=Source.WEBHOOK,
+            now=services.now(),
+            reference=reference,
+        )
+        return row_of(change)
 
+    async with services.db.pool.connection() as connection:
         await change_under_lock(connection, services.db.change_batch, merchant_id, payment_id, decide, unless_refund=refund_id)
     return True
 

@@ -34,6 +34,7 @@ class Capabilities:
     manual_capture: bool = True
     charges_in_two_steps: bool = False
     page_needs_return_url: bool = False
+    page_seconds_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

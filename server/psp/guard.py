@@ -19,7 +19,7 @@ WAITING_MAX = 20_000
 SHARE_SECONDS = 0.2
 """How much of the schedule is taken at once at most: the longest that other processes' callers are put back by."""
 
-RATE_MARGIN = 0.95
+RATE_MARGIN = 0.9
 """Calls are sent at evenly spaced times and do not arrive so; the margin keeps the PSP's own count below what was agreed."""
 
 

@@ -19,13 +19,16 @@ RELOAD_SECONDS_MIN = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What kind of payment it is. `by_token`: charged by token, else on a hosted page; `by_hand`: captured by hand."""
+    """What kind of payment it is. `by_token`: charged by token, else on a hosted page; `by_hand`: captured by hand. A page is
+    open for `page_seconds`.
+    """
 
     mode: str
     money: Money
     by_token: bool
     by_hand: bool
     has_return_url: bool
+    page_seconds: int
 
 
 class Routing:
@@ -85,4 +88,7 @@ def _can(adapter: Adapter, wanted: Wanted) -> bool:
     can = adapter.capabilities
     if not adapter.takes(wanted.money) or (wanted.by_hand and not can.manual_capture):
         return False
-    return can.tokens if wanted.by_token else can.hosted_page and (wanted.has_return_url or not can.page_needs_return_url)
+    if wanted.by_token:
+        return can.tokens
+    is_too_long = can.page_seconds_max is not None and wanted.page_seconds > can.page_seconds_max
+    return can.hosted_page and not is_too_long and (wanted.has_return_url or not can.page_needs_return_url)

@@ -2,7 +2,8 @@
 
 A token is charged in two steps: the PaymentIntent is made and its id committed before it is confirmed, so that an answer that is
 lost can be found out by id. Idempotency keys are the operation's id, with the step where an operation has two. Stripe says itself
-whether a request may be repeated (`Stripe-Should-Retry`), and forgets keys after 24 hours.
+whether a request may be repeated (`Stripe-Should-Retry`), and forgets keys after 24 hours. Capture and cancel go without a key:
+an intent is captured or canceled once anyway, and a key would repeat a 500 for a day.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from server.psp.stripe_objects import (
     PaymentIntent,
     Session,
     decline_code,
+    descriptor_suffix,
     ids_of,
     intent_evidence,
     metadata_of,
@@ -37,9 +39,12 @@ from server.psp.stripe_objects import (
 from server.psp.stripe_objects import Refund as StripeRefund
 from server.psp.wire import Call
 
-CAPABILITIES = Capabilities(key_lifetime=timedelta(hours=23), charges_in_two_steps=True, page_needs_return_url=True)
-SESSION_MIN = timedelta(hours=2)
+CAPABILITIES = Capabilities(
+    key_lifetime=timedelta(hours=23), charges_in_two_steps=True, page_needs_return_url=True, page_seconds_max=79_200
+)
+SESSION_LONGER = timedelta(hours=1)
 SESSION_MAX = timedelta(hours=23, minutes=59)
+WINDOW_OF_TOKENS = timedelta(minutes=3)
 WINDOW = timedelta(minutes=15)
 """How long after a payment was accepted its object may have been made."""
 
@@ -68,10 +73,12 @@ class StripeAdapter:
         return to_stripe(money) is not None
 
     async def create_intent(self, payment: Payment) -> Evidence:
-        """See `Adapter`. The page is a Checkout Session, open for two hours at least, so that it may be asked for again; Florin
-        closes it.
+        """See `Adapter`. The page is a Checkout Session, for cards, so that it ends with its payment.
+
+        It is open an hour longer than the payment, since Stripe opens none for less than half an hour and a repetition has to be
+        the same request; Florin closes it when it has to.
         """
-        expires_at = min(max(payment.expires_at, payment.created_at + SESSION_MIN), payment.created_at + SESSION_MAX)
+        expires_at = min(payment.expires_at + SESSION_LONGER, payment.created_at + SESSION_MAX)
         metadata = metadata_of(payment)
         item: dict[str, Field] = {
             "quantity": 1,
@@ -83,6 +90,7 @@ class StripeAdapter:
         }
         wanted: dict[str, Field] = {
             "mode": "payment",
+            "payment_method_types": ["card"],
             "line_items": [item],
             "success_url": payment.return_url,
             "cancel_url": payment.return_url,
@@ -93,7 +101,7 @@ class StripeAdapter:
                 "metadata": metadata,
                 "capture_method": "manual" if payment.capture is Capture.MANUAL else None,
                 "description": payment.description,
-                "statement_descriptor_suffix": payment.statement_descriptor,
+                "statement_descriptor_suffix": descriptor_suffix(payment.statement_descriptor),
             },
         }
         answer = await self.api.post(Call.INTENT, "/v1/checkout/sessions", wanted, key=str(payment.operation_id))
@@ -110,7 +118,7 @@ class StripeAdapter:
             "payment_method_types": ["card"],
             "capture_method": "manual" if payment.capture is Capture.MANUAL else "automatic",
             "description": payment.description,
-            "statement_descriptor_suffix": payment.statement_descriptor,
+            "statement_descriptor_suffix": descriptor_suffix(payment.statement_descriptor),
             "metadata": metadata_of(payment),
         }
         answer = await self.api.post(Call.INTENT, "/v1/payment_intents", wanted, key=f"{payment.operation_id}-create")
@@ -120,7 +128,11 @@ class StripeAdapter:
         """See `Adapter`. Confirms the PaymentIntent that `prepare` has made with the token."""
         del token
         assert payment.reference is not None
-        wanted: dict[str, Field] = {"return_url": payment.return_url, **_EXPAND_CHARGE}
+        wanted: dict[str, Field] = {
+            "return_url": payment.return_url,
+            "error_on_requires_action": True if payment.return_url is None else None,  # nobody could send the customer anywhere
+            **_EXPAND_CHARGE,
+        }
         path = f"/v1/payment_intents/{quote(payment.reference)}/confirm"
         answer = await self.api.post(Call.CHARGE, path, wanted, key=f"{payment.operation_id}-confirm")
         if answer.response.status != 402:
@@ -135,13 +147,14 @@ class StripeAdapter:
         assert operation.amount_minor is not None
         amount = _amount(Money(operation.amount_minor, payment.money.currency))
         path = f"/v1/payment_intents/{quote(await self._intent_id(payment))}/capture"
-        answer = await self.api.post(Call.CAPTURE, path, {"amount_to_capture": amount}, key=str(operation.id))
+        answer = await self.api.post(Call.CAPTURE, path, {"amount_to_capture": amount}, key=None)
         return self._of_intent(read(answer, PaymentIntent), payment, Source.MERCHANT)
 
     async def void(self, payment: Payment, operation: PendingOperation) -> Evidence:
         """See `Adapter`."""
+        del operation  # what is authorized is released as a whole
         path = f"/v1/payment_intents/{quote(await self._intent_id(payment))}/cancel"
-        answer = await self.api.post(Call.VOID, path, {}, key=str(operation.id))
+        answer = await self.api.post(Call.VOID, path, {}, key=None)
         return self._of_intent(read(answer, PaymentIntent), payment, Source.MERCHANT)
 
     async def refund(self, payment: Payment, refund: Refund) -> Evidence:
@@ -221,8 +234,11 @@ class StripeAdapter:
         """See `Adapter`. Asks for the PaymentIntent of a refund or dispute; one that is not ours leaves nothing to do."""
         assert notice.reference is not None
         answer = await self.api.get(Call.FETCH, f"/v1/payment_intents/{quote(notice.reference)}")
-        ids = ids_of(read(answer, PaymentIntent).metadata) if answer.response.status != 404 else None
-        if ids is None:
+        intent = read(answer, PaymentIntent) if answer.response.status != 404 else None
+        ids = ids_of(intent.metadata) if intent is not None else None
+        if (
+            intent is None or ids is None or intent.status != "succeeded"
+        ):  # what is released looks like a refund to older versions
             return replace(notice, evidence=(), reference=None)
         merchant_id, payment_id, operation_id = ids
         if notice.evidence:
@@ -256,15 +272,16 @@ class StripeAdapter:
         return None if answer.response.status == 404 else read(answer, Session)
 
     async def _search(self, payment: Payment, source: Source) -> Evidence:
-        since, until = payment.created_at - timedelta(minutes=5), payment.created_at + WINDOW
+        since = payment.created_at - timedelta(minutes=1)
+        until = payment.created_at + (WINDOW_OF_TOKENS if payment.is_sync else WINDOW)
         operation = str(payment.operation_id)
         if payment.is_sync:
             for intent in await self.api.window("/v1/payment_intents", PaymentIntent, since=since, until=until):
-                if intent.metadata.get("florin_operation") == operation:
+                if (intent.metadata or {}).get("florin_operation") == operation:
                     return self._of_intent(intent, payment, source)
         else:
             for session in await self.api.window("/v1/checkout/sessions", Session, since=since, until=until):
-                if session.metadata.get("florin_operation") == operation:
+                if (session.metadata or {}).get("florin_operation") == operation:
                     found = await self._session(session.id)
                     return self._of_session(found or session, source)
         return self._not_found(payment, source)

@@ -14,6 +14,7 @@ from server.psp.stripe_objects import API_VERSION, ErrorBody, Listed
 from server.psp.wire import Answer, Call, Wire
 
 RETRY_HEADER = b"stripe-should-retry"
+ONCE_ANYWAY = frozenset({Call.CLOSE, Call.CAPTURE, Call.VOID})
 PAGE = 100
 PAGES_MAX = 1_000
 _NUL = b"\\u0000"
@@ -76,7 +77,7 @@ class StripeApi:
         """Do something, once per key. Raises `PspOutcomeUnknown` for a key that was used otherwise."""
         headers = [("idempotency-key", key)] if key is not None else []
         answer = await self.wire.call(
-            call, "POST", path, body=encode(fields), headers=headers, is_keyed=key is not None or call is Call.CLOSE
+            call, "POST", path, body=encode(fields), headers=headers, is_keyed=key is not None or call in ONCE_ANYWAY
         )
         if answer.response.status == 400 and decode(answer.response, ErrorBody).error.type == "idempotency_error":
             raise PspOutcomeUnknown("Stripe knows this operation with other parameters")

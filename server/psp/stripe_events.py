@@ -43,7 +43,7 @@ _INTENT_EVENTS = frozenset(
 )
 _REFUND_EVENTS = frozenset({"refund.created", "refund.updated", "refund.failed", "charge.refund.updated"})
 _DISPUTE_ENDS = {"won": EvidenceKind.DISPUTE_WON, "lost": EvidenceKind.DISPUTE_LOST}
-RARE = ("refund.*", "charge.dispute.*")
+RARE = ("refund.*", "charge.refunded", "charge.dispute.*")
 
 
 class _Data(msgspec.Struct, frozen=True):
@@ -98,7 +98,7 @@ def notice_of(event: Event, account_id: PspAccountId, *, is_live: bool) -> Notic
             if owner is not None:
                 evidence = refund_evidence(refund, account_id, owner[1], owner[2], source=Source.WEBHOOK)
                 return _about(event, owner[:2], evidence)
-            if refund.payment_intent is None:
+            if refund.payment_intent is None or refund.reason == "expired_uncaptured_charge":
                 return _nothing(event)
             unresolved = PaymentId(UNRESOLVED), OperationId(UNRESOLVED)
             return _to_resolve(
@@ -106,10 +106,9 @@ def notice_of(event: Event, account_id: PspAccountId, *, is_live: bool) -> Notic
             )
         case "charge.refunded":
             return _to_resolve(event, msgspec.json.decode(raw, type=Charge).payment_intent)
-        case "charge.dispute.created" | "charge.dispute.closed":
+        case "charge.dispute.created" | "charge.dispute.funds_withdrawn" | "charge.dispute.closed":
             dispute = msgspec.json.decode(raw, type=Dispute)
-            opened = EvidenceKind.DISPUTED if event.type.endswith("created") else None
-            end = opened or _DISPUTE_ENDS.get(dispute.status)
+            end = _DISPUTE_ENDS.get(dispute.status) if event.type.endswith("closed") else EvidenceKind.DISPUTED
             if end is None or dispute.status.startswith("warning"):
                 return _nothing(event)  # an inquiry: no money has moved
             evidence = dispute_evidence(dispute, end, account_id, OperationId(UNRESOLVED))

@@ -5,6 +5,7 @@ payment's reference is its Checkout Session, since Stripe makes the PaymentInten
 PaymentIntent then names no reference.
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any
@@ -19,7 +20,8 @@ from core.money import CURRENCY_EXPONENTS, Money
 from core.payment import Payment
 from core.refund import made_at_the_psp
 
-API_VERSION = "2024-06-20"
+API_VERSION = "2025-03-31.basil"
+_REFUSED_IN_DESCRIPTORS = str.maketrans("", "", "<>\\'\"*")
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 EXPONENTS = {
@@ -78,7 +80,7 @@ class PaymentIntent(msgspec.Struct, frozen=True):
     amount: int
     currency: str
     created: int = 0
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] | None = None
     amount_received: int | None = None
     latest_charge: Any = None
     last_payment_error: ApiError | None = None
@@ -93,7 +95,7 @@ class Session(msgspec.Struct, frozen=True):
     status: str | None
     created: int = 0
     url: str | None = None
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] | None = None
     payment_intent: PaymentIntent | str | None = None
 
 
@@ -107,6 +109,7 @@ class Refund(msgspec.Struct, frozen=True):
     metadata: dict[str, str] | None = None
     payment_intent: str | None = None
     failure_reason: str | None = None
+    reason: str | None = None
 
 
 class Dispute(msgspec.Struct, frozen=True):
@@ -195,7 +198,7 @@ def intent_evidence(
     intent: PaymentIntent, account_id: PspAccountId, operation_id: OperationId, *, source: Source, reference: str | None = None
 ) -> Evidence:
     """How a PaymentIntent stands; `reference` is its Checkout Session's, where it has one. Raises `PspOutcomeUnknown`."""
-    is_page = intent.metadata.get("florin_kind") == "page"
+    is_page = (intent.metadata or {}).get("florin_kind") == "page"
     kind, amount, code = _stands(intent, is_page=is_page)
     redirect = intent.next_action.redirect_to_url if intent.next_action else None
     return Evidence(
@@ -243,6 +246,9 @@ def session_evidence(session: Session, account_id: PspAccountId, operation_id: O
         of_intent = intent_evidence(intent, account_id, operation_id, source=source, reference=session.id)
         if of_intent.kind is not EvidenceKind.OPENED:
             return of_intent
+        if session.status == "complete" and intent.status == "requires_payment_method":
+            code = decline_code(intent.last_payment_error)  # the page takes no other card any more
+            return replace(of_intent, kind=EvidenceKind.DECLINED, code=code, payment_url=None)
     kind = EvidenceKind.EXPIRED if session.status == "expired" else EvidenceKind.OPENED
     return Evidence(
         kind=kind,
@@ -307,3 +313,9 @@ def moment(seconds: int) -> datetime:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError) as error:
         raise PspOutcomeUnknown(f"Stripe named an impossible time: {error}") from error
+
+
+def descriptor_suffix(text: str | None) -> str | None:
+    """What Stripe takes of a statement descriptor: no `< > \\ ' " *`, and at least one letter."""
+    kept = (text or "").translate(_REFUSED_IN_DESCRIPTORS).strip()
+    return kept if any(character.isalpha() for character in kept) else None

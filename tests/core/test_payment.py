@@ -89,6 +89,7 @@ def test_refused_transitions_are_those_that_cannot_happen() -> None:
         EvidenceKind.LATE_REFUND_REFUSED,
         EvidenceKind.REROUTED,
         EvidenceKind.DENIED,
+        EvidenceKind.RESUMED,
         *REQUESTS,
     }
     assert all(kind in ours for _, kind in missing)

@@ -56,18 +56,17 @@ def test_one_probe_decides() -> None:
     assert breaker.state(now=later) is BreakerState.CLOSED
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 5.0)), max_size=200))
-def test_whatever_happens_a_closed_breaker_has_no_majority_of_failures(steps: list[tuple[bool, float]]) -> None:
-    breaker, now, results = Breaker(), 0.0, list[bool]()
-    for failed, pause in steps:
-        now += pause
-        admission = breaker.admit(now=now)
-        if admission is Admission.REFUSED:
-            continue
-        breaker.record(admission, failed=failed, now=now)
-        results = [] if breaker.state(now=now) is not BreakerState.CLOSED or admission is Admission.PROBE else [*results, failed]
-    if len(results) >= CALLS_MIN and results[-1] and sum(pause for _, pause in steps) < WINDOW_SECONDS - 1:
-        assert sum(results) < len(results) / 2
+@given(st.lists(st.booleans(), min_size=CALLS_MIN, max_size=200))
+def test_a_breaker_opens_with_the_first_failure_that_makes_half_of_enough(results: list[bool]) -> None:
+    breaker, failures = Breaker(), 0
+    for calls, failed in enumerate(results, start=1):
+        failures += failed
+        opened = breaker.record(breaker.admit(now=1.0), failed=failed, now=1.0)
+        assert opened == (failed and calls >= CALLS_MIN and 2 * failures >= calls)
+        if opened:
+            assert breaker.state(now=1.0) is BreakerState.OPEN
+            return
+    assert breaker.state(now=1.0) is BreakerState.CLOSED
 
 
 def test_concurrency_is_halved_once_a_second_and_grows_back() -> None:

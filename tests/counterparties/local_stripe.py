@@ -1,8 +1,9 @@
 """localstripe as a process on loopback, with what it lacks and Florin needs: Checkout Sessions, and answers that get lost.
 
-localstripe (PyPI) is written by others and stands for Stripe; only this file is ours. Its parent passes a listening socket.
-Sessions follow Stripe's reference as far as Florin uses them. `POST /_config/lose {"path": regex, "when": "before"|"after"}`
-drops one connection; `POST /_config/pay/{session}` is the customer; `GET /_config/requests` counts requests by method and path.
+localstripe (PyPI) is written by others and stands for Stripe; only this file is ours. Two parameters of confirm are dropped,
+which localstripe does not know. Its parent passes a listening socket. Sessions follow Stripe's reference as far as Florin uses
+them. `POST /_config/lose {"path": regex, "when": "before"|"after"}` drops one connection; `POST /_config/pay/{session}` is the
+customer; `GET /_config/requests` counts requests by method and path.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from localstripe import resources, server
 RESOURCES: Any = resources
 RESOURCES.Store.dump_to_disk = lambda _store: None
 
+CONFIRM = "/v1/payment_intents/{id}/confirm"
 _lose: dict[str, Any] = {}
 _seen: list[str] = []
 
@@ -75,6 +77,11 @@ async def _faults(request: web.Request, handler: Any) -> web.StreamResponse:
     return response
 
 
+def _confirm(id: str, return_url: str | None = None, error_on_requires_action: str | None = None, **given: Any) -> Any:  # noqa: A002
+    """localstripe's, which refuses two parameters that Stripe takes."""
+    return RESOURCES.PaymentIntent._api_confirm(id=id, **given)
+
+
 async def _set_lose(request: web.Request) -> web.Response:
     _lose.update(await request.json())
     return web.Response()
@@ -93,6 +100,7 @@ def main() -> None:
     """Serve until killed."""
     app = web.Application(middlewares=[_faults, *server.app.middlewares[:2]])
     app.router.add_post("/v1/checkout/sessions/{id}/expire", server.api_extra(Session._api_expire, ""))
+    app.router.add_post(CONFIRM, server.api_extra(_confirm, ""))
     app.router.add_post("/v1/checkout/sessions", server.api_create(Session, ""))
     app.router.add_get("/v1/checkout/sessions/{id}", server.api_retrieve(Session, ""))
     app.router.add_get("/v1/checkout/sessions", server.api_list_all(Session, ""))
@@ -100,7 +108,7 @@ def main() -> None:
     app.router.add_post("/_config/pay/{id}", _pay)
     app.router.add_get("/_config/requests", _requests)
     for route in server.app.router.routes():
-        if route.resource is not None and route.method != "HEAD":
+        if route.resource is not None and route.method != "HEAD" and route.resource.canonical != CONFIRM:
             app.router.add_route(route.method, route.resource.canonical, route.handler)
     web.run_app(app, sock=socket.socket(fileno=int(sys.argv[1])), print=lambda *_: None, access_log=None)
 

@@ -7,7 +7,6 @@ from uuid import UUID, uuid4
 import httpx2
 import msgspec
 import pytest
-import trio
 
 from core.errors import InvalidSignature
 from core.ids import PspAccountId
@@ -62,10 +61,14 @@ async def test_a_refund_made_at_the_psp_posts_whatever_the_wallet_holds(florin: 
     await florin.until_event("refund.succeeded", (await refunds(florin, payment))[0]["id"])
     (made,) = await refunds(florin, payment)
     assert (made["status"], made["amount"], made["reason"]) == ("SUCCEEDED", 500, "made at the payment provider")
-    await florin.control(webhooks="repeat")
-    await trio.sleep(0.3)
+    sent = (await florin.control(webhooks="repeat"))["webhooks_sent"]
+    await eventually(lambda: has_sent(florin, sent + 1))
     assert await balances(florin) == {"available": -500}
     assert await florin.rows("SELECT 1 FROM findings") == []
+
+
+async def has_sent(florin: Florin, count: int) -> bool:
+    return bool((await florin.control())["webhooks_sent"] >= count)
 
 
 async def refunds(florin: Florin, payment: dict[str, Any]) -> list[dict[str, Any]]:
@@ -126,16 +129,37 @@ async def test_a_signed_event_that_cannot_be_read_is_a_dead_letter_after_five_ti
 
 
 async def test_an_event_that_fails_five_times_alike_is_a_dead_letter_and_a_finding(florin: Florin) -> None:
-    """A refund made at the PSP that is larger than its payment cannot be posted."""
+    """A refund made at the PSP that is not what is told of it cannot be posted."""
+    await eventually(lambda: is_read(florin))  # so that its list does not tell the truth meanwhile
     payment = await charge(florin)
     row = await florin.row(payment["id"])
-    body = msgspec.json.encode({"id": "sbe_1", "type": "refund.updated", "data": an_intent(row, {"re_1": (5_000, "succeeded")})})
+    await florin.control(webhooks="lose", refund_at_psp=row["reference"], amount_minor=500)
+    headers = {"authorization": f"Bearer {florin.demo.psp_api_key}"}
+    (name,) = (await florin.http.get(f"{florin.psp_url}/v1/intents/{row['reference']}", headers=headers)).json()["refunds"]
+    body = msgspec.json.encode({"id": "sbe_1", "type": "refund.updated", "data": an_intent(row, {name: (5_000, "succeeded")})})
     statuses = [(await tell(florin, body)).status_code for _ in range(6)]
     assert statuses == [409, 409, 409, 409, 200, 200]
     assert await balances(florin) == {"available": 1_990}
     (finding,) = await florin.rows("SELECT kind, detail FROM findings")
     assert finding["kind"] == "unmatched_event"
-    assert "50.00 EUR as re_1" in finding["detail"]
+    assert f"50.00 EUR as {name}" in finding["detail"]
+
+
+async def test_a_refund_made_at_the_psp_that_has_failed_meanwhile_is_never_posted(florin: Florin) -> None:
+    payment = await charge(florin)
+    row = await florin.row(payment["id"])
+    await florin.control(webhooks="hold", refund_at_psp=row["reference"], amount_minor=500)
+    headers = {"authorization": f"Bearer {florin.demo.psp_api_key}"}
+    (name,) = (await florin.http.get(f"{florin.psp_url}/v1/intents/{row['reference']}", headers=headers)).json()["refunds"]
+    await florin.control(end_refund=name, of=row["reference"], **{"as": "failed"})
+    await florin.control(webhooks="reverse")
+
+    async def told() -> bool:
+        return len(await florin.rows("SELECT 1 FROM psp_events WHERE type = 'refund.updated'")) == 2
+
+    await eventually(told)
+    assert await balances(florin) == {"available": 1_990}
+    assert await refunds(florin, payment) == []
 
 
 def an_intent(row: dict[str, Any], refunds: dict[str, tuple[int, str]]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from server.db.payments import find_payment
 from server.db.psp_accounts import PspAccount, Route, add_psp_account, set_routes
 from server.db.psp_states import reserve_slots
 from server.demo import load_or_draw
+from server.flows import open as open_flow
 from server.flows.services import Services, utc_now
 from server.flows.verify import Verified, verify_all
 from server.http.asgi import Receive, Scope, Send, read_body, respond
@@ -229,6 +230,43 @@ async def test_a_payment_that_may_have_reached_the_first_psp_goes_nowhere_else(
         assert (response.status_code, response.json()["code"]) == (504, "psp_timeout"), response.text
         assert await account_of(florin, response.json()["payment"]["id"]) == other
         assert len(await florin.rows("SELECT 1 FROM psp_operations")) == 1
+
+
+async def test_a_retry_that_takes_a_payment_up_keeps_the_first_request_from_another_psp(
+    florin: Florin, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request stands still between its failure at one PSP and its going to the next, for as long as you like."""
+    stands_still, may_go_on = trio.Event(), trio.Event()
+    reroute = open_flow._reroute
+
+    async def stand_still(*given: Any, **named: Any) -> Any:
+        stands_still.set()
+        await may_go_on.wait()
+        return await reroute(*given, **named)
+
+    async with second_psp(florin, directory) as (other, url):
+        await florin.connection.execute("UPDATE psp_accounts SET base_url = 'http://127.0.0.1:9' WHERE id = $1", (other,))
+        await florin.services.psps.reload()
+        monkeypatch.setattr(open_flow, "_reroute", stand_still)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(florin.post, order(confirm=True, token="tok_paid"), key="k"))
+            await stands_still.wait()
+            await florin.connection.execute("UPDATE idempotency_keys SET in_flight_until = now() - interval '1 s'")
+            await florin.connection.execute("UPDATE psp_accounts SET base_url = $1 WHERE id = $2", (url, other))
+            await florin.services.psps.reload()
+            await florin.http.post(f"{url}/control", json={"latency": {"seconds": 0.5}, "count": "anew"})
+            nursery.start_soon(partial(florin.post, order(confirm=True, token="tok_paid"), key="k"))
+
+            async def is_charging() -> bool:
+                return bool((await florin.http.post(f"{url}/control", json={})).json()["requests"] >= 2)
+
+            await eventually(is_charging)
+            may_go_on.set()
+        (row,) = await florin.rows("SELECT status, psp_account_id FROM payment_requests")
+        assert (row["status"], row["psp_account_id"]) == ("SUCCEEDED", other)
+        headers = {"authorization": f"Bearer {florin.demo.psp_api_key}"}
+        assert (await florin.http.get(f"{florin.psp_url}/v1/movements", headers=headers)).json()["data"] == []
+        assert await florin.rows("SELECT 1 FROM findings") == []
 
 
 async def test_an_open_breaker_is_shown_shared_and_gone_round(florin: Florin, directory: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -35,7 +36,7 @@ from server.psp import stripe_events
 from server.psp.form import encode
 from server.psp.guard import Guard, Limits
 from server.psp.stripe_api import RETRY_HEADER, headers
-from server.psp.stripe_objects import from_stripe, to_stripe
+from server.psp.stripe_objects import descriptor_suffix, from_stripe, to_stripe
 from server.psp.wire import Call, Deadlines, Wire
 from server.sealing import Sealer
 from tests.conftest import HOUSE, program
@@ -122,6 +123,10 @@ async def at_stripe(florin: Florin, directory: Path) -> AsyncIterator[Stripe]:
     listening.close()
 
 
+async def all_are(there: Stripe, status: str) -> bool:
+    return {one["status"] for one in await there.intents()} == {status}
+
+
 async def until_found_out(florin: Florin, payment_id: str, status: str) -> None:
     """Let the follow-up job look at once, and the payment's time be over."""
 
@@ -159,7 +164,7 @@ async def test_a_declined_card_is_looked_at_again(at_stripe: Stripe) -> None:
     payment = response.json()["payment"]
     assert (response.status_code, response.json()["decline_code"]) == (402, "card_declined")
     assert (payment["status"], payment["did_check_again"]) == ("DECLINED", True)
-    assert [one["status"] for one in await at_stripe.intents()] == ["requires_payment_method"]
+    await eventually(lambda: all_are(at_stripe, "canceled"))  # behind the reply, so that nobody pays it in another way
 
 
 async def test_an_unknown_token_is_refused(at_stripe: Stripe) -> None:
@@ -181,7 +186,7 @@ async def test_a_customer_confirms_with_his_bank_and_the_webhook_tells(at_stripe
     """localstripe sends one webhook, signed, without a retry."""
     card = {"number": "4000000000003220", "exp_month": "12", "exp_year": "2030", "cvc": "123"}
     method = await at_stripe.call("POST", "/v1/payment_methods", json={"type": "card", "card": card})
-    response = await at_stripe.charge(method["id"])
+    response = await at_stripe.charge(method["id"], return_url="https://shop.example/back")
     assert (response.status_code, response.json()["status"]) == (202, "PENDING"), response.text
     (intent,) = await at_stripe.intents()
     assert intent["status"] == "requires_action"
@@ -248,7 +253,13 @@ async def test_a_refund_in_the_dashboard_and_a_dispute_post(at_stripe: Stripe) -
     refund = await at_stripe.call("POST", "/v1/refunds", json={"payment_intent": intent["id"], "amount": 500})
     dispute = {"id": "dp_1", "amount": 1_000, "currency": "eur", "status": "needs_response", "payment_intent": intent["id"]}
     told = [("refund.created", refund), ("charge.refunded", {"id": "ch_1", "payment_intent": intent["id"]})]
-    told += [("charge.dispute.created", dispute), ("charge.dispute.closed", {**dispute, "status": "won"})]
+    inquiry = {**dispute, "status": "warning_needs_response"}
+    told += [
+        ("charge.dispute.created", inquiry),
+        ("charge.dispute.funds_withdrawn", dispute),
+        ("charge.dispute.created", dispute),
+    ]
+    told += [("charge.dispute.closed", {**dispute, "status": "won"})]
     hook = f"{florin.api_url}/v1/psp/stripe/{encode_id(PSP_ACCOUNT, at_stripe.account_id)}/webhooks"
     for number, (event_type, thing) in enumerate(told):
         body = json.dumps({"id": f"evt_{number}", "type": event_type, "data": {"object": thing}}).encode()
@@ -399,3 +410,37 @@ async def test_a_charge_that_stripe_forgets_is_not_found(stateful_mock: Wire) ->
     assert status == 200
     answer = await stateful_mock.call(Call.FETCH, "GET", f"/v1/charges/{body['id']}")
     assert answer.response.status == 404
+
+
+async def test_what_stripes_webhooks_did_not_tell_is_read_from_its_list(at_stripe: Stripe) -> None:
+    florin = at_stripe.florin
+    card = {"number": "4000000000003220", "exp_month": "12", "exp_year": "2030", "cvc": "123"}
+    method = await at_stripe.call("POST", "/v1/payment_methods", json={"type": "card", "card": card})
+    payment = (await at_stripe.charge(method["id"], return_url="https://shop.example/back")).json()
+    await at_stripe.call("POST", "/_config/webhooks/florin", json={"url": at_stripe.url, "secret": SECRET, "events": []})
+    (intent,) = await at_stripe.intents()
+    answer = {"client_secret": intent["client_secret"], "success": True}
+    await at_stripe.call("POST", f"/v1/payment_intents/{intent['id']}/_authenticate", json=answer)
+    await florin.connection.execute("UPDATE payment_requests SET due_at = now() + interval '1 hour'")
+    await florin.connection.execute(
+        "UPDATE psp_states SET events_due_at = NULL, events_read_until = now() - interval '10 minutes'"
+    )
+    await florin.until_stored(payment["id"], "SUCCEEDED")
+
+    adapter = await florin.services.psps.of(at_stripe.account_id)
+    now = utc_now()
+    (seen,) = await adapter.list_window(since=now - timedelta(minutes=5), until=now + timedelta(minutes=5))
+    assert (seen.evidence.kind, seen.payment_id) == (EvidenceKind.CAPTURED, (await florin.row(payment["id"]))["id"])
+
+
+def test_what_stripe_would_refuse_of_a_descriptor_is_left_out() -> None:
+    cases = {"Shop *7": "Shop 7", "1234": None, "<\\'>": None, None: None, "Kaffee": "Kaffee"}
+    assert {text: descriptor_suffix(text) for text in cases} == cases
+
+
+def test_one_event_that_cannot_be_read_keeps_nobody_from_the_others() -> None:
+    odd = {"id": "re_1", "amount": 5, "currency": "eur", "status": None, "payment_intent": "pi_1"}
+    event = {"id": "e", "type": "refund.updated", "data": {"object": odd}}
+    read = msgspec.json.decode(msgspec.json.encode(event), type=stripe_events.Event)
+    notice = stripe_events.listed(read, ACCOUNT, is_live=False)
+    assert (notice.evidence, notice.problem is not None) == ((), True)
