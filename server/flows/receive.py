@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from core.errors import DatabaseUnavailable, FlorinError, Malformed, Overloaded, PspBusy
+from core.errors import DatabaseUnavailable, FlorinError, Malformed, Overloaded, PspError
 from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding
 from core.ids import MerchantId, PaymentId, PspAccountId
 from core.ledger import dispute_transfer
@@ -32,7 +32,10 @@ from server.new_ids import uuid7
 from server.psp.adapter import Adapter, Notice
 
 ERROR_LENGTH_MAX = 300
-BUSY_SECONDS = 10.0
+ASK_AGAIN_SECONDS = 30.0
+PATIENCE = timedelta(days=5)
+"""How long a parked event waits for a PSP that cannot be asked what it is about."""
+
 _log = structlog.get_logger()
 
 
@@ -40,25 +43,30 @@ async def receive(services: Services, adapter: Adapter, notice: Notice) -> Outco
     """Apply a verified notice. Returns after the commit; repeating it changes nothing.
 
     TOO_EARLY is parked, and DEAD has failed often enough: neither is to be told again. Raises what went wrong, which the PSP then
-    has to tell again.
+    has to tell again: `PspError` where it could not be asked what the event is about, which counts as no failure.
     """
     failure: Exception | None = None
     outcome = Outcome.DEAD
     try:
         notice = await _resolved(adapter, notice)
         outcome = await _apply(services, adapter, notice)
-    except (DatabaseUnavailable, Overloaded, PspBusy):
+    except (DatabaseUnavailable, Overloaded, PspError):
         raise
     except Exception as error:  # noqa: BLE001 - counted, and raised again below
         failure = error
     if failure is not None and await _failed(services, _item(services, adapter, notice, failure), notice) is InboxState.WAITING:
         raise failure
     if outcome is Outcome.TOO_EARLY:
-        due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[0])
-        async with services.db.pool.connection() as connection:
-            await park(connection, _item(services, adapter, notice, None), due_at=due_at)
+        await keep(services, adapter, notice)
     services.metrics.psp_event(adapter.psp, outcome.value)
     return outcome
+
+
+async def keep(services: Services, adapter: Adapter, notice: Notice) -> None:
+    """Park an event, to be tried again from the inbox."""
+    due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[0])
+    async with services.db.pool.connection() as connection:
+        await park(connection, _item(services, adapter, notice, None), due_at=due_at)
 
 
 async def receive_unreadable(services: Services, adapter: Adapter, body: bytes, error: Malformed) -> Outcome:
@@ -90,9 +98,11 @@ async def retry(services: Services, item: InboxItem) -> None:
             notice = await _resolved(adapter, notice)
             outcome = await _apply(services, adapter, notice)
             services.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
-    except (DatabaseUnavailable, Overloaded, PspBusy):
-        await _give_back(services, item)
-        return
+    except (DatabaseUnavailable, Overloaded, PspError) as failure:
+        if services.now() - item.received_at < PATIENCE:
+            await _give_back(services, item)
+            return
+        outcome, error = Outcome.TOO_EARLY, _text(failure)
     except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
         outcome, error = Outcome.TOO_EARLY, _text(failure)
     is_over = item.attempts >= len(INBOX_DELAYS_SECONDS) or outcome is Outcome.DEAD
@@ -109,7 +119,7 @@ async def retry(services: Services, item: InboxItem) -> None:
 async def _give_back(services: Services, item: InboxItem) -> None:
     """Nobody could be asked: that was no attempt."""
     async with services.db.pool.connection() as connection:
-        await give_back(connection, item, due_at=services.now() + timedelta(seconds=BUSY_SECONDS))
+        await give_back(connection, item, due_at=services.now() + timedelta(seconds=ASK_AGAIN_SECONDS))
 
 
 async def _resolved(adapter: Adapter, notice: Notice) -> Notice:

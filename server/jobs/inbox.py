@@ -11,12 +11,12 @@ from functools import partial
 import structlog
 import trio
 
-from core.errors import DatabaseUnavailable, Overloaded, PspBusy, PspError
+from core.errors import DatabaseUnavailable, Overloaded, PspError
 from core.ids import PspAccountId
 from server.db.psp_events import known_events
 from server.db.psp_inbox import InboxItem, claim_due_events, merchants_with_due_events
 from server.db.psp_states import claim_reading, end_reading
-from server.flows.receive import keep_unreadable, receive, retry
+from server.flows.receive import keep, keep_unreadable, receive, retry
 from server.flows.services import Services
 from server.psp.adapter import Adapter, Notice
 
@@ -133,8 +133,10 @@ async def _apply_new(services: Services, adapter: Adapter, notices: Sequence[Not
             continue
         try:
             await (keep_unreadable(services, adapter, notice) if notice.problem else receive(services, adapter, notice))
-        except (DatabaseUnavailable, Overloaded, PspBusy):
+        except (DatabaseUnavailable, Overloaded):
             raise  # nothing is known of it: the list is read again from here
+        except PspError:
+            await keep(services, adapter, notice)
         except Exception as error:  # noqa: BLE001 - counted in the inbox, and tried again from there
             _log.warning("an event of a PSP's list could not be applied", event_id=notice.event_id, error=type(error).__name__)
         applied += 1
