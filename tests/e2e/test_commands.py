@@ -6,13 +6,17 @@ import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
+from server.cli import app
 from server.http.listener import bind
 from server.sealing import create_key_file
 from tests.e2e.command import FLORIN, STOP_SECONDS, run, up
@@ -120,6 +124,24 @@ def test_merchants_and_keys(directory: Path) -> None:
         assert "up to date" in run("migrate", *data)
 
 
+def here(*arguments: str, code: int = 0) -> str:
+    """Run a command within this process, which spares its start; its output, or what it ended with."""
+    result = CliRunner().invoke(app, arguments)
+    failed = result.exit_code != 0
+    assert failed == (code != 0), (result.output, result.exception)
+    return result.output + (str(result.exception) if failed else "")
+
+
+def eventually_reply(ask: Callable[[str], httpx2.Response], status: int) -> Any:
+    """Ask under new keys until the reply has a status: a worker loads the accounts once a second."""
+    for number in range(40):
+        response = ask(f"key-{status}-{number}")
+        if response.status_code == status:
+            return response.json()
+        time.sleep(0.2)
+    raise AssertionError(response.text)
+
+
 def test_psp_accounts_and_routes(directory: Path) -> None:
     data = ("--data-dir", str(directory))
     key, secret = directory / "key.txt", directory / "secret.txt"
@@ -128,41 +150,40 @@ def test_psp_accounts_and_routes(directory: Path) -> None:
     files = ("--api-key-file", str(key), "--webhook-secret-file", str(secret))
     with up(*data, "--workers", "1") as running:
         assert "taken" in run("psp", "list", *data)
-        assert "No event is DEAD." in run("psp", "events", "list", *data)
+        assert "No event is DEAD." in here("psp", "events", "list", *data)
         added = run("psp", "add", "stripe", "--name", "Stripe EU", "--base-url", "http://127.0.0.1:9", *files, *data)
         account = added.partition("account")[2].split()[0]
         assert f"/v1/psp/stripe/{account}/webhooks" in added
         assert "whsec_123" not in added
-        assert "give a live one" in run("psp", "add", "stripe", "--mode", "live", *files, *data, code=1)
-        assert "https only" in run("psp", "add", "stripe", "--mode", "live", "--base-url", "http://x", *files, *data, code=1)
-        listed = run("psp", "list", *data)
+        assert "give a live one" in here("psp", "add", "stripe", "--mode", "live", *files, *data, code=1)
+        assert "https only" in here("psp", "add", "stripe", "--mode", "live", "--base-url", "http://x", *files, *data, code=1)
+        listed = here("psp", "list", *data)
         assert "Stripe EU" in listed
         sandbox = next(line.split()[0] for line in listed.splitlines() if "sandbox" in line)
 
-        merchant = next(line.split()[0] for line in run("merchant", "list", *data).splitlines() if line.startswith("mer_"))
-        shown = run("psp", "route", merchant, "--rule", f"{account}:JPY:100-500", "--rule", account + ":USD", *data)
+        merchant = next(line.split()[0] for line in here("merchant", "list", *data).splitlines() if line.startswith("mer_"))
+        shown = here("psp", "route", merchant, "--rule", f"{account}:JPY:100-500", "--rule", account + ":USD", *data)
         assert [one for one in ("rule 1", "100 to 500", "rule 2") if one in shown] == ["rule 1", "100 to 500", "rule 2"]
         assert sandbox in shown.splitlines()[-1]
         for wrong in ("acct_1", f"{account}:EURO", f"{account}:EUR:9-1", f"{account}:EUR:0-0"):
-            run("psp", "route", merchant, "--rule", wrong, *data, code=1)
-        assert "rule" not in run("psp", "route", merchant, "--clear", *data)
+            here("psp", "route", merchant, "--rule", wrong, *data, code=1)
+        assert "rule" not in here("psp", "route", merchant, "--clear", *data)
 
-        assert "nothing to change" in run("psp", "set", sandbox, *data, code=1)
-        run("psp", "set", sandbox, "--no-payments", "--rate", "50", *data)
+        assert "nothing to change" in here("psp", "set", sandbox, *data, code=1)
+        here("psp", "set", sandbox, "--no-payments", "--rate", "50", *data)
         body = {"amount": 1_990, "currency": "EUR", "order_id": "order-1"}
         headers = {"authorization": f"Bearer {running.value('API key')}"}
         url = f"{running.value('API')}/v1/payments"
-        time.sleep(2.5)  # a worker loads the accounts once a second
-        assert httpx2.post(url, json=body, headers={**headers, "idempotency-key": "a"}).json()["code"] == "psp_unavailable"
-        run("psp", "set", sandbox, "--payments", "--rate", "0", *data)
-        time.sleep(2.5)
-        assert httpx2.post(url, json=body, headers={**headers, "idempotency-key": "b"}).status_code == 201
+        refusal = eventually_reply(lambda key: httpx2.post(url, json=body, headers={**headers, "idempotency-key": key}), 503)
+        assert refusal["code"] == "psp_unavailable"
+        here("psp", "set", sandbox, "--payments", "--rate", "0", *data)
+        eventually_reply(lambda key: httpx2.post(url, json=body, headers={**headers, "idempotency-key": key}), 201)
 
         secret.write_text("whsec_new")
-        rotated = run("psp", "rotate-secret", account, "--webhook-secret-file", str(secret), "--overlap-hours", "1", *data)
+        rotated = here("psp", "rotate-secret", account, "--webhook-secret-file", str(secret), "--overlap-hours", "1", *data)
         assert "good until" in rotated
-        assert "no event evt_1" in run("psp", "events", "retry", "evt_1", *data, code=1)
-        assert "no account" in run("psp", "set", account[:-1] + "0", "--payments", *data, code=1)
+        assert "no event evt_1" in here("psp", "events", "retry", "evt_1", *data, code=1)
+        assert "no account" in here("psp", "set", account[:-1] + "0", "--payments", *data, code=1)
 
 
 def test_clear_words_where_something_is_missing(directory: Path) -> None:
