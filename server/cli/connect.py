@@ -1,6 +1,7 @@
 """Options that commands share, and how a command finds its database: a flag, the environment, or the instance that runs."""
 
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -16,6 +17,14 @@ from server.instance import Running, running_file
 from server.settings import default_data_directory, environment
 
 T = TypeVar("T")
+
+
+class Mode(StrEnum):
+    """Test and live share no key, wallet or PSP account."""
+
+    TEST = "test"
+    LIVE = "live"
+
 
 DataDirectory = Annotated[
     Path | None,

@@ -1,7 +1,6 @@
 """`florin merchant`: merchants and their API keys. A key and a webhook secret are shown once, when they are made."""
 
 import secrets
-from enum import StrEnum
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ from server.cli.connect import (
     DataDirectory,
     KeyFile,
     MerchantText,
+    Mode,
     find_database,
     find_key_file,
     merchant_id_of,
@@ -35,13 +35,6 @@ app = typer.Typer(help="Add and list merchants, add and revoke their API keys.",
 keys = typer.Typer(help="Add, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="key")
 _console = Console(highlight=False, soft_wrap=True)
-
-
-class Mode(StrEnum):
-    """Test and live share no key, wallet or PSP account."""
-
-    TEST = "test"
-    LIVE = "live"
 
 
 @app.command("add")

@@ -21,6 +21,7 @@ from server.cli.connect import (
     DataDirectory,
     KeyFile,
     MerchantText,
+    Mode,
     find_database,
     find_key_file,
     merchant_id_of,
@@ -74,13 +75,6 @@ class Psp(StrEnum):
     """Whose account it is; the sandbox's is made by `florin up`."""
 
     STRIPE = "stripe"
-
-
-class Mode(StrEnum):
-    """Test and live share no key, wallet or PSP account."""
-
-    TEST = "test"
-    LIVE = "live"
 
 
 @app.command("add")
