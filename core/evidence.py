@@ -56,7 +56,6 @@ class Risk(StrEnum):
     REVIEW = "review"
     UNCHECKED = "unchecked"
     DENIED = "denied"
-    RESUMED = "resumed"
 
 
 class Source(StrEnum):

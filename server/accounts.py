@@ -12,7 +12,7 @@ from functools import partial
 import structlog
 
 from core.errors import FlorinError
-from core.ids import PspAccountId
+from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 from server.db.database import Database
 from server.db.psp_accounts import PspAccount, list_psp_accounts
 from server.db.psp_states import claim_probe, reserve_slots
@@ -84,7 +84,7 @@ class Accounts:
                 self._sealer.open(one, table="psp_accounts.webhook_secret", row=account.id) for one in sealed if one is not None
             )
         except SealError as error:
-            _log.error("a PSP account cannot be used", account=str(account.id), error=str(error))
+            _log.error("a PSP account cannot be used", account=encode_id(PSP_ACCOUNT, account.id), error=str(error))
             return None
         make = partial(self._wire, account)
         match account.psp:
@@ -114,7 +114,7 @@ class Accounts:
             base_url=account.base_url,
             headers=headers,
             deadlines=self._deadlines,
-            observe=partial(self._metrics.psp_called, str(account.id), account.psp),
+            observe=partial(self._metrics.psp_called, encode_id(PSP_ACCOUNT, account.id), account.psp),
             rng=self._rng,
             retry_header=retry_header,
         )
@@ -129,7 +129,7 @@ class Accounts:
         shared = Shared(reserve=partial(self._reserve, account.id), may_probe=partial(self._may_probe, account.id))
         guard = self._guards[account.id] = Guard(limits, shared, patience_seconds=PATIENCE_SHARE * self._deadlines.seconds)
         self._metrics.watch_psp(
-            str(account.id),
+            encode_id(PSP_ACCOUNT, account.id),
             account.psp,
             state=lambda: guard.state,
             in_flight=lambda: guard.in_flight,

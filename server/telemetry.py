@@ -11,6 +11,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from core.breaker import BreakerState
+from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 
 _STATE_NUMBERS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
@@ -101,9 +102,9 @@ class Metrics:
         self._in_flight.labels(account, psp).set_function(in_flight)
         self._limit.labels(account, psp).set_function(limit)
 
-    def failed_over(self, from_account: str, to_account: str) -> None:
+    def failed_over(self, from_account: PspAccountId, to_account: PspAccountId) -> None:
         """A payment went to another PSP account than the one to prefer."""
-        self._failovers.labels(from_account, to_account).inc()
+        self._failovers.labels(*(encode_id(PSP_ACCOUNT, one) for one in (from_account, to_account))).inc()
 
     def psp_event(self, psp: str, outcome: str) -> None:
         """An event of a PSP was dealt with."""

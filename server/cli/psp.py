@@ -29,6 +29,7 @@ from server.cli.connect import (
 )
 from server.cli.operators import Operator, act
 from server.cli.psp_events import events
+from server.cli.psp_secrets import read_secret, require_key_of
 from server.db.connection import Connection
 from server.db.merchants import find_merchant
 from server.db.psp_accounts import (
@@ -36,7 +37,6 @@ from server.db.psp_accounts import (
     Route,
     add_psp_account,
     list_psp_accounts,
-    rotate_webhook_secret,
     set_psp_account,
     set_routes,
 )
@@ -97,9 +97,14 @@ def add(
         raise Unprocessable("--name has up to 200 printable characters")
     _require_address(base_url, mode)
     url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
-    api_key = _secret(api_key_file, "API key")
-    _require_key_of(api_key, mode)
-    webhook_secret = _secret(webhook_secret_file, "webhook signing secret (empty: drawn now, to be set there)", may_be_empty=True)
+    if str(api_key_file) == str(webhook_secret_file) == "-":
+        raise Unprocessable("standard input can give one of the two secrets: give the other one in a file")
+    api_key = read_secret(api_key_file, "API key")
+    require_key_of(api_key, mode)
+    webhook_secret = read_secret(
+        webhook_secret_file, "webhook signing secret (empty: drawn now, to be set there)", may_be_empty=True
+    )
+    require_webhook_secret(webhook_secret)
     drawn = webhook_secret or f"whsec_{random_secrets.token_urlsafe(32)}"
     account_id = PspAccountId(uuid7())
     limit = STRIPE_RATES[mode] if rate is None else rate
@@ -142,11 +147,20 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
         _console.print("There are no accounts yet: add one with `florin psp add`; `florin up` makes the sandbox's.")
         return
     account = Column("account", no_wrap=True, min_width=len(encode_id(PSP_ACCOUNT, accounts[0].id)))
-    table = Table(account, "psp", "mode", "name", "payments", "at once", "per s", box=None, pad_edge=False)
+    table = Table(account, "psp", "mode", "name", "payments", "at once", "per s", "address", box=None, pad_edge=False)
     for one in accounts:
         state = "stopped" if not one.enabled else "it fails: left alone" if one.id in opened else "taken"
         rate = str(one.requests_per_second_max or "no limit")
-        table.add_row(encode_id(PSP_ACCOUNT, one.id), one.psp, one.mode, escape(one.name), state, str(one.concurrency_max), rate)
+        table.add_row(
+            encode_id(PSP_ACCOUNT, one.id),
+            one.psp,
+            one.mode,
+            escape(one.name),
+            state,
+            str(one.concurrency_max),
+            rate,
+            one.base_url,
+        )
     _console.print(table)
 
 
@@ -159,6 +173,8 @@ def change(
     ] = None,
     concurrency: Concurrency = None,
     rate: Rate = None,
+    name: Annotated[str | None, typer.Option(help="What you call the account.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Another address of the provider.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with a new API key, - for standard input.")] = None,
     operator: Operator = None,
     database_url: DatabaseUrl = None,
@@ -167,23 +183,26 @@ def change(
 ) -> None:
     """Stop an account, change its limits or its API key. Workers know it within a second."""
     account_id = _account_id(account)
-    if payments is None and concurrency is None and rate is None and api_key_file is None:
+    if (payments, concurrency, rate, name, base_url, api_key_file) == (None,) * 6:
         raise Unprocessable("nothing to change: see `florin psp set --help` for what can be set")
     url = find_database(data_dir, database_url)
     sealer = Sealer.from_file(find_key_file(data_dir, key_file)) if api_key_file is not None else None
-    api_key = _secret(api_key_file, "API key") if api_key_file is not None else None
-    given = [("payments", payments), ("concurrency", concurrency), ("rate", rate), ("api_key", "new" if api_key else None)]
+    api_key = read_secret(api_key_file, "API key") if api_key_file is not None else None
+    given = [("payments", payments), ("concurrency", concurrency), ("rate", rate), ("name", name), ("base_url", base_url)]
+    given.append(("api_key", "new" if api_key else None))
     done = act(
         operator, NOBODY, "psp.set", f"{account}: " + ", ".join(f"{one}={value}" for one, value in given if value is not None)
     )
 
     async def work(connection: Connection) -> bool:
         sealed = None
+        known = next((one for one in await list_psp_accounts(connection) if one.id == account_id), None)
+        if base_url is not None and known is not None:
+            _require_address(base_url, Mode(known.mode))
         if sealer is not None and api_key is not None:
-            found = await _require_own_key(connection, sealer)
-            known = next((one for one in found if one.id == account_id), None)
+            await _require_own_key(connection, sealer)
             if known is not None and known.psp == Psp.STRIPE:
-                _require_key_of(api_key, Mode(known.mode))
+                require_key_of(api_key, Mode(known.mode))
             sealed = sealer.seal(api_key, table="psp_accounts.api_key", row=account_id)
         return await set_psp_account(
             connection,
@@ -193,6 +212,8 @@ def change(
             concurrency_max=concurrency,
             requests_per_second_max=rate,
             sealed_api_key=sealed,
+            name=name,
+            base_url=base_url.rstrip("/") if base_url is not None else None,
         )
 
     _require_known(with_database(url, work), account)
@@ -212,7 +233,8 @@ def rotate(
     """Take a new webhook secret; the old one is good for a while, so that no event is lost."""
     account_id = _account_id(account)
     url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
-    secret = _secret(webhook_secret_file, "new webhook signing secret")
+    secret = read_secret(webhook_secret_file, "new webhook signing secret")
+    require_webhook_secret(secret)
     sealed = sealer.seal(secret, table="psp_accounts.webhook_secret", row=account_id)
     done = act(operator, NOBODY, "psp.rotate_secret", account)
     until = utc_now() + timedelta(hours=overlap_hours)
@@ -306,35 +328,9 @@ def _require_address(base_url: str, mode: Mode) -> None:
         raise Unprocessable("a live account is reached by https only")
 
 
-def _require_key_of(api_key: str, mode: Mode) -> None:
-    """Stripe's keys say which mode they are of; the wrong one must not get in."""
-    other = Mode.LIVE if mode is Mode.TEST else Mode.TEST
-    if re.match(rf"[a-z]+_{other.value}_", api_key):
-        raise Unprocessable(f"this is a {other} key: give a {mode} one, or --mode {other}")
-
-
 async def _require_own_key(connection: Connection, sealer: Sealer) -> list[PspAccount]:
     """The accounts. Raises `SealError` where others were sealed with another key: the workers could not open this one."""
     accounts = await list_psp_accounts(connection)
     for one in accounts:
         sealer.open(one.sealed_api_key, table="psp_accounts.api_key", row=one.id)
     return accounts
-
-
-def _secret(path: Path | None, what: str, *, may_be_empty: bool = False) -> str:
-    """A secret from a file, standard input or the keyboard, never from the command line, where others could read it."""
-    if path is None:
-        if not sys.stdin.isatty():
-            if may_be_empty:
-                return ""
-            raise Unprocessable(f"there is no terminal to ask for the {what}: give it in a file")
-        text = str(typer.prompt(what, hide_input=True, default="" if may_be_empty else None, show_default=False))
-    else:
-        try:
-            text = sys.stdin.read(10_000) if str(path) == "-" else path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise Unprocessable(f"{path} cannot be read: {error}") from error
-    text = text.strip()
-    if not (text or may_be_empty) or len(text) > 500 or not text.isprintable() or not text.isascii() or " " in text:
-        raise Unprocessable(f"the {what} is one word of printable ASCII")
-    return text

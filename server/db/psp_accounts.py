@@ -115,6 +115,8 @@ async def set_psp_account(
     concurrency_max: int | None = None,
     requests_per_second_max: int | None = None,
     sealed_api_key: bytes | None = None,
+    name: str | None = None,
+    base_url: str | None = None,
 ) -> bool:
     """Change what is given of an account, audited; no limit per second is 0. False where there is no such account."""
     async with connection.atomic():
@@ -123,7 +125,7 @@ async def set_psp_account(
             UPDATE psp_accounts
                SET enabled = coalesce($2, enabled), concurrency_max = coalesce($3, concurrency_max),
                    requests_per_second_max = CASE WHEN $4::integer IS NULL THEN requests_per_second_max ELSE nullif($4, 0) END,
-                   sealed_api_key = coalesce($5, sealed_api_key)
+                   sealed_api_key = coalesce($5, sealed_api_key), name = coalesce($6, name), base_url = coalesce($7, base_url)
              WHERE id = $1
             """,
             account_id,
@@ -131,6 +133,8 @@ async def set_psp_account(
             concurrency_max,
             requests_per_second_max,
             sealed_api_key,
+            name,
+            base_url,
         )
         if touched:
             await record_act(connection, act)

@@ -128,7 +128,7 @@ async def claim_due_events(
         f"""
         WITH due AS (
             SELECT psp_account_id, event_id FROM psp_inbox WHERE merchant_id = $1 AND due_at <= now()
-             ORDER BY psp_account_id, event_id LIMIT $2 FOR UPDATE
+             ORDER BY due_at, psp_account_id, event_id LIMIT $2 FOR UPDATE
         )
         UPDATE psp_inbox b SET due_at = now() + make_interval(secs => $3::float8), attempts = b.attempts + 1
           FROM due

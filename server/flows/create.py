@@ -126,7 +126,7 @@ async def _choose(
     healthy = [adapter.account_id for adapter in candidates if adapter.guard.is_healthy]
     if healthy:
         if healthy[0] != candidates[0].account_id:
-            services.metrics.failed_over(str(candidates[0].account_id), str(healthy[0]))
+            services.metrics.failed_over(candidates[0].account_id, healthy[0])
         return healthy
     if may_wait and candidates:
         return [candidates[0].account_id]
@@ -213,9 +213,12 @@ async def _resume(services: Services, merchant: Merchant, payment_id: PaymentId,
         return payment
     resumed = evidence_about(payment, EvidenceKind.RESUMED, Source.CREATE)
     settled = await settle(services, payment.merchant_id, payment.id, resumed, known=payment, only_if_unchanged=True)
-    if settled is None or not settled.changed:
-        return payment  # something has just happened to it: the next request finds out
+    assert settled is not None
     payment = settled.payment
+    if not settled.changed:  # something has just happened to it
+        if is_opened(payment):
+            await store_opened(services, payment, key)
+        return payment
     return await open_payment(services, payment, Opening(key=key, token=token))
 
 

@@ -8,20 +8,19 @@ lost can be found out. Nothing here charges twice: an operation is sent by the r
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 
 import structlog
 import trio
 
-from core.errors import Overloaded, PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.errors import PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
-from core.ids import OperationId, PspAccountId
+from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
 from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
 from server.db.keys import store_reply
 from server.flows.fraud import UNAVAILABLE
 from server.flows.services import Services
 from server.flows.settle import Answering, encode_payment, settle
-from server.flows.verify import verify_if_possible
+from server.flows.verify import verify_again
 from server.new_ids import uuid7
 
 CREATED = 201
@@ -97,7 +96,15 @@ async def _not_allowed(services: Services, payment: Payment, opening: Opening, r
     denied = replace(evidence_about(payment, EvidenceKind.DENIED, Source.POLICY, code=code), risk=risk)
     if payment.status is not Status.PENDING or (payment.is_sync and not opening.is_first):
         return payment  # an earlier request may have charged it: it is asked about, not ended here
-    settled = await settle(services, payment.merchant_id, payment.id, denied, known=payment, only_if_unchanged=True)
+    settled = await settle(
+        services,
+        payment.merchant_id,
+        payment.id,
+        denied,
+        known=payment,
+        answering=Answering(opening.key, CREATED, lambda _: False) if opening.key is not None else None,
+        only_if_unchanged=True,
+    )
     assert settled is not None
     return settled.payment
 
@@ -124,8 +131,7 @@ async def _apply(services: Services, payment: Payment, evidence: Evidence, openi
     if was_opened_too_late or is_left_open:
         await _close(services, after)
     if is_provisionally_declined(after):
-        after = await verify_if_possible(services, after, source=Source.RECHECK, seconds=services.psp_seconds)
-        await _close_declined(services, after)
+        return await verify_again(services, after)
     return after
 
 
@@ -133,16 +139,6 @@ async def store_opened(services: Services, payment: Payment, key: str) -> None:
     """Keep the first definitive reply where no change of the payment carries it."""
     async with services.db.pool.connection() as connection:
         await store_reply(connection, payment.merchant_id, key, status=CREATED, body=encode_payment(payment))
-
-
-async def _close_declined(services: Services, payment: Payment) -> None:
-    """At a PSP that charges in two steps what was declined could be paid in another way: close it, behind the reply."""
-    adapter = await services.psps.find(payment.psp_account_id)
-    if payment.status is Status.DECLINED and adapter is not None and adapter.capabilities.charges_in_two_steps:
-        try:
-            services.background.start(partial(_close, services, payment))
-        except Overloaded:
-            _log.warning("a declined payment is left open at its PSP", payment=str(payment.id))
 
 
 async def _close(services: Services, payment: Payment) -> None:
@@ -205,7 +201,7 @@ async def _reroute(services: Services, payment: Payment, left: list[PspAccountId
         settled = await settle(services, payment.merchant_id, payment.id, wanted, known=payment, only_if_unchanged=True)
         if settled is None or not settled.changed:
             return None
-        services.metrics.failed_over(str(payment.psp_account_id), str(account_id))
-        _log.warning("a payment goes to another PSP", payment=str(payment.id), psp_account=str(account_id))
+        services.metrics.failed_over(payment.psp_account_id, account_id)
+        _log.warning("a payment goes to another PSP", payment=str(payment.id), psp_account=encode_id(PSP_ACCOUNT, account_id))
         return settled.payment
     return None

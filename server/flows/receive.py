@@ -100,7 +100,7 @@ async def retry(services: Services, item: InboxItem) -> None:
             services.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
     except (DatabaseUnavailable, Overloaded, PspError) as failure:
         if services.now() - item.received_at < PATIENCE:
-            await _give_back(services, item)
+            await put_back(services, item)
             return
         outcome, error = Outcome.TOO_EARLY, _text(failure)
     except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
@@ -116,8 +116,8 @@ async def retry(services: Services, item: InboxItem) -> None:
             await _report(services, notice, error)
 
 
-async def _give_back(services: Services, item: InboxItem) -> None:
-    """Nobody could be asked: that was no attempt."""
+async def put_back(services: Services, item: InboxItem) -> None:
+    """Put a claimed event back: nobody could be asked, and that was no attempt."""
     async with services.db.pool.connection() as connection:
         await give_back(connection, item, due_at=services.now() + timedelta(seconds=ASK_AGAIN_SECONDS))
 

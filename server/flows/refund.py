@@ -131,8 +131,10 @@ async def adopt(services: Services, adapter: Adapter, merchant_id: MerchantId, p
             seen = await adapter.fetch_refund(payment, known, source=Source.RECHECK)
     except trio.TooSlowError as error:
         raise PspOutcomeUnknown("the PSP did not answer in time") from error
+    if seen.kind is EvidenceKind.REFUND_FAILED:
+        return True  # nothing has happened, or no longer
     if seen.kind not in _STANDS:
-        return True  # it has failed: nothing has happened
+        return False
     if seen.money != told.money:
         raise Conflict("a refund made at the PSP is not what was told of it", code="refund_mismatch")
 

@@ -3,16 +3,20 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+import structlog
 import trio
 
 from core.errors import DatabaseUnavailable, FlorinError, Overloaded, PspBusy, PspError, PspOutcomeUnknown
 from core.evidence import Evidence, EvidenceKind, Source
-from core.payment import Payment, is_provisionally_declined
+from core.payment import Payment, Status, is_provisionally_declined
 from server.flows.services import Services
 from server.flows.settle import settle
+from server.psp.adapter import Adapter
 
 CONCURRENCY_MAX = 2_500
+_log = structlog.get_logger()
 BUSY_SECONDS = 0.1
 PATIENCE_MAX = 3_600
 """How often one payment is tried while there is no room: with every wait a second, an hour."""
@@ -48,7 +52,26 @@ async def verify(services: Services, payment: Payment, *, source: Source) -> Pay
     about_then = evidence.kind in (EvidenceKind.DECLINED, EvidenceKind.NOT_FOUND)
     settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=about_then)
     assert settled is not None
+    if settled.changed and settled.payment.status is Status.DECLINED:
+        await _close_declined(services, settled.payment)
     return settled.payment
+
+
+async def _close_declined(services: Services, payment: Payment) -> None:
+    """At a PSP that charges in two steps what was declined could be paid in another way: close it, behind the reply."""
+    adapter = await services.psps.find(payment.psp_account_id)
+    if adapter is None or not payment.is_sync or not adapter.capabilities.charges_in_two_steps:
+        return
+    try:
+        services.background.start(partial(_close, services, payment, adapter))
+    except Overloaded:
+        _log.warning("a declined payment is left open at its PSP", payment=str(payment.id))
+
+
+async def _close(services: Services, payment: Payment, adapter: Adapter) -> None:
+    with trio.move_on_after(services.psp_seconds):
+        evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.RECHECK)
+        await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
 
 
 async def verify_if_possible(services: Services, payment: Payment, *, source: Source, seconds: float) -> Payment:

@@ -17,7 +17,7 @@ import trio
 from core.due import FIRST_LOOK_SECONDS, WARN_BEFORE_SECONDS, next_look_at, owes_late_refund
 from core.errors import DatabaseUnavailable, Overloaded, PspBusy, PspError
 from core.evidence import EvidenceKind, Source
-from core.payment import Payment, Status, evidence_about, is_provisionally_declined
+from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
 from core.refund import Refund
 from server.db.payments import claim_due_payments, merchants_with_due_payments, postpone
 from server.db.refunds import claim_due_refunds, merchants_with_due_refunds
@@ -122,7 +122,7 @@ async def _look(services: Services, payment: Payment) -> None:
         await expire(services, payment)
     else:
         after = await verify(services, payment, source=Source.RECHECK)
-        if after.status is Status.PENDING and after.reference is None and not after.is_sync:
+        if after.status in UNSETTLED and after.reference is None and not after.is_sync:
             after = await open_again(services, after)
         if after.version == payment.version and after.due_at is not None:
             soon = now + timedelta(seconds=FIRST_LOOK_SECONDS)

@@ -12,16 +12,17 @@ import structlog
 import trio
 
 from core.errors import DatabaseUnavailable, Overloaded, PspError
-from core.ids import PspAccountId
+from core.ids import PSP_ACCOUNT, encode_id
 from server.db.psp_events import known_events
 from server.db.psp_inbox import InboxItem, claim_due_events, merchants_with_due_events
 from server.db.psp_states import claim_reading, end_reading
-from server.flows.receive import keep, keep_unreadable, receive, retry
+from server.flows.receive import keep, keep_unreadable, put_back, receive, retry
 from server.flows.services import Services
 from server.psp.adapter import Adapter, Notice
 
 CLAIM_MAX = 16
-LEASE_SECONDS = 120.0
+TASKS_MAX = 64
+LEASE_MARGIN_SECONDS = 30.0
 READ_EVERY_SECONDS = 20.0
 OUTAGE_SECONDS = 60.0
 """How long a list must not have been read for everything in it to be read."""
@@ -41,41 +42,39 @@ async def run(services: Services, *, sweep_seconds: float, task_status: trio.Tas
         nursery.start_soon(partial(_read_lists, services, sweep_seconds=sweep_seconds))
         task_status.started()
         while True:
-            try:
-                found = await sweep(services)
-            except (DatabaseUnavailable, Overloaded) as error:
-                _log.warning("cannot look into the inbox", error=str(error))
-                found = 0
-            if not found:
+            found = 0
+            if len(nursery.child_tasks) <= TASKS_MAX - CLAIM_MAX:
+                try:
+                    found = await sweep(services, nursery)
+                except (DatabaseUnavailable, Overloaded) as error:
+                    _log.warning("cannot look into the inbox", error=str(error))
+            if found < CLAIM_MAX:
                 await trio.sleep(sweep_seconds)
 
 
-async def sweep(services: Services) -> int:
-    """Try the events that are due; how many there were."""
+async def sweep(services: Services, nursery: trio.Nursery) -> int:
+    """Try the events that are due, in the nursery, so that a slow PSP holds up only its own; how many there were."""
     items: list[InboxItem] = []
+    lease_seconds = 3 * services.psp_seconds + LEASE_MARGIN_SECONDS
     async with services.db.pool.connection() as connection:
         for merchant_id in await merchants_with_due_events(connection, limit=CLAIM_MAX):
             left = CLAIM_MAX - len(items)
-            items += await claim_due_events(connection, merchant_id, limit=left, lease_seconds=LEASE_SECONDS)
+            items += await claim_due_events(connection, merchant_id, limit=left, lease_seconds=lease_seconds)
             if len(items) >= CLAIM_MAX:
                 break
-    by_account: dict[PspAccountId, list[InboxItem]] = {}
     for item in items:
-        by_account.setdefault(item.psp_account_id, []).append(item)
-    with trio.move_on_after(LEASE_SECONDS):
-        async with trio.open_nursery() as nursery:
-            for own in by_account.values():
-                nursery.start_soon(_retry_all, services, own)
+        nursery.start_soon(_retry, services, item)
     return len(items)
 
 
-async def _retry_all(services: Services, items: list[InboxItem]) -> None:
-    """One after another, since the events of a payment build on each other; a slow PSP holds up only its own."""
-    for item in items:
-        try:
+async def _retry(services: Services, item: InboxItem) -> None:
+    try:
+        with trio.move_on_after(3 * services.psp_seconds) as scope:
             await retry(services, item)
-        except Exception:  # noqa: BLE001 - one event must not end the job; its lease brings it back
-            _log.exception("a parked event could not be tried", event_id=item.event_id)
+        if scope.cancelled_caught:
+            await put_back(services, item)
+    except Exception:  # noqa: BLE001 - one event must not end the job; its lease brings it back
+        _log.exception("a parked event could not be tried", event_id=item.event_id)
 
 
 async def _read_lists(services: Services, *, sweep_seconds: float) -> None:
@@ -90,9 +89,9 @@ async def _read_one(services: Services, adapter: Adapter) -> None:
     try:
         await read_list(services, adapter)
     except (DatabaseUnavailable, Overloaded, PspError) as error:
-        _log.warning("cannot read a PSP's list of events", account=str(adapter.account_id), error=str(error))
+        _log.warning("cannot read a PSP's list of events", account=encode_id(PSP_ACCOUNT, adapter.account_id), error=str(error))
     except Exception:  # noqa: BLE001 - one account must not end the job
-        _log.exception("reading a PSP's list of events failed", account=str(adapter.account_id))
+        _log.exception("reading a PSP's list of events failed", account=encode_id(PSP_ACCOUNT, adapter.account_id))
 
 
 async def read_list(services: Services, adapter: Adapter) -> int:
@@ -119,7 +118,7 @@ async def read_list(services: Services, adapter: Adapter) -> int:
                 await end_reading(connection, adapter.account_id, until=until, is_last=is_last)
             since = until
     if applied:
-        _log.info("events were read from a PSP's list", account=str(adapter.account_id), events=applied)
+        _log.info("events were read from a PSP's list", account=encode_id(PSP_ACCOUNT, adapter.account_id), events=applied)
     return applied
 
 

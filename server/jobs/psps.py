@@ -11,7 +11,7 @@ import trio
 
 from core.breaker import BreakerState
 from core.errors import FlorinError
-from core.ids import PspAccountId
+from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 from server.db.connection import Connection
 from server.db.psp_states import close_breaker, forget_workers, list_open_breakers, open_breaker, see_worker
 from server.flows.services import Services
@@ -59,10 +59,10 @@ async def _tell(connection: Connection, account_id: PspAccountId, guard: Guard) 
     news, guard.news = guard.news, None
     try:
         if news is BreakerState.OPEN:
-            _log.warning("a PSP fails and is left alone for a moment", account=str(account_id))
+            _log.warning("a PSP fails and is left alone for a moment", account=encode_id(PSP_ACCOUNT, account_id))
             await open_breaker(connection, account_id, seconds=guard.breaker.seconds_left(now=trio.current_time()))
         elif news is BreakerState.CLOSED:
-            _log.warning("a PSP has recovered", account=str(account_id))
+            _log.warning("a PSP has recovered", account=encode_id(PSP_ACCOUNT, account_id))
             await close_breaker(connection, account_id)
     except BaseException:
         guard.news = guard.news or news

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from urllib.parse import quote
 
-from core.errors import PspOutcomeUnknown, PspRejected
+from core.errors import Malformed, PspOutcomeUnknown, PspRejected
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import OperationId, PaymentId, PspAccountId
 from core.money import Money
@@ -45,7 +45,6 @@ CAPABILITIES = Capabilities(
 SESSION_LONGER = timedelta(hours=1)
 SESSION_MAX = timedelta(hours=23, minutes=59)
 WINDOW_OF_TOKENS = timedelta(minutes=3)
-WINDOW = timedelta(minutes=15)
 """How long after a payment was accepted its object may have been made."""
 
 _EXPAND_CHARGE: Mapping[str, Field] = {"expand": ["latest_charge"]}
@@ -227,6 +226,7 @@ class StripeAdapter:
         for fields in wanted:
             window = {**fields, "created": {"gte": int(since.timestamp()), "lte": int(until.timestamp()) + 1}}
             events += await self.api.pages("/v1/events", stripe_events.Event, window)
+        events.reverse()  # Stripe lists the newest first, and tells times in seconds
         events.sort(key=lambda event: event.created)
         return [stripe_events.listed(event, self.account_id, is_live=self.mode == "live") for event in events]
 
@@ -236,9 +236,8 @@ class StripeAdapter:
         answer = await self.api.get(Call.FETCH, f"/v1/payment_intents/{quote(notice.reference)}")
         intent = read(answer, PaymentIntent) if answer.response.status != 404 else None
         ids = ids_of(intent.metadata) if intent is not None else None
-        if (
-            intent is None or ids is None or intent.status != "succeeded"
-        ):  # what is released looks like a refund to older versions
+        # What is released of an authorization looks like a refund in older versions of the API.
+        if intent is None or ids is None or intent.status != "succeeded":
             return replace(notice, evidence=(), reference=None)
         merchant_id, payment_id, operation_id = ids
         if notice.evidence:
@@ -247,9 +246,16 @@ class StripeAdapter:
             if evidence[0].refund_id == unresolved:
                 evidence = [replace(one, refund_id=made_at_the_psp(payment_id, one.reference or "")) for one in evidence]
         else:
-            listed = await self.api.pages("/v1/refunds", StripeRefund, {"payment_intent": notice.reference})
-            evidence = [refund_evidence(one, self.account_id, payment_id, operation_id, source=Source.WEBHOOK) for one in listed]
+            evidence = await self._told_refunds(notice.reference, payment_id, operation_id)
         return replace(notice, merchant_id=merchant_id, payment_id=payment_id, evidence=tuple(evidence))
+
+    async def _told_refunds(self, intent_id: str, payment_id: PaymentId, operation_id: OperationId) -> list[Evidence]:
+        listed = await self.api.pages("/v1/refunds", StripeRefund, {"payment_intent": intent_id})
+        made = [one for one in listed if one.reason != stripe_events.RELEASED]
+        try:
+            return [refund_evidence(one, self.account_id, payment_id, operation_id, source=Source.WEBHOOK) for one in made]
+        except PspOutcomeUnknown as error:  # Stripe did answer: asking again would not help
+            raise Malformed(f"a refund of Stripe that cannot be: {error}") from error
 
     def read_webhook(self, headers: Mapping[bytes, bytes], body: bytes, *, now: float) -> Notice:
         """See `Adapter`."""
@@ -273,7 +279,9 @@ class StripeAdapter:
 
     async def _search(self, payment: Payment, source: Source) -> Evidence:
         since = payment.created_at - timedelta(minutes=1)
-        until = payment.created_at + (WINDOW_OF_TOKENS if payment.is_sync else WINDOW)
+        until = payment.created_at + WINDOW_OF_TOKENS
+        if not payment.is_sync:  # a page may be opened much later than it was accepted
+            until = min(self.api.now(), payment.created_at + self.capabilities.key_lifetime) + timedelta(minutes=1)
         operation = str(payment.operation_id)
         if payment.is_sync:
             for intent in await self.api.window("/v1/payment_intents", PaymentIntent, since=since, until=until):

@@ -43,6 +43,9 @@ _INTENT_EVENTS = frozenset(
 )
 _REFUND_EVENTS = frozenset({"refund.created", "refund.updated", "refund.failed", "charge.refund.updated"})
 _DISPUTE_ENDS = {"won": EvidenceKind.DISPUTE_WON, "lost": EvidenceKind.DISPUTE_LOST}
+RELEASED = "expired_uncaptured_charge"
+"""The reason of a refund that is none: an authorization has ended."""
+
 RARE = ("refund.*", "charge.refunded", "charge.dispute.*")
 
 
@@ -98,7 +101,7 @@ def notice_of(event: Event, account_id: PspAccountId, *, is_live: bool) -> Notic
             if owner is not None:
                 evidence = refund_evidence(refund, account_id, owner[1], owner[2], source=Source.WEBHOOK)
                 return _about(event, owner[:2], evidence)
-            if refund.payment_intent is None or refund.reason == "expired_uncaptured_charge":
+            if refund.payment_intent is None or refund.reason == RELEASED:
                 return _nothing(event)
             unresolved = PaymentId(UNRESOLVED), OperationId(UNRESOLVED)
             return _to_resolve(

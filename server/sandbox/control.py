@@ -1,9 +1,10 @@
 """The sandbox's control API: POST /control with a JSON object tells the PSP what to do wrong, and what to do by itself.
 
-- Faults of calls (`server.sandbox.faults`): {"create" | "capture" | "close" | "void" | "refund" | "fetch" | "list": FAULT}, or
-  {"fault": FAULT, "times": n} in its place; {"latency": {"seconds": s}} or {"from_seconds", "to_seconds"} or {"p50_seconds",
-  "p99_seconds"}, null for none; {"outage_seconds": s, "outage": "reset" | "unavailable" | "hang"}; {"requests_per_second_max":
-  n}, past which it answers 429; {"count": "anew"}.
+- Faults of calls, `answer` for none (answer, slow, hang, hang_before, refuse, drop, lose, reset_before, reset_after, half, drip,
+  throttle, conflict; see `server.sandbox.faults`): {"create" | "capture" | "close" | "void" | "refund" | "fetch" | "list":
+  FAULT}, or {"fault": FAULT, "times": n} in its place; {"latency": {"seconds": s}} or {"from_seconds", "to_seconds"} or
+  {"p50_seconds", "p99_seconds"}, null for none; {"outage_seconds": s, "outage": "reset" | "unavailable" | "hang"};
+  {"requests_per_second_max": n}, past which it answers 429; {"count": "anew"}.
 - Webhooks: {"webhooks": "send" | "hold" | "release" | "reverse" | "repeat" | "lose" | "forge"}, {"webhook_delay_seconds": s},
   {"webhook_copies": n}.
 - What happens at a PSP by itself: {"refunds_end_as": "succeeded" | "pending" | "failed"}, {"end_refund": refund, "of": intent,
@@ -20,20 +21,29 @@ from uuid import uuid4
 import msgspec
 
 from server.http.asgi import Send, respond
-from server.sandbox.faults import Faults
+from server.sandbox.faults import CALLS, Faults
 from server.sandbox.intents import Intents, Step
 from server.sandbox.webhooks import Webhooks
 
 REPEATED = 20
 """How many of its last events the PSP sends again when told to, or forges."""
 
+_KNOWN = frozenset(
+    {
+        *CALLS,
+        *("latency", "outage_seconds", "outage", "requests_per_second_max", "count"),
+        *("webhooks", "webhook_delay_seconds", "webhook_copies", "refunds_end_as", "end_refund", "of", "as", "refund_at_psp"),
+        *("amount_minor", "expire", "capture_late", "dispute", "emit"),
+    }
+)
 _HOW = ("send", "hold", "release", "reverse", "repeat", "lose", "forge")
 
 
 async def control(intents: Intents, webhooks: Webhooks, faults: Faults, body: bytes, send: Send) -> None:
     """Do what a control request says; 422 where it cannot be."""
     try:
-        wanted = msgspec.json.decode(body)
+        wanted = msgspec.json.decode(body, type=dict[str, Any])
+        _require_known(wanted)
         faults.set(wanted)
         forged = await _webhooks(webhooks, wanted)
         if wanted.get("refunds_end_as") in ("succeeded", "pending", "failed"):
@@ -45,6 +55,12 @@ async def control(intents: Intents, webhooks: Webhooks, faults: Faults, body: by
         await _json(send, 422, {"error": str(error)})
         return
     await _json(send, 200, {"webhooks_sent": webhooks.sent, "forged": forged, **faults.shown()})
+
+
+def _require_known(wanted: dict[str, Any]) -> None:
+    unknown = wanted.keys() - _KNOWN
+    if unknown:
+        raise ValueError(f"there is no {min(unknown)!r} here, only {', '.join(sorted(_KNOWN))}")
 
 
 async def _webhooks(webhooks: Webhooks, wanted: dict[str, Any]) -> dict[str, int]:

@@ -17,7 +17,7 @@ import trio.testing
 from core.breaker import CALLS_MIN, Admission, BreakerState
 from core.errors import PspBusy
 from core.evidence import Source
-from core.ids import PAYMENT, MerchantId, PaymentId, PspAccountId, decode_id
+from core.ids import PAYMENT, PSP_ACCOUNT, MerchantId, PaymentId, PspAccountId, decode_id, encode_id
 from core.money import Money
 from core.payment import Payment, Status
 from server.db.audit import Act
@@ -216,8 +216,8 @@ async def test_a_payment_that_never_reached_the_first_psp_goes_to_the_next(flori
             assert await account_of(florin, response.json()["id"]) == florin.demo.psp_account_id
         states = await florin.rows("SELECT psp_account_id = $1 AS is_first, state FROM psp_operations ORDER BY 1 DESC", other)
         assert [tuple(row.values()) for row in states] == [(True, "FAILED"), (True, "FAILED"), (False, "DONE"), (False, "DONE")]
-        said = metrics(florin)
-        assert f'florin_psp_failovers_total{{from_account="{other}",to_account="{florin.demo.psp_account_id}"}} 2.0' in said
+        said, demo = metrics(florin), encode_id(PSP_ACCOUNT, florin.demo.psp_account_id)
+        assert f'florin_psp_failovers_total{{from_account="{encode_id(PSP_ACCOUNT, other)}",to_account="{demo}"}} 2.0' in said
 
 
 @pytest.mark.parametrize("fault", ["reset_before", "drop", "hang_before", "lose"])
@@ -277,7 +277,7 @@ async def test_an_open_breaker_is_shown_shared_and_gone_round(florin: Florin, di
                 await charge(florin, order_id=f"order-{number}")
             first = await florin.services.psps.of(other)
             assert first.guard.state is BreakerState.OPEN
-            assert f'florin_psp_breaker_state{{account="{other}",psp="sandbox"}} 2.0' in metrics(florin)
+            assert f'florin_psp_breaker_state{{account="{encode_id(PSP_ACCOUNT, other)}",psp="sandbox"}} 2.0' in metrics(florin)
 
             response = await charge(florin, order_id="after")
             assert response.status_code == 201, response.text
@@ -292,7 +292,7 @@ async def test_an_open_breaker_is_shown_shared_and_gone_round(florin: Florin, di
             back = await charge(florin, order_id="back")
             assert await account_of(florin, back.json()["id"]) == other
             await eventually(lambda: is_closed(second.guard))
-        assert 'breaker_state{account="' + str(other) + '",psp="sandbox"} 0.0' in metrics(florin)
+        assert 'breaker_state{account="' + encode_id(PSP_ACCOUNT, other) + '",psp="sandbox"} 0.0' in metrics(florin)
 
 
 async def is_open(guard: Guard) -> bool:
@@ -455,7 +455,9 @@ async def test_the_fraud_check_decides_before_any_psp_hears_of_it(database_url: 
 
         told["verdict"] = "deny"
         before = (await florin.control())["requests"]
-        denied = await charge(florin)
+        denied = await florin.post(order(confirm=True, token="tok_paid"), key="k")
+        again = await florin.post(order(confirm=True, token="tok_paid"), key="k")
+        assert (again.status_code, again.json()["payment"]) == (402, denied.json()["payment"])
         assert (denied.status_code, denied.json()["decline_code"]) == (402, "fraud_denied")
         payment = denied.json()["payment"]
         assert (payment["status"], payment["risk"]) == ("CANCELED", "denied")
