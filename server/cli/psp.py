@@ -29,7 +29,7 @@ from server.cli.connect import (
 )
 from server.cli.operators import Operator, act
 from server.cli.psp_events import events
-from server.cli.psp_secrets import read_secret, require_key_of
+from server.cli.psp_secrets import read_secret, require_key_of, require_webhook_secret
 from server.db.connection import Connection
 from server.db.merchants import find_merchant
 from server.db.psp_accounts import (
@@ -37,6 +37,7 @@ from server.db.psp_accounts import (
     Route,
     add_psp_account,
     list_psp_accounts,
+    rotate_webhook_secret,
     set_psp_account,
     set_routes,
 )

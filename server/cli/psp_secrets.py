@@ -19,7 +19,7 @@ def require_key_of(api_key: str, mode: Mode) -> None:
         raise Unprocessable(f"this is a {other} key: give a {mode} one, or --mode {other}")
 
 
-def require_webhooksecret(secret: str) -> None:
+def require_webhook_secret(secret: str) -> None:
     if secret and not secret.startswith("whsec_"):
         raise Unprocessable("Stripe's webhook signing secrets begin with whsec_")
 
