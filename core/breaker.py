@@ -77,9 +77,11 @@ class Breaker:
         if self._opened:
             return False
         self._count(failed=failed, now=now)
+        if not failed:
+            return False
         calls = sum(one[1] for one in self._seconds)
         failures = sum(one[2] for one in self._seconds)
-        if not failed or calls < CALLS_MIN or failures < FAILURES_MIN_SHARE * calls:
+        if calls < CALLS_MIN or failures < FAILURES_MIN_SHARE * calls:
             return False
         self.open(until=now + OPEN_SECONDS)
         return True

@@ -7,6 +7,7 @@ here. An event that names no merchant of ours is kept under the nil UUID.
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from core.ids import MerchantId, PspAccountId
@@ -46,11 +47,23 @@ b.merchant_id, b.psp_account_id, b.event_id, b.type, b.notice, b.state, b.attemp
 """
 
 
-def _item(row: tuple[object, ...]) -> InboxItem:
-    names = ("merchant_id", "psp_account_id", "event_id", "type", "notice", "state", "attempts", "last_error", "received_at")
-    fields = dict(zip(names, row, strict=True))
-    fields["state"] = InboxState(str(fields["state"]))
-    return InboxItem(**fields)  # type: ignore[arg-type]  # the columns are in the order of their names
+def _item(row: tuple[Any, ...]) -> InboxItem:
+    return InboxItem(
+        merchant_id=MerchantId(row[0]),
+        psp_account_id=PspAccountId(row[1]),
+        event_id=row[2],
+        type=row[3],
+        notice=row[4],
+        state=InboxState(row[5]),
+        attempts=row[6],
+        last_error=row[7],
+        received_at=row[8],
+    )
+
+
+def _told(item: InboxItem) -> tuple[Any, ...]:
+    """What a row says of the event itself: the statement's first six parameters."""
+    return item.merchant_id, item.psp_account_id, item.event_id, item.type, item.notice, item.last_error
 
 
 async def park(connection: Connection, item: InboxItem, *, due_at: datetime) -> None:
@@ -62,12 +75,7 @@ async def park(connection: Connection, item: InboxItem, *, due_at: datetime) -> 
         VALUES ($1, $2, $3, $4, $5, 'WAITING', 0, $6, $7, $8, $8)
         ON CONFLICT (merchant_id, psp_account_id, event_id) DO NOTHING
         """,
-        item.merchant_id,
-        item.psp_account_id,
-        item.event_id,
-        item.type,
-        item.notice,
-        item.last_error,
+        *_told(item),
         due_at,
         item.received_at,
     )
@@ -91,12 +99,7 @@ async def note_failure(connection: Connection, item: InboxItem, *, due_at: datet
          WHERE b.state = 'WAITING'
         RETURNING b.state
         """,
-        item.merchant_id,
-        item.psp_account_id,
-        item.event_id,
-        item.type,
-        item.notice,
-        item.last_error,
+        *_told(item),
         due_at,
         now,
         ALIKE_MAX,

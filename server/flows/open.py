@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import structlog
 import trio
 
-from core.errors import PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.errors import PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
 from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
@@ -20,7 +20,7 @@ from server.db.keys import store_reply
 from server.flows.fraud import UNAVAILABLE
 from server.flows.services import Services
 from server.flows.settle import Answering, encode_payment, settle
-from server.flows.verify import verify_again
+from server.flows.verify import close_what_is_over, verify_again
 from server.new_ids import uuid7
 
 CREATED = 201
@@ -129,7 +129,7 @@ async def _apply(services: Services, payment: Payment, evidence: Evidence, openi
     is_refused = evidence.kind in (EvidenceKind.REJECTED, EvidenceKind.UNREACHABLE)
     is_left_open = is_refused and after.status is Status.CANCELED and after.reference is not None
     if was_opened_too_late or is_left_open:
-        await _close(services, after)
+        await close_what_is_over(services, after)
     if is_provisionally_declined(after):
         return await verify_again(services, after)
     return after
@@ -139,18 +139,6 @@ async def store_opened(services: Services, payment: Payment, key: str) -> None:
     """Keep the first definitive reply where no change of the payment carries it."""
     async with services.db.pool.connection() as connection:
         await store_reply(connection, payment.merchant_id, key, status=CREATED, body=encode_payment(payment))
-
-
-async def _close(services: Services, payment: Payment) -> None:
-    """The PSP has something open of a payment that is over: close it. Where that fails, money that comes is late."""
-    with trio.move_on_after(services.psp_seconds):
-        try:
-            adapter = await services.psps.of(payment.psp_account_id)
-            evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.CREATE)
-        except PspError as error:
-            _log.warning("what was opened too late could not be closed", payment=str(payment.id), error=str(error))
-            return
-        await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
 
 
 async def _ask(services: Services, payment: Payment, opening: Opening, risk: Risk | None) -> tuple[Payment, Evidence | None]:

@@ -13,7 +13,6 @@ from core.evidence import Evidence, EvidenceKind, Source
 from core.payment import Payment, Status, is_provisionally_declined
 from server.flows.services import Services
 from server.flows.settle import settle
-from server.psp.adapter import Adapter
 
 CONCURRENCY_MAX = 2_500
 _log = structlog.get_logger()
@@ -63,14 +62,20 @@ async def _close_declined(services: Services, payment: Payment) -> None:
     if adapter is None or not payment.is_sync or not adapter.capabilities.charges_in_two_steps:
         return
     try:
-        services.background.start(partial(_close, services, payment, adapter))
+        services.background.start(partial(close_what_is_over, services, payment))
     except Overloaded:
         _log.warning("a declined payment is left open at its PSP", payment=str(payment.id))
 
 
-async def _close(services: Services, payment: Payment, adapter: Adapter) -> None:
+async def close_what_is_over(services: Services, payment: Payment) -> None:
+    """Close what the PSP has open of a payment that is over. Where that fails, money that comes is late."""
     with trio.move_on_after(services.psp_seconds):
-        evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.RECHECK)
+        try:
+            adapter = await services.psps.of(payment.psp_account_id)
+            evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.CREATE)
+        except PspError as error:
+            _log.warning("a payment that is over is left open at its PSP", payment=str(payment.id), error=str(error))
+            return
         await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
 
 

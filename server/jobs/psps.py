@@ -26,33 +26,31 @@ _log = structlog.get_logger()
 async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Keep up until cancelled. Usable after the first round."""
     worker_id = uuid7()
-    workers = 0
-    started = False
+    is_first = True
     while True:
         try:
             await services.psps.reload()
-            workers = await _sync(services, worker_id, known_workers=workers)
+            await _sync(services, worker_id, is_first=is_first)
         except FlorinError as error:
             _log.warning("cannot keep up with the other workers about the PSPs", error=str(error))
-        if not started:
-            started = True
+        if is_first:
+            is_first = False
             task_status.started()
         await trio.sleep(SYNC_SECONDS)
 
 
-async def _sync(services: Services, worker_id: UUID, *, known_workers: int) -> int:
+async def _sync(services: Services, worker_id: UUID, *, is_first: bool) -> None:
     guards = {adapter.account_id: adapter.guard for adapter in services.psps.adapters}
     async with services.db.pool.connection() as connection:
         workers = await see_worker(connection, worker_id)
         for account_id, guard in guards.items():
             await _tell(connection, account_id, guard)
         opened = {one.account_id: one.seconds_left for one in await list_open_breakers(connection)}
-        if not known_workers:
+        if is_first:
             await forget_workers(connection, older_than_seconds=FORGET_SECONDS)
     for account_id, guard in guards.items():
         guard.share_with(workers)
         _take_over(guard, opened.get(account_id))
-    return workers
 
 
 async def _tell(connection: Connection, account_id: PspAccountId, guard: Guard) -> None:

@@ -173,7 +173,8 @@ class StripeAdapter:
             if answer.response.status != 404:
                 return self._of_refund(read(answer, StripeRefund), payment, source)
         else:
-            for evidence in await self._refunds_of(await self._intent_id(payment), payment, source):
+            for listed in await self._refunds_of(await self._intent_id(payment)):
+                evidence = self._of_refund(listed, payment, source)
                 if evidence.refund_id == refund.id:
                     return evidence
         return replace(self._blank(payment, EvidenceKind.REFUND_NOT_FOUND, source), refund_id=refund.id, reference=None)
@@ -250,8 +251,7 @@ class StripeAdapter:
         return replace(notice, merchant_id=merchant_id, payment_id=payment_id, evidence=tuple(evidence))
 
     async def _told_refunds(self, intent_id: str, payment_id: PaymentId, operation_id: OperationId) -> list[Evidence]:
-        listed = await self.api.pages("/v1/refunds", StripeRefund, {"payment_intent": intent_id})
-        made = [one for one in listed if one.reason != stripe_events.RELEASED]
+        made = [one for one in await self._refunds_of(intent_id) if one.reason != stripe_events.RELEASED]
         try:
             return [refund_evidence(one, self.account_id, payment_id, operation_id, source=Source.WEBHOOK) for one in made]
         except PspOutcomeUnknown as error:  # Stripe did answer: asking again would not help
@@ -279,24 +279,22 @@ class StripeAdapter:
 
     async def _search(self, payment: Payment, source: Source) -> Evidence:
         since = payment.created_at - timedelta(minutes=1)
-        until = payment.created_at + WINDOW_OF_TOKENS
-        if not payment.is_sync:  # a page may be opened much later than it was accepted
-            until = min(self.api.now(), payment.created_at + self.capabilities.key_lifetime) + timedelta(minutes=1)
         operation = str(payment.operation_id)
         if payment.is_sync:
+            until = payment.created_at + WINDOW_OF_TOKENS
             for intent in await self.api.window("/v1/payment_intents", PaymentIntent, since=since, until=until):
                 if (intent.metadata or {}).get("florin_operation") == operation:
                     return self._of_intent(intent, payment, source)
-        else:
+        else:  # a page may be opened much later than it was accepted
+            until = min(self.api.now(), payment.created_at + self.capabilities.key_lifetime) + timedelta(minutes=1)
             for session in await self.api.window("/v1/checkout/sessions", Session, since=since, until=until):
                 if (session.metadata or {}).get("florin_operation") == operation:
                     found = await self._session(session.id)
                     return self._of_session(found or session, source)
         return self._not_found(payment, source)
 
-    async def _refunds_of(self, intent_id: str, payment: Payment, source: Source) -> list[Evidence]:
-        listed = await self.api.pages("/v1/refunds", StripeRefund, {"payment_intent": intent_id})
-        return [self._of_refund(one, payment, source) for one in listed]
+    async def _refunds_of(self, intent_id: str) -> list[StripeRefund]:
+        return await self.api.pages("/v1/refunds", StripeRefund, {"payment_intent": intent_id})
 
     def _of_intent(self, intent: PaymentIntent, payment: Payment, source: Source) -> Evidence:
         ids = ids_of(intent.metadata)
