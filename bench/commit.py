@@ -30,6 +30,7 @@ from server.db.database import Database, open_database
 from server.db.deliveries import ClaimedDelivery, DeliveryResult
 from server.db.pool import Pool, open_pool
 from server.embedded import Embedded, open_embedded
+from server.new_ids import uuid7
 from server.telemetry import configure_logs
 
 MERCHANTS = 16
@@ -89,9 +90,11 @@ def _by_group(db: Database) -> Write:
         await db.creations.submit(item.creation)
         applied = await db.changes.submit(item.change)
         assert isinstance(applied, Applied)
-        for delivery in applied.deliveries:
+        assert applied.event is not None
+        for target in applied.targets:
+            claimed = ClaimedDelivery(applied.event, target.endpoint_id, attempt=1)
             await db.delivery_results.submit(
-                DeliveryResult(claimed=ClaimedDelivery(delivery, attempt=1), delivered=True, status=200)
+                DeliveryResult(id=uuid7(), claimed=claimed, delivered=True, status=200, at=item.change.now)
             )
 
     return write

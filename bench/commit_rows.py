@@ -13,6 +13,7 @@ from server.db import merchants
 from server.db.change_batch import ChangeRow
 from server.db.connection import Connection, open_session
 from server.db.create_batch import Creation
+from server.db.endpoints import Endpoint, add_endpoint
 from server.db.migrate import migrate
 from server.flows.services import utc_now
 from server.flows.settle import Answering, row_of
@@ -46,8 +47,11 @@ async def prepare(url: str, *, count: int) -> tuple[list[MerchantId], list[Merch
 
 async def _add(connection: Connection, merchant_id: MerchantId, now: datetime) -> None:
     await merchants.add_merchant(connection, merchants.Merchant(merchant_id, "Bench", "test", ACCOUNT, now))
-    endpoint = merchants.Endpoint(EndpointId(uuid7()), merchant_id, "http://127.0.0.1/", b"sealed", enabled=True)
-    await merchants.add_endpoint(connection, endpoint, now=now - timedelta(hours=1))
+    hour_ago = now - timedelta(hours=1)
+    endpoint = Endpoint(
+        id=EndpointId(uuid7()), merchant_id=merchant_id, url="http://127.0.0.1/", sealed_secret=b"sealed", created_at=hour_ago
+    )
+    await add_endpoint(connection, endpoint)
 
 
 def items(merchant_ids: list[MerchantId], count: int) -> list[Item]:

@@ -3,10 +3,39 @@
 An event is made once, in the transaction of its change; a merchant that receives it twice sees the same id and sequence number.
 """
 
+from collections.abc import Sequence
+
+from core.errors import Unprocessable
 from core.evidence import EvidenceKind
-from core.ids import PAYMENT, REFUND, encode_id
+from core.ids import ENDPOINT, PAYMENT, REFUND, EndpointId, encode_id
 from core.payment import Change, Payment, Status
 from core.refund import Refund, RefundStatus
+
+API_VERSION = "2026-11-01"
+"""Of what merchants are sent and answered; said in every event, so that a reader knows what it reads."""
+
+ENDPOINT_DISABLED = "webhook_endpoint.disabled"
+ENDPOINT_TEST = "webhook_endpoint.test"
+
+EVENT_TYPES = {
+    "payment.authorized": "The amount is reserved: capture or cancel it before `capture_before`.",
+    "payment.succeeded": "The money was taken. `late` says that it came after the payment had been given up.",
+    "payment.declined": "The customer's bank, or the PSP, refused for good; `decline_code` says why.",
+    "payment.expired": "The customer has not paid in time; the page is closed.",
+    "payment.canceled": "Canceled by you or by the PSP, or never begun; nothing was taken.",
+    "payment.authorization_expiring": "The authorization ends within a day and is not captured yet.",
+    "payment.disputed": "The customer has disputed the payment with his bank; the money was taken back for now.",
+    "payment.dispute_won": "The dispute was decided for you; the money is yours again.",
+    "payment.dispute_lost": "The dispute was decided for the customer.",
+    "refund.succeeded": "The refund is on its way to the customer.",
+    "refund.failed": "The refund did not go through; the money is yours again.",
+    ENDPOINT_DISABLED: "One of your webhook endpoints gets no more events: it answered 410, or failed for five days.",
+    ENDPOINT_TEST: "You asked for a test of a webhook endpoint.",
+}
+"""The catalogue: every type of event, and what it tells."""
+
+_FAMILIES = frozenset(f"{name.partition('.')[0]}.*" for name in EVENT_TYPES)
+TYPES_MAX = 32
 
 EVENT_TYPE_BY_STATUS = {
     Status.AUTHORIZED: "payment.authorized",
@@ -85,3 +114,33 @@ def refund_data(refund: Refund) -> dict[str, object]:
         "created_at": refund.created_at,
         "updated_at": refund.updated_at,
     }
+
+
+def endpoint_data(endpoint_id: EndpointId, *, url: str, reason: str | None) -> dict[str, object]:
+    """A webhook endpoint in the events about it. `reason`: why it is disabled."""
+    return {
+        "id": encode_id(ENDPOINT, endpoint_id),
+        "object": "webhook_endpoint",
+        "url": url,
+        "enabled": reason is None,
+        "disabled_reason": reason,
+    }
+
+
+def parse_types(types: Sequence[str], *, path: str) -> tuple[str, ...] | None:
+    """A filter by type: names of the catalogue or families like `payment.*`; None where it lets everything through.
+
+    Raises `Unprocessable` for a type that there is not, because nothing would ever come.
+    """
+    if len(types) > TYPES_MAX:
+        raise Unprocessable(f"a filter names at most {TYPES_MAX} types", code="invalid_event_type", path=path)
+    for one in types:
+        if one != "*" and one not in EVENT_TYPES and one not in _FAMILIES:
+            detail = f"there is no event type {one[:60]!r}: see /docs#events; a whole family is like payment.*"
+            raise Unprocessable(detail, code="invalid_event_type", path=path)
+    return None if not types or "*" in types else tuple(dict.fromkeys(types))
+
+
+def is_wanted(event_type: str, types: Sequence[str] | None) -> bool:
+    """Whether a filter lets an event through; None is no filter."""
+    return types is None or event_type in types or f"{event_type.partition('.')[0]}.*" in types

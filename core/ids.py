@@ -25,6 +25,7 @@ EVENT = "evt"
 API_KEY = "key"
 REFUND = "ref"
 PAYOUT = "po"
+ENDPOINT = "we"
 
 _HEX_DIGITS = 32
 

@@ -4,10 +4,17 @@ A schedule is a tuple of delays in seconds; entry n is the wait before attempt n
 Jitter comes as an argument, so that a schedule is a pure function.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 DELIVERY_DELAYS_SECONDS = (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Webhook attempts to a merchant: at once, then about 75 hours of growing patience (Standard Webhooks' advice)."""
+
+RETRY_AFTER_SECONDS_MAX = 86_400.0
+"""For how long an endpoint may put us off at a time."""
+
+FAILING_DAYS_MAX = 5
+"""After how many days without a success an endpoint gets no more."""
 
 INBOX_DELAYS_SECONDS = (2, 10, 60, 600, 3_600)
 """A PSP's event that came before what it is about."""
@@ -29,3 +36,17 @@ def next_attempt_at(delays_seconds: tuple[int, ...], *, attempts: int, now: date
         return None
     spread = 1 + JITTER_FRACTION * (2 * jitter - 1)
     return now + timedelta(seconds=delays_seconds[attempts] * spread)
+
+
+def retry_after_seconds(header: str, *, now: datetime) -> float | None:
+    """What a Retry-After header (RFC 9110, 10.2.3) asks for, bounded; None where it cannot be read."""
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:9]), RETRY_AFTER_SECONDS_MAX)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, IndexError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return min(max((moment - now).total_seconds(), 0.0), RETRY_AFTER_SECONDS_MAX)

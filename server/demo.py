@@ -17,6 +17,7 @@ from core.ids import PSP_ACCOUNT, EndpointId, MerchantId, PspAccountId, encode_i
 from core.signing import standard_secret
 from server.db import merchants
 from server.db.connection import Connection
+from server.db.endpoints import Endpoint, add_endpoint, move_endpoint
 from server.db.psp_accounts import PspAccount, add_psp_account
 from server.new_ids import api_key, key_hash, uuid7
 from server.private_files import write_private
@@ -89,5 +90,7 @@ async def provision(connection: Connection, demo: Demo, sealer: Sealer, *, psp_u
                 now=now,
             )
     sealed = sealer.seal(demo.webhook_secret, table="webhook_endpoints", row=demo.endpoint_id, merchant=merchant_id)
-    endpoint = merchants.Endpoint(EndpointId(demo.endpoint_id), merchant_id, f"{shop_url}/webhooks", sealed, enabled=True)
-    await merchants.add_endpoint(connection, endpoint, now=now)
+    endpoint_id, url = EndpointId(demo.endpoint_id), f"{shop_url}/webhooks"
+    endpoint = Endpoint(id=endpoint_id, merchant_id=merchant_id, url=url, sealed_secret=sealed, created_at=now)
+    await add_endpoint(connection, endpoint)
+    await move_endpoint(connection, merchant_id, endpoint_id, url)

@@ -37,6 +37,8 @@ from server.supervisor import Supervisor
 DRAIN_SECONDS = 3.0
 SANDBOX_START_SECONDS = 20.0
 SANDBOX_STOP_SECONDS = 1.5
+LOOPBACK = "127.0.0.0/8,::1"
+"""Where webhooks may go besides the public internet, unless told: the demo shop, and what a developer runs."""
 
 
 class InstanceError(FlorinError):
@@ -248,6 +250,7 @@ def _environment(options: Options, running: Running) -> dict[str, str]:
         "FLORIN_DATABASE_URL": running.database_url,
         "FLORIN_KEY_FILE": running.key_file,
         "FLORIN_DRAIN_SECONDS": str(DRAIN_SECONDS),
+        "FLORIN_WEBHOOK_NETWORKS": os.environ.get("FLORIN_WEBHOOK_NETWORKS") or LOOPBACK,
         **options.settings,
     }
 

@@ -4,6 +4,7 @@ Every setting is a `FLORIN_...` variable; flags of the command line win over it.
 """
 
 import os
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ class Settings(BaseSettings):
     fraud_token: str = Field(default="", description="sent to the fraud check as a bearer token")
     connect_seconds: float = Field(default=3.0, gt=0, description="how long connecting to a PSP or merchant may take")
     delivery_seconds: float = Field(default=15.0, gt=0, le=60, description="how long one webhook to a merchant may take")
+    webhook_networks: str = Field(
+        default="", description="networks, by commas, that webhooks may go to besides the public internet, over http too"
+    )
     sweep_seconds: float = Field(default=1.0, gt=0, description="how often jobs look for work that is due")
     drain_seconds: float = Field(default=5.0, ge=0, description="how long requests in hand may take after SIGTERM")
     requests_in_flight_max: int = Field(default=1_024, ge=1, description="requests at once in a worker; more get 503")
@@ -80,6 +84,19 @@ def load_settings(**given: Any) -> Settings:
 def _explained(error: ErrorDetails) -> str:
     name = "_".join(map(str, error["loc"])).upper()
     return f"FLORIN_{name}: {error['msg']}" if name else error["msg"].removeprefix("Value error, ")
+
+
+def webhook_networks(settings: Settings) -> list[IPv4Network | IPv6Network]:
+    """The networks of development. Raises `SettingsError`."""
+    return parse_networks(settings.webhook_networks)
+
+
+def parse_networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """Networks or addresses, by commas. Raises `SettingsError`."""
+    try:
+        return [ip_network(one.strip()) for one in text.split(",") if one.strip()]
+    except ValueError as error:
+        raise SettingsError(f"FLORIN_WEBHOOK_NETWORKS: {error}; write it like 127.0.0.0/8,::1") from error
 
 
 def environment(name: str) -> str | None:

@@ -84,6 +84,20 @@ class Metrics:
             "florin_fraud_checks", "Fraud checks, by verdict, or why there was none", ["verdict"], registry=self._registry
         )
 
+        self._webhook_attempts = Counter(
+            "florin_webhook_attempts",
+            "Attempts to deliver an event to a merchant, by how they ended: delivered, refused or unanswered",
+            ["outcome"],
+            registry=self._registry,
+        )
+        self._delivered, self._refused, self._unanswered = (
+            self._webhook_attempts.labels(outcome) for outcome in ("delivered", "refused", "unanswered")
+        )
+
+    def webhook_attempted(self, status: int | None, *, delivered: bool) -> None:
+        """An attempt to deliver an event has ended; `status` None: without an answer."""
+        (self._delivered if delivered else self._unanswered if status is None else self._refused).inc()
+
     def psp_called(self, account: str, psp: str, call: str, outcome: str, seconds: float) -> None:
         """An attempt of a call to a PSP has ended."""
         self._psp_seconds.labels(account, psp, call, outcome).observe(seconds)

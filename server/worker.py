@@ -1,9 +1,8 @@
 """One worker: the composition root. Opens the services, owns every nursery, and shuts down in order.
 
-    worker
-    └─ services: database (pool and committers), HTTP client, PSP adapters     opened first, closed last
-       └─ jobs: deliver, follow up, inbox, PSPs, chain, prune, and what goes on behind a reply
-          └─ front: the listener, one task a connection
+    worker └─ services: database (pool and committers), HTTP client, PSP adapters     opened first, closed last └─ jobs: deliver,
+    feeds and acknowledgements of the stream, follow up, inbox, PSPs, chain, prune, and what goes on behind a reply └─ front: the
+    listener, one task a connection
 
 SIGTERM: stop accepting, let requests in hand finish under a deadline, stop the jobs (what they had claimed comes back when its
 lease ends), commit what is queued, close. A client that hangs up cancels nothing.
@@ -25,21 +24,28 @@ from core.errors import FlorinError, leaves
 from server.accounts import Accounts
 from server.api.app import Api
 from server.children import allow_many_files, say_ready
+from server.db.change_batch import Applied
 from server.db.database import open_database
 from server.db.migrate import MigrationError, require_current
+from server.flows.acks import Acks
 from server.flows.background import Background
+from server.flows.deliver import RESPONSE_BYTES_MAX, Sender
+from server.flows.destination import Destinations
+from server.flows.feeds import Feeds
 from server.flows.fraud import FraudCheck
 from server.flows.services import Services, utc_now
+from server.flows.workers import Workers
 from server.http.client import ClientOptions, open_client
+from server.http.dial import AddressCheck
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
-from server.jobs import chain, follow_up, inbox, prune, psps
-from server.jobs.deliver import Deliverer
+from server.jobs import chain, follow_up, inbox, listen, prune, psps
+from server.jobs.deliver import Deliverer, Timing
 from server.psp.routing import Routing
 from server.psp.wire import Deadlines
 from server.sealing import Sealer, SealError
-from server.settings import Settings, SettingsError, load_settings
+from server.settings import Settings, SettingsError, load_settings, webhook_networks
 from server.telemetry import Metrics, configure_logs
 
 CHAIN_SWEEPS = 5
@@ -61,6 +67,7 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
     """Everything of a worker, serving. At the end of the block it drains and closes in order."""
     sealer = Sealer.from_file(settings.key_file)
     metrics = Metrics()
+    destinations = Destinations(webhook_networks(settings))
     async with (
         open_database(
             settings.database_url,
@@ -70,32 +77,45 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         ) as db,
         open_client(_psp_client_options(settings)) as psp_http,
         open_client(_client_options(settings)) as fraud_http,
-        open_client(_client_options(settings)) as webhook_http,  # apart, so that merchants' hosts cannot hold up a PSP
+        # Webhooks apart, so that merchants' hosts cannot hold up a PSP; https may go further than http.
+        open_client(_webhook_client_options(settings, destinations.check)) as webhook_https,
+        open_client(_webhook_client_options(settings, destinations.check_private)) as webhook_http,
     ):
-        deliverer = Deliverer(
-            db,
+        feeds, workers = Feeds(db.pool), Workers()
+        sender = Sender(
+            db.pool,
+            webhook_https,
             webhook_http,
             sealer,
             attempt_seconds=settings.delivery_seconds,
-            lease_seconds=settings.delivery_lease_seconds,
-            sweep_seconds=settings.sweep_seconds,
+            now=utc_now,
+            publish=feeds.publish,
         )
+        timing = Timing(lease_seconds=settings.delivery_lease_seconds, sweep_seconds=settings.sweep_seconds)
+        deliverer = Deliverer(db, sender, metrics, workers, timing)
         accounts = Accounts(db, psp_http, sealer, metrics, _deadlines(settings), now=utc_now)
         services = Services(
             db=db,
             psps=Routing(accounts.load),
-            notify=deliverer.notify,
+            notify=partial(_tell, feeds, deliverer),
             psp_seconds=settings.psp_seconds,
             now=utc_now,
             background=Background(),
+            feeds=feeds,
+            acks=Acks(db.pool, now=utc_now),
+            workers=workers,
+            sealer=sealer,
+            destinations=destinations,
             receipt_key=sealer.receipt_key(),
             metrics=metrics,
             fraud=FraudCheck(fraud_http, url=settings.fraud_url, token=settings.fraud_token) if settings.fraud_url else None,
         )
         await _require_ready(services)
-        listener = Listener(Api(services, metrics, metrics_token=settings.metrics_token), listening, _listener_options(settings))
+        api = Api(services, metrics, metrics_token=settings.metrics_token)
+        listener = Listener(api, listening, _listener_options(settings))
         async with trio.open_nursery() as jobs:
             await _start_jobs(jobs, services, deliverer, settings)
+            await jobs.start(api.run)
             async with trio.open_nursery() as front:
                 await front.start(listener.run)
                 try:
@@ -119,6 +139,9 @@ async def _require_ready(services: Services) -> None:
 async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliverer, settings: Settings) -> None:
     sweep_seconds = settings.sweep_seconds
     await jobs.start(deliverer.run)
+    await jobs.start(services.feeds.run)
+    await jobs.start(services.acks.run)
+    await jobs.start(partial(listen.run, services, settings.database_url))
     await jobs.start(services.background.run)
     await jobs.start(partial(psps.run, services))
     await jobs.start(partial(follow_up.run, services, sweep_seconds=sweep_seconds))
@@ -130,6 +153,17 @@ async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliver
 def _client_options(settings: Settings) -> ClientOptions:
     """What could not connect in time was not sent; that must be known before the PSP's deadline makes it unknown."""
     return ClientOptions(connect_seconds=min(settings.connect_seconds, settings.psp_seconds / 2))
+
+
+def _tell(feeds: Feeds, deliverer: Deliverer, applied: Applied) -> None:
+    """A committed event goes to who reads now, and to endpoints."""
+    if applied.event is not None:
+        feeds.publish(applied.event)
+        deliverer.notify(applied)
+
+
+def _webhook_client_options(settings: Settings, check: AddressCheck) -> ClientOptions:
+    return replace(_client_options(settings), response_bytes_max=RESPONSE_BYTES_MAX, cuts_responses=True, check=check)
 
 
 def _psp_client_options(settings: Settings) -> ClientOptions:
@@ -152,6 +186,7 @@ def _listener_options(settings: Settings) -> ListenerOptions:
             tls=server_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None,
             proxy_protocol=settings.proxy_protocol,
             trusted_proxies=networks(filter(None, settings.trusted_proxies.split(","))),
+            websockets=True,
         )
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise SettingsError(f"the listener cannot be set up as configured: {error}") from error

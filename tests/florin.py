@@ -218,6 +218,7 @@ async def open_florin(database_url: str, directory: Path, **settings: Any) -> As
     wanted = Settings(
         database_url=database_url,
         key_file=key_file,
+        webhook_networks="127.0.0.0/8",
         **{"sweep_seconds": 0.05, "drain_seconds": 2.0, "psp_seconds": 3.0, "delivery_seconds": 3.0, **settings},
     )
     try:

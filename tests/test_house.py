@@ -27,9 +27,11 @@ MAY_IMPORT = {
     "server.http": {"core"},
     "server.db": {"core"},
     "server.psp": {"core", "server.http"},
-    "server.flows": {"core", "server.db", "server.psp", "server.http", "server.new_ids", "server.telemetry"},
+    "server.shapes": set[str](),
+    "server.merchant_client": {"core", "server.shapes"},
+    "server.flows": {"core", "server.db", "server.psp", "server.http", "server.new_ids", "server.sealing", "server.telemetry"},
     "server.accounts": {"core", "server.db", "server.psp", "server.http", *_TOOLS},
-    "server.api": {"core", "server.flows", "server.db", "server.http", *_TOOLS},
+    "server.api": {"core", "server.flows", "server.db", "server.http", "server.shapes", *_TOOLS},
     "server.jobs": {"core", "server.flows", "server.db", "server.psp", "server.http", *_TOOLS},
     "server.worker": {
         "core",

@@ -1,18 +1,26 @@
-"""The API as an ASGI application: routes, authentication, and failures turned into problems."""
+"""The API as an ASGI application: it finds the route, knows the caller, and turns failures into problems."""
 
 import hmac
+from collections.abc import Awaitable, Callable
 
+import msgspec
 import structlog
 import trio
 
 from core.errors import FlorinError, InvalidId, Malformed, NotFound, TooLarge, Unauthenticated
 from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
 from server.api.authentication import Authentication
+from server.api.call import Call, Route, Router, allowed
+from server.api.docs import page
+from server.api.endpoints import EndpointsApi
+from server.api.events import EventsApi
 from server.api.ledger import LedgerApi
+from server.api.openapi import document
 from server.api.operations import OperationsApi
 from server.api.payments import JSON, PaymentsApi
 from server.api.problems import send_error, send_problem, status_of
-from server.db.merchants import Merchant
+from server.api.routes import endpoint_routes, event_routes, ledger_routes, payment_routes
+from server.api.stream import StreamApi
 from server.flows.receive import receive, receive_unreadable
 from server.flows.services import Services
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
@@ -21,23 +29,35 @@ from server.telemetry import Metrics
 
 BODY_BYTES_MAX = 65_536
 HEALTH_SECONDS = 2.0
+STREAM_PATH = "/v1/stream"
 _log = structlog.get_logger()
 
 
 class Api:
-    """The application of one worker."""
+    """The application of one worker. `run` is its watch over open streams."""
 
     def __init__(self, services: Services, metrics: Metrics | None = None, *, metrics_token: str = "") -> None:
         self._services = services
         self._metrics = metrics
         self._metrics_token = metrics_token
         self._authentication = Authentication(services.db.pool)
-        self._payments = PaymentsApi(services)
-        self._operations = OperationsApi(services)
-        self._ledger = LedgerApi(services)
+        self._stream = StreamApi(services, self._authentication)
+        self.run = self._stream.run
+        shown = [
+            *payment_routes(PaymentsApi(services), OperationsApi(services)),
+            *ledger_routes(LedgerApi(services)),
+            *event_routes(EventsApi(services)),
+            *endpoint_routes(EndpointsApi(services)),
+        ]
+        self.document = msgspec.json.encode(document(shown))
+        self._page = page(msgspec.json.decode(self.document))
+        self._router = Router([*shown, *self._own_routes()])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request, or one websocket."""
+        if scope["type"] == "websocket":
+            await self._serve_websocket(scope, receive, send)
+            return
         assert scope["type"] == "http"
         request_id = f"req_{uuid7().hex}"
         try:
@@ -53,49 +73,52 @@ class Api:
             await send_error(send, error, request_id=request_id)
 
     async def _route(self, scope: Scope, body: bytes, send: Send, *, request_id: str) -> None:
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        match method, scope["path"].strip("/").split("/"):
-            case "POST", ["v1", "payments"]:
-                merchant = await self._merchant(scope)
-                await self._payments.create(merchant, scope, body, send, request_id=request_id)
-            case "GET", ["v1", "payments"]:
-                await self._payments.list(await self._merchant(scope), scope, send)
-            case "GET", ["v1", "payments", payment_id]:
-                await self._payments.read(await self._merchant(scope), payment_id, scope, send)
-            case "GET", ["v1", "payments", payment_id, "logs"]:
-                await self._payments.logs(await self._merchant(scope), payment_id, send)
-            case "GET", ["v1", "payments", payment_id, "receipt"]:
-                payment = await self._payments.find(await self._merchant(scope), payment_id)
-                await self._ledger.receipt(payment, send)
-            case "GET", ["v1", "payments", payment_id, "refunds"]:
-                await self._payments.refunds(await self._merchant(scope), payment_id, send)
-            case "POST", ["v1", "payments", payment_id, "verify"]:
-                await self._payments.verify(await self._merchant(scope), payment_id, send)
-            case "POST", ["v1", "payments", payment_id, ("capture" | "cancel" | "refunds") as verb]:
-                merchant = await self._merchant(scope)
-                act = {"capture": self._operations.capture, "cancel": self._operations.cancel, "refunds": self._operations.refund}
-                await act[verb](merchant, payment_id, scope, body, send, request_id=request_id)
-            case "GET", ["v1", "wallets"]:
-                await self._ledger.wallets(await self._merchant(scope), scope, send)
-            case "GET", ["v1", "statement"]:
-                await self._ledger.statement(await self._merchant(scope), scope, send)
-            case "GET", ["v1", "receipt-keys"]:
-                await self._ledger.receipt_keys(send)
-            case "POST", ["v1", "psp", psp, account, "webhooks"]:
-                await self._psp_webhook(psp, account, scope, body, send)
-            case "GET", ["healthz"]:
-                await self._health(send)
-            case "GET", ["metrics"] if self._metrics is not None and self._metrics_token:
-                await self._expose(self._metrics, scope, send)
-            case _, path if (allow := _allowed(path)) is not None:
-                await _send_not_allowed(scope, send, allow=allow, request_id=request_id)
-            case _:
-                raise NotFound(f"there is nothing at {scope['path'][:200]}", code="no_such_route")
+        routes, given = self._router.find(scope["path"])
+        method = scope["method"]
+        route = routes.get("GET" if method == "HEAD" else method)
+        if route is None and routes:
+            detail, headers = f"{method} is not possible here", [(b"allow", allowed(routes))]
+            await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id, headers=headers)
+            return
+        if route is None:
+            raise NotFound(f"there is nothing at {scope['path'][:200]}", code="no_such_route")
+        caller = None if route.is_public else await self._authentication.caller_of(scope)
+        await route.handle(Call(scope, body, send, request_id, caller), *given)
 
-    async def _merchant(self, scope: Scope) -> Merchant:
-        return await self._authentication.merchant_of(scope)
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].rstrip("/") == STREAM_PATH:
+            await self._stream.serve(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close"})
 
-    async def _psp_webhook(self, psp: str, account: str, scope: Scope, body: bytes, send: Send) -> None:
+    def _own_routes(self) -> list[Route]:
+        """What is not merchants' business, and what describes the rest."""
+
+        def route(method: str, path: str, handle: Callable[..., Awaitable[None]]) -> Route:
+            return Route(
+                method=method,
+                path=path,
+                handle=handle,
+                tag="",
+                summary="",
+                replies={},
+                is_public=True,
+                is_hidden=True,
+            )
+
+        found = [
+            route("POST", "/v1/psp/{psp}/{account}/webhooks", self._psp_webhook),
+            route("GET", STREAM_PATH, self._want_websocket),
+            route("GET", "/healthz", self._health),
+            route("GET", "/openapi.json", self._describe),
+            route("GET", "/docs", self._docs),
+        ]
+        if self._metrics is not None and self._metrics_token:
+            found.append(route("GET", "/metrics", self._expose))
+        return found
+
+    async def _psp_webhook(self, call: Call, psp: str, account: str) -> None:
         """`POST /v1/psp/{psp}/{account}/webhooks`. 200 only after the commit; anything else makes the PSP send it again."""
         try:
             account_id = PspAccountId(decode_id(PSP_ACCOUNT, account))
@@ -104,21 +127,38 @@ class Api:
         adapter = await self._services.psps.named(psp, account_id)
         now = self._services.now().timestamp()
         try:
-            notice = adapter.read_webhook(dict(scope["headers"]), body, now=now)
+            notice = adapter.read_webhook(dict(call.scope["headers"]), call.body, now=now)
         except Malformed as error:
-            await receive_unreadable(self._services, adapter, body, error)
+            await receive_unreadable(self._services, adapter, call.body, error)
         else:
             await receive(self._services, adapter, notice)
-        await respond(send, 200, b'{"received":true}', content_type=JSON)
+        await respond(call.send, 200, b'{"received":true}', content_type=JSON)
 
-    async def _expose(self, metrics: Metrics, scope: Scope, send: Send) -> None:
+    async def _want_websocket(self, call: Call) -> None:
+        detail, headers = "connect with a websocket", [(b"upgrade", b"websocket")]
+        request_id = call.request_id
+        await send_problem(call.send, 426, code="websocket_required", detail=detail, request_id=request_id, headers=headers)
+
+    async def _describe(self, call: Call) -> None:
+        """`GET /openapi.json`."""
+        await respond(call.send, 200, self.document, content_type=JSON)
+
+    async def _docs(self, call: Call) -> None:
+        """`GET /docs`: loads nothing from anywhere."""
+        policy = b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        headers = [(b"content-security-policy", policy), (b"x-content-type-options", b"nosniff")]
+        await respond(call.send, 200, self._page, content_type=b"text/html; charset=utf-8", headers=headers)
+
+    async def _expose(self, call: Call) -> None:
         """`GET /metrics`: this worker's metrics, for who has the token of the settings."""
-        given = header(scope, b"authorization") or ""
+        assert self._metrics is not None
+        given = header(call.scope, b"authorization") or ""
         if not hmac.compare_digest(given.encode(), f"Bearer {self._metrics_token}".encode()):
             raise Unauthenticated("send FLORIN_METRICS_TOKEN as `Authorization: Bearer ...`", code="metrics_token_wrong")
-        await respond(send, 200, metrics.exposition(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
+        exposition = self._metrics.exposition()
+        await respond(call.send, 200, exposition, content_type=b"text/plain; version=0.0.4; charset=utf-8")
 
-    async def _health(self, send: Send) -> None:
+    async def _health(self, call: Call) -> None:
         """`GET /healthz`: whether this worker can take payments, for load balancers."""
         with trio.move_on_after(HEALTH_SECONDS):
             try:
@@ -127,27 +167,7 @@ class Api:
             except FlorinError:
                 pass
             else:
-                await respond(send, 200, b'{"status":"ok"}', content_type=JSON)
+                await respond(call.send, 200, b'{"status":"ok"}', content_type=JSON)
                 return
-        await respond(send, 503, b'{"status":"no database"}', content_type=JSON, headers=[(b"retry-after", b"1")])
-
-
-def _allowed(path: list[str]) -> bytes | None:
-    """What can be asked of a path that exists, for a request that asks something else."""
-    match path:
-        case ["v1", "payments"] | ["v1", "payments", _, "refunds"]:
-            return b"GET, HEAD, POST"
-        case ["v1", "payments", _, "capture" | "cancel" | "verify"] | ["v1", "psp", _, _, "webhooks"]:
-            return b"POST"
-        case ["v1", "payments", _] | ["v1", "payments", _, "logs" | "receipt"]:
-            return b"GET, HEAD"
-        case ["v1", "wallets" | "statement" | "receipt-keys"] | ["healthz"]:
-            return b"GET, HEAD"
-        case _:
-            return None
-
-
-async def _send_not_allowed(scope: Scope, send: Send, *, allow: bytes, request_id: str) -> None:
-    detail = f"{scope['method']} is not possible here"
-    headers = [(b"allow", allow)]
-    await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id, headers=headers)
+        headers = [(b"retry-after", b"1")]
+        await respond(call.send, 503, b'{"status":"no database"}', content_type=JSON, headers=headers)

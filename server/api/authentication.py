@@ -5,7 +5,8 @@ from typing import NamedTuple
 import trio
 
 from core.errors import Unauthenticated
-from server.db.merchants import Merchant, find_key_owner
+from server.api.call import Caller
+from server.db.merchants import find_key_owner
 from server.db.pool import Pool
 from server.http.asgi import Scope, header
 from server.new_ids import key_hash, merchant_of_key
@@ -17,7 +18,7 @@ CACHE_MAX = 10_000
 
 
 class _Known(NamedTuple):
-    merchant: Merchant
+    caller: Caller
     until: float
 
 
@@ -28,8 +29,8 @@ class Authentication:
         self._pool = pool
         self._known: dict[bytes, _Known] = {}
 
-    async def merchant_of(self, scope: Scope) -> Merchant:
-        """The merchant whose key the request carries. Raises `Unauthenticated`."""
+    async def caller_of(self, scope: Scope) -> Caller:
+        """Whose key the request carries. Raises `Unauthenticated`."""
         scheme, _, key = (header(scope, b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise Unauthenticated("send your API key as `Authorization: Bearer fl_...`", code="api_key_missing")
@@ -40,13 +41,14 @@ class Authentication:
         known = self._known.get(digest)
         now = trio.current_time()
         if known is not None and now < known.until:
-            return known.merchant
+            return known.caller
         async with self._pool.connection() as connection:
-            merchant = await find_key_owner(connection, merchant_id, secret_sha256=digest)
+            owner = await find_key_owner(connection, merchant_id, secret_sha256=digest)
         self._known.pop(digest, None)
-        if merchant is None:
+        if owner is None:
             raise Unauthenticated("this API key is unknown or was revoked", code="api_key_unknown")
         if len(self._known) >= CACHE_MAX:
             self._known.clear()
-        self._known[digest] = _Known(merchant, now + CACHE_SECONDS)
-        return merchant
+        caller = Caller(*owner)
+        self._known[digest] = _Known(caller, now + CACHE_SECONDS)
+        return caller

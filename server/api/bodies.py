@@ -77,9 +77,9 @@ _refund = msgspec.json.Decoder(RefundPayment)
 
 def read_create(body: bytes, key: str) -> tuple[CreatePayment, NewPayment]:
     """The request, and what it asks for. Raises `Malformed` or `Unprocessable`."""
-    request = _decode(_create, body)
-    _require_harmless((name, getattr(request, name)) for name in _TEXTS)
-    _require_harmless(("metadata", f"{name} {text}") for name, text in request.metadata.items())
+    request = decode_body(_create, body)
+    require_harmless((name, getattr(request, name)) for name in _TEXTS)
+    require_harmless(("metadata", f"{name} {text}") for name, text in request.metadata.items())
     if contains_card_number(key):
         raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
     if request.return_url is not None and not _is_web_address(request.return_url):
@@ -100,18 +100,18 @@ def read_create(body: bytes, key: str) -> tuple[CreatePayment, NewPayment]:
 
 def read_capture(body: bytes) -> CapturePayment:
     """The request. Raises `Malformed` or `Unprocessable`."""
-    return _decode(_capture, body or b"{}")
+    return decode_body(_capture, body or b"{}")
 
 
 def read_cancel(body: bytes) -> CancelPayment:
     """The request. Raises `Malformed` or `Unprocessable`."""
-    return _decode(_cancel, body or b"{}")
+    return decode_body(_cancel, body or b"{}")
 
 
 def read_refund(body: bytes) -> RefundPayment:
     """The request. Raises `Malformed` or `Unprocessable`."""
-    request = _decode(_refund, body or b"{}")
-    _require_harmless([("reason", request.reason)])
+    request = decode_body(_refund, body or b"{}")
+    require_harmless([("reason", request.reason)])
     if request.amount is not None and request.amount <= 0:
         raise Unprocessable("a refund is of at least 1 minor unit", code="invalid_amount", path="$.amount")
     return request
@@ -166,7 +166,10 @@ def reply_within_seconds(scope: Scope) -> float | None:
     return found
 
 
-def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """What a body says. Raises `Malformed` for what is not JSON, `Unprocessable`, with the field, for what is not as it should
+    be.
+    """
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -180,7 +183,8 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise Malformed(f"the body is not JSON: {error}", code="malformed_json") from error
 
 
-def _require_harmless(texts: Iterable[tuple[str, str | None]]) -> None:
+def require_harmless(texts: Iterable[tuple[str, str | None]]) -> None:
+    """Raises `Unprocessable` for a text, given with its field, that holds a card number or what cannot be stored."""
     for name, text in texts:
         if text is not None and contains_card_number(text):
             raise Unprocessable(

@@ -10,16 +10,16 @@ from core.events import payment_data, refund_data
 from core.idempotency import fingerprint, parse_key
 from core.ids import PaymentId
 from server.api.bodies import read_cancel, read_capture, read_refund, reply_within_seconds
+from server.api.call import Call
 from server.api.payments import JSON, decode_payment_id, send_decision
 from server.api.problems import send_problem, status_of
-from server.db.merchants import Merchant
 from server.flows.cancel import cancel
 from server.flows.idempotent import Request
 from server.flows.operate import DONE, Done, capture
 from server.flows.refund import CREATED, Refunded, refund
 from server.flows.services import Services
 from server.flows.settle import encode_payment, encode_refund
-from server.http.asgi import Scope, Send, header, respond
+from server.http.asgi import Send, header, respond
 
 
 class OperationsApi:
@@ -28,49 +28,43 @@ class OperationsApi:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def capture(
-        self, merchant: Merchant, payment_text: str, scope: Scope, body: bytes, send: Send, *, request_id: str
-    ) -> None:
+    async def capture(self, call: Call, payment_text: str) -> None:
         """`POST /v1/payments/{id}/capture`."""
-        payment_id, wanted = decode_payment_id(payment_text), read_capture(body)
-        request = _request(merchant, scope, payment_id, "capture", wanted)
+        payment_id, wanted = decode_payment_id(payment_text), read_capture(call.body)
+        request = _request(call, payment_id, "capture", wanted)
         outcome = await capture(self._services, request, payment_id, wanted.amount)
         if isinstance(outcome, Done):
-            await _send_done(send, outcome, request_id=request_id)
+            await _send_done(call.send, outcome, request_id=call.request_id)
         else:
-            await send_decision(send, outcome)
+            await send_decision(call.send, outcome)
 
-    async def cancel(
-        self, merchant: Merchant, payment_text: str, scope: Scope, body: bytes, send: Send, *, request_id: str
-    ) -> None:
+    async def cancel(self, call: Call, payment_text: str) -> None:
         """`POST /v1/payments/{id}/cancel`."""
         payment_id = decode_payment_id(payment_text)
-        request = _request(merchant, scope, payment_id, "cancel", read_cancel(body))
+        request = _request(call, payment_id, "cancel", read_cancel(call.body))
         outcome = await cancel(self._services, request, payment_id)
         if isinstance(outcome, Done):
-            await _send_done(send, outcome, request_id=request_id)
+            await _send_done(call.send, outcome, request_id=call.request_id)
         else:
-            await send_decision(send, outcome)
+            await send_decision(call.send, outcome)
 
-    async def refund(
-        self, merchant: Merchant, payment_text: str, scope: Scope, body: bytes, send: Send, *, request_id: str
-    ) -> None:
+    async def refund(self, call: Call, payment_text: str) -> None:
         """`POST /v1/payments/{id}/refunds`."""
-        payment_id, wanted = decode_payment_id(payment_text), read_refund(body)
-        request = _request(merchant, scope, payment_id, "refunds", wanted)
+        payment_id, wanted = decode_payment_id(payment_text), read_refund(call.body)
+        request = _request(call, payment_id, "refunds", wanted)
         outcome = await refund(self._services, request, payment_id, amount_minor=wanted.amount, reason=wanted.reason)
         if isinstance(outcome, Refunded):
-            await _send_refunded(send, outcome, request_id=request_id)
+            await _send_refunded(call.send, outcome, request_id=call.request_id)
         else:
-            await send_decision(send, outcome)
+            await send_decision(call.send, outcome)
 
 
-def _request(merchant: Merchant, scope: Scope, payment_id: PaymentId, verb: str, wanted: msgspec.Struct) -> Request:
-    key = parse_key(header(scope, b"idempotency-key"))
+def _request(call: Call, payment_id: PaymentId, verb: str, wanted: msgspec.Struct) -> Request:
+    key = parse_key(header(call.scope, b"idempotency-key"))
     if contains_card_number(key):
         raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
     digest = fingerprint("POST", f"/v1/payments/{payment_id.hex}/{verb}", msgspec.json.encode(wanted))
-    return Request(merchant.id, key, digest, wait_seconds=reply_within_seconds(scope) or 0.0)
+    return Request(call.merchant.id, key, digest, wait_seconds=reply_within_seconds(call.scope) or 0.0)
 
 
 def _replayed(was_replayed: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 - the only argument

@@ -16,6 +16,7 @@ from core.idempotency import InFlight, Mismatch, Replay, fingerprint, parse_key
 from core.ids import PAYMENT, PaymentId, decode_id
 from core.payment import UNSETTLED, Payment, Status
 from server.api.bodies import read_create, read_limit, read_query, read_time, reply_within_seconds
+from server.api.call import Call
 from server.api.problems import send_problem
 from server.db.logs import list_logs
 from server.db.merchants import Merchant
@@ -27,7 +28,7 @@ from server.flows.open import CREATED
 from server.flows.services import Services
 from server.flows.settle import encode_payment
 from server.flows.verify import verify, verify_if_possible
-from server.http.asgi import Scope, Send, header, respond
+from server.http.asgi import Send, header, respond
 
 JSON = b"application/json"
 ACCEPTED = 202
@@ -47,11 +48,12 @@ class PaymentsApi:
         self._checked_at: dict[PaymentId, float] = {}
         self._waiters = 0
 
-    async def create(self, merchant: Merchant, scope: Scope, body: bytes, send: Send, *, request_id: str) -> None:
+    async def create(self, call: Call) -> None:
         """`POST /v1/payments`."""
-        key = parse_key(header(scope, b"idempotency-key"))
-        decoded, wanted = read_create(body, key)
-        wait = reply_within_seconds(scope)
+        merchant, send, request_id = call.merchant, call.send, call.request_id
+        key = parse_key(header(call.scope, b"idempotency-key"))
+        decoded, wanted = read_create(call.body, key)
+        wait = reply_within_seconds(call.scope)
         digest = fingerprint("POST", "/v1/payments", msgspec.json.encode(decoded))
         request = Request(merchant.id, key, digest, wait_seconds=wait or 0.0)
         outcome = await create(self._services, merchant, wanted, request, reply_within_seconds=wait)
@@ -60,29 +62,31 @@ class PaymentsApi:
         else:
             await send_decision(send, outcome)
 
-    async def read(self, merchant: Merchant, payment_text: str, scope: Scope, send: Send) -> None:
+    async def read(self, call: Call, payment_text: str) -> None:
         """`GET /v1/payments/{id}`. An open payment is checked at the PSP first, so a reader may be ahead of the webhook.
 
         `Prefer: wait=N` waits until it is settled, or N seconds.
         """
-        payment = await self._checked(await self.find(merchant, payment_text))
-        wait = reply_within_seconds(scope) or 0.0
+        payment = await self._checked(await find_payment_of(self._services, call.merchant, payment_text))
+        wait = reply_within_seconds(call.scope) or 0.0
         if wait and payment.status in UNSETTLED and self._waiters < WAITERS_MAX:
             self._waiters += 1
             try:
                 payment = await self._wait(payment, seconds=wait)
             finally:
                 self._waiters -= 1
-        await respond(send, 200, encode_payment(payment), content_type=JSON)
+        await respond(call.send, 200, encode_payment(payment), content_type=JSON)
 
-    async def verify(self, merchant: Merchant, payment_text: str, send: Send) -> None:
+    async def verify(self, call: Call, payment_text: str) -> None:
         """`POST /v1/payments/{id}/verify`: ask the PSP now. It only asks, so it needs no key."""
-        payment = await verify(self._services, await self.find(merchant, payment_text), source=Source.ACCESS)
-        await respond(send, 200, encode_payment(payment), content_type=JSON)
+        payment = await verify(
+            self._services, await find_payment_of(self._services, call.merchant, payment_text), source=Source.ACCESS
+        )
+        await respond(call.send, 200, encode_payment(payment), content_type=JSON)
 
-    async def list(self, merchant: Merchant, scope: Scope, send: Send) -> None:
+    async def list(self, call: Call) -> None:
         """`GET /v1/payments`: newest first, a page at a time."""
-        fields = read_query(scope, *_FILTERS)
+        fields = read_query(call.scope, *_FILTERS)
         limit = read_limit(fields)
         status = fields.get("status")
         if status is not None and status not in set(Status):
@@ -93,39 +97,30 @@ class PaymentsApi:
             created_from=read_time(fields, "created_from"),
             created_before=read_time(fields, "created_before"),
         )
-        after = _decode_cursor(fields["cursor"]) if "cursor" in fields else None
+        after = decode_cursor(fields["cursor"]) if "cursor" in fields else None
         async with self._services.db.pool.connection() as connection:
-            payments, following = await list_payments(connection, merchant.id, wanted, after=after, limit=limit)
+            payments, following = await list_payments(connection, call.merchant.id, wanted, after=after, limit=limit)
         page = {
             "data": [payment_data(payment) for payment in payments],
             "has_more": following is not None,
-            "next_cursor": _encode_cursor(following) if following is not None else None,
+            "next_cursor": encode_cursor(following) if following is not None else None,
         }
-        await respond(send, 200, msgspec.json.encode(page), content_type=JSON)
+        await respond(call.send, 200, msgspec.json.encode(page), content_type=JSON)
 
-    async def logs(self, merchant: Merchant, payment_text: str, send: Send) -> None:
+    async def logs(self, call: Call, payment_text: str) -> None:
         """`GET /v1/payments/{id}/logs`: every step, oldest first."""
-        payment = await self.find(merchant, payment_text)
+        payment = await find_payment_of(self._services, call.merchant, payment_text)
         async with self._services.db.pool.connection() as connection:
-            logs = await list_logs(connection, merchant.id, payment.id)
-        await respond(send, 200, msgspec.json.encode({"data": logs}), content_type=JSON)
+            logs = await list_logs(connection, payment.merchant_id, payment.id)
+        await respond(call.send, 200, msgspec.json.encode({"data": logs}), content_type=JSON)
 
-    async def refunds(self, merchant: Merchant, payment_text: str, send: Send) -> None:
+    async def refunds(self, call: Call, payment_text: str) -> None:
         """`GET /v1/payments/{id}/refunds`, oldest first."""
-        payment = await self.find(merchant, payment_text)
+        payment = await find_payment_of(self._services, call.merchant, payment_text)
         async with self._services.db.pool.connection() as connection:
-            refunds = await list_refunds(connection, merchant.id, payment.id)
+            refunds = await list_refunds(connection, payment.merchant_id, payment.id)
         body = msgspec.json.encode({"data": [refund_data(refund) for refund in refunds]})
-        await respond(send, 200, body, content_type=JSON)
-
-    async def find(self, merchant: Merchant, payment_text: str) -> Payment:
-        """The merchant's payment that a path names. Raises `NotFound`."""
-        payment_id = decode_payment_id(payment_text)
-        async with self._services.db.pool.connection() as connection:
-            payment = await find_payment(connection, merchant.id, payment_id)
-        if payment is None:
-            raise NotFound("no such payment")
-        return payment
+        await respond(call.send, 200, body, content_type=JSON)
 
     async def _checked(self, payment: Payment) -> Payment:
         if not self._is_worth_a_check(payment):
@@ -154,6 +149,16 @@ class PaymentsApi:
         return True
 
 
+async def find_payment_of(services: Services, merchant: Merchant, payment_text: str) -> Payment:
+    """The merchant's payment that a path names. Raises `NotFound`."""
+    payment_id = decode_payment_id(payment_text)
+    async with services.db.pool.connection() as connection:
+        payment = await find_payment(connection, merchant.id, payment_id)
+    if payment is None:
+        raise NotFound("no such payment")
+    return payment
+
+
 def decode_payment_id(text: str) -> PaymentId:
     """The payment that a path names. Raises `NotFound`."""
     try:
@@ -175,11 +180,13 @@ async def send_decision(send: Send, decision: Replay | Mismatch | InFlight) -> N
             raise Conflict("the first request with this key is being carried out", code="idempotency_key_in_flight")
 
 
-def _encode_cursor(last: UUID) -> str:
+def encode_cursor(last: UUID) -> str:
+    """What a page's `next_cursor` says."""
     return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
 
 
-def _decode_cursor(text: str) -> UUID:
+def decode_cursor(text: str) -> UUID:
+    """Where a page goes on. Raises `Unprocessable`."""
     try:
         return UUID(bytes=base64.urlsafe_b64decode(text.encode("ascii") + b"=="))
     except (ValueError, binascii.Error) as error:

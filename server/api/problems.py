@@ -51,6 +51,7 @@ _TITLES = {
     409: "Conflict",
     413: "Body too large",
     422: "Unprocessable request",
+    426: "Upgrade needed",
     500: "Internal error",
     502: "The payment provider could not take the request",
     503: "Try again later",

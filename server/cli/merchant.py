@@ -2,7 +2,6 @@
 
 import secrets
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -26,10 +25,14 @@ from server.cli.connect import (
 )
 from server.db import merchants
 from server.db.connection import Connection
+from server.db.endpoints import Endpoint, add_endpoint
 from server.db.psp_accounts import list_psp_accounts
+from server.flows.destination import Destinations
 from server.flows.services import utc_now
+from server.instance import LOOPBACK
 from server.new_ids import api_key, key_hash, uuid7
 from server.sealing import Sealer
+from server.settings import environment, parse_networks
 
 app = typer.Typer(help="Add and list merchants, add and revoke their API keys.", no_args_is_help=True)
 keys = typer.Typer(help="Add, list and revoke API keys.", no_args_is_help=True)
@@ -51,13 +54,14 @@ def add(
     """Add a merchant with a first API key."""
     if not 1 <= len(name) <= 200 or not name.isprintable():
         raise Unprocessable("a merchant's name has 1 to 200 printable characters")
-    if webhook_url is not None:
-        _require_webhook_address(webhook_url, mode)
     url = find_database(data_dir, database_url)
     sealer = Sealer.from_file(find_key_file(data_dir, key_file)) if webhook_url else None
 
     async def work(connection: Connection) -> tuple[MerchantId, str, str | None]:
         now = utc_now()
+        if webhook_url is not None:
+            networks = parse_networks(environment("WEBHOOK_NETWORKS") or (LOOPBACK if mode is Mode.TEST else ""))
+            await Destinations(networks).require(webhook_url, is_live=mode is Mode.LIVE, path="--webhook-url")
         accounts = [one for one in await list_psp_accounts(connection) if one.mode == mode]
         if not accounts:
             raise NotFound(
@@ -76,8 +80,10 @@ def add(
                 endpoint_id = EndpointId(uuid7())
                 secret = standard_secret(secrets.token_bytes(32))
                 sealed = sealer.seal(secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant.id)
-                endpoint = merchants.Endpoint(endpoint_id, merchant.id, webhook_url, sealed, enabled=True)
-                await merchants.add_endpoint(connection, endpoint, now=now)
+                endpoint = Endpoint(
+                    id=endpoint_id, merchant_id=merchant.id, url=webhook_url, sealed_secret=sealed, created_at=now
+                )
+                await add_endpoint(connection, endpoint)
         return merchant.id, key, secret
 
     merchant_id, key, secret = with_database(url, work)
@@ -165,15 +171,3 @@ async def _add_key(connection: Connection, merchant: merchants.Merchant) -> str:
     key = api_key(mode, merchant.id)
     await merchants.add_api_key(connection, merchant.id, uuid7(), secret_sha256=key_hash(key), hint=key[-4:], now=utc_now())
     return key
-
-
-def _require_webhook_address(url: str, mode: Mode) -> None:
-    parts = urlsplit(url)
-    schemes = ("https", "http") if mode is Mode.TEST else ("https",)
-    try:
-        is_callable = url.isascii() and url.isprintable() and " " not in url and parts.port != 0
-        is_callable = is_callable and bool((parts.hostname or "").encode("idna"))
-    except ValueError:  # a port that is none, or a host name that is none
-        is_callable = False
-    if parts.scheme not in schemes or not is_callable:
-        raise Unprocessable(f"--webhook-url must be an address with {' or '.join(schemes)} for a {mode} merchant")

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from core.ids import EndpointId, EventId, LogId, MerchantId, PaymentId
+from core.ids import EndpointId, EventId, LogId
 from core.ledger import Transfer, WalletKind
 from core.payment import Change
 from server.db import change_columns
 from server.db.arrays import plain, uuids
 from server.db.connection import Connection
+from server.db.events import IS_WANTED, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +60,20 @@ class ChangeRow:
     reply: Reply | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewDelivery:
-    """A notification that was committed and is ours to send at once."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An endpoint that an event goes to; where not in order, the first attempt is ours to make at once."""
 
-    merchant_id: MerchantId
     endpoint_id: EndpointId
-    event_seq: int
-    event_id: EventId
-    event_type: str
-    event_data: bytes
-    payment_id: PaymentId
-    created_at: datetime
+    is_ordered: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The change is in the database."""
+    """The change is in the database, with its event and where that goes."""
 
-    deliveries: tuple[NewDelivery, ...]
+    event: Event | None
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ class Lost:
 TRIES_MAX = 10
 """How often a row is written again that others rewrite all the time."""
 
-_WRITE = """
+_WRITE = f"""
 /* florin: payments change */
 WITH input AS (
     SELECT * FROM unnest(
@@ -212,7 +208,7 @@ WITH input AS (
                       + row_number() OVER (PARTITION BY a.merchant_id ORDER BY a.event_id),
            a.event_id, a.event_type, a.payment_id, a.event_data, a.now
       FROM applied a JOIN sequences s USING (merchant_id) WHERE a.event_type IS NOT NULL
-    RETURNING merchant_id, seq, payment_id
+    RETURNING merchant_id, seq, payment_id, type
 ), replies AS (
     UPDATE idempotency_keys k
        SET reply_status = a.reply_status, reply_body = a.reply_body, in_flight_until = a.now,
@@ -240,17 +236,19 @@ WITH input AS (
     DO UPDATE SET balance_minor = w.balance_minor + excluded.balance_minor, updated_at = excluded.updated_at
 ), sent AS (
     INSERT INTO deliveries (
-        merchant_id, endpoint_id, event_seq, state, attempts, due_at, created_at, updated_at)
-    SELECT t.merchant_id, e.id, t.seq, 'PENDING', 1, now() + make_interval(secs => $79::float8), now(), now()
-      FROM told t JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled
-    RETURNING merchant_id, endpoint_id, event_seq
+        merchant_id, endpoint_id, event_seq, state, is_ordered, attempts, due_at, created_at, updated_at)
+    SELECT t.merchant_id, e.id, t.seq, 'PENDING', e.mode = 'ordered', CASE e.mode WHEN 'ordered' THEN 0 ELSE 1 END,
+           CASE e.mode WHEN 'ordered' THEN NULL ELSE now() + make_interval(secs => $79::float8) END, now(), now()
+      FROM told t
+      JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled AND {IS_WANTED.format("t.type")}
+    RETURNING merchant_id, endpoint_id, event_seq, is_ordered
 )
-SELECT l.id, a.payment_id IS NOT NULL, t.seq, s.endpoint_id
+SELECT l.id, a.payment_id IS NOT NULL, t.seq, s.endpoint_id, s.is_ordered
   FROM locked l
   LEFT JOIN applied a ON a.payment_id = l.id
   LEFT JOIN told t ON t.payment_id = l.id
   LEFT JOIN sent s ON s.merchant_id = t.merchant_id AND s.event_seq = t.seq
-"""
+"""  # noqa: S608 - own conditions
 
 _RECOGNIZE = """
 SELECT l.id
@@ -274,26 +272,26 @@ class ChangeBatch:
 
     async def write(self, connection: Connection, items: Sequence[ChangeRow]) -> list[Applied | Lost]:
         """Write the batch; a change whose payment has moved on meanwhile is `Lost`."""
-        applied: dict[UUID, list[tuple[int, UUID]]] = {}
+        applied: dict[UUID, tuple[int | None, list[Target]]] = {}
         left = items
         for _ in range(TRIES_MAX):
             columns = change_columns.of(left)
             rows = await connection.query(_WRITE, *columns, _WALLET_ACCOUNTS, self._delivery_lease_seconds)
             missed = set()
-            for payment_id, is_applied, seq, endpoint_id in rows:
+            for payment_id, is_applied, seq, endpoint_id, is_ordered in rows:
                 if not is_applied:
                     missed.add(payment_id)
                     continue
-                endpoints = applied.setdefault(payment_id, [])
+                _, targets = applied.setdefault(payment_id, (seq, []))
                 if endpoint_id is not None:
-                    endpoints.append((seq, endpoint_id))
+                    targets.append(Target(endpoint_id, is_ordered))
             if not missed:
                 break
             left = [item for item in left if item.change.after.id in missed]
         return [_result(item, applied.get(item.change.after.id)) for item in items]
 
     async def recognize(self, connection: Connection, items: Sequence[ChangeRow]) -> list[Applied | Lost | None]:
-        """A change is recognized by its log id. Its deliveries are then left to whoever finds them overdue."""
+        """A change is recognized by its log id. Its event and deliveries are then left to whoever finds them."""
         rows = await connection.query(
             _RECOGNIZE,
             uuids(item.change.after.merchant_id for item in items),
@@ -301,25 +299,21 @@ class ChangeBatch:
             plain(item.change.after.version for item in items),
         )
         written = {row[0] for row in rows}
-        return [Applied(()) if item.log_id in written else None for item in items]
+        return [Applied(None) if item.log_id in written else None for item in items]
 
 
-def _result(item: ChangeRow, endpoints: list[tuple[int, UUID]] | None) -> Applied | Lost:
-    payment = item.change.after
-    if endpoints is None:
+def _result(item: ChangeRow, applied: tuple[int | None, list[Target]] | None) -> Applied | Lost:
+    if applied is None:
         return Lost()
-    return Applied(
-        tuple(
-            NewDelivery(
-                merchant_id=payment.merchant_id,
-                endpoint_id=EndpointId(endpoint_id),
-                event_seq=seq,
-                event_id=item.event_id,
-                event_type=item.event_type or "",
-                event_data=item.event_data,
-                payment_id=payment.id,
-                created_at=item.now,
-            )
-            for seq, endpoint_id in endpoints
-        )
+    seq, targets = applied
+    if seq is None:
+        return Applied(None)
+    event = Event(
+        merchant_id=item.change.after.merchant_id,
+        seq=seq,
+        id=item.event_id,
+        type=item.event_type or "",
+        data=item.event_data,
+        created_at=item.now,
     )
+    return Applied(event, tuple(targets))

@@ -2,6 +2,7 @@
 
 from core.retry import DELIVERY_DELAYS_SECONDS, RECHECK_DELAYS_SECONDS
 from server.db.check import Check
+from server.db.events import IS_WANTED
 
 ORDER_CHECKS = (
     Check(
@@ -10,7 +11,7 @@ ORDER_CHECKS = (
         """
         SELECT k.merchant_id, k.key, k.reply_status
           FROM idempotency_keys k
-         WHERE k.reply_status BETWEEN 200 AND 299
+         WHERE k.reply_status BETWEEN 200 AND 299 AND k.operation <> 'endpoint'
            AND NOT EXISTS (SELECT FROM payment_requests p WHERE p.merchant_id = k.merchant_id AND p.id = k.payment_id)
         """,
     ),
@@ -140,14 +141,45 @@ ORDER_CHECKS = (
     ),
     Check(
         6,
-        "every event goes to every endpoint that was there",
-        """
-        SELECT e.merchant_id, e.seq, w.id AS endpoint_id
-          FROM events e
-          JOIN webhook_endpoints w ON w.merchant_id = e.merchant_id AND w.enabled AND w.created_at < e.created_at
-         WHERE NOT EXISTS (
+        "every event goes to every endpoint that was there and wants it",
+        f"""
+        SELECT t.merchant_id, t.seq, e.id AS endpoint_id
+          FROM events t
+          JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled AND e.created_at < t.created_at
+           AND (e.updated_at = e.created_at OR e.updated_at + interval '5 seconds' < t.created_at)
+           AND {IS_WANTED.format("t.type")}
+         WHERE t.type <> 'webhook_endpoint.test' AND NOT EXISTS (
                 SELECT FROM deliveries d
-                 WHERE d.merchant_id = e.merchant_id AND d.endpoint_id = w.id AND d.event_seq = e.seq)
+                 WHERE d.merchant_id = t.merchant_id AND d.endpoint_id = e.id AND d.event_seq = t.seq)
+        """,  # noqa: S608 - own conditions
+    ),
+    Check(
+        6,
+        "every delivery has its event and its endpoint",
+        """
+        SELECT d.merchant_id, d.endpoint_id, d.event_seq
+          FROM deliveries d
+         WHERE NOT EXISTS (SELECT FROM events t WHERE t.merchant_id = d.merchant_id AND t.seq = d.event_seq)
+            OR NOT EXISTS (SELECT FROM webhook_endpoints e WHERE e.merchant_id = d.merchant_id AND e.id = d.endpoint_id)
+        """,
+    ),
+    Check(
+        6,
+        "a delivery to an endpoint that answers is never forgotten",
+        """
+        SELECT d.merchant_id, d.endpoint_id, d.event_seq, d.due_at
+          FROM deliveries d JOIN webhook_endpoints e ON e.merchant_id = d.merchant_id AND e.id = d.endpoint_id
+         WHERE e.enabled AND e.failing_since IS NULL AND d.state = 'PENDING'
+           AND coalesce(d.due_at, greatest(d.updated_at, e.held_until, e.lease_until)) < now() - interval '1 hour'
+        """,
+    ),
+    Check(
+        6,
+        "no consumer is ahead of its merchant's events",
+        """
+        SELECT c.merchant_id, c.consumer, c.acked_seq, s.last_seq
+          FROM stream_cursors c LEFT JOIN merchant_sequences s ON s.merchant_id = c.merchant_id
+         WHERE c.acked_seq > coalesce(s.last_seq, 0)
         """,
     ),
     Check(

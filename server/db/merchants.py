@@ -1,13 +1,15 @@
-"""Merchants, their terms, API keys and webhook endpoints. Secrets arrive sealed and leave sealed."""
+"""Merchants, their terms and their API keys."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from core.ids import EndpointId, MerchantId, PspAccountId
+from core.ids import MerchantId, PspAccountId
 from core.money import Money
 from core.payment import NO_TERMS, Terms
+from server.db.arrays import uuids
 from server.db.audit import Act, record_act
 from server.db.connection import Connection
 from server.db.psp_accounts import Route
@@ -97,17 +99,6 @@ class ApiKey:
     hint: str
     created_at: datetime
     revoked_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a merchant wants its events."""
-
-    id: EndpointId
-    merchant_id: MerchantId
-    url: str
-    sealed_secret: bytes
-    enabled: bool
 
 
 _MERCHANT = """
@@ -254,42 +245,31 @@ async def revoke_api_key(connection: Connection, merchant_id: MerchantId, key_id
     return touched == 1
 
 
-async def find_key_owner(connection: Connection, merchant_id: MerchantId, *, secret_sha256: bytes) -> Merchant | None:
-    """The merchant whose unrevoked key has this hash."""
+async def find_key_owner(
+    connection: Connection, merchant_id: MerchantId, *, secret_sha256: bytes
+) -> tuple[Merchant, UUID] | None:
+    """The merchant whose unrevoked key has this hash, and the key's id."""
     rows = await connection.query(
         f"""
-        SELECT {_MERCHANT}
+        SELECT {_MERCHANT}, k.id
           FROM api_keys k JOIN merchants m ON m.merchant_id = k.merchant_id
          WHERE k.merchant_id = $1 AND k.secret_sha256 = $2 AND k.revoked_at IS NULL
         """,  # noqa: S608 - own columns
         merchant_id,
         secret_sha256,
     )
-    return _merchant(rows[0]) if rows else None
+    return (_merchant(rows[0]), rows[0][13]) if rows else None
 
 
-async def add_endpoint(connection: Connection, endpoint: Endpoint, *, now: datetime) -> None:
-    """Store an endpoint, or move it to another address."""
-    await connection.run(
-        """
-        INSERT INTO webhook_endpoints (merchant_id, id, url, sealed_secret, enabled, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6)
-        ON CONFLICT (merchant_id, id) DO UPDATE SET url = excluded.url
-        """,
-        endpoint.merchant_id,
-        endpoint.id,
-        endpoint.url,
-        endpoint.sealed_secret,
-        endpoint.enabled,
-        now,
-    )
-
-
-async def find_endpoint(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint | None:
-    """The merchant's endpoint of that id."""
+async def revoked_keys(connection: Connection, keys: Sequence[tuple[MerchantId, UUID]]) -> set[UUID]:
+    """Which of these keys have ended."""
     rows = await connection.query(
-        "SELECT id, merchant_id, url, sealed_secret, enabled FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2",
-        merchant_id,
-        endpoint_id,
+        """
+        SELECT k.id FROM api_keys k
+          JOIN unnest($1::uuid[], $2::uuid[]) AS i (merchant_id, id) ON (k.merchant_id, k.id) = (i.merchant_id, i.id)
+         WHERE k.revoked_at IS NOT NULL
+        """,
+        uuids([merchant_id for merchant_id, _ in keys]),
+        uuids([key_id for _, key_id in keys]),
     )
-    return Endpoint(EndpointId(rows[0][0]), MerchantId(rows[0][1]), *rows[0][2:]) if rows else None
+    return {row[0] for row in rows}

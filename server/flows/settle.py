@@ -162,7 +162,7 @@ async def _change(
         row = row_of(change, psp_event=psp_event, answering=answering)
         result = await services.db.changes.submit(row)
         if isinstance(result, Applied):
-            services.notify(result.deliveries)
+            services.notify(result)
             is_answered = row.reply is not None and row.reply.definitive is not None
             return Settled(change.after, changed=True, refund=refund, is_answered=is_answered)
         async with services.db.pool.connection() as connection:

@@ -20,7 +20,7 @@ from server.http.dial import AddressCheck, dial
 from server.http.errors import NotSent, OutcomeUnknown
 from server.http.parser import METHODS
 from server.http.reaper import Reaper
-from server.http.response import Response
+from server.http.response import Response, ResponseParser
 from server.http.tls import TlsTransport, client_tls
 from server.http.transport import SocketTransport, Transport
 from server.http.url import Origin, parse_origin, split
@@ -41,12 +41,14 @@ class ClientOptions:
     and how long for a connection, before anything of it is sent; `write_seconds`: for each part of the request to be taken;
     `header_seconds`: from the end of the request to the end of the response's head; `total_seconds`: for everything after
     connecting, unless the call says otherwise; `idle_seconds`: how long a connection waits to be used again.
-    `response_bytes_max`: of a whole response, head included. `check` sees every address before it is connected to, and may raise
-    `Refused`. `tls` is for peers whose certificates the system does not know.
+    `response_bytes_max`: of a whole response, head included; one that is larger fails, or its body is cut off where
+    `cuts_responses` says so. `check` sees every address before it is connected to, and may raise `Refused`. `tls` is for peers
+    whose certificates the system does not know.
     """
 
     connections_per_origin_max: int = 256
     response_bytes_max: int = 1_048_576
+    cuts_responses: bool = False
     connect_seconds: float = 3.0
     write_seconds: float = 20.0
     header_seconds: float = 60.0
@@ -211,7 +213,11 @@ class Client:
             except (OSError, ValueError) as error:
                 raise NotSent(f"cannot connect to {origin}: {error}") from error
             connection = ClientConnection(
-                transport, self.reaper, pool.idle, self._times, response_bytes_max=options.response_bytes_max
+                transport,
+                self.reaper,
+                pool.idle,
+                self._times,
+                ResponseParser(bytes_max=options.response_bytes_max, cuts=options.cuts_responses),
             )
             if self._is_closed:
                 connection.close()

@@ -37,14 +37,13 @@ class ClientConnection:
         reaper: Reaper,
         idle_connections: "deque[ClientConnection]",
         times: Times,
-        *,
-        response_bytes_max: int,
+        parser: ResponseParser,
     ) -> None:
         self._transport = transport
         self._reaper = reaper
         self._idle_connections = idle_connections
         self._times = times
-        self._parser = ResponseParser(bytes_max=response_bytes_max)
+        self._parser = parser
         self._is_idle = False
         self.deadline = float("inf")
         self.expired = False

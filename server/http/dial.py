@@ -32,14 +32,26 @@ async def dial(host: str, port: int, *, check: AddressCheck | None, lookups: tri
 
     `lookups` bounds the threads that wait for name servers, so that whose names hang does not stop everybody else's.
     """
-    found = _numeric(host, port) or await trio.to_thread.run_sync(_look_up, host, port, abandon_on_cancel=True, limiter=lookups)
-    addresses = _interleaved(found)
+    addresses = _interleaved(await _find(host, port, lookups))
     if check is not None:
         for _, address in addresses:
-            check(_unmapped(ip_address(address[0].partition("%")[0])))
+            check(_ip_address(address))
     if len(addresses) == 1:
         return await _connect(addresses[0])
     return await _race(addresses[:ADDRESSES_MAX])
+
+
+async def resolve(host: str, port: int, *, lookups: trio.CapacityLimiter) -> list[IPv4Address | IPv6Address]:
+    """What a name stands for now, as `dial` would see it. Raises OSError. The deadline is the caller's."""
+    return [_ip_address(address) for _, address in await _find(host, port, lookups)]
+
+
+async def _find(host: str, port: int, lookups: trio.CapacityLimiter) -> list[_Address]:
+    return _numeric(host, port) or await trio.to_thread.run_sync(_look_up, host, port, abandon_on_cancel=True, limiter=lookups)
+
+
+def _ip_address(address: Any) -> IPv4Address | IPv6Address:
+    return _unmapped(ip_address(address[0].partition("%")[0]))
 
 
 def _numeric(host: str, port: int) -> list[_Address]:

@@ -34,6 +34,7 @@ class ResponseParser:
         "_body",
         "_bytes_left",
         "_bytes_max",
+        "_cuts",
         "_has_length",
         "_head_bytes",
         "_headers",
@@ -46,8 +47,10 @@ class ResponseParser:
         "keep_alive",
     )
 
-    def __init__(self, *, bytes_max: int) -> None:
+    def __init__(self, *, bytes_max: int, cuts: bool = False) -> None:
+        """`cuts`: of a body that is too large the beginning is the response."""
         self._bytes_max = bytes_max
+        self._cuts = cuts
         self._parser: httptools.HttpResponseParser | None = None
         self.expect(bodiless=False)
 
@@ -68,9 +71,11 @@ class ResponseParser:
     def feed(self, data: bytes) -> None:
         """Take the next bytes. Raises `BadResponse`."""
         self.heard = True
-        self._bytes_left -= len(data)
-        if self._bytes_left < 0:
+        is_too_large = len(data) > self._bytes_left
+        if is_too_large and not self._cuts:
             raise BadResponse(f"the response is larger than {self._bytes_max} bytes")
+        data = data[: self._bytes_left]
+        self._bytes_left -= len(data)
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
         try:
@@ -78,6 +83,14 @@ class ResponseParser:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__context__
             raise cause if isinstance(cause, BadResponse) else BadResponse(f"not an HTTP response: {error}") from error
+        if is_too_large and not self.complete:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        if not self.head_complete:
+            raise BadResponse(f"the header block is larger than {self._bytes_max} bytes")
+        self.complete = True
+        self.keep_alive = False
 
     @property
     def ends_with_the_stream(self) -> bool:
@@ -107,7 +120,7 @@ class ResponseParser:
             return  # a trailer
         if lowered == b"content-length":
             self._has_length = True
-            if not self._bodiless and int(value) > self._bytes_max:
+            if not self._bodiless and not self._cuts and int(value) > self._bytes_max:
                 raise BadResponse(f"the response is larger than {self._bytes_max} bytes")
         elif lowered == b"transfer-encoding":
             if self._is_chunked or value.strip().lower() != b"chunked":

@@ -1,249 +1,317 @@
 """Sends events to merchants' webhook endpoints.
 
 What this worker committed arrives through `notify` and is sent within milliseconds; what is due otherwise (a retry, a dead
-worker's deliveries) is claimed from the table. Invariants: at most `IN_FLIGHT_MAX` attempts run, of one endpoint fewer, and at
-most `QUEUE_MAX` wait in memory, the rest waits in the table; an attempt ends well inside its lease; its result is committed in
-a group; whatever goes wrong with one delivery is that delivery's failure and nobody else's.
+worker's deliveries) is claimed from the table, endpoint by endpoint. Invariants:
+
+- At most `IN_FLIGHT_MAX` attempts run, and of those to endpoints that do not answer at most `SUSPECT_IN_FLIGHT_MAX`, so that
+  there is always room for the others. At most `QUEUE_MAX` wait in memory; the rest waits in the table, and is not claimed for an
+  endpoint that takes nothing at the moment.
+- A claim that cannot be attempted soon is given back, and counts no attempt.
+- An attempt ends well inside its lease, and its result is committed in a group.
+- Endpoints that want their events in order have one task each, in whichever worker holds them (`server.jobs.deliver_ordered`).
 """
 
-import random
-import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
 
-import msgspec
 import structlog
 import trio
 
+from core.breaker import Admission
 from core.errors import DatabaseUnavailable, FlorinError, Overloaded
-from core.ids import EVENT, EndpointId, MerchantId, encode_id
-from core.retry import DELIVERY_DELAYS_SECONDS, next_attempt_at
-from core.signing import sign_standard
-from server.db.change_batch import NewDelivery
+from core.ids import EndpointId, MerchantId
+from server.db.change_batch import Applied
 from server.db.database import Database
 from server.db.deliveries import (
     ClaimedDelivery,
-    DeliveryResult,
+    WaitingEndpoint,
+    bury,
     claim_due_deliveries,
-    merchants_with_due_deliveries,
+    endpoints_with_deliveries,
+    give_back,
 )
-from server.db.merchants import find_endpoint
-from server.flows.services import utc_now
-from server.http.client import Client
-from server.http.errors import ClientError
-from server.sealing import Sealer
+from server.flows.deliver import Sender
+from server.flows.workers import Workers
+from server.jobs.deliver_ordered import send_in_order
+from server.jobs.lane import Lane
+from server.telemetry import Metrics
 
-IN_FLIGHT_MAX = 128
-IN_FLIGHT_PER_ENDPOINT_MAX = 32
-QUEUE_MAX = 4_096
-CLAIM_MAX = IN_FLIGHT_PER_ENDPOINT_MAX
-BUSY = IN_FLIGHT_PER_ENDPOINT_MAX // 2
-"""With so many attempts under way to an endpoint nothing more is claimed for it: it would only wait and age."""
-
-ENDPOINT_CACHE_SECONDS = 2.0
-ENDPOINT_CACHE_MAX = 10_000
-API_VERSION = "2026-11-01"
+IN_FLIGHT_MAX = 2_048
+SUSPECT_IN_FLIGHT_MAX = 1_024
+ORDERED_MAX = 512
+QUEUE_MAX = 8_192
+WAITING_PER_LANE_MAX = 512
+CLAIM_MAX = 128
+BURY_MAX = 1_000
+SCAN_MAX = 1_000
+CLAIMS_PER_SWEEP_MAX = 64
+LANES_MAX = 10_000
+RETURNED_MAX = 16_384
+RETURNED_AT_ONCE_MAX = 500
+RETURN_SECONDS = 0.1
+TICK_SECONDS = 0.02
+SUSPECT_SECONDS = 1.0
+"""When what waited for an endpoint that did not answer may be claimed again."""
+_START = (UUID(int=0), UUID(int=0))
 _log = structlog.get_logger()
 
 
-class _Target(msgspec.Struct, frozen=True):
-    url: str
-    secret: str
-    fetched_at: float
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a claim is ours, and how often the table is looked at."""
 
-
-class _Lane(msgspec.Struct):
-    """What goes to one endpoint: so many attempts run, the rest waits with the time at which its claim is too old."""
-
-    running: int = 0
-    waiting: deque[tuple[ClaimedDelivery, float]] = msgspec.field(default_factory=deque)
+    lease_seconds: float
+    sweep_seconds: float
 
 
 class Deliverer:
-    """The job and its queues."""
+    """The job and its lanes."""
 
-    def __init__(
-        self,
-        db: Database,
-        http: Client,
-        sealer: Sealer,
-        *,
-        attempt_seconds: float,
-        lease_seconds: float,
-        sweep_seconds: float,
-    ) -> None:
+    def __init__(self, db: Database, sender: Sender, metrics: Metrics, workers: Workers, timing: Timing) -> None:
         self._db = db
-        self._http = http
-        self._sealer = sealer
-        self._attempt_seconds = attempt_seconds
-        self._lease_seconds = lease_seconds
-        self._sweep_seconds = sweep_seconds
-        self._send, self._receive = trio.open_memory_channel[tuple[ClaimedDelivery, float]](QUEUE_MAX)
-        self._running = 0
-        self._lanes: OrderedDict[EndpointId, _Lane] = OrderedDict()
-        self._waiting = 0
-        self._targets: dict[EndpointId, _Target] = {}
+        self._sender = sender
+        self._metrics = metrics
+        self._workers = workers
+        self._timing = timing
+        self._nursery: trio.Nursery | None = None
+        self._lanes: OrderedDict[EndpointId, Lane] = OrderedDict()
+        self._running = self._suspects_running = self._waiting = 0
+        self._blocked: set[Lane] = set()
+        """Lanes with something waiting that could not begin: for their rate, or for room."""
+        self._hungry: set[Lane] = set()
+        """Lanes that could take more than what was claimed for them."""
+        self._ordered: dict[EndpointId, bool] = {}
+        self._returned: list[tuple[ClaimedDelivery, float]] = []
+        self._is_wanted = trio.Event()
+        self._swept = {False: _START, True: _START}
 
-    def notify(self, deliveries: Sequence[NewDelivery]) -> None:
-        """Take over what was just committed. What does not fit is recovered from the table when its lease ends."""
-        for delivery in deliveries:
-            try:
-                self._send.send_nowait((ClaimedDelivery(delivery, attempt=1), self._too_old_at()))
-            except trio.WouldBlock:
-                return
+    def notify(self, applied: Applied) -> None:
+        """Take over what was just committed. What there is no room for comes back from the table."""
+        if applied.event is None or self._nursery is None:
+            return
+        for target in applied.targets:
+            if target.is_ordered:
+                self._want_in_order(applied.event.merchant_id, target.endpoint_id)
+            else:
+                self._take(ClaimedDelivery(applied.event, target.endpoint_id, attempt=1), self._too_old_at())
+
+    def is_idle(self) -> bool:
+        """Whether nothing is in hand."""
+        return not (self._running or self._waiting or self._ordered or self._returned)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver until cancelled."""
-        async with trio.open_nursery() as attempts:
-            attempts.start_soon(self._sweep_forever)
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._sweep_forever)
+            self._nursery.start_soon(self._tick_forever)
+            self._nursery.start_soon(self._return_forever)
             task_status.started()
-            async for claimed, too_old_at in self._receive:
-                if self._waiting >= QUEUE_MAX:
-                    continue
-                lane = self._lanes.setdefault(claimed.message.endpoint_id, _Lane())
-                lane.waiting.append((claimed, too_old_at))
-                self._waiting += 1
-                if self._running < IN_FLIGHT_MAX and (following := self._next()):
-                    self._running += 1
-                    attempts.start_soon(self._work, *following)
+
+    # Claims in hand
 
     def _too_old_at(self) -> float:
         """When an attempt could no longer end before the lease of a claim made now."""
-        return trio.current_time() + self._lease_seconds - self._attempt_seconds
+        return trio.current_time() + self._timing.lease_seconds - self._sender.attempt_seconds
 
-    def _next(self) -> tuple[_Lane, ClaimedDelivery, float] | None:
-        """What to attempt next: the endpoints take turns, and none has more than its share under way."""
-        for endpoint_id, lane in self._lanes.items():
-            if lane.waiting and lane.running < IN_FLIGHT_PER_ENDPOINT_MAX:
-                self._lanes.move_to_end(endpoint_id)
-                lane.running += 1
-                self._waiting -= 1
-                return lane, *lane.waiting.popleft()
-        return None
+    def _take(self, claimed: ClaimedDelivery, too_old_at: float) -> None:
+        lane = self._lane(claimed.event.merchant_id, claimed.endpoint_id)
+        now = trio.current_time()
+        held_seconds = lane.held_seconds(now=now)
+        if held_seconds or self._waiting >= QUEUE_MAX or len(lane.waiting) >= WAITING_PER_LANE_MAX:
+            self._return(claimed, held_seconds or self._timing.sweep_seconds)
+            return
+        lane.waiting.append((claimed, too_old_at))
+        self._waiting += 1
+        self._start(lane)
 
-    async def _work(self, lane: _Lane, claimed: ClaimedDelivery, too_old_at: float) -> None:
-        """Attempt one delivery after the other until none can be attempted now."""
-        following: tuple[_Lane, ClaimedDelivery, float] | None = (lane, claimed, too_old_at)
-        while following is not None:
-            lane, claimed, too_old_at = following
-            await self._attempt(claimed, too_old_at)
-            lane.running -= 1
-            if not lane.running and not lane.waiting:
-                self._lanes.pop(claimed.message.endpoint_id, None)
-            following = self._next()
+    def _lane(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Lane:
+        lane = self._lanes.get(endpoint_id)
+        if lane is None:
+            if len(self._lanes) >= LANES_MAX:
+                self._forget_lanes()
+            lane = self._lanes[endpoint_id] = Lane(merchant_id, endpoint_id)
+        return lane
+
+    def _forget_lanes(self) -> None:
+        now = trio.current_time()
+        for is_held_too in (False, True):
+            for endpoint_id, lane in list(self._lanes.items()):
+                if lane.is_at_rest(now=now) or (is_held_too and not lane.running and not lane.waiting):
+                    del self._lanes[endpoint_id]
+            if len(self._lanes) < LANES_MAX:
+                return
+
+    def _start(self, lane: Lane) -> None:
+        """Begin as many attempts as may begin."""
+        assert self._nursery is not None
+        while lane.waiting:
+            now = trio.current_time()
+            if not self._has_room(lane) or not lane.may_start(now=now):
+                self._blocked.add(lane)
+                return
+            claimed, too_old_at = lane.waiting.popleft()
+            self._waiting -= 1
+            admission = lane.start(now=now)
+            self._running += 1
+            self._suspects_running += lane.is_suspect
+            self._nursery.start_soon(self._attempt, lane, claimed, too_old_at, admission)
+        self._blocked.discard(lane)
+        if lane.has_more:
+            self._hungry.add(lane)
+            self._is_wanted.set()
+
+    def _has_room(self, lane: Lane) -> bool:
+        if lane.is_suspect and self._suspects_running >= SUSPECT_IN_FLIGHT_MAX:
+            return False
+        return self._running < IN_FLIGHT_MAX
+
+    async def _attempt(self, lane: Lane, claimed: ClaimedDelivery, too_old_at: float, admission: Admission) -> None:
+        was_suspect = lane.is_suspect
+        if trio.current_time() >= too_old_at:
+            lane.withdraw(admission)
+            self._return(claimed, 0.0)
+        else:
+            attempted = await self._sender.attempt(claimed)
+            lane.end(
+                admission,
+                delivered=attempted.result.delivered,
+                was_slow=attempted.was_slow,
+                wait_seconds=attempted.wait_seconds,
+                now=trio.current_time(),
+            )
+            self._metrics.webhook_attempted(attempted.result.status, delivered=attempted.result.delivered)
+            if destination := self._sender.known(claimed.endpoint_id):
+                lane.configure(destination.endpoint, workers=self._workers.count)
+            try:
+                await self._db.delivery_results.submit(attempted.result)
+            except FlorinError as error:
+                _log.warning("a delivery's result could not be written; it will be repeated", error=str(error))
         self._running -= 1
+        self._suspects_running -= was_suspect
+        held_seconds = lane.held_seconds(now=trio.current_time())
+        if held_seconds or lane.is_suspect:
+            self._empty(lane, held_seconds or SUSPECT_SECONDS)
+        self._start(lane)
+
+    def _empty(self, lane: Lane, held_seconds: float) -> None:
+        """Nothing may be sent there for a while: let go of what waits for it."""
+        self._waiting -= len(lane.waiting)
+        while lane.waiting:
+            self._return(lane.waiting.popleft()[0], held_seconds)
+
+    def _return(self, claimed: ClaimedDelivery, seconds: float) -> None:
+        if len(self._returned) < RETURNED_MAX:
+            self._returned.append((claimed, seconds))
+
+    # What goes on all the time
+
+    async def _tick_forever(self) -> None:
+        """Begin what had to wait for its rate or for room."""
+        while True:
+            await trio.sleep(TICK_SECONDS)
+            for lane in list(self._blocked):
+                if held_seconds := lane.held_seconds(now=trio.current_time()):
+                    self._empty(lane, held_seconds)
+                self._start(lane)
+
+    async def _return_forever(self) -> None:
+        while True:
+            await trio.sleep(RETURN_SECONDS)
+            while self._returned:
+                returned, self._returned = self._returned[:RETURNED_AT_ONCE_MAX], self._returned[RETURNED_AT_ONCE_MAX:]
+                try:
+                    async with self._db.pool.connection() as connection:
+                        await give_back(connection, returned)
+                except (DatabaseUnavailable, Overloaded) as error:
+                    _log.warning("claims could not be given back; their leases will end", error=str(error))
 
     async def _sweep_forever(self) -> None:
+        is_through = True
         while True:
+            with trio.move_on_after(self._timing.sweep_seconds if is_through else TICK_SECONDS) as patience:
+                await self._is_wanted.wait()
+            self._is_wanted = trio.Event()
             try:
-                found = await self._sweep()
+                await self._feed_hungry()
+                if patience.cancelled_caught:
+                    is_through = await self._sweep()
             except (DatabaseUnavailable, Overloaded) as error:
                 _log.warning("cannot look for due deliveries", error=str(error))
-                found = 0
-            if not found:
-                await trio.sleep(self._sweep_seconds)
+                await trio.sleep(self._timing.sweep_seconds)
 
-    async def _sweep(self) -> int:
-        """Claim no more than there is room for, so that a claim does not age in the queue."""
-        room = min(CLAIM_MAX, IN_FLIGHT_MAX - self._running)
-        if room <= 0 or self._send.statistics().current_buffer_used:
-            return 0
-        busy = [endpoint_id for endpoint_id, lane in self._lanes.items() if lane.waiting or lane.running >= BUSY]
-        claims: list[ClaimedDelivery] = []
+    async def _feed_hungry(self) -> None:
+        """Claim more for lanes that have dealt with what was claimed for them."""
+        hungry, self._hungry = self._hungry, set()
+        for lane in hungry:
+            await self._claim(lane.merchant_id, lane.endpoint_id)
+
+    async def _sweep(self) -> bool:
+        """Look for endpoints with due deliveries, a piece at a time, and claim what they bear; whether all were looked at."""
+        for is_ordered in (False, True):
+            async with self._db.pool.connection() as connection:
+                found = await endpoints_with_deliveries(
+                    connection, after=self._swept[is_ordered], is_ordered=is_ordered, limit=SCAN_MAX
+                )
+            looked_at = await self._look_at(found)
+            is_last = len(found) < SCAN_MAX and len(looked_at) == len(found)
+            self._swept[is_ordered] = _START if is_last else (looked_at[-1].merchant_id, looked_at[-1].endpoint_id)
+        return self._swept == {False: _START, True: _START}
+
+    async def _look_at(self, found: Sequence[WaitingEndpoint]) -> Sequence[WaitingEndpoint]:
+        """Deal with endpoints until that is enough for one sweep; those that were dealt with."""
+        claims = 0
+        for number, one in enumerate(found, start=1):
+            if not one.is_enabled:
+                async with self._db.pool.connection() as connection:
+                    await bury(connection, one.merchant_id, one.endpoint_id, limit=BURY_MAX)
+                claims += 1
+            elif one.is_due and one.is_ordered:
+                self._want_in_order(one.merchant_id, one.endpoint_id)
+            elif one.is_due:
+                claims += await self._claim(one.merchant_id, one.endpoint_id)
+            if claims >= CLAIMS_PER_SWEEP_MAX:
+                return found[:number]
+        return found
+
+    async def _claim(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> bool:
+        """Claim for one endpoint what it can take; whether that needed the database."""
+        lane = self._lane(merchant_id, endpoint_id)
+        bearable = lane.room(now=trio.current_time())
+        room = min(bearable if lane.is_suspect or bearable <= 1 else CLAIM_MAX, QUEUE_MAX - self._waiting) - len(lane.waiting)
+        if bearable <= 0 or room <= 0 or not self._has_room(lane):
+            lane.has_more = bearable > 0
+            return False
         too_old_at = self._too_old_at()
         async with self._db.pool.connection() as connection:
-            for merchant_id in await merchants_with_due_deliveries(connection, but_not_to=busy, limit=room):
-                claims += await claim_due_deliveries(
-                    connection,
-                    merchant_id,
-                    but_not_to=busy,
-                    limit=room - len(claims),
-                    lease_seconds=self._lease_seconds,
+            claims = await claim_due_deliveries(
+                connection, merchant_id, endpoint_id, limit=room, lease_seconds=self._timing.lease_seconds
+            )
+        lane.has_more = len(claims) == room
+        for claimed in claims:
+            self._take(claimed, too_old_at)
+        return True
+
+    # In order
+
+    def _want_in_order(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
+        if endpoint_id in self._ordered:
+            self._ordered[endpoint_id] = True
+        elif len(self._ordered) < ORDERED_MAX and self._nursery is not None:
+            self._ordered[endpoint_id] = False
+            self._nursery.start_soon(self._send_in_order, merchant_id, endpoint_id)
+
+    async def _send_in_order(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
+        try:
+            is_wanted = True
+            while is_wanted:
+                self._ordered[endpoint_id] = False
+                await send_in_order(
+                    self._db, self._sender, self._metrics, merchant_id, endpoint_id, lease_seconds=self._timing.lease_seconds
                 )
-                if len(claims) >= room:
-                    break
-        for claim in claims:  # what was committed meanwhile may have filled the queue, so this may have to wait
-            await self._send.send((claim, too_old_at))
-        return len(claims)
-
-    async def _attempt(self, claimed: ClaimedDelivery, too_old_at: float) -> None:
-        """One attempt and its result. Whatever goes wrong is this delivery's failure and nobody else's."""
-        try:
-            if trio.current_time() < too_old_at:
-                result = await self._deliver(claimed)
-            else:
-                result = DeliveryResult(claimed=claimed, delivered=False, retry_seconds=self._sweep_seconds, made=False)
-        except Exception as error:  # noqa: BLE001 - a message that breaks its sender must use up its attempts, not its worker
-            _log.exception("a delivery failed in an unexpected way", event_id=str(claimed.message.event_id))
-            result = _failed(claimed, error=f"{type(error).__name__} while sending")
-        try:
-            await self._db.delivery_results.submit(result)
+                is_wanted = self._ordered[endpoint_id]
         except FlorinError as error:
-            _log.warning("a delivery's result could not be written; it will be repeated", error=str(error))
-
-    async def _deliver(self, claimed: ClaimedDelivery) -> DeliveryResult:
-        message = claimed.message
-        target = await self._target(message.merchant_id, message.endpoint_id)
-        if target is None:
-            return DeliveryResult(claimed=claimed, delivered=False, error="the endpoint is disabled")
-        body = render(message)
-        try:
-            with trio.fail_after(self._attempt_seconds):
-                headers = _headers(message, target, body)
-                # The merchant tells repetitions by the message's id.
-                response = await self._http.request("POST", target.url, headers=headers, body=body, idempotent=True)
-        except (ClientError, trio.TooSlowError) as error:
-            return _failed(claimed, error=str(error) or f"no answer within {self._attempt_seconds:g} s")
-        if 200 <= response.status < 300:
-            return DeliveryResult(claimed=claimed, delivered=True, status=response.status)
-        return _failed(claimed, status=response.status, error=f"the endpoint answered {response.status}")
-
-    async def _target(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> _Target | None:
-        """Where to send and the secret to sign with, remembered for a moment."""
-        target = self._targets.get(endpoint_id)
-        if target is not None and trio.current_time() - target.fetched_at < ENDPOINT_CACHE_SECONDS:
-            return target
-        async with self._db.pool.connection() as connection:
-            endpoint = await find_endpoint(connection, merchant_id, endpoint_id)
-        self._targets.pop(endpoint_id, None)
-        if endpoint is None or not endpoint.enabled:
-            return None
-        secret = self._sealer.open(endpoint.sealed_secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant_id)
-        if len(self._targets) >= ENDPOINT_CACHE_MAX:
-            self._targets.clear()
-        target = self._targets[endpoint_id] = _Target(endpoint.url, secret, trio.current_time())
-        return target
-
-
-def render(message: NewDelivery) -> bytes:
-    """The body of a notification: the envelope around the payment as it was when the event happened."""
-    head = {
-        "id": encode_id(EVENT, message.event_id),
-        "type": message.event_type,
-        "seq": message.event_seq,
-        "api_version": API_VERSION,
-        "timestamp": message.created_at,
-        "data": msgspec.Raw(message.event_data),
-    }
-    return msgspec.json.encode(head)
-
-
-def _headers(message: NewDelivery, target: _Target, body: bytes) -> list[tuple[str, str]]:
-    message_id = encode_id(EVENT, message.event_id)
-    timestamp = int(time.time())
-    signature = sign_standard([target.secret], message_id=message_id, timestamp=timestamp, body=body)
-    return [
-        ("content-type", "application/json"),
-        ("user-agent", "Florin-Webhooks/1"),
-        ("webhook-id", message_id),
-        ("webhook-timestamp", str(timestamp)),
-        ("webhook-signature", signature),
-    ]
-
-
-def _failed(claimed: ClaimedDelivery, *, error: str, status: int | None = None) -> DeliveryResult:
-    now = utc_now()
-    jitter = random.random()  # noqa: S311 - spreads load, guards nothing
-    at = next_attempt_at(DELIVERY_DELAYS_SECONDS, attempts=claimed.attempt, now=now, jitter=jitter)
-    retry_seconds = (at - now).total_seconds() if at else None
-    return DeliveryResult(claimed=claimed, delivered=False, retry_seconds=retry_seconds, status=status, error=error[:500])
+            _log.warning("cannot deliver in order; its lease will end", error=str(error))
+        finally:
+            del self._ordered[endpoint_id]

@@ -42,7 +42,7 @@ async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.T
 async def _sync(services: Services, worker_id: UUID, *, is_first: bool) -> None:
     guards = {adapter.account_id: adapter.guard for adapter in services.psps.adapters}
     async with services.db.pool.connection() as connection:
-        workers = await see_worker(connection, worker_id)
+        workers = services.workers.count = await see_worker(connection, worker_id)
         for account_id, guard in guards.items():
             await _tell(connection, account_id, guard)
         opened = {one.account_id: one.seconds_left for one in await list_open_breakers(connection)}

@@ -360,7 +360,7 @@ async def test_every_key_leads_with_the_merchant(connection: Connection) -> None
          WHERE c.contype IN ('p', 'u', 'f') AND c.connamespace = 'public'::regnamespace
         """
     )
-    reference_tables = {"psp_accounts", "psp_states", "workers", "schema_migrations"}
+    reference_tables = {"psp_accounts", "psp_states", "workers", "sequence_epochs", "schema_migrations"}
     wrong = [row for row in rows if row[2] != "merchant_id" and row[0] not in reference_tables]
     assert wrong == []
     assert {row[0] for row in rows} >= {"payment_requests", "ledger_entries", "events", "deliveries", "wallets"}
@@ -373,7 +373,7 @@ async def test_unique_indexes_lead_with_the_merchant_and_defaults_are_not_volati
           JOIN pg_class t ON t.oid = i.indrelid
           JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = i.indkey[0]
          WHERE i.indisunique AND t.relnamespace = 'public'::regnamespace AND a.attname <> 'merchant_id'
-           AND t.relname NOT IN ('psp_accounts', 'psp_states', 'workers', 'schema_migrations')
+           AND t.relname NOT IN ('psp_accounts', 'psp_states', 'workers', 'sequence_epochs', 'schema_migrations')
         """
     )
     assert stray == []

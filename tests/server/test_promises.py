@@ -35,7 +35,15 @@ DAMAGE = {
     ),
     "a merchant's sequence of events has no gap": ["UPDATE merchant_sequences SET last_seq = last_seq + 1"],
     "every settled status was told as an event, once": _append_only("events", "UPDATE events SET type = 'payment.expired'"),
-    "every event goes to every endpoint that was there": ["DELETE FROM deliveries"],
+    "every event goes to every endpoint that was there and wants it": ["DELETE FROM deliveries"],
+    "every delivery has its event and its endpoint": ["UPDATE deliveries SET endpoint_id = gen_random_uuid()"],
+    "a delivery to an endpoint that answers is never forgotten": [
+        "UPDATE deliveries SET state = 'PENDING', is_ordered = true, updated_at = now() - interval '2 hours'",
+        "UPDATE webhook_endpoints SET lease_until = now() - interval '2 hours'",
+    ],
+    "no consumer is ahead of its merchant's events": [
+        "INSERT INTO stream_cursors SELECT merchant_id, 'x', last_seq + 1, now(), now() FROM merchant_sequences"
+    ],
     "attempts and checks are bounded": ["UPDATE deliveries SET attempts = 11"],
     "the server writes to disk before it answers": ["ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()"],
     "no text holds a card number": ["UPDATE payment_requests SET description = 'card 4242-4242 4242 4242.'"],

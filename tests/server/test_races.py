@@ -215,12 +215,17 @@ async def test_deliveries_to_an_endpoint_that_hangs_lose_no_attempt_unsent(flori
             """
         )
         await eventually(lambda: florin.rows("SELECT 1 FROM deliveries WHERE last_error LIKE 'no answer%'"))
-        rows = await florin.rows("SELECT sum(attempts)::integer AS claimed FROM deliveries")
-        assert rows[0]["claimed"] <= received + 1, "a claim that was not sent must not stay counted"
+
+        async def is_given_back() -> bool:
+            rows = await florin.rows("SELECT sum(attempts)::integer AS claimed FROM deliveries")
+            return int(rows[0]["claimed"]) <= received + 1
+
+        assert await eventually(is_given_back), "a claim that was not sent must not stay counted"
         await florin.connection.execute("UPDATE deliveries SET state = 'DEAD', due_at = NULL")
     # The events were made up, so the doctor would rightly object.
     await florin.connection.execute("ALTER TABLE events DISABLE TRIGGER events_append_only")
     await florin.connection.execute("DELETE FROM events WHERE seq > 1")
+    await florin.connection.execute("DELETE FROM deliveries WHERE event_seq > 1")
     await florin.connection.execute("ALTER TABLE events ENABLE TRIGGER events_append_only")
 
 

@@ -1,0 +1,101 @@
+"""One request on its way to its handler, and the table that finds the handler.
+
+A route says everything about itself: what it answers to, what it reads and what it replies. The OpenAPI document and the `Allow`
+header are made from the same table that requests are routed by, so they cannot disagree.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from server.db.merchants import Merchant
+from server.http.asgi import Scope, Send
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: a merchant, by one of its keys."""
+
+    merchant: Merchant
+    key_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request whose body was read. `caller` is None only where the route is public."""
+
+    scope: Scope
+    body: bytes
+    send: Send
+    request_id: str
+    caller: Caller | None = None
+
+    @property
+    def merchant(self) -> Merchant:
+        """The merchant who calls."""
+        assert self.caller is not None
+        return self.caller.merchant
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A field of the query string, or a header. `schema` is JSON Schema."""
+
+    name: str
+    schema: Mapping[str, Any]
+    description: str
+    is_header: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What is served at a path. `replies`: by status, a type, or the name of a media type, or None where there is no body.
+
+    `body`: the type that the request's body is validated by. `needs_key`: an Idempotency-Key.
+    """
+
+    method: str
+    path: str
+    handle: Callable[..., Awaitable[None]]
+    tag: str
+    summary: str
+    replies: Mapping[int, Any]
+    body: Any = None
+    parameters: Sequence[Parameter] = ()
+    problems: Sequence[int] = ()
+    needs_key: bool = False
+    is_public: bool = False
+    is_hidden: bool = False
+
+
+class Router:
+    """Finds routes by path, segment by segment."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._root: dict[str, Any] = {}
+        for route in routes:
+            node = self._root
+            for segment in route.path.strip("/").split("/"):
+                node = node.setdefault("{}" if segment.startswith("{") else segment, {})
+            node.setdefault("/", {})[route.method] = route
+
+    def find(self, path: str) -> tuple[Mapping[str, Route], list[str]]:
+        """What can be asked of a path, by method, and what stands in its variable places; empty where there is nothing."""
+        node = self._root
+        given: list[str] = []
+        for segment in path.strip("/").split("/"):
+            following = node.get(segment) if segment != "{}" else None
+            if following is None:
+                following = node.get("{}")
+                if following is None or not segment:
+                    return {}, given
+                given.append(segment)
+            node = following
+        return node.get("/", {}), given
+
+
+def allowed(routes: Mapping[str, Route]) -> bytes:
+    """The value of an Allow header."""
+    methods = sorted({*routes, *(["HEAD"] if "GET" in routes else [])})
+    return ", ".join(methods).encode()

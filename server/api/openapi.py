@@ -1,0 +1,128 @@
+"""The API's description in OpenAPI 3.1, made from its routes and the types that requests are validated by."""
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import msgspec
+
+from core.events import API_VERSION, EVENT_TYPES
+from server import shapes
+from server.api.call import Parameter, Route
+
+_PROBLEM = "application/problem+json"
+_ALWAYS = (401, 413, 500, 503)
+_REASONS = {
+    400: "The request cannot be read.",
+    401: "No API key, or one that is unknown or was revoked.",
+    402: "Declined.",
+    403: "Not allowed.",
+    404: "There is no such thing.",
+    405: "This path knows other methods.",
+    409: "It cannot be done now, or the first request with this key is under way.",
+    413: "The body is too large.",
+    422: "The request is against the rules; `path` names the field.",
+    500: "A failure of ours.",
+    502: "The PSP could not be reached, or refused.",
+    503: "Try again after `Retry-After` seconds.",
+    504: "The PSP did not answer in time; how it ended will be found out.",
+}
+_DESCRIPTION = f"""
+Payments, and everything about them. Amounts are whole minor units: 1999 EUR is 19.99 €. Send your key as `Authorization: Bearer`.
+
+Every POST that changes something needs an `Idempotency-Key`: the same key with the same body gives the same reply. Problems are
+`application/problem+json` (RFC 9457) with a stable `code`. Readers must not mind fields that they do not know.
+
+Version {API_VERSION}. Events come by webhook, over the websocket `GET /v1/stream?after=SEQ` and from `GET /v1/events`: one
+sequence, the same documents.
+""".strip()
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    """The whole document. Deterministic, so that it can be compared."""
+    shown = [route for route in routes if not route.is_hidden]
+    types = [shapes.Problem, *dict.fromkeys(one for route in shown for one in _types(route))]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schema_of = dict(zip(types, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in shown:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Florin", "version": metadata.version("florin"), "description": _DESCRIPTION},
+        "security": [{"key": []}],
+        "tags": [{"name": tag} for tag in dict.fromkeys(route.tag for route in shown)],
+        "paths": paths,
+        "webhooks": {name: _webhook(name, text, schema_of[shapes.Event]) for name, text in EVENT_TYPES.items()},
+        "components": {
+            "schemas": dict(sorted(components.items())),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "bearerFormat": "fl_test_... or fl_live_..."}},
+        },
+    }
+
+
+def _types(route: Route) -> list[Any]:
+    replies = [one for one in route.replies.values() if one is not None and not isinstance(one, tuple)]
+    return [*([route.body] if route.body is not None else []), *replies]
+
+
+def _operation(route: Route, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": route.handle.__qualname__.replace("Api.", "_").lower(),
+        "tags": [route.tag],
+        "summary": route.summary,
+        "parameters": [*_path_parameters(route.path), *map(_parameter, route.parameters)],
+        "responses": {str(status): _reply(one, schema_of) for status, one in route.replies.items()},
+    }
+    if route.needs_key:
+        operation["parameters"].append(_IDEMPOTENCY_KEY)
+    if route.is_public:
+        operation["security"] = []
+    if route.body is not None:
+        is_needed = any(field.required for field in msgspec.structs.fields(route.body))
+        operation["requestBody"] = {"required": is_needed, "content": {"application/json": {"schema": schema_of[route.body]}}}
+    for status in sorted({*route.problems, *_ALWAYS} - set(route.replies)):
+        content = {_PROBLEM: {"schema": schema_of[shapes.Problem]}}
+        operation["responses"][str(status)] = {"description": _REASONS[status], "content": content}
+    return operation
+
+
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": True,
+    "description": "a fresh random value for each new operation, the same one for a retry",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    names = [segment[1:-1] for segment in path.split("/") if segment.startswith("{")]
+    kinds = {"seq": {"type": "integer", "minimum": 1}}
+    return [{"name": one, "in": "path", "required": True, "schema": kinds.get(one, {"type": "string"})} for one in names]
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    place = "header" if parameter.is_header else "query"
+    return {"name": parameter.name, "in": place, "schema": dict(parameter.schema), "description": parameter.description}
+
+
+def _reply(reply: Any, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
+    if reply is None:
+        return {"description": "Done."}
+    if isinstance(reply, tuple):
+        return {"description": "As asked.", "content": {media: {} for media in reply}}
+    described: dict[str, Any] = {"description": "As asked.", "content": {"application/json": {"schema": schema_of[reply]}}}
+    return described
+
+
+def _webhook(name: str, text: str, event: Any) -> dict[str, Any]:
+    return {
+        "post": {
+            "operationId": f"on_{name.replace('.', '_')}",
+            "summary": text,
+            "description": "Signed by Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`.",
+            "requestBody": {"content": {"application/json": {"schema": event}}},
+            "responses": {"2XX": {"description": "Received."}},
+        }
+    }

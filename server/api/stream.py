@@ -1,0 +1,224 @@
+"""`GET /v1/stream`: a merchant's events over a websocket, from where it stopped, without a hole and without a repetition.
+
+The first frame says where it goes on: `{"epoch", "recovered", "seq", "api_version"}`. Then events follow, the same documents that
+webhooks carry. What is past is read from the table, and waits for the client; what is live is sent as it happens, and who is more
+than a megabyte behind is cut off with 1013. A client may send `{"ack": seq}`, which moves its named consumer.
+
+Closing codes: 1012 the server restarts and 1013 too far behind, both of which mean: reconnect from where you are; 1008 a message
+that cannot be understood; 4401 the key was revoked.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from uuid import UUID
+
+import msgspec
+import structlog
+import trio
+
+from core.errors import DatabaseUnavailable, FlorinError, Overloaded, RequestError, Unauthenticated
+from core.events import API_VERSION, is_wanted
+from core.ids import MerchantId
+from core.stream import Resumption, Sequence
+from server.api.authentication import Authentication
+from server.api.bodies import read_query
+from server.api.call import Caller
+from server.api.events import read_position, read_types
+from server.api.notification_bodies import read_ack
+from server.api.problems import send_error
+from server.db.events import list_events
+from server.db.merchants import revoked_keys
+from server.db.streams import use_ticket
+from server.flows.envelope import encode_event
+from server.flows.feeds import Feed, Reader
+from server.flows.services import Services
+from server.flows.stream import Position, begin
+from server.http.asgi import Message, Receive, Scope, Send, header
+from server.http.frame import send_frame
+from server.new_ids import key_hash, merchant_of_ticket, uuid7
+
+STREAMS_PER_MERCHANT_MAX = 10_000
+PAGE_EVENTS = 200
+WATCH_SECONDS = 1.0
+POLICY, KEY_REVOKED = 1008, 4401
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """Who reads, what, and from where."""
+
+    merchant_id: MerchantId
+    key: tuple[MerchantId, UUID]
+    types: tuple[str, ...] | None
+    position: Position
+
+
+class StreamApi:
+    """The handler, and the watch over the keys by which streams were opened."""
+
+    def __init__(self, services: Services, authentication: Authentication) -> None:
+        self._services = services
+        self._authentication = authentication
+        self._by_key: dict[tuple[MerchantId, UUID], set[Callable[[], None]]] = {}
+        self._open: dict[MerchantId, int] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Close the streams of keys that end, until cancelled."""
+        task_status.started()
+        while True:
+            await trio.sleep(WATCH_SECONDS)
+            try:
+                await self._close_revoked()
+            except (DatabaseUnavailable, Overloaded) as error:
+                _log.warning("cannot look whether keys were revoked", error=str(error))
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one websocket to its end."""
+        await receive()
+        request_id = f"req_{uuid7().hex}"
+        try:
+            admitted = await self._admit(scope)
+            sequence, resumption = await begin(self._services, admitted.merchant_id, admitted.position)
+            if self._open.get(admitted.merchant_id, 0) >= STREAMS_PER_MERCHANT_MAX:
+                raise Overloaded(f"a merchant has at most {STREAMS_PER_MERCHANT_MAX} streams open here")
+        except FlorinError as error:
+            await send_error(partial(_deny, send), error, request_id=request_id)
+            return
+        try:
+            await send({"type": "websocket.accept"})
+            await self._serve(scope, receive, send, admitted, sequence, resumption)
+        except OSError:
+            return  # the peer is gone
+
+    async def _admit(self, scope: Scope) -> _Admitted:
+        """Raises `Unauthenticated`, `Unprocessable`."""
+        fields = read_query(scope, "after", "types", "consumer", "epoch", "ticket")
+        if "ticket" not in fields:
+            caller: Caller = await self._authentication.caller_of(scope)
+            key = (caller.merchant.id, caller.key_id)
+            return _Admitted(caller.merchant.id, key, read_types(fields), read_position(fields))
+        if "types" in fields or "consumer" in fields:
+            raise Unauthenticated("a ticket says itself which types and which consumer it is for", code="ticket_scope")
+        merchant_id = merchant_of_ticket(fields["ticket"])
+        ticket = None
+        if merchant_id is not None:
+            async with self._services.db.pool.connection() as connection:
+                digest = key_hash(fields["ticket"])
+                ticket = await use_ticket(connection, merchant_id, ticket_sha256=digest, now=self._services.now())
+        if ticket is None or (header(scope, b"origin") or "").lower() != ticket.origin:
+            raise Unauthenticated("this ticket is unknown, was used, is too old or is for another origin", code="ticket_invalid")
+        asked = read_position(fields)
+        position = Position(after_seq=asked.after_seq, epoch=asked.epoch, consumer=ticket.consumer)
+        return _Admitted(ticket.merchant_id, (ticket.merchant_id, ticket.key_id), ticket.event_types, position)
+
+    async def _serve(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        admitted: _Admitted,
+        sequence: Sequence,
+        resumption: Resumption,
+    ) -> None:
+        hello = {
+            "epoch": str(sequence.epoch),
+            "recovered": resumption.recovered,
+            "seq": resumption.after_seq,
+            "api_version": API_VERSION,
+        }
+        await send({"type": "websocket.send", "text": msgspec.json.encode(hello).decode()})
+        reader = Reader(partial(send_frame, scope, send), types=admitted.types)
+        with self._services.feeds.reading(admitted.merchant_id, last_seq=sequence.last_seq) as feed:
+            async with trio.open_nursery() as nursery:
+                with self._counted(admitted, partial(nursery.start_soon, _close_revoked, send)):
+                    try:
+                        nursery.start_soon(self._catch_up, feed, reader, send, resumption.after_seq)
+                        await self._hear(receive, send, feed, admitted)
+                    finally:
+                        feed.leave(reader)
+                        nursery.cancel_scope.cancel()
+
+    async def _catch_up(self, feed: Feed, reader: Reader, send: Send, seq: int) -> None:
+        """Send what is past, until there is nothing between it and what is live; then join, with no moment in between."""
+        try:
+            while seq != feed.last_seq:
+                if seq > feed.last_seq:
+                    await feed.until_after(seq - 1)
+                    continue
+                async with self._services.db.pool.connection() as connection:
+                    page = await list_events(connection, feed.merchant_id, after_seq=seq, limit=PAGE_EVENTS)
+                for event in page:
+                    if event.seq > feed.last_seq:
+                        break
+                    if is_wanted(event.type, reader.types):
+                        await send({"type": "websocket.send", "text": encode_event(event).decode()})
+                    seq = event.seq
+            feed.join(reader)
+        except OSError:
+            return  # the peer is gone
+        except (DatabaseUnavailable, Overloaded) as error:
+            _log.warning("a stream cannot catch up", error=str(error))
+            await _close(send, 1013, "the events cannot be read at the moment: reconnect")
+
+    async def _hear(self, receive: Receive, send: Send, feed: Feed, admitted: _Admitted) -> None:
+        """Take acknowledgements until the client leaves."""
+        consumer = admitted.position.consumer
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                seq = read_ack(message.get("text") or "").ack
+            except RequestError as error:
+                await _close(send, POLICY, f'expected {{"ack": seq}}: {error}')
+                return
+            if consumer is None or seq > feed.last_seq:
+                why = "only a named consumer acknowledges" if consumer is None else "an event that was not sent"
+                await _close(send, POLICY, why)
+                return
+            self._services.acks.note(admitted.merchant_id, consumer, seq)
+
+    @contextmanager
+    def _counted(self, admitted: _Admitted, close: Callable[[], None]) -> Iterator[None]:
+        merchant_id = admitted.merchant_id
+        self._open[merchant_id] = self._open.get(merchant_id, 0) + 1
+        self._by_key.setdefault(admitted.key, set()).add(close)
+        try:
+            yield
+        finally:
+            closers = self._by_key[admitted.key]
+            closers.discard(close)
+            if not closers:
+                del self._by_key[admitted.key]
+            self._open[merchant_id] -= 1
+            if not self._open[merchant_id]:
+                del self._open[merchant_id]
+
+    async def _close_revoked(self) -> None:
+        keys = list(self._by_key)
+        for at in range(0, len(keys), 1_000):
+            async with self._services.db.pool.connection() as connection:
+                ended = await revoked_keys(connection, keys[at : at + 1_000])
+            for key in keys[at : at + 1_000]:
+                if key[1] in ended:
+                    for close in list(self._by_key.get(key, ())):
+                        close()
+
+
+async def _deny(send: Send, message: Message) -> None:
+    """Answer the handshake with a problem instead (ASGI's extension websocket.http.response)."""
+    await send({**message, "type": "websocket." + message["type"]})
+
+
+async def _close_revoked(send: Send) -> None:
+    await _close(send, KEY_REVOKED, "the API key was revoked")
+
+
+async def _close(send: Send, code: int, reason: str) -> None:
+    try:
+        await send({"type": "websocket.close", "code": code, "reason": reason[:100]})
+    except OSError:
+        return  # it has closed already

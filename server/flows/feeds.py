@@ -1,0 +1,190 @@
+"""Live events for readers in this worker: each merchant's sequence, passed on in order and without a hole.
+
+A feed exists for a merchant as long as somebody reads it here. It learns of events from this worker's own commits (`publish`),
+and of the existence of others from hints (`hint`: another worker's NOTIFY, or the poll that is the guarantee); what lies between
+what it knows and what it hears of is read from the table. Invariants:
+
+- A feed passes on each event once, by its number, after its commit.
+- A reader that has caught up with `Feed.last_seq` and joins without waiting in between misses nothing and gets nothing twice.
+- Every feed has a task of its own, so that one merchant's readers hold up nobody else's; nothing waits for a slow reader.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+import trio
+
+from core.errors import DatabaseUnavailable, Overloaded
+from core.events import is_wanted
+from core.ids import MerchantId
+from server.db.events import Event, find_last_seqs, list_events
+from server.db.pool import Pool
+from server.flows.envelope import encode_event
+from server.http.frame import Frame
+
+EARLY_MAX = 1_024
+"""How many events that came before their turn are kept; others are read from the table."""
+
+PAGE_EVENTS = 200
+SENT_AT_ONCE_MAX = 256
+"""To how many readers an event is sent before others have a turn."""
+
+RETRY_SECONDS = 0.5
+FEEDS_MAX = 20_000
+_log = structlog.get_logger()
+
+
+class Reader:
+    """A live reader. `send` never waits for the peer, and raises OSError where it has left; `types` None: all."""
+
+    __slots__ = ("send", "types")
+
+    def __init__(self, send: Callable[[Frame], Awaitable[None]], *, types: tuple[str, ...] | None) -> None:
+        self.send = send
+        self.types = types
+
+
+class Feed:
+    """One merchant's events, live. `last_seq`: the last one that was passed on."""
+
+    def __init__(self, pool: Pool, merchant_id: MerchantId, last_seq: int) -> None:
+        self._pool = pool
+        self.merchant_id = merchant_id
+        self.last_seq = last_seq
+        self.users = 0
+        self.scope = trio.CancelScope()
+        self._known_seq = last_seq
+        self._early: dict[int, Event] = {}
+        self._readers: dict[Reader, None] = {}
+        self._news = trio.Event()
+        self._passed_on = trio.Event()
+
+    def join(self, reader: Reader) -> None:
+        """Send it what follows `last_seq`."""
+        self._readers[reader] = None
+
+    def leave(self, reader: Reader) -> None:
+        """Send it nothing more."""
+        self._readers.pop(reader, None)
+
+    async def until_after(self, seq: int) -> None:
+        """Wait until a later event than that was passed on."""
+        while self.last_seq <= seq:
+            await self._passed_on.wait()
+
+    def hear(self, seq: int, event: Event | None = None) -> None:
+        """Events up to this number were committed; this is the last of them, if it is at hand."""
+        if seq <= self.last_seq:
+            return
+        if event is not None and len(self._early) < EARLY_MAX:
+            self._early[seq] = event
+        self._known_seq = max(self._known_seq, seq)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Pass events on until nobody reads."""
+        with self.scope:
+            while True:
+                await self._news.wait()
+                self._news = trio.Event()
+                try:
+                    while self.last_seq < self._known_seq:
+                        await self._pass_on_next()
+                except (DatabaseUnavailable, Overloaded) as error:
+                    _log.warning("cannot read events for the stream", error=str(error))
+                    await trio.sleep(RETRY_SECONDS)
+                    self._news.set()
+
+    async def _pass_on_next(self) -> None:
+        event = self._early.pop(self.last_seq + 1, None)
+        if event is not None:
+            await self._pass_on(event)
+            return
+        async with self._pool.connection() as connection:
+            found = await list_events(connection, self.merchant_id, after_seq=self.last_seq, limit=PAGE_EVENTS)
+        if not found:  # a hint that was wrong; the next one, or the poll, will be right
+            self._known_seq = self.last_seq
+        for one in found:
+            self._early.pop(one.seq, None)
+            await self._pass_on(one)
+
+    async def _pass_on(self, event: Event) -> None:
+        self.last_seq = event.seq
+        passed_on, self._passed_on = self._passed_on, trio.Event()
+        passed_on.set()
+        if not self._readers:
+            return
+        frame = Frame.of(encode_event(event).decode())
+        for number, reader in enumerate(list(self._readers), start=1):
+            if reader in self._readers and is_wanted(event.type, reader.types):
+                try:
+                    await reader.send(frame)
+                except OSError:
+                    self.leave(reader)
+            if number % SENT_AT_ONCE_MAX == 0:
+                await trio.lowlevel.checkpoint()
+
+
+class Feeds:
+    """The feeds of one worker. `run` owns their tasks."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._feeds: dict[MerchantId, Feed] = {}
+        self._nursery: trio.Nursery | None = None
+        self.announced: dict[MerchantId, int] = {}
+        """What other workers have not been told of yet: the last number by merchant."""
+        self.has_news = trio.Event()
+
+    @property
+    def merchant_ids(self) -> list[MerchantId]:
+        """Whose events are read here."""
+        return list(self._feeds)
+
+    def publish(self, event: Event) -> None:
+        """This worker has committed an event. Never waits."""
+        feed = self._feeds.get(event.merchant_id)
+        if feed is not None:
+            feed.hear(event.seq, event)
+        if event.seq > self.announced.get(event.merchant_id, 0):
+            self.announced[event.merchant_id] = event.seq
+            self.has_news.set()
+
+    def hint(self, merchant_id: MerchantId, seq: int) -> None:
+        """Events up to this number exist."""
+        feed = self._feeds.get(merchant_id)
+        if feed is not None:
+            feed.hear(seq)
+
+    async def poll(self, merchant_ids: list[MerchantId]) -> None:
+        """Look at the sequences themselves: whatever hint was lost, this finds it. Raises `DatabaseUnavailable`, `Overloaded`."""
+        async with self._pool.connection() as connection:
+            found = await find_last_seqs(connection, merchant_ids)
+        for merchant_id, seq in found.items():
+            self.hint(merchant_id, seq)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the feeds' tasks until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    @contextmanager
+    def reading(self, merchant_id: MerchantId, *, last_seq: int) -> Iterator[Feed]:
+        """The merchant's feed, for as long as the block runs; a new one begins at `last_seq`. Raises `Overloaded`."""
+        feed = self._feeds.get(merchant_id)
+        if feed is None:
+            if self._nursery is None or len(self._feeds) >= FEEDS_MAX:
+                raise Overloaded("too many merchants' events are read here")
+            feed = self._feeds[merchant_id] = Feed(self._pool, merchant_id, last_seq)
+            self._nursery.start_soon(feed.run)
+        feed.hear(last_seq)
+        feed.users += 1
+        try:
+            yield feed
+        finally:
+            feed.users -= 1
+            if not feed.users:
+                del self._feeds[merchant_id]
+                feed.scope.cancel()

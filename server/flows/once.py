@@ -1,0 +1,58 @@
+"""One effect and one reply for one idempotency key, for whatever is asked of a merchant's webhook endpoints.
+
+What is made gets an id that is drawn with the key, so that a request which takes over a dead one's key makes the same thing.
+Replies are stored sealed: they may hold a secret that is shown once, to whoever asks with this key.
+"""
+
+import base64
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from core.errors import FlorinError
+from core.idempotency import InFlight, Mismatch, Replay
+from core.ids import MerchantId, PaymentId, RefundId
+from server.flows.idempotent import Request, answer, claim, give_up
+from server.flows.services import Services
+from server.new_ids import uuid7
+
+_PLACE = "idempotency_keys.reply"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A definitive reply."""
+
+    status: int
+    body: bytes
+
+
+async def once(
+    services: Services, request: Request, work: Callable[[UUID], Awaitable[Reply]], *, about: UUID | None = None
+) -> Reply | Replay | Mismatch | InFlight:
+    """Do it, unless it was done. `work` gets the id of what it makes, and must bear to be done twice with the same id.
+
+    `about` is the endpoint it concerns; None where it makes one. What `work` raises ends the request without a definitive reply.
+    """
+    made = uuid7()
+    outcome = await claim(services, request, PaymentId(about or made), operation="endpoint", refund_id=RefundId(made))
+    if isinstance(outcome, Replay):
+        return Replay(outcome.status, _opened(services, request.merchant_id, outcome.body))
+    if isinstance(outcome, Mismatch | InFlight):
+        return outcome
+    assert outcome.refund_id is not None
+    try:
+        reply = await work(outcome.refund_id)
+    except FlorinError:
+        await give_up(services, request, outcome)
+        raise
+    await answer(services, request, status=reply.status, body=_sealed(services, request.merchant_id, reply.body))
+    return reply
+
+
+def _sealed(services: Services, merchant_id: MerchantId, body: bytes) -> bytes:
+    return base64.b64encode(services.sealer.seal(body.decode(), table=_PLACE, row=merchant_id, merchant=merchant_id))
+
+
+def _opened(services: Services, merchant_id: MerchantId, body: bytes) -> bytes:
+    return services.sealer.open(base64.b64decode(body), table=_PLACE, row=merchant_id, merchant=merchant_id).encode()

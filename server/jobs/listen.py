@@ -1,0 +1,95 @@
+"""Tells other workers of events, and hears of theirs: NOTIFY as a hint, and a look at the sequences every second as the
+guarantee.
+
+Hints are sent after the commit, on a connection of their own, gathered over a few milliseconds: inside the batch, NOTIFY would
+serialise the commits of all workers. A hint says that a merchant's events have reached a number; a lost one costs a second.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from uuid import UUID
+
+import psycopg
+import structlog
+import trio
+
+from core.errors import DatabaseUnavailable, Overloaded
+from core.ids import MerchantId
+from server.db.connection import Connection
+from server.db.roles import Role
+from server.flows.services import Services
+
+CHANNEL = "florin_events"
+GATHER_SECONDS = 0.003
+POLL_SECONDS = 1.0
+POLL_MERCHANTS_MAX = 1_000
+PAYLOAD_HINTS_MAX = 140
+"""As many as fit into the 8,000 bytes of a notification."""
+
+RECONNECT_SECONDS = 1.0
+_log = structlog.get_logger()
+
+
+async def run(services: Services, database_url: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Tell and listen until cancelled."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_kept_up, _announce, services, database_url)
+        nursery.start_soon(_kept_up, _listen, services, database_url)
+        nursery.start_soon(_poll, services)
+        task_status.started()
+
+
+async def _kept_up(work: Callable[[Services, Connection], Awaitable[None]], services: Services, database_url: str) -> None:
+    """Do it on a connection of its own, and again on a new one whenever that is lost."""
+    while True:
+        try:
+            connection = await Connection.open(
+                database_url, application_name="florin hints", role=Role.APP, synchronous_commit="off"
+            )
+            try:
+                await work(services, connection)
+            finally:
+                connection.discard()
+        except (DatabaseUnavailable, psycopg.Error) as error:
+            _log.warning("hints between workers are interrupted", error=str(error).strip())
+        await trio.sleep(RECONNECT_SECONDS)
+
+
+async def _announce(services: Services, connection: Connection) -> None:
+    feeds = services.feeds
+    while True:
+        await feeds.has_news.wait()
+        await trio.sleep(GATHER_SECONDS)
+        feeds.has_news = trio.Event()
+        news, feeds.announced = feeds.announced, {}
+        if services.workers.count <= 1:
+            continue
+        hints = [f"{merchant_id.hex}:{seq}" for merchant_id, seq in news.items()]
+        for at in range(0, len(hints), PAYLOAD_HINTS_MAX):
+            await connection.query("SELECT pg_notify($1, $2)", CHANNEL, ",".join(hints[at : at + PAYLOAD_HINTS_MAX]))
+
+
+async def _listen(services: Services, connection: Connection) -> None:
+    await connection.execute(f"LISTEN {CHANNEL}")
+    await _look(services)  # what was told while nobody listened
+    async with aclosing(connection.notifies()) as notifications:
+        async for notification in notifications:
+            for hint in notification.payload.split(","):
+                merchant, _, seq = hint.partition(":")
+                with suppress(ValueError):  # anybody on this database may send such a thing
+                    services.feeds.hint(MerchantId(UUID(hex=merchant)), int(seq))
+
+
+async def _poll(services: Services) -> None:
+    while True:
+        await trio.sleep(POLL_SECONDS)
+        try:
+            await _look(services)
+        except (DatabaseUnavailable, Overloaded) as error:
+            _log.warning("cannot look for events", error=str(error))
+
+
+async def _look(services: Services) -> None:
+    merchants = services.feeds.merchant_ids
+    for at in range(0, len(merchants), POLL_MERCHANTS_MAX):
+        await services.feeds.poll(merchants[at : at + POLL_MERCHANTS_MAX])
