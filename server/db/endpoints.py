@@ -222,16 +222,15 @@ async def note_health(
 
 
 async def count_endpoints(connection: Connection, merchant_id: MerchantId) -> int:
-    """How many a merchant has, under a lock that lets one more be added at a time."""
-    await connection.query("SELECT 1 FROM merchants WHERE merchant_id = $1 FOR UPDATE", merchant_id)
+    """How many a merchant has; they are locked, so that one more is added at a time."""
     rows = await connection.query(
         """
-        SELECT count(*) FROM webhook_endpoints WHERE merchant_id = $1 AND disabled_reason IS DISTINCT FROM 'deleted'
+        SELECT id FROM webhook_endpoints
+         WHERE merchant_id = $1 AND disabled_reason IS DISTINCT FROM 'deleted' ORDER BY id FOR UPDATE
         """,
         merchant_id,
     )
-    total: int = rows[0][0]
-    return total
+    return len(rows)
 
 
 async def find_endpoint_owner(connection: Connection, endpoint_id: UUID) -> MerchantId | None:
