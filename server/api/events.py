@@ -48,7 +48,8 @@ class EventsApi:
         sequence, resumption = await begin(self._services, call.merchant.id, position)
         seq, last_seq = resumption.after_seq, sequence.last_seq
         found, seq = await self._find(call, seq, limit=limit, types=types)
-        if not found and wait:
+        is_gap = not resumption.recovered and position.after_seq is not None
+        if not found and wait and not is_gap:  # a gap is told at once
             if self._waiters >= WAITERS_MAX:
                 raise Overloaded("too many requests wait for events")
             self._waiters += 1
@@ -177,9 +178,9 @@ def _read_wait(call: Call, fields: dict[str, str]) -> float:
     text = fields.get("wait")
     if text is None:
         return reply_within_seconds(call.scope) or 0.0
-    if not (text.isascii() and text.isdigit() and len(text) <= 4):
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and int(text) <= WAIT_SECONDS_MAX):
         raise Unprocessable(f"wait is a number of seconds, at most {WAIT_SECONDS_MAX}", code="invalid_query", path="wait")
-    return float(min(int(text), WAIT_SECONDS_MAX))
+    return float(text)
 
 
 def _shape(consumer: Consumer) -> shapes.Consumer:

@@ -10,7 +10,23 @@ from typing import Annotated, NoReturn
 import typer
 
 from core.errors import FlorinError, leaves
-from server.cli import doctor, explain, haproxy, merchant, migrate, payout, psp, receipt, serve, smoke, up, wallet
+from server.cli import (
+    dlq,
+    doctor,
+    explain,
+    haproxy,
+    listen,
+    merchant,
+    migrate,
+    payout,
+    psp,
+    receipt,
+    serve,
+    smoke,
+    trigger,
+    up,
+    wallet,
+)
 from server.cli.doctor import NotChecked
 
 app = typer.Typer(
@@ -26,6 +42,9 @@ app.add_typer(psp.app, name="psp")
 app.add_typer(payout.app, name="payout")
 app.add_typer(wallet.app, name="wallet")
 app.add_typer(receipt.app, name="receipt")
+app.add_typer(dlq.app, name="dlq")
+app.command("listen")(listen.command)
+app.command("trigger")(trigger.command)
 app.command("smoke")(smoke.command)
 app.command("explain")(explain.command)
 app.command("doctor")(doctor.command)
