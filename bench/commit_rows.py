@@ -49,7 +49,12 @@ async def _add(connection: Connection, merchant_id: MerchantId, now: datetime) -
     await merchants.add_merchant(connection, merchants.Merchant(merchant_id, "Bench", "test", ACCOUNT, now))
     hour_ago = now - timedelta(hours=1)
     endpoint = Endpoint(
-        id=EndpointId(uuid7()), merchant_id=merchant_id, url="http://127.0.0.1/", sealed_secret=b"sealed", created_at=hour_ago
+        id=EndpointId(uuid7()),
+        merchant_id=merchant_id,
+        url="http://127.0.0.1/",
+        sealed_secret=b"sealed",
+        created_at=hour_ago,
+        updated_at=hour_ago,
     )
     await add_endpoint(connection, endpoint)
 

@@ -10,17 +10,25 @@ from urllib.parse import urlsplit
 EXCERPT_LENGTH_MAX = 500
 REDACTED = "[redacted]"
 
-_NAMES = "bearer|basic|token|secret|password|passwd|api[_-]?key|authorization|cookie|session"
-_SECRETS = (
-    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",  # an e-mail address
-    rf"(?i:\b(?:{_NAMES})\b[\"']?\s*[:=]?\s*[\"']?)[^\s\"',;<>&]+",  # what follows such a name
-    r"\b(?:fl_(?:test|live)|whsec|sk|pk|rk|ghp|xox[a-z])_?[\w+/=-]{8,}",  # a key, by its prefix
-    r"\beyJ[\w-]+\.[\w-]+\.[\w-]*",  # a JSON web token
-    r"\b[0-9A-Fa-f]{32,}\b",
-    r"[A-Za-z0-9+/_-]{40,}={0,2}",  # long random digits
-    r"\+?\d(?:[ ()./-]?\d){7,}",  # a number of a card, an account or a telephone
+_NAMES = "bearer|basic|token|secret|passwor[dt]|passwd|pwd|api[_-]?key|authori[sz]ation|cookie|sess|signature|credential"
+_VALUE = r"(?:\"[^\"]{0,500}+(?:\"|\Z)|'[^']{0,500}+(?:'|\Z)|[^\s\"',;<>&]{1,500}+)"
+_NAMED = (
+    rf"(?i:(?<![A-Za-z0-9])[\w-]{{0,20}}(?:{_NAMES})[\w-]{{0,20}})[\"']?[ \t]{{0,3}}(?:[:=][ \t]{{0,3}})?"
+    rf"(?:(?i:bearer|basic)[ \t]{{1,3}})?{_VALUE}"
 )
-_SECRET = re.compile("|".join(_SECRETS))
+"""What follows such a name."""
+
+_SECRETS = (
+    r"(?i:set-cookie|cookie)\s{0,3}:[^\n]{0,1000}+",
+    _NAMED,
+    r"(?<![\w.+%-])[\w.+-]{1,64}+(?:@|%40)[\w-]{1,63}+(?:\.[\w-]{1,63}+){0,8}",  # an e-mail address
+    r"\b(?:fl_(?:test|live)|whsec|sk|pk|rk|ghp|xox[a-z]|AKIA)_?[\w+/=-]{8,200}+",  # a key, by its prefix
+    r"\beyJ[\w-]{1,500}+\.[\w-]{1,500}+\.?[\w-]{0,500}+",  # a JSON web token
+    r"(?<![0-9A-Za-z])[0-9A-Fa-f]{32,500}+",
+    r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{40,500}+={0,2}",  # long random digits
+    r"(?<!\d)\d(?:[ ()./_\u2010-\u2015-]{0,3}\d){7,40}+",  # a number of a card, an account or a telephone
+)
+_SECRET = re.compile("|".join(_SECRETS), re.ASCII)
 _UNPRINTABLE = re.compile(r"[^\x09\x0a\x20-\x7e\u00a0-\ud7ff\ue000-\ufffd]")
 
 PERSONAL = frozenset({"description", "metadata", "return_url", "payment_url", "statement_descriptor", "order_id", "reason"})
@@ -29,13 +37,15 @@ PERSONAL = frozenset({"description", "metadata", "return_url", "payment_url", "s
 
 def excerpt(text: str) -> str:
     """The beginning of a text, without what is somebody's secret."""
-    return _SECRET.sub(REDACTED, _UNPRINTABLE.sub("�", text[: 4 * EXCERPT_LENGTH_MAX]))[:EXCERPT_LENGTH_MAX]
+    return _SECRET.sub(REDACTED, _UNPRINTABLE.sub("�", text[: 2 * EXCERPT_LENGTH_MAX]))[:EXCERPT_LENGTH_MAX]
 
 
 def redacted_url(url: str) -> str:
-    """A URL without its query, where tokens are."""
+    """A URL without what tokens are in: its query, and its path but for the first part."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}{parts.path}" + ("?" + REDACTED if parts.query else "")
+    first, _, rest = parts.path.lstrip("/").partition("/")
+    path = f"/{first}" + (f"/{REDACTED}" if rest else "")
+    return f"{parts.scheme}://{parts.netloc}{path}" + ("?" + REDACTED if parts.query else "")
 
 
 def redacted_data(data: Mapping[str, object]) -> dict[str, object]:

@@ -91,6 +91,6 @@ async def provision(connection: Connection, demo: Demo, sealer: Sealer, *, psp_u
             )
     sealed = sealer.seal(demo.webhook_secret, table="webhook_endpoints", row=demo.endpoint_id, merchant=merchant_id)
     endpoint_id, url = EndpointId(demo.endpoint_id), f"{shop_url}/webhooks"
-    endpoint = Endpoint(id=endpoint_id, merchant_id=merchant_id, url=url, sealed_secret=sealed, created_at=now)
+    endpoint = Endpoint(id=endpoint_id, merchant_id=merchant_id, url=url, sealed_secret=sealed, created_at=now, updated_at=now)
     await add_endpoint(connection, endpoint)
     await move_endpoint(connection, merchant_id, endpoint_id, url)

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
 
@@ -17,6 +18,11 @@ _TICKET_PREFIX = "flst"
 def uuid7() -> UUID:
     """A UUIDv7 (RFC 9562): sorts by the time it was made."""
     return UUID(bytes=uuid_utils.uuid7().bytes)
+
+
+def drawn_at(made: UUID) -> datetime:
+    """When a UUIDv7 was drawn."""
+    return datetime.fromtimestamp((made.int >> 80) / 1_000, UTC)
 
 
 def api_key(mode: Literal["test", "live"], merchant_id: MerchantId) -> str:

@@ -123,6 +123,7 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
                 finally:
                     with trio.CancelScope(shield=True):
                         until = trio.current_time() + settings.drain_seconds
+                        api.end_waits()
                         await listener.drain(seconds=settings.drain_seconds)
                         await services.background.drain(seconds=max(until - trio.current_time(), 0))
                     front.cancel_scope.cancel()

@@ -71,10 +71,10 @@ def always(status: int, *headers: tuple[bytes, bytes], body: bytes = b"") -> Cal
 
 
 @asynccontextmanager
-async def receiving(port: int = 0) -> AsyncIterator[Receiver]:
+async def receiving(kind: type[Receiver] = Receiver) -> AsyncIterator[Receiver]:
     """A receiver that serves for as long as the block runs."""
-    receiver = Receiver()
-    listener = Listener(receiver, bind("127.0.0.1", port))
+    receiver = kind()
+    listener = Listener(receiver, bind("127.0.0.1", 0))
     receiver.port = listener.port
     async with trio.open_nursery() as nursery:
         await nursery.start(listener.run)

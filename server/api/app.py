@@ -10,6 +10,7 @@ import trio
 from core.errors import FlorinError, InvalidId, Malformed, NotFound, TooLarge, Unauthenticated
 from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
 from server.api.authentication import Authentication
+from server.api.bodies import read_query
 from server.api.call import Call, Route, Router, allowed
 from server.api.docs import page
 from server.api.endpoints import EndpointsApi
@@ -21,7 +22,7 @@ from server.api.payments import JSON, PaymentsApi
 from server.api.problems import send_error, send_problem, status_of
 from server.api.routes import endpoint_routes, event_routes, ledger_routes, payment_routes
 from server.api.stream import StreamApi
-from server.flows.receive import receive, receive_unreadable
+from server.flows import receive as psp_events
 from server.flows.services import Services
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
 from server.new_ids import uuid7
@@ -42,11 +43,13 @@ class Api:
         self._metrics_token = metrics_token
         self._authentication = Authentication(services.db.pool)
         self._stream = StreamApi(services, self._authentication)
+        self._events = EventsApi(services)
         self.run = self._stream.run
+        self.end_waits = self._events.end_waits
         shown = [
             *payment_routes(PaymentsApi(services), OperationsApi(services)),
             *ledger_routes(LedgerApi(services)),
-            *event_routes(EventsApi(services)),
+            *event_routes(self._events),
             *endpoint_routes(EndpointsApi(services)),
         ]
         self.document = msgspec.json.encode(document(shown))
@@ -62,7 +65,7 @@ class Api:
         request_id = f"req_{uuid7().hex}"
         try:
             body = await read_body(receive, bytes_max=BODY_BYTES_MAX)
-            await self._route(scope, body, send, request_id=request_id)
+            await self._route(scope, body, receive, send, request_id=request_id)
         except ClientGone:
             return
         except BodyTooLarge:
@@ -72,7 +75,7 @@ class Api:
                 _log.error("a request failed", request_id=request_id, path=scope["path"], error=repr(error))
             await send_error(send, error, request_id=request_id)
 
-    async def _route(self, scope: Scope, body: bytes, send: Send, *, request_id: str) -> None:
+    async def _route(self, scope: Scope, body: bytes, receive: Receive, send: Send, *, request_id: str) -> None:
         routes, given = self._router.find(scope["path"])
         method = scope["method"]
         route = routes.get("GET" if method == "HEAD" else method)
@@ -83,7 +86,9 @@ class Api:
         if route is None:
             raise NotFound(f"there is nothing at {scope['path'][:200]}", code="no_such_route")
         caller = None if route.is_public else await self._authentication.caller_of(scope)
-        await route.handle(Call(scope, body, send, request_id, caller), *given)
+        if scope["query_string"] and not route.takes_query and not route.is_hidden:
+            read_query(scope)
+        await route.handle(Call(scope, body, send, request_id, caller, receive), *given)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].rstrip("/") == STREAM_PATH:
@@ -129,9 +134,9 @@ class Api:
         try:
             notice = adapter.read_webhook(dict(call.scope["headers"]), call.body, now=now)
         except Malformed as error:
-            await receive_unreadable(self._services, adapter, call.body, error)
+            await psp_events.receive_unreadable(self._services, adapter, call.body, error)
         else:
-            await receive(self._services, adapter, notice)
+            await psp_events.receive(self._services, adapter, notice)
         await respond(call.send, 200, b'{"received":true}', content_type=JSON)
 
     async def _want_websocket(self, call: Call) -> None:

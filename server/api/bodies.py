@@ -126,7 +126,8 @@ def read_query(scope: Scope, *allowed: str) -> dict[str, str]:
     fields = dict(pairs)
     unknown = next((name for name in fields if name not in allowed), None)
     if unknown is not None:
-        raise Unprocessable(f"there is no parameter {unknown[:40]!r} here, only {', '.join(allowed)}", code="invalid_query")
+        known = f"only {', '.join(allowed)}" if allowed else "nor any other"
+        raise Unprocessable(f"there is no parameter {unknown[:40]!r} here, {known}", code="invalid_query")
     if len(fields) < len(pairs) or any("\x00" in value for value in fields.values()):
         raise Unprocessable("a parameter is given twice or holds the character U+0000", code="invalid_query")
     return fields
@@ -135,7 +136,7 @@ def read_query(scope: Scope, *allowed: str) -> dict[str, str]:
 def read_limit(fields: dict[str, str]) -> int:
     """How many items a page has."""
     text = fields.get("limit", str(PAGE_DEFAULT))
-    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= PAGE_MAX):
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= PAGE_MAX and text[0] != "0"):
         raise Unprocessable(f"limit is from 1 to {PAGE_MAX}", code="invalid_query", path="limit")
     return int(text)
 

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from server.db.merchants import Merchant
-from server.http.asgi import Scope, Send
+from server.http.asgi import Receive, Scope, Send
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,14 @@ class Call:
     send: Send
     request_id: str
     caller: Caller | None = None
+    receive: Receive | None = None
+    """After the body nothing comes any more, but the news that the client has gone."""
+
+    async def until_gone(self) -> None:
+        """Wait until the client has gone."""
+        assert self.receive is not None
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
     @property
     def merchant(self) -> Merchant:
@@ -67,6 +75,11 @@ class Route:
     needs_key: bool = False
     is_public: bool = False
     is_hidden: bool = False
+
+    @property
+    def takes_query(self) -> bool:
+        """Whether the query string may hold anything."""
+        return any(not one.is_header for one in self.parameters)
 
 
 class Router:

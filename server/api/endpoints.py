@@ -334,8 +334,8 @@ def _log(row: DeliveryRow, failed: list[FailedAttempt]) -> list[shapes.Attempt]:
 def _decode_letter(text: str) -> tuple[EndpointId, int]:
     endpoint, _, seq = text.partition("-")
     try:
-        return EndpointId(UUID(hex=endpoint)), int(seq)
-    except ValueError as error:
+        return EndpointId(decode_id(ENDPOINT, f"{ENDPOINT}_{endpoint}")), decode_seq(seq)
+    except (InvalidId, NotFound) as error:
         raise Unprocessable("this cursor was not made here", code="invalid_query", path="cursor") from error
 
 

@@ -1,6 +1,7 @@
 """`/v1/events`, `/v1/consumers` and `/v1/stream/tickets`: events by asking for them, and what the stream needs."""
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -9,22 +10,27 @@ import trio
 
 from core.errors import NotFound, Overloaded, Unprocessable
 from core.events import is_wanted, parse_types
+from core.ids import MerchantId
 from server import shapes
 from server.api.bodies import WAIT_SECONDS_MAX, read_limit, read_query, reply_within_seconds
 from server.api.call import Call
 from server.api.endpoints import decode_seq, read_seq
 from server.api.notification_bodies import CONSUMER_PATTERN, read_place_consumer, read_ticket
 from server.api.payments import JSON
-from server.db.events import Event, find_event, find_sequence, list_events
-from server.db.streams import Consumer, Ticket, add_ticket, list_consumers, remove_consumer
+from server.db.events import Event, find_event, list_events
+from server.db.streams import Consumer, Ticket, add_ticket, count_tickets, list_consumers, remove_consumer
 from server.flows.envelope import encode_event
 from server.flows.services import Services
 from server.flows.stream import Position, begin, place
 from server.http.asgi import respond
+from server.http.errors import NotSent
+from server.http.url import parse_origin
 from server.new_ids import key_hash, stream_ticket
 
 TICKET_SECONDS = 30
-WAITERS_MAX = 5_000
+WAITERS_MAX = 256
+WAITERS_PER_MERCHANT_MAX = 32
+TICKETS_MAX = 1_000
 SCANNED_EVENTS_MAX = 2_000
 """How many events a request looks through for those of its types."""
 
@@ -36,27 +42,28 @@ class EventsApi:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._waiters = 0
+        self._waits: set[trio.CancelScope] = set()
+        self._waiting: dict[MerchantId, int] = {}
+        self._is_stopping = False
+
+    def end_waits(self) -> None:
+        """The worker stops: who waits is answered at once."""
+        self._is_stopping = True
+        for scope in self._waits:
+            scope.cancel()
 
     async def list_all(self, call: Call) -> None:
         """`GET /v1/events`: what follows `after`, or a consumer's cursor; with `wait`, as soon as there is something."""
         fields = read_query(call.scope, "after", "limit", "types", "wait", "consumer", "epoch")
         limit, types, wait = read_limit(fields), read_types(fields), _read_wait(call, fields)
-        position = read_position(fields)
-        if position.after_seq is None and position.consumer is None:
-            position = Position(after_seq=0, epoch=position.epoch)
+        asked = read_position(fields)
+        position = asked if asked.after_seq is not None or asked.consumer is not None else replace(asked, after_seq=0)
         sequence, resumption = await begin(self._services, call.merchant.id, position)
-        seq, last_seq = resumption.after_seq, sequence.last_seq
-        found, seq = await self._find(call, seq, limit=limit, types=types)
-        is_gap = not resumption.recovered and position.after_seq is not None
-        if not found and wait and not is_gap:  # a gap is told at once
-            if self._waiters >= WAITERS_MAX:
-                raise Overloaded("too many requests wait for events")
-            self._waiters += 1
-            try:
-                found, seq, last_seq = await self._wait(call, seq, limit=limit, types=types, seconds=wait)
-            finally:
-                self._waiters -= 1
+        found, seq = await self._find(call, resumption.after_seq, limit=limit, types=types)
+        last_seq = max(sequence.last_seq, seq)
+        is_gap = not resumption.recovered and asked.after_seq is not None
+        if not found and seq == last_seq and wait and not is_gap and self._may_wait(call):
+            found, seq, last_seq = await self._wait(call, seq, limit=limit, types=types, seconds=wait)
         page = {
             "data": [msgspec.Raw(encode_event(event)) for event in found],
             "seq": seq,
@@ -84,18 +91,13 @@ class EventsApi:
         """`PUT /v1/consumers/{name}`: forward, or back to be sent again what follows."""
         wanted = read_place_consumer(call.body)
         _require_consumer(name, path="name")
-        async with self._services.db.pool.connection() as connection:
-            last_seq = (await find_sequence(connection, call.merchant.id)).last_seq
-            if wanted.acked_seq > last_seq:
-                detail = f"the last event is number {last_seq}"
-                raise Unprocessable(detail, code="invalid_field", path="$.acked_seq")
-            consumer = await place(self._services, connection, call.merchant.id, name, acked_seq=wanted.acked_seq)
+        consumer = await place(self._services, call.merchant.id, name, acked_seq=wanted.acked_seq)
         await respond(call.send, 200, msgspec.json.encode(_shape(consumer)), content_type=JSON)
 
     async def remove_consumer(self, call: Call, name: str) -> None:
         """`DELETE /v1/consumers/{name}`."""
         async with self._services.db.pool.connection() as connection:
-            if not await remove_consumer(connection, call.merchant.id, name):
+            if not _CONSUMER.match(name) or not await remove_consumer(connection, call.merchant.id, name):
                 raise NotFound("no such consumer")
         await respond(call.send, 204, b"", content_type=JSON)
 
@@ -107,12 +109,14 @@ class EventsApi:
         ticket = Ticket(
             merchant_id=call.merchant.id,
             key_id=call.caller.key_id,
-            origin=wanted.origin.lower(),
+            origin=origin_of(wanted.origin),
             event_types=parse_types(wanted.event_types, path="$.event_types"),
             consumer=wanted.consumer,
             expires_at=self._services.now() + timedelta(seconds=TICKET_SECONDS),
         )
         async with self._services.db.pool.connection() as connection:
+            if await count_tickets(connection, call.merchant.id, now=self._services.now()) >= TICKETS_MAX:
+                raise Overloaded(f"{TICKETS_MAX} tickets wait to be used: use them, or wait {TICKET_SECONDS} s")
             await add_ticket(connection, ticket, ticket_sha256=key_hash(text))
         shape = shapes.StreamTicket(ticket=text, url=f"/v1/stream?ticket={text}", expires_at=ticket.expires_at)
         headers = [(b"cache-control", b"no-store")]
@@ -137,16 +141,39 @@ class EventsApi:
                 break
         return found, seq
 
+    def _may_wait(self, call: Call) -> bool:
+        """Whoever may not is answered at once, and may ask again: waiting must leave room for payments."""
+        of_merchant = self._waiting.get(call.merchant.id, 0)
+        return not self._is_stopping and len(self._waits) < WAITERS_MAX and of_merchant < WAITERS_PER_MERCHANT_MAX
+
     async def _wait(
         self, call: Call, seq: int, *, limit: int, types: tuple[str, ...] | None, seconds: float
     ) -> tuple[list[Event], int, int]:
+        """Wait for what follows; not for a client that has gone."""
+        merchant_id = call.merchant.id
+        self._waiting[merchant_id] = self._waiting.get(merchant_id, 0) + 1
         found: list[Event] = []
-        with self._services.feeds.reading(call.merchant.id, last_seq=seq) as feed:
-            with trio.move_on_after(seconds):
-                while not found:
-                    await feed.until_after(seq)
-                    found, seq = await self._find(call, seq, limit=limit, types=types)
-            return found, seq, max(feed.last_seq, seq)
+        try:
+            with self._services.feeds.reading(merchant_id, last_seq=seq) as feed:
+                async with trio.open_nursery() as nursery:
+                    self._waits.add(nursery.cancel_scope)
+                    nursery.cancel_scope.deadline = trio.current_time() + seconds
+                    nursery.start_soon(_cancel_when_gone, call, nursery.cancel_scope)
+                    while not found and seq == feed.last_seq:
+                        await feed.until_after(seq)
+                        found, seq = await self._find(call, seq, limit=limit, types=types)
+                    nursery.cancel_scope.cancel()
+                return found, seq, max(feed.last_seq, seq)
+        finally:
+            self._waits.discard(nursery.cancel_scope)
+            self._waiting[merchant_id] -= 1
+            if not self._waiting[merchant_id]:
+                del self._waiting[merchant_id]
+
+
+async def _cancel_when_gone(call: Call, scope: trio.CancelScope) -> None:
+    await call.until_gone()
+    scope.cancel()
 
 
 def read_position(fields: dict[str, str]) -> Position:
@@ -166,6 +193,15 @@ def read_types(fields: dict[str, str]) -> tuple[str, ...] | None:
     """The types that a reader wants, by a query, separated by commas. Raises `Unprocessable`."""
     text = fields.get("types", "")
     return parse_types([one.strip() for one in text.split(",") if one.strip()], path="types")
+
+
+def origin_of(text: str) -> str:
+    """An origin as browsers write it: in lower case, without the port that goes without saying. Raises `Unprocessable`."""
+    try:
+        origin = parse_origin(text)
+    except NotSent as error:
+        raise Unprocessable("expected an origin like https://shop.example", code="invalid_field", path="$.origin") from error
+    return f"{'https' if origin.is_secure else 'http'}://{origin.host_header}"
 
 
 def _require_consumer(name: str, *, path: str) -> None:

@@ -8,7 +8,7 @@ Closing codes: 1012 the server restarts and 1013 too far behind, both of which m
 that cannot be understood; 4401 the key was revoked.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import trio
 
-from core.errors import DatabaseUnavailable, FlorinError, Overloaded, RequestError, Unauthenticated
+from core.errors import DatabaseUnavailable, FlorinError, NotFound, Overloaded, RequestError, Unauthenticated
 from core.events import API_VERSION, is_wanted
 from core.ids import MerchantId
 from core.stream import Resumption, Sequence
@@ -36,13 +36,16 @@ from server.flows.feeds import Feed, Reader
 from server.flows.services import Services
 from server.flows.stream import Position, begin
 from server.http.asgi import Message, Receive, Scope, Send, header
-from server.http.frame import send_frame
+from server.http.frame import FRAME_EXTENSION, send_frame
 from server.new_ids import key_hash, merchant_of_ticket, uuid7
 
 STREAMS_PER_MERCHANT_MAX = 10_000
 PAGE_EVENTS = 200
 WATCH_SECONDS = 1.0
-POLICY, KEY_REVOKED = 1008, 4401
+JOINING_MAX = 4
+"""How many may read what they missed from the database at the same time."""
+
+POLICY, RESTART, TRY_AGAIN_LATER, KEY_REVOKED = 1008, 1012, 1013, 4401
 _log = structlog.get_logger()
 
 
@@ -56,14 +59,38 @@ class _Admitted:
     position: Position
 
 
+class _Ends:
+    """How one stream is told to end, by whoever has a reason."""
+
+    def __init__(self) -> None:
+        self._wanted = trio.Event()
+        self._code, self._reason = RESTART, ""
+
+    def end(self, code: int, reason: str) -> None:
+        """End it so. The first reason counts."""
+        if not self._wanted.is_set():
+            self._code, self._reason = code, reason
+            self._wanted.set()
+
+    def begin_anew(self) -> None:
+        """Its numbers mean other events now."""
+        self.end(RESTART, "the events are numbered anew: reconnect")
+
+    async def run(self, send: Send) -> None:
+        """Wait for a reason, and close."""
+        await self._wanted.wait()
+        await _close(send, self._code, self._reason)
+
+
 class StreamApi:
     """The handler, and the watch over the keys by which streams were opened."""
 
     def __init__(self, services: Services, authentication: Authentication) -> None:
         self._services = services
         self._authentication = authentication
-        self._by_key: dict[tuple[MerchantId, UUID], set[Callable[[], None]]] = {}
+        self._by_key: dict[tuple[MerchantId, UUID], set[_Ends]] = {}
         self._open: dict[MerchantId, int] = {}
+        self._joining = trio.Semaphore(JOINING_MAX)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Close the streams of keys that end, until cancelled."""
@@ -72,7 +99,7 @@ class StreamApi:
             await trio.sleep(WATCH_SECONDS)
             try:
                 await self._close_revoked()
-            except (DatabaseUnavailable, Overloaded) as error:
+            except Exception as error:  # noqa: BLE001 - a look that fails must not end the worker
                 _log.warning("cannot look whether keys were revoked", error=str(error))
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,21 +107,27 @@ class StreamApi:
         await receive()
         request_id = f"req_{uuid7().hex}"
         try:
-            admitted = await self._admit(scope)
-            sequence, resumption = await begin(self._services, admitted.merchant_id, admitted.position)
+            async with self._joining:  # thousands may come back at once, and payments need the database too
+                admitted = await self._admit(scope)
+                sequence, resumption = await begin(self._services, admitted.merchant_id, admitted.position)
             if self._open.get(admitted.merchant_id, 0) >= STREAMS_PER_MERCHANT_MAX:
                 raise Overloaded(f"a merchant has at most {STREAMS_PER_MERCHANT_MAX} streams open here")
         except FlorinError as error:
             await send_error(partial(_deny, send), error, request_id=request_id)
             return
-        try:
-            await send({"type": "websocket.accept"})
-            await self._serve(scope, receive, send, admitted, sequence, resumption)
-        except OSError:
-            return  # the peer is gone
+        with self._counted(admitted) as ends:
+            try:
+                await send({"type": "websocket.accept"})
+                await self._serve(scope, receive, send, admitted, (sequence, resumption), ends)
+            except OSError:
+                return  # the peer is gone
+            except Overloaded as error:
+                await _close(send, TRY_AGAIN_LATER, str(error))
 
     async def _admit(self, scope: Scope) -> _Admitted:
-        """Raises `Unauthenticated`, `Unprocessable`."""
+        """Raises `Unauthenticated`, `Unprocessable`, `NotFound`."""
+        if FRAME_EXTENSION not in scope.get("extensions", ()):
+            raise NotFound("there is no stream here: this server would let one slow reader hold up the others")
         fields = read_query(scope, "after", "types", "consumer", "epoch", "ticket")
         if "ticket" not in fields:
             caller: Caller = await self._authentication.caller_of(scope)
@@ -120,9 +153,10 @@ class StreamApi:
         receive: Receive,
         send: Send,
         admitted: _Admitted,
-        sequence: Sequence,
-        resumption: Resumption,
+        begun: tuple[Sequence, Resumption],
+        ends: _Ends,
     ) -> None:
+        sequence, resumption = begun
         hello = {
             "epoch": str(sequence.epoch),
             "recovered": resumption.recovered,
@@ -130,16 +164,16 @@ class StreamApi:
             "api_version": API_VERSION,
         }
         await send({"type": "websocket.send", "text": msgspec.json.encode(hello).decode()})
-        reader = Reader(partial(send_frame, scope, send), types=admitted.types)
+        reader = Reader(partial(send_frame, scope, send), ends.begin_anew, types=admitted.types)
         with self._services.feeds.reading(admitted.merchant_id, last_seq=sequence.last_seq) as feed:
             async with trio.open_nursery() as nursery:
-                with self._counted(admitted, partial(nursery.start_soon, _close_revoked, send)):
-                    try:
-                        nursery.start_soon(self._catch_up, feed, reader, send, resumption.after_seq)
-                        await self._hear(receive, send, feed, admitted)
-                    finally:
-                        feed.leave(reader)
-                        nursery.cancel_scope.cancel()
+                try:
+                    nursery.start_soon(ends.run, send)
+                    nursery.start_soon(self._catch_up, feed, reader, send, resumption.after_seq)
+                    await self._hear(receive, send, feed, admitted, last_seq=sequence.last_seq)
+                finally:
+                    feed.leave(reader)
+                    nursery.cancel_scope.cancel()
 
     async def _catch_up(self, feed: Feed, reader: Reader, send: Send, seq: int) -> None:
         """Send what is past, until there is nothing between it and what is live; then join, with no moment in between."""
@@ -148,8 +182,11 @@ class StreamApi:
                 if seq > feed.last_seq:
                     await feed.until_after(seq - 1)
                     continue
-                async with self._services.db.pool.connection() as connection:
+                async with self._joining, self._services.db.pool.connection() as connection:
                     page = await list_events(connection, feed.merchant_id, after_seq=seq, limit=PAGE_EVENTS)
+                if not page or feed.is_void:
+                    await _close(send, RESTART, "the events are numbered anew: reconnect")
+                    return
                 for event in page:
                     if event.seq > feed.last_seq:
                         break
@@ -161,9 +198,9 @@ class StreamApi:
             return  # the peer is gone
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("a stream cannot catch up", error=str(error))
-            await _close(send, 1013, "the events cannot be read at the moment: reconnect")
+            await _close(send, TRY_AGAIN_LATER, "the events cannot be read at the moment: reconnect")
 
-    async def _hear(self, receive: Receive, send: Send, feed: Feed, admitted: _Admitted) -> None:
+    async def _hear(self, receive: Receive, send: Send, feed: Feed, admitted: _Admitted, *, last_seq: int) -> None:
         """Take acknowledgements until the client leaves."""
         consumer = admitted.position.consumer
         while True:
@@ -175,23 +212,23 @@ class StreamApi:
             except RequestError as error:
                 await _close(send, POLICY, f'expected {{"ack": seq}}: {error}')
                 return
-            if consumer is None or seq > feed.last_seq:
+            if consumer is None or seq > max(feed.last_seq, last_seq):
                 why = "only a named consumer acknowledges" if consumer is None else "an event that was not sent"
                 await _close(send, POLICY, why)
                 return
             self._services.acks.note(admitted.merchant_id, consumer, seq)
 
     @contextmanager
-    def _counted(self, admitted: _Admitted, close: Callable[[], None]) -> Iterator[None]:
-        merchant_id = admitted.merchant_id
+    def _counted(self, admitted: _Admitted) -> Iterator[_Ends]:
+        merchant_id, ends = admitted.merchant_id, _Ends()
         self._open[merchant_id] = self._open.get(merchant_id, 0) + 1
-        self._by_key.setdefault(admitted.key, set()).add(close)
+        self._by_key.setdefault(admitted.key, set()).add(ends)
         try:
-            yield
+            yield ends
         finally:
-            closers = self._by_key[admitted.key]
-            closers.discard(close)
-            if not closers:
+            of_key = self._by_key[admitted.key]
+            of_key.discard(ends)
+            if not of_key:
                 del self._by_key[admitted.key]
             self._open[merchant_id] -= 1
             if not self._open[merchant_id]:
@@ -204,17 +241,13 @@ class StreamApi:
                 ended = await revoked_keys(connection, keys[at : at + 1_000])
             for key in keys[at : at + 1_000]:
                 if key[1] in ended:
-                    for close in list(self._by_key.get(key, ())):
-                        close()
+                    for ends in self._by_key.get(key, ()):
+                        ends.end(KEY_REVOKED, "the API key was revoked")
 
 
 async def _deny(send: Send, message: Message) -> None:
     """Answer the handshake with a problem instead (ASGI's extension websocket.http.response)."""
     await send({**message, "type": "websocket." + message["type"]})
-
-
-async def _close_revoked(send: Send) -> None:
-    await _close(send, KEY_REVOKED, "the API key was revoked")
 
 
 async def _close(send: Send, code: int, reason: str) -> None:

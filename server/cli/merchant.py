@@ -81,7 +81,7 @@ def add(
                 secret = standard_secret(secrets.token_bytes(32))
                 sealed = sealer.seal(secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant.id)
                 endpoint = Endpoint(
-                    id=endpoint_id, merchant_id=merchant.id, url=webhook_url, sealed_secret=sealed, created_at=now
+                    id=endpoint_id, merchant_id=merchant.id, url=webhook_url, sealed_secret=sealed, created_at=now, updated_at=now
                 )
                 await add_endpoint(connection, endpoint)
         return merchant.id, key, secret

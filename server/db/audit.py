@@ -21,9 +21,12 @@ class Act:
 
 
 async def record_act(connection: Connection, act: Act) -> None:
-    """Write an act in the caller's transaction."""
+    """Write an act in the caller's transaction; once, however often it is repeated."""
     await connection.run(
-        "INSERT INTO audit_log (merchant_id, id, actor, action, detail, created_at) VALUES ($1, $2, $3, $4, $5, $6)",
+        """
+        INSERT INTO audit_log (merchant_id, id, actor, action, detail, created_at) VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (merchant_id, id) DO NOTHING
+        """,
         act.merchant_id,
         act.id,
         act.actor,

@@ -145,8 +145,8 @@ ORDER_CHECKS = (
         f"""
         SELECT t.merchant_id, t.seq, e.id AS endpoint_id
           FROM events t
-          JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled AND e.created_at < t.created_at
-           AND (e.updated_at = e.created_at OR e.updated_at + interval '5 seconds' < t.created_at)
+          JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled
+           AND e.updated_at + interval '5 seconds' < t.created_at
            AND {IS_WANTED.format("t.type")}
          WHERE t.type <> 'webhook_endpoint.test' AND NOT EXISTS (
                 SELECT FROM deliveries d
@@ -171,6 +171,10 @@ ORDER_CHECKS = (
           FROM deliveries d JOIN webhook_endpoints e ON e.merchant_id = d.merchant_id AND e.id = d.endpoint_id
          WHERE e.enabled AND e.failing_since IS NULL AND d.state = 'PENDING'
            AND coalesce(d.due_at, greatest(d.updated_at, e.held_until, e.lease_until)) < now() - interval '1 hour'
+           AND NOT EXISTS (
+                SELECT FROM deliveries o
+                 WHERE o.merchant_id = d.merchant_id AND o.endpoint_id = d.endpoint_id AND o.attempts > 0
+                   AND o.updated_at > now() - interval '1 hour')
         """,
     ),
     Check(

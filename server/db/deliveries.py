@@ -46,6 +46,7 @@ class DeliveryResult:
     error: str | None = None
     response: str | None = None
     milliseconds: int = 0
+    is_dropped: bool = False
     at: datetime
 
 
@@ -110,7 +111,7 @@ async def claim_due_deliveries(
         """
         WITH due AS (
             SELECT event_seq FROM deliveries
-             WHERE merchant_id = $1 AND endpoint_id = $2 AND due_at <= now() ORDER BY due_at, event_seq LIMIT $3 FOR UPDATE
+             WHERE merchant_id = $1 AND endpoint_id = $2 AND due_at <= now() ORDER BY due_at LIMIT $3 FOR UPDATE
         ), claimed AS (
             UPDATE deliveries d
                SET state = CASE WHEN d.attempts < $5 THEN d.state ELSE 'DEAD' END,
@@ -154,12 +155,13 @@ async def give_back(connection: Connection, claims: Sequence[tuple[ClaimedDelive
     await connection.run(
         """
         UPDATE deliveries d
-           SET attempts = d.attempts - 1, due_at = now() + make_interval(secs => i.seconds), updated_at = now()
+           SET attempts = d.attempts - 1, updated_at = now(),
+               due_at = CASE WHEN NOT d.is_ordered THEN now() + make_interval(secs => i.seconds) END
           FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::integer[], $5::float8[])
                            AS u (merchant_id, endpoint_id, event_seq, attempts, seconds)
                  ORDER BY merchant_id, endpoint_id, event_seq) i
          WHERE d.merchant_id = i.merchant_id AND d.endpoint_id = i.endpoint_id AND d.event_seq = i.event_seq
-           AND d.attempts = i.attempts AND d.state = 'PENDING' AND NOT d.is_ordered
+           AND d.attempts = i.attempts AND d.state = 'PENDING'
         """,
         uuids([one.event.merchant_id for one, _ in claims]),
         uuids([one.endpoint_id for one, _ in claims]),
@@ -177,7 +179,7 @@ async def bury(connection: Connection, merchant_id: MerchantId, endpoint_id: End
             SELECT disabled_reason FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2 AND NOT enabled
         ), waiting AS (
             (SELECT event_seq FROM deliveries
-              WHERE merchant_id = $1 AND endpoint_id = $2 AND due_at <= now() ORDER BY due_at, event_seq LIMIT $3)
+              WHERE merchant_id = $1 AND endpoint_id = $2 AND due_at <= now() ORDER BY due_at LIMIT $3)
             UNION
             (SELECT event_seq FROM deliveries
               WHERE merchant_id = $1 AND endpoint_id = $2 AND is_ordered AND state = 'PENDING' ORDER BY event_seq LIMIT $3)
@@ -228,6 +230,7 @@ class DeliveryResultBatch:
                     merchant_id, endpoint_id, event_seq, id, attempt, status, error, milliseconds, response, created_at)
                 SELECT merchant_id, endpoint_id, event_seq, id, attempts, status, error, milliseconds, response, at
                   FROM written WHERE error IS NOT NULL
+                ON CONFLICT (merchant_id, endpoint_id, event_seq, id) DO NOTHING
             )
             SELECT merchant_id, endpoint_id, event_seq FROM written
             """,
@@ -256,4 +259,6 @@ class DeliveryResultBatch:
 def _state(item: DeliveryResult) -> str:
     if item.delivered:
         return "DELIVERED"
+    if item.is_dropped:
+        return "DROPPED"
     return "DEAD" if item.retry_seconds is None else "PENDING"

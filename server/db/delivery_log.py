@@ -137,14 +137,19 @@ async def list_failed_attempts(
 
 
 async def resend(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int) -> bool:
-    """Send one event there now, whatever became of it before, out of turn; False where there is no such event."""
+    """Send one event there now, whatever became of it before; False where there is no such event.
+
+    One that is at its end begins its attempts anew, out of turn; one that waits for its turn keeps that.
+    """
     touched = await connection.run(
         """
         INSERT INTO deliveries AS d (
             merchant_id, endpoint_id, event_seq, state, is_ordered, attempts, due_at, created_at, updated_at)
         SELECT $1, $2, seq, 'PENDING', false, 0, now(), now(), now() FROM events WHERE merchant_id = $1 AND seq = $3
         ON CONFLICT (merchant_id, endpoint_id, event_seq) DO UPDATE
-           SET state = 'PENDING', is_ordered = false, attempts = 0, due_at = now(), updated_at = now()
+           SET state = 'PENDING', is_ordered = d.is_ordered AND d.state = 'PENDING',
+               attempts = CASE d.state WHEN 'PENDING' THEN d.attempts ELSE 0 END,
+               due_at = CASE WHEN d.is_ordered AND d.state = 'PENDING' THEN NULL ELSE now() END, updated_at = now()
         """,
         merchant_id,
         endpoint_id,

@@ -39,6 +39,7 @@ class Endpoint:
     url: str
     sealed_secret: bytes
     created_at: datetime
+    updated_at: datetime
     enabled: bool = True
     mode: EndpointMode = EndpointMode.PARALLEL
     event_types: tuple[str, ...] | None = None
@@ -53,7 +54,8 @@ class Endpoint:
 
 _COLUMNS = """
 e.id, e.merchant_id, e.url, e.sealed_secret, e.created_at, e.enabled, e.mode, e.event_types, e.description,
-e.requests_per_second_max, e.concurrency_max, e.disabled_reason, e.failing_since, e.sealed_old_secret, e.old_secret_until
+e.requests_per_second_max, e.concurrency_max, e.disabled_reason, e.failing_since, e.sealed_old_secret, e.old_secret_until,
+e.updated_at
 """
 
 
@@ -74,6 +76,7 @@ def _endpoint(row: tuple[Any, ...]) -> Endpoint:
         failing_since=row[12],
         sealed_old_secret=row[13],
         old_secret_until=row[14],
+        updated_at=row[15],
     )
 
 
@@ -111,12 +114,15 @@ async def move_endpoint(connection: Connection, merchant_id: MerchantId, endpoin
     )
 
 
-async def find_endpoint(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint | None:
-    """The merchant's endpoint of that id, unless it was deleted."""
+async def find_endpoint(
+    connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, for_update: bool = False
+) -> Endpoint | None:
+    """The merchant's endpoint of that id, unless it was deleted; locked where it is to be changed."""
     rows = await connection.query(
         f"""
         SELECT {_COLUMNS} FROM webhook_endpoints e
          WHERE e.merchant_id = $1 AND e.id = $2 AND e.disabled_reason IS DISTINCT FROM 'deleted'
+        {"FOR UPDATE" if for_update else ""}
         """,  # noqa: S608 - own columns
         merchant_id,
         endpoint_id,
@@ -136,21 +142,21 @@ async def list_endpoints(connection: Connection, merchant_id: MerchantId) -> lis
     return [_endpoint(row) for row in rows]
 
 
-async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: datetime) -> Endpoint | None:
-    """Store what a merchant may change of an endpoint; None where it was deleted meanwhile.
+async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: datetime) -> Endpoint:
+    """Store what a merchant may change of an endpoint, which the caller has locked.
 
-    Whether it is enabled, and since when it fails, change only where `enabled` does.
+    Whether it fails, and until when nothing may be sent, is forgotten where it is enabled or moved.
     """
-    touched = await connection.run(
+    await connection.run(
         """
         UPDATE webhook_endpoints
            SET url = $3, mode = $4, event_types = $5, description = $6, requests_per_second_max = $7, concurrency_max = $8,
                updated_at = $10, enabled = $9,
                disabled_reason = CASE WHEN $9 THEN NULL ELSE coalesce(disabled_reason, 'merchant') END,
                disabled_at = CASE WHEN $9 THEN NULL ELSE coalesce(disabled_at, $10) END,
-               failing_since = CASE WHEN $9 AND NOT enabled THEN NULL ELSE failing_since END,
-               held_until = CASE WHEN $9 AND NOT enabled THEN NULL ELSE held_until END
-         WHERE merchant_id = $1 AND id = $2 AND disabled_reason IS DISTINCT FROM 'deleted'
+               failing_since = CASE WHEN ($9 AND NOT enabled) OR url <> $3 THEN NULL ELSE failing_since END,
+               held_until = CASE WHEN ($9 AND NOT enabled) OR url <> $3 THEN NULL ELSE held_until END
+         WHERE merchant_id = $1 AND id = $2
         """,
         endpoint.merchant_id,
         endpoint.id,
@@ -163,13 +169,15 @@ async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: da
         endpoint.enabled,
         now,
     )
-    return await find_endpoint(connection, endpoint.merchant_id, endpoint.id) if touched else None
+    stored = await find_endpoint(connection, endpoint.merchant_id, endpoint.id)
+    assert stored is not None
+    return stored
 
 
 async def rotate_secret(
     connection: Connection, endpoint: Endpoint, *, sealed_secret: bytes, old_until: datetime, now: datetime
 ) -> Endpoint:
-    """Sign with a new secret from now on, and with the one before too until then."""
+    """Sign with a new secret from now on, and with the one before too until then. The caller has locked the endpoint."""
     await connection.run(
         """
         UPDATE webhook_endpoints
@@ -182,7 +190,25 @@ async def rotate_secret(
         old_until,
         now,
     )
-    return replace(endpoint, sealed_secret=sealed_secret, sealed_old_secret=endpoint.sealed_secret, old_secret_until=old_until)
+    return replace(
+        endpoint,
+        sealed_secret=sealed_secret,
+        sealed_old_secret=endpoint.sealed_secret,
+        old_secret_until=old_until,
+        updated_at=now,
+    )
+
+
+async def release_holds(connection: Connection, merchant_id: MerchantId | None, endpoint_id: EndpointId | None) -> None:
+    """What waits its turn may be tried now: at one endpoint, or at all of a merchant, or at all."""
+    await connection.run(
+        """
+        UPDATE webhook_endpoints SET held_until = NULL
+         WHERE held_until IS NOT NULL AND ($1::uuid IS NULL OR merchant_id = $1) AND ($2::uuid IS NULL OR id = $2)
+        """,
+        merchant_id,
+        endpoint_id,
+    )
 
 
 async def disable_endpoint(
@@ -222,15 +248,14 @@ async def note_health(
 
 
 async def count_endpoints(connection: Connection, merchant_id: MerchantId) -> int:
-    """How many a merchant has; they are locked, so that one more is added at a time."""
+    """How many a merchant has, under a lock that lets one more be added at a time."""
+    await connection.query("SELECT pg_advisory_xact_lock(hashtextextended('endpoints ' || $1::text, 0))", merchant_id)
     rows = await connection.query(
-        """
-        SELECT id FROM webhook_endpoints
-         WHERE merchant_id = $1 AND disabled_reason IS DISTINCT FROM 'deleted' ORDER BY id FOR UPDATE
-        """,
+        "SELECT count(*) FROM webhook_endpoints WHERE merchant_id = $1 AND disabled_reason IS DISTINCT FROM 'deleted'",
         merchant_id,
     )
-    return len(rows)
+    total: int = rows[0][0]
+    return total
 
 
 async def find_endpoint_owner(connection: Connection, endpoint_id: UUID) -> MerchantId | None:

@@ -36,13 +36,20 @@ async def find_sequence(connection: Connection, merchant_id: MerchantId) -> Sequ
     rows = await connection.query(
         """
         SELECT (SELECT epoch FROM sequence_epochs ORDER BY started_at DESC, epoch LIMIT 1),
-               coalesce((SELECT seq FROM events WHERE merchant_id = $1 ORDER BY seq LIMIT 1), 1),
+               (SELECT seq FROM events WHERE merchant_id = $1 ORDER BY seq LIMIT 1),
                coalesce((SELECT last_seq FROM merchant_sequences WHERE merchant_id = $1), 0)
         """,
         merchant_id,
     )
     epoch, first_seq, last_seq = rows[0]
-    return Sequence(epoch=epoch, first_seq=first_seq, last_seq=last_seq)
+    return Sequence(epoch=epoch, first_seq=first_seq or last_seq + 1, last_seq=last_seq)
+
+
+async def find_epoch(connection: Connection) -> UUID:
+    """What sequence numbers belong to now."""
+    rows = await connection.query("SELECT epoch FROM sequence_epochs ORDER BY started_at DESC, epoch LIMIT 1")
+    epoch: UUID = rows[0][0]
+    return epoch
 
 
 async def find_last_seqs(connection: Connection, merchant_ids: Several[MerchantId]) -> dict[MerchantId, int]:
@@ -62,6 +69,20 @@ async def list_events(connection: Connection, merchant_id: MerchantId, *, after_
         limit,
     )
     return [_event(merchant_id, row) for row in rows]
+
+
+async def find_lately(connection: Connection, merchant_id: MerchantId, event_id: EventId) -> Event | None:
+    """The event of that id, if it is one of the merchant's last thousand."""
+    rows = await connection.query(
+        """
+        SELECT seq, id, type, data, created_at FROM (
+            SELECT seq, id, type, data, created_at FROM events WHERE merchant_id = $1 ORDER BY seq DESC LIMIT 1000) e
+         WHERE id = $2
+        """,
+        merchant_id,
+        event_id,
+    )
+    return _event(merchant_id, rows[0]) if rows else None
 
 
 async def find_event(connection: Connection, merchant_id: MerchantId, seq: int) -> Event | None:

@@ -121,6 +121,18 @@ async def end_flight(connection: Connection, merchant_id: MerchantId, key: str, 
     )
 
 
+async def forget_key(connection: Connection, merchant_id: MerchantId, key: str) -> None:
+    """The request with this key was refused before it had any effect; only for operations that say so."""
+    await connection.run(
+        """
+        DELETE FROM idempotency_keys
+         WHERE merchant_id = $1 AND key = $2 AND reply_status IS NULL AND operation = 'endpoint'
+        """,
+        merchant_id,
+        key,
+    )
+
+
 async def prune_keys(connection: Connection, *, now: datetime, limit: int) -> int:
     """Forget keys older than `KEPT`, at most so many; how many were forgotten."""
     return await connection.run(

@@ -43,8 +43,11 @@ class Pool:
             try:
                 with trio.fail_after(USE_SECONDS):  # noqa: ASYNC100 - the caller's block waits
                     yield connection
-            except psycopg.OperationalError as error:
+            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
                 raise DatabaseUnavailable(f"the database went away: {str(error).strip()}") from error
+            except psycopg.Error:
+                connection.discard()  # a statement that was prepared before a migration fails for ever
+                raise
             except trio.TooSlowError as error:
                 raise DatabaseUnavailable(f"the database did not answer within {USE_SECONDS:.0f} s") from error
             finally:

@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from core.ids import MerchantId
-from server.db.arrays import plain, quoted, uuids
+from server.db.arrays import plain, quoted, times, uuids
 from server.db.connection import Connection
 
 CONSUMERS_MAX = 100
@@ -20,6 +20,16 @@ class Consumer:
     acked_seq: int
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A consumer has dealt with everything up to an event, at that time."""
+
+    merchant_id: MerchantId
+    consumer: str
+    seq: int
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,46 +64,54 @@ async def find_consumer(connection: Connection, merchant_id: MerchantId, name: s
 
 
 async def place_consumer(
-    connection: Connection, merchant_id: MerchantId, name: str, *, acked_seq: int, only_new: bool, now: datetime
+    connection: Connection, merchant_id: MerchantId, name: str, *, acked_seq: int, now: datetime
 ) -> Consumer | None:
-    """Put a consumer where it shall go on, forward or back, or, with `only_new`, only where there is none yet.
-
-    None where the merchant has `CONSUMERS_MAX` others.
-    """
-    rows = await connection.query(
-        """
-        INSERT INTO stream_cursors AS c (merchant_id, consumer, acked_seq, created_at, updated_at)
-        SELECT $1, $2, $3, $4, $4
-         WHERE (SELECT count(*) FROM stream_cursors WHERE merchant_id = $1 AND consumer <> $2) < $5
-        ON CONFLICT (merchant_id, consumer) DO UPDATE
-           SET acked_seq = CASE WHEN $6 THEN c.acked_seq ELSE excluded.acked_seq END,
-               updated_at = CASE WHEN $6 THEN c.updated_at ELSE excluded.updated_at END
-        RETURNING consumer, acked_seq, created_at, updated_at
-        """,
-        merchant_id,
-        name,
-        acked_seq,
-        now,
-        CONSUMERS_MAX,
-        only_new,
-    )
+    """Put a consumer where it shall go on, forward or back; None where the merchant has `CONSUMERS_MAX` others."""
+    async with connection.atomic():
+        await connection.query("SELECT pg_advisory_xact_lock(hashtextextended('consumers ' || $1::text, 0))", merchant_id)
+        rows = await connection.query(
+            """
+            INSERT INTO stream_cursors AS c (merchant_id, consumer, acked_seq, created_at, updated_at)
+            SELECT $1, $2, $3, $4, $4
+             WHERE (SELECT count(*) FROM stream_cursors WHERE merchant_id = $1 AND consumer <> $2) < $5
+            ON CONFLICT (merchant_id, consumer) DO UPDATE SET acked_seq = excluded.acked_seq, updated_at = excluded.updated_at
+            RETURNING consumer, acked_seq, created_at, updated_at
+            """,
+            merchant_id,
+            name,
+            acked_seq,
+            now,
+            CONSUMERS_MAX,
+        )
     return Consumer(*rows[0]) if rows else None
 
 
-async def write_acks(connection: Connection, acks: Sequence[tuple[MerchantId, str, int]], *, now: datetime) -> None:
-    """Move consumers forward, never back; one that was removed meanwhile stays removed."""
+async def count_consumers(connection: Connection, merchant_id: MerchantId) -> int:
+    """How many a merchant has."""
+    rows = await connection.query("SELECT count(*) FROM stream_cursors WHERE merchant_id = $1", merchant_id)
+    total: int = rows[0][0]
+    return total
+
+
+async def write_acks(connection: Connection, acks: Sequence[Ack]) -> None:
+    """Move consumers forward, never back, nor past what there is; one that was placed somewhere since it acknowledged stays
+    there.
+    """
     await connection.run(
         """
-        UPDATE stream_cursors c
-           SET acked_seq = i.seq, updated_at = $4
-          FROM (SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS u (merchant_id, consumer, seq)
-                 ORDER BY merchant_id, consumer) i
-         WHERE c.merchant_id = i.merchant_id AND c.consumer = i.consumer AND c.acked_seq < i.seq
+        INSERT INTO stream_cursors AS c (merchant_id, consumer, acked_seq, created_at, updated_at)
+        SELECT i.merchant_id, i.consumer, i.seq, i.at, i.at
+          FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[]) AS i (merchant_id, consumer, seq, at)
+          JOIN merchant_sequences s ON s.merchant_id = i.merchant_id AND s.last_seq >= i.seq
+         ORDER BY i.merchant_id, i.consumer
+        ON CONFLICT (merchant_id, consumer) DO UPDATE
+           SET acked_seq = excluded.acked_seq, updated_at = excluded.updated_at
+         WHERE c.acked_seq < excluded.acked_seq AND c.updated_at <= excluded.updated_at
         """,
-        uuids([merchant_id for merchant_id, _, _ in acks]),
-        quoted([name for _, name, _ in acks]),
-        plain([seq for _, _, seq in acks]),
-        now,
+        uuids([ack.merchant_id for ack in acks]),
+        quoted([ack.consumer for ack in acks]),
+        plain([ack.seq for ack in acks]),
+        times([ack.at for ack in acks]),
     )
 
 
@@ -145,6 +163,23 @@ async def use_ticket(connection: Connection, merchant_id: MerchantId, *, ticket_
     )
 
 
-async def prune_tickets(connection: Connection, *, now: datetime) -> int:
-    """Forget tickets that nobody has used; how many."""
-    return await connection.run("DELETE FROM stream_tickets WHERE expires_at < $1", now)
+async def count_tickets(connection: Connection, merchant_id: MerchantId, *, now: datetime) -> int:
+    """How many a merchant has that may still be used."""
+    rows = await connection.query(
+        "SELECT count(*) FROM stream_tickets WHERE merchant_id = $1 AND expires_at > $2", merchant_id, now
+    )
+    total: int = rows[0][0]
+    return total
+
+
+async def prune_tickets(connection: Connection, *, now: datetime, limit: int) -> int:
+    """Forget tickets that nobody has used, at most so many; how many."""
+    return await connection.run(
+        """
+        DELETE FROM stream_tickets t
+         USING (SELECT merchant_id, ticket_sha256 FROM stream_tickets WHERE expires_at < $1 LIMIT $2) old
+         WHERE (t.merchant_id, t.ticket_sha256) = (old.merchant_id, old.ticket_sha256)
+        """,
+        now,
+        limit,
+    )

@@ -9,10 +9,9 @@ from datetime import datetime
 import structlog
 import trio
 
-from core.errors import DatabaseUnavailable, Overloaded
 from core.ids import MerchantId
 from server.db.pool import Pool
-from server.db.streams import write_acks
+from server.db.streams import Ack, write_acks
 
 ACK_SECONDS = 0.5
 ACKS_AT_ONCE_MAX = 1_000
@@ -27,13 +26,16 @@ class Acks:
     def __init__(self, pool: Pool, *, now: Callable[[], datetime]) -> None:
         self._pool = pool
         self._now = now
-        self._waiting: dict[tuple[MerchantId, str], int] = {}
+        self._waiting: dict[tuple[MerchantId, str], Ack] = {}
 
     def note(self, merchant_id: MerchantId, consumer: str, seq: int) -> None:
         """Everything up to this event was dealt with. Never waits."""
         key = (merchant_id, consumer)
-        if key in self._waiting or len(self._waiting) < ACKS_MAX:
-            self._waiting[key] = max(seq, self._waiting.get(key, 0))
+        known = self._waiting.get(key)
+        if known is None and len(self._waiting) >= ACKS_MAX:
+            return
+        if known is None or known.seq < seq:
+            self._waiting[key] = Ack(merchant_id, consumer, seq, self._now())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled, and then what is left."""
@@ -48,15 +50,15 @@ class Acks:
 
     async def write(self) -> None:
         """Write what is waiting; what cannot be written is tried again."""
-        while self._waiting:
-            piece = dict(list(self._waiting.items())[:ACKS_AT_ONCE_MAX])
-            try:
+        acks, self._waiting = list(self._waiting.values()), {}
+        try:
+            while acks:
                 async with self._pool.connection() as connection:
-                    acks = [(merchant_id, consumer, seq) for (merchant_id, consumer), seq in piece.items()]
-                    await write_acks(connection, acks, now=self._now())
-            except (DatabaseUnavailable, Overloaded) as error:
-                _log.warning("acknowledgements cannot be written yet", error=str(error))
-                return
-            for key, seq in piece.items():
-                if self._waiting.get(key) == seq:
-                    del self._waiting[key]
+                    await write_acks(connection, acks[:ACKS_AT_ONCE_MAX])
+                del acks[:ACKS_AT_ONCE_MAX]
+        except Exception as error:  # noqa: BLE001 - whatever keeps one from being written must not end the worker
+            _log.warning("acknowledgements cannot be written yet", error=f"{type(error).__name__}: {error}")
+        for ack in acks:
+            known = self._waiting.get((ack.merchant_id, ack.consumer))
+            if known is None or known.seq < ack.seq:
+                self._waiting[ack.merchant_id, ack.consumer] = ack

@@ -10,6 +10,7 @@ from core.ids import ENDPOINT, EVENT, encode_id
 from server.db.audit import Act, record_act
 from server.db.connection import Connection
 from server.db.dead_letters import DeadLetter, Letters, drop_dead_letters, retry_dead_letters
+from server.db.endpoints import release_holds
 
 Verb = Callable[[Connection, Letters, Act], Awaitable[int]]
 
@@ -18,6 +19,7 @@ async def retry(connection: Connection, letters: Letters, act: Act) -> int:
     """Try them again; how many there were. At most 10,000 at a time."""
     async with connection.atomic():
         await record_act(connection, act)
+        await release_holds(connection, letters.merchant_id, letters.endpoint_id)
         return await retry_dead_letters(connection, letters)
 
 

@@ -2,8 +2,8 @@
 
 Signed by Standard Webhooks (specification 1.0), with the old secret too while one rotates. Invariants: an attempt ends within
 `attempt_seconds`; whatever goes wrong is this delivery's failure and nobody else's; what is kept of an answer is an excerpt
-without secrets; an endpoint that says 410, or has had no success for `FAILING_DAYS_MAX` days, gets no more, and its merchant is
-told.
+without secrets; trouble of our own is no attempt; an endpoint that says 410, or has had no success for `FAILING_DAYS_MAX` days,
+gets no more, and its merchant is told.
 """
 
 import random
@@ -15,7 +15,7 @@ import msgspec
 import structlog
 import trio
 
-from core.errors import FlorinError
+from core.errors import DatabaseUnavailable, Overloaded
 from core.events import ENDPOINT_DISABLED, endpoint_data
 from core.ids import EVENT, EndpointId, EventId, MerchantId, encode_id
 from core.redaction import excerpt, redacted_url
@@ -46,6 +46,11 @@ class Attempted:
     result: DeliveryResult
     wait_seconds: float = 0.0
     was_slow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NotMade:
+    """Nothing was sent, for reasons of ours: that is no attempt."""
 
 
 @dataclass(slots=True)
@@ -81,13 +86,17 @@ class Sender:
         self._publish = publish
         self._known: dict[EndpointId, Destination] = {}
 
-    async def attempt(self, claimed: ClaimedDelivery) -> Attempted:
-        """Send it, once. Never raises but for cancellation."""
+    async def attempt(self, claimed: ClaimedDelivery, *, too_old_at: float) -> Attempted | NotMade:
+        """Send it, once, unless it is too late for that. Never raises but for cancellation."""
         began = trio.current_time()
         try:
-            attempted = await self._attempt(claimed)
-        except FlorinError as error:
-            attempted = self._failed(claimed, error=f"not sent: {error}")
+            destination = await self.destination(claimed.event.merchant_id, claimed.endpoint_id)
+            if trio.current_time() >= too_old_at:
+                return NotMade()
+            attempted = await self._attempt(claimed, destination)
+        except (DatabaseUnavailable, Overloaded) as error:  # of the first step: the others deal with it themselves
+            _log.warning("a delivery has to wait", error=str(error))
+            return NotMade()
         except Exception as error:  # noqa: BLE001 - a message that breaks its sender must use up its attempts, not its worker
             _log.exception("a delivery failed in an unexpected way", event_id=str(claimed.event.id))
             attempted = self._failed(claimed, error=f"{type(error).__name__} while sending")
@@ -98,8 +107,8 @@ class Sender:
         """The endpoint as it was when it was last asked about; None where that was never, or it is disabled."""
         return self._known.get(endpoint_id)
 
-    async def destination(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Destination | None:
-        """Where to send and what to sign with; None where nothing may be sent there."""
+    async def destination(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Destination | DisabledReason:
+        """Where to send and what to sign with, or why nothing may be sent there."""
         known = self._known.get(endpoint_id)
         now = trio.current_time()
         if known is not None and now - known.fetched_at < ENDPOINT_CACHE_SECONDS:
@@ -107,20 +116,23 @@ class Sender:
         async with self._pool.connection() as connection:
             endpoint = await find_endpoint(connection, merchant_id, endpoint_id)
         self._known.pop(endpoint_id, None)
-        if endpoint is None or not endpoint.enabled:
-            return None
+        if endpoint is None:
+            return DisabledReason.DELETED
+        if not endpoint.enabled:
+            return endpoint.disabled_reason or DisabledReason.MERCHANT
         if len(self._known) >= ENDPOINT_CACHE_MAX:
             self._known.clear()
         secrets = open_secrets(self._sealer, endpoint, now=self._now())
         known = self._known[endpoint_id] = Destination(endpoint, secrets, now, endpoint.failing_since)
         return known
 
-    async def _attempt(self, claimed: ClaimedDelivery) -> Attempted:
-        merchant_id, endpoint_id = claimed.event.merchant_id, claimed.endpoint_id
-        destination = await self.destination(merchant_id, endpoint_id)
-        if destination is None:
-            error = "the endpoint is disabled"
-            return Attempted(DeliveryResult(id=uuid7(), claimed=claimed, delivered=False, error=error, at=self._now()))
+    async def _attempt(self, claimed: ClaimedDelivery, destination: Destination | DisabledReason) -> Attempted:
+        if isinstance(destination, DisabledReason):
+            is_dropped = destination is DisabledReason.DELETED
+            error = "the endpoint is deleted" if is_dropped else "the endpoint is disabled"
+            return Attempted(
+                DeliveryResult(id=uuid7(), claimed=claimed, delivered=False, is_dropped=is_dropped, error=error, at=self._now())
+            )
         url = destination.endpoint.url
         client = self._http if url[:5].lower() == "http:" else self._https
         body = encode_event(claimed.event)
@@ -128,7 +140,9 @@ class Sender:
         try:
             with trio.fail_after(self.attempt_seconds):
                 # The merchant tells repetitions by the message's id.
-                response = await client.request("POST", url, headers=headers, body=body, idempotent=True)
+                response = await client.request(
+                    "POST", url, headers=headers, body=body, idempotent=True, asker=claimed.event.merchant_id
+                )
         except (ClientError, trio.TooSlowError) as error:
             said = str(error) or f"no answer within {self.attempt_seconds:g} s"
             await self._note_failure(destination)
@@ -136,9 +150,7 @@ class Sender:
         if 200 <= response.status < 300:
             if destination.failing_since is not None:
                 await self._note(destination, None)
-            result = DeliveryResult(
-                id=uuid7(), claimed=claimed, delivered=True, status=response.status, response=_excerpt(response), at=self._now()
-            )
+            result = DeliveryResult(id=uuid7(), claimed=claimed, delivered=True, status=response.status, at=self._now())
             return Attempted(result)
         return await self._refused(claimed, destination, response)
 
@@ -191,17 +203,26 @@ class Sender:
             await self._disable(destination, DisabledReason.FAILING)
 
     async def _note(self, destination: Destination, failing_since: datetime | None) -> datetime | None:
+        """Since when it fails by all workers' accounts. What cannot be written now is noted by a later attempt."""
         endpoint = destination.endpoint
-        destination.failing_since = failing_since  # before anything is awaited: many attempts end at once
-        async with self._pool.connection() as connection:
-            since = await note_health(connection, endpoint.merchant_id, endpoint.id, failing_since=failing_since)
+        before, destination.failing_since = destination.failing_since, failing_since  # many attempts end at once
+        try:
+            async with self._pool.connection() as connection:
+                since = await note_health(connection, endpoint.merchant_id, endpoint.id, failing_since=failing_since)
+        except (DatabaseUnavailable, Overloaded):
+            since = before
         destination.failing_since = since
         return since
 
     async def _disable(self, destination: Destination, reason: DisabledReason) -> None:
         """No more goes there, and the merchant is told, by his other endpoints and on the stream."""
-        endpoint = destination.endpoint
-        self._known.pop(endpoint.id, None)
+        self._known.pop(destination.endpoint.id, None)
+        try:
+            await self._write_disabled(destination.endpoint, reason)
+        except (DatabaseUnavailable, Overloaded) as error:
+            _log.warning("an endpoint could not be disabled yet", error=str(error))
+
+    async def _write_disabled(self, endpoint: Endpoint, reason: DisabledReason) -> None:
         now = self._now()
         async with self._pool.connection() as connection, connection.atomic():
             if not await disable_endpoint(connection, endpoint.merchant_id, endpoint.id, reason, now=now):

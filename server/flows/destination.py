@@ -7,20 +7,20 @@ name may mean something else by then. Redirects are not followed.
 
 from collections.abc import Sequence
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 import trio
 
 from core.addresses import Address, Network, is_public, is_within
-from core.errors import Unprocessable
-from server.http.dial import resolve
+from core.errors import Overloaded, Unprocessable
+from core.ids import MerchantId
+from server.http.dial import Lookups, resolve
 from server.http.errors import NotSent, Refused
 from server.http.url import parse_origin, split
 
 URL_LENGTH_MAX = 2_000
 PORTS = (443, 8443)
 LOOKUP_SECONDS = 5.0
-LOOKUPS_MAX = 8
+_NOT_PUBLIC = "{} does not lead to an address of the public internet"
 
 
 class Destinations:
@@ -28,7 +28,7 @@ class Destinations:
 
     def __init__(self, networks: Sequence[Network] = ()) -> None:
         self._networks = tuple(networks)
-        self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
+        self._lookups = Lookups()
 
     def check(self, address: Address) -> None:
         """For addresses that are called over https. Raises `Refused`."""
@@ -38,15 +38,15 @@ class Destinations:
     def check_private(self, address: Address) -> None:
         """For addresses that are called over http. Raises `Refused`."""
         if not is_within(address, self._networks):
-            raise Refused(f"{address} may not be called: it is not an address of the public internet")
+            raise Refused("the name stands for an address that may not be called: it is not of the public internet")
 
-    async def require(self, url: str, *, is_live: bool, path: str = "$.url") -> None:
-        """Raises `Unprocessable`, saying what is wrong, where a URL may not be an endpoint."""
+    async def require(self, url: str, *, is_live: bool, of: MerchantId | None = None, path: str = "$.url") -> None:
+        """Raises `Unprocessable`, saying what is wrong, where a URL may not be an endpoint of this merchant; `Overloaded`."""
 
         def refuse(why: str) -> Unprocessable:
             return Unprocessable(why, code="invalid_webhook_url", path=path)
 
-        if len(url) > URL_LENGTH_MAX or not url.isascii() or not url.isprintable() or urlsplit(url).fragment:
+        if len(url) > URL_LENGTH_MAX or not url.isascii() or not url.isprintable() or "#" in url:
             raise refuse(f"expected a printable ASCII address of at most {URL_LENGTH_MAX} characters, without a fragment")
         try:
             origin = parse_origin(split(url)[0])
@@ -57,13 +57,16 @@ class Destinations:
         if not origin.is_secure and (is_live or not self._networks):
             raise refuse("a webhook address begins with https://")
         try:
+            lookups = self._lookups.of(of)
+            if not lookups.available_tokens:
+                raise Overloaded("other names of yours are still being looked up")
             with trio.fail_after(LOOKUP_SECONDS):
-                addresses = await resolve(origin.host, origin.port, lookups=self._lookups)
+                addresses = await resolve(origin.host, origin.port, lookups=lookups)
         except (OSError, UnicodeError, trio.TooSlowError) as error:
-            raise refuse(f"{origin.host} cannot be resolved to an address") from error
+            raise refuse(_NOT_PUBLIC.format(origin.host)) from error
         is_private = all(is_within(one, self._networks) for one in addresses)
         if not is_private and not all(is_public(one) for one in addresses):
-            raise refuse(f"{origin.host} is not on the public internet")
+            raise refuse(_NOT_PUBLIC.format(origin.host))
         if not is_private and not origin.is_secure:
             raise refuse("a webhook address begins with https://")
         if not is_private and origin.port not in PORTS:

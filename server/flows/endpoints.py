@@ -17,6 +17,7 @@ from core.events import ENDPOINT_TEST, endpoint_data
 from core.ids import EndpointId, EventId, MerchantId
 from core.redaction import redacted_url
 from core.signing import standard_secret
+from server.db.connection import Connection
 from server.db.delivery_log import REPLAY_MAX, replay, resend
 from server.db.endpoints import (
     DisabledReason,
@@ -28,15 +29,18 @@ from server.db.endpoints import (
     disable_endpoint,
     find_endpoint,
     list_endpoints,
+    release_holds,
     rotate_secret,
 )
-from server.db.events import Event, append_event, find_sequence
+from server.db.events import Event, append_event, find_lately, find_sequence
 from server.db.merchants import Merchant
 from server.flows.services import Services
+from server.new_ids import drawn_at
 from server.sealing import Sealer
 
 ENDPOINTS_MAX = 16
 SECRET_BYTES = 32
+CLOCK_SKEW = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,27 +67,37 @@ def seal_secret(sealer: Sealer, secret: str, *, merchant_id: MerchantId, endpoin
 
 async def make(services: Services, merchant: Merchant, wanted: NewEndpoint, made: UUID) -> tuple[Endpoint, str]:
     """A new endpoint of that id, or the one that is there already, and its secret. Raises `Unprocessable`, `Conflict`."""
-    await services.destinations.require(wanted.url, is_live=merchant.mode == "live")
     endpoint_id = EndpointId(made)
-    endpoint = Endpoint(
+    async with services.db.pool.connection() as connection:
+        stored = await find_endpoint(connection, merchant.id, endpoint_id)
+    if stored is None:
+        await services.destinations.require(wanted.url, is_live=merchant.mode == "live", of=merchant.id)
+        async with services.db.pool.connection() as connection, connection.atomic():
+            if await count_endpoints(connection, merchant.id) >= ENDPOINTS_MAX:
+                raise Conflict(f"a merchant has at most {ENDPOINTS_MAX} webhook endpoints", code="too_many_endpoints")
+            stored = await add_endpoint(connection, _new(services, merchant.id, endpoint_id, wanted))
+    return stored, _secret_of(services, stored)
+
+
+def _new(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId, wanted: NewEndpoint) -> Endpoint:
+    now = services.now()
+    return Endpoint(
         id=endpoint_id,
-        merchant_id=merchant.id,
+        merchant_id=merchant_id,
         url=wanted.url,
-        sealed_secret=seal_secret(services.sealer, draw_secret(), merchant_id=merchant.id, endpoint_id=endpoint_id),
-        created_at=services.now(),
+        sealed_secret=seal_secret(services.sealer, draw_secret(), merchant_id=merchant_id, endpoint_id=endpoint_id),
+        created_at=now,
+        updated_at=now,
         mode=wanted.mode,
         event_types=wanted.event_types,
         description=wanted.description,
         requests_per_second_max=wanted.requests_per_second_max,
         concurrency_max=wanted.concurrency_max,
     )
-    async with services.db.pool.connection() as connection, connection.atomic():
-        if await count_endpoints(connection, merchant.id) >= ENDPOINTS_MAX:
-            raise Conflict(f"a merchant has at most {ENDPOINTS_MAX} webhook endpoints", code="too_many_endpoints")
-        stored = await add_endpoint(connection, endpoint)
-    return stored, services.sealer.open(
-        stored.sealed_secret, table="webhook_endpoints", row=stored.id, merchant=stored.merchant_id
-    )
+
+
+def _secret_of(services: Services, endpoint: Endpoint) -> str:
+    return services.sealer.open(endpoint.sealed_secret, table="webhook_endpoints", row=endpoint.id, merchant=endpoint.merchant_id)
 
 
 async def listed(services: Services, merchant_id: MerchantId) -> list[Endpoint]:
@@ -106,14 +120,19 @@ async def change(
 ) -> Endpoint:
     """Change an endpoint as a merchant may. Raises `NotFound`, `Unprocessable`."""
     before = await find(services, merchant.id, endpoint_id)
-    wanted = edit(before)
-    if wanted.url != before.url:
-        await services.destinations.require(wanted.url, is_live=merchant.mode == "live")
-    async with services.db.pool.connection() as connection:
-        after = await change_endpoint(connection, wanted, now=services.now())
-    if after is None:
+    url = edit(before).url
+    if url != before.url:
+        await services.destinations.require(url, is_live=merchant.mode == "live", of=merchant.id)
+    async with services.db.pool.connection() as connection, connection.atomic():
+        endpoint = await _locked(connection, merchant.id, endpoint_id)
+        return await change_endpoint(connection, edit(endpoint), now=services.now())
+
+
+async def _locked(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint:
+    endpoint = await find_endpoint(connection, merchant_id, endpoint_id, for_update=True)
+    if endpoint is None:
         raise NotFound("no such webhook endpoint")
-    return after
+    return endpoint
 
 
 async def remove(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
@@ -127,18 +146,26 @@ async def remove(services: Services, merchant_id: MerchantId, endpoint_id: Endpo
 async def rotate(
     services: Services, merchant_id: MerchantId, endpoint_id: EndpointId, made: UUID, *, overlap_seconds: int
 ) -> tuple[Endpoint, str]:
-    """A new secret, and the endpoint with it; the old one stays good beside it for so long. Raises `NotFound`.
+    """A new secret, and the endpoint with it; the old one stays good beside it for so long.
 
-    The secret belongs to `made`: asked again with the same, nothing is rotated twice.
+    The secret belongs to `made`: asked again with the same, nothing is rotated twice. Raises `NotFound`, and `Conflict` where
+    another secret is still promised to be good, unless nothing shall be good beside the new one.
     """
-    endpoint = await find(services, merchant_id, endpoint_id)
     secret = standard_secret(services.sealer.derive(b"webhook secret", made))
-    current = services.sealer.open(endpoint.sealed_secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant_id)
-    if secret == current:
-        return endpoint, secret
-    sealed = seal_secret(services.sealer, secret, merchant_id=merchant_id, endpoint_id=endpoint_id)
-    now = services.now()
-    async with services.db.pool.connection() as connection:
+    async with services.db.pool.connection() as connection, connection.atomic():
+        endpoint = await _locked(connection, merchant_id, endpoint_id)
+        if secret == _secret_of(services, endpoint):
+            return endpoint, secret
+        now = services.now()
+        is_promised = endpoint.old_secret_until is not None and endpoint.old_secret_until > now
+        if drawn_at(made) < endpoint.updated_at - CLOCK_SKEW:
+            raise Conflict("the endpoint was changed since: rotate with a new key", code="endpoint_changed")
+        if is_promised and overlap_seconds:
+            detail = (
+                f"the secret before is good until {endpoint.old_secret_until}: rotate then, or with overlap_seconds 0 at once"
+            )
+            raise Conflict(detail, code="secret_rotating")
+        sealed = seal_secret(services.sealer, secret, merchant_id=merchant_id, endpoint_id=endpoint_id)
         until = now + timedelta(seconds=overlap_seconds)
         return await rotate_secret(connection, endpoint, sealed_secret=sealed, old_until=until, now=now), secret
 
@@ -146,16 +173,19 @@ async def rotate(
 async def test(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId, made: UUID) -> Event:
     """Send a test event there, through everything that real ones go through. Raises `NotFound`, `Conflict`."""
     endpoint = await _require_enabled(services, merchant_id, endpoint_id)
+    event_id = EventId(made)
     async with services.db.pool.connection() as connection:
-        event = await append_event(
-            connection,
-            merchant_id,
-            EventId(made),
-            event_type=ENDPOINT_TEST,
-            data=msgspec.json.encode(endpoint_data(endpoint_id, url=redacted_url(endpoint.url), reason=None)),
-            now=services.now(),
-            only_to=endpoint_id,
-        )
+        event = await find_lately(connection, merchant_id, event_id)
+        if event is None:
+            event = await append_event(
+                connection,
+                merchant_id,
+                event_id,
+                event_type=ENDPOINT_TEST,
+                data=msgspec.json.encode(endpoint_data(endpoint_id, url=redacted_url(endpoint.url), reason=None)),
+                now=services.now(),
+                only_to=endpoint_id,
+            )
     services.feeds.publish(event)
     return event
 
@@ -166,6 +196,7 @@ async def send_again(services: Services, merchant_id: MerchantId, endpoint_id: E
     async with services.db.pool.connection() as connection:
         if not await resend(connection, merchant_id, endpoint_id, seq):
             raise NotFound("no such event")
+        await release_holds(connection, merchant_id, endpoint_id)
 
 
 async def send_range_again(
@@ -178,6 +209,7 @@ async def send_range_again(
         end_seq = min(to_seq, last_seq) if to_seq is not None else last_seq
         if end_seq - from_seq >= REPLAY_MAX:
             raise Unprocessable(f"a replay is of at most {REPLAY_MAX} events", code="range_too_large", path="$.to_seq")
+        await release_holds(connection, merchant_id, endpoint_id)
         return await replay(connection, merchant_id, endpoint_id, from_seq=from_seq, to_seq=end_seq)
 
 

@@ -11,14 +11,15 @@ what it knows and what it hears of is read from the table. Invariants:
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
 import structlog
 import trio
 
-from core.errors import DatabaseUnavailable, Overloaded
+from core.errors import Overloaded
 from core.events import is_wanted
 from core.ids import MerchantId
-from server.db.events import Event, find_last_seqs, list_events
+from server.db.events import Event, find_epoch, find_last_seqs, list_events
 from server.db.pool import Pool
 from server.flows.envelope import encode_event
 from server.http.frame import Frame
@@ -32,16 +33,23 @@ SENT_AT_ONCE_MAX = 256
 
 RETRY_SECONDS = 0.5
 FEEDS_MAX = 20_000
+SEQ_MAX = 2**63 - 1
 _log = structlog.get_logger()
 
 
 class Reader:
-    """A live reader. `send` never waits for the peer, and raises OSError where it has left; `types` None: all."""
+    """A live reader. `send` never waits for the peer, and raises OSError where it has left; `types` None: all.
 
-    __slots__ = ("send", "types")
+    `end` tells it to come back, because its numbers mean other events now.
+    """
 
-    def __init__(self, send: Callable[[Frame], Awaitable[None]], *, types: tuple[str, ...] | None) -> None:
+    __slots__ = ("end", "send", "types")
+
+    def __init__(
+        self, send: Callable[[Frame], Awaitable[None]], end: Callable[[], None], *, types: tuple[str, ...] | None
+    ) -> None:
         self.send = send
+        self.end = end
         self.types = types
 
 
@@ -53,6 +61,7 @@ class Feed:
         self.merchant_id = merchant_id
         self.last_seq = last_seq
         self.users = 0
+        self.is_void = False
         self.scope = trio.CancelScope()
         self._known_seq = last_seq
         self._early: dict[int, Event] = {}
@@ -68,9 +77,16 @@ class Feed:
         """Send it nothing more."""
         self._readers.pop(reader, None)
 
+    def end(self) -> None:
+        """What this feed knows is void: its readers have to begin anew."""
+        self.is_void = True
+        self._passed_on.set()
+        for reader in list(self._readers):
+            reader.end()
+
     async def until_after(self, seq: int) -> None:
         """Wait until a later event than that was passed on."""
-        while self.last_seq <= seq:
+        while self.last_seq <= seq and not self.is_void:
             await self._passed_on.wait()
 
     def hear(self, seq: int, event: Event | None = None) -> None:
@@ -91,8 +107,8 @@ class Feed:
                 try:
                     while self.last_seq < self._known_seq:
                         await self._pass_on_next()
-                except (DatabaseUnavailable, Overloaded) as error:
-                    _log.warning("cannot read events for the stream", error=str(error))
+                except Exception as error:  # noqa: BLE001 - one merchant's feed must not end the worker
+                    _log.warning("cannot pass events on", error=f"{type(error).__name__}: {error}")
                     await trio.sleep(RETRY_SECONDS)
                     self._news.set()
 
@@ -101,9 +117,10 @@ class Feed:
         if event is not None:
             await self._pass_on(event)
             return
+        known_seq = self._known_seq
         async with self._pool.connection() as connection:
             found = await list_events(connection, self.merchant_id, after_seq=self.last_seq, limit=PAGE_EVENTS)
-        if not found:  # a hint that was wrong; the next one, or the poll, will be right
+        if not found and self._known_seq == known_seq:  # a hint that was wrong; the next one, or the poll, will be right
             self._known_seq = self.last_seq
         for one in found:
             self._early.pop(one.seq, None)
@@ -120,7 +137,7 @@ class Feed:
             if reader in self._readers and is_wanted(event.type, reader.types):
                 try:
                     await reader.send(frame)
-                except OSError:
+                except Exception:  # noqa: BLE001 - it has left, or fails: nobody else's concern
                     self.leave(reader)
             if number % SENT_AT_ONCE_MAX == 0:
                 await trio.lowlevel.checkpoint()
@@ -133,6 +150,7 @@ class Feeds:
         self._pool = pool
         self._feeds: dict[MerchantId, Feed] = {}
         self._nursery: trio.Nursery | None = None
+        self._epoch: UUID | None = None
         self.announced: dict[MerchantId, int] = {}
         """What other workers have not been told of yet: the last number by merchant."""
         self.has_news = trio.Event()
@@ -154,7 +172,7 @@ class Feeds:
     def hint(self, merchant_id: MerchantId, seq: int) -> None:
         """Events up to this number exist."""
         feed = self._feeds.get(merchant_id)
-        if feed is not None:
+        if feed is not None and seq <= SEQ_MAX:
             feed.hear(seq)
 
     async def poll(self, merchant_ids: list[MerchantId]) -> None:
@@ -162,7 +180,23 @@ class Feeds:
         async with self._pool.connection() as connection:
             found = await find_last_seqs(connection, merchant_ids)
         for merchant_id, seq in found.items():
+            feed = self._feeds.get(merchant_id)
+            if feed is not None and seq < feed.last_seq:
+                self._void(feed)
             self.hint(merchant_id, seq)
+
+    async def check_epoch(self) -> None:
+        """After a restore every number may mean another event: whoever reads here begins anew."""
+        async with self._pool.connection() as connection:
+            epoch = await find_epoch(connection)
+        if self._epoch not in (None, epoch):
+            for feed in list(self._feeds.values()):
+                self._void(feed)
+        self._epoch = epoch
+
+    def _void(self, feed: Feed) -> None:
+        del self._feeds[feed.merchant_id]
+        feed.end()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the feeds' tasks until cancelled."""
@@ -186,5 +220,6 @@ class Feeds:
         finally:
             feed.users -= 1
             if not feed.users:
-                del self._feeds[merchant_id]
+                if self._feeds.get(merchant_id) is feed:
+                    del self._feeds[merchant_id]
                 feed.scope.cancel()

@@ -5,13 +5,15 @@ Replies are stored sealed: they may hold a secret that is shown once, to whoever
 """
 
 import base64
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-from core.errors import FlorinError
+from core.errors import RequestError
 from core.idempotency import InFlight, Mismatch, Replay
-from core.ids import MerchantId, PaymentId, RefundId
+from core.ids import PaymentId, RefundId
+from server.db.keys import forget_key
 from server.flows.idempotent import Request, answer, claim, give_up
 from server.flows.services import Services
 from server.new_ids import uuid7
@@ -32,27 +34,37 @@ async def once(
 ) -> Reply | Replay | Mismatch | InFlight:
     """Do it, unless it was done. `work` gets the id of what it makes, and must bear to be done twice with the same id.
 
-    `about` is the endpoint it concerns; None where it makes one. What `work` raises ends the request without a definitive reply.
+    `about` is the endpoint it concerns; None where it makes one. What `work` raises is no definitive reply.
     """
     made = uuid7()
     outcome = await claim(services, request, PaymentId(about or made), operation="endpoint", refund_id=RefundId(made))
     if isinstance(outcome, Replay):
-        return Replay(outcome.status, _opened(services, request.merchant_id, outcome.body))
+        return Replay(outcome.status, _opened(services, request, outcome.body))
     if isinstance(outcome, Mismatch | InFlight):
         return outcome
     assert outcome.refund_id is not None
     try:
         reply = await work(outcome.refund_id)
-    except FlorinError:
+    except RequestError:
+        async with services.db.pool.connection() as connection:  # nothing was done: the key may be used for a better request
+            await forget_key(connection, request.merchant_id, request.key)
+        raise
+    except Exception:
         await give_up(services, request, outcome)
         raise
-    await answer(services, request, status=reply.status, body=_sealed(services, request.merchant_id, reply.body))
+    await answer(services, request, status=reply.status, body=_sealed(services, request, reply.body))
     return reply
 
 
-def _sealed(services: Services, merchant_id: MerchantId, body: bytes) -> bytes:
-    return base64.b64encode(services.sealer.seal(body.decode(), table=_PLACE, row=merchant_id, merchant=merchant_id))
+def _sealed(services: Services, request: Request, body: bytes) -> bytes:
+    return base64.b64encode(services.sealer.seal(body.decode(), table=_PLACE, row=_row(request), merchant=request.merchant_id))
 
 
-def _opened(services: Services, merchant_id: MerchantId, body: bytes) -> bytes:
-    return services.sealer.open(base64.b64decode(body), table=_PLACE, row=merchant_id, merchant=merchant_id).encode()
+def _opened(services: Services, request: Request, body: bytes) -> bytes:
+    sealed = base64.b64decode(body)
+    return services.sealer.open(sealed, table=_PLACE, row=_row(request), merchant=request.merchant_id).encode()
+
+
+def _row(request: Request) -> UUID:
+    """What stands for a key's row, so that a sealed reply is good under its own key only."""
+    return UUID(bytes=hashlib.sha256(request.key.encode()).digest()[:16])

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from core.errors import Conflict
+from core.errors import Conflict, Unprocessable
 from core.ids import MerchantId
 from core.stream import Resumption, Sequence, resume
-from server.db.connection import Connection
 from server.db.events import find_sequence
-from server.db.streams import CONSUMERS_MAX, Consumer, find_consumer, place_consumer
+from server.db.streams import CONSUMERS_MAX, Consumer, count_consumers, find_consumer, place_consumer
 from server.flows.services import Services
 
 
@@ -22,24 +21,33 @@ class Position:
 
 
 async def begin(services: Services, merchant_id: MerchantId, position: Position) -> tuple[Sequence, Resumption]:
-    """The merchant's sequence, and where to go on in it. A consumer that is new begins there. Raises `Conflict`."""
+    """The merchant's sequence, and where to go on in it. Changes nothing.
+
+    A consumer that has acknowledged nothing yet begins at the beginning. Raises `Conflict` for one that would be one too many.
+    """
     async with services.db.pool.connection() as connection:
         sequence = await find_sequence(connection, merchant_id)
         after_seq = position.after_seq
-        if position.consumer is not None and after_seq is None:
-            known = await find_consumer(connection, merchant_id, position.consumer)
-            after_seq = known.acked_seq if known is not None else None
-        resumption = resume(sequence, after_seq=after_seq, epoch=position.epoch)
         if position.consumer is not None:
-            await place(services, connection, merchant_id, position.consumer, acked_seq=resumption.after_seq, only_new=True)
-    return sequence, resumption
+            known = await find_consumer(connection, merchant_id, position.consumer)
+            if known is None and await count_consumers(connection, merchant_id) >= CONSUMERS_MAX:
+                raise _too_many()
+            if after_seq is None:
+                after_seq = known.acked_seq if known is not None else 0
+    return sequence, resume(sequence, after_seq=after_seq, epoch=position.epoch)
 
 
-async def place(
-    services: Services, connection: Connection, merchant_id: MerchantId, name: str, *, acked_seq: int, only_new: bool = False
-) -> Consumer:
-    """Put a consumer somewhere, or, with `only_new`, leave one where it is. Raises `Conflict`."""
-    consumer = await place_consumer(connection, merchant_id, name, acked_seq=acked_seq, only_new=only_new, now=services.now())
+async def place(services: Services, merchant_id: MerchantId, name: str, *, acked_seq: int) -> Consumer:
+    """Put a consumer somewhere, forward or back. Raises `Unprocessable`, `Conflict`."""
+    async with services.db.pool.connection() as connection:
+        last_seq = (await find_sequence(connection, merchant_id)).last_seq
+        if acked_seq > last_seq:
+            raise Unprocessable(f"the last event is number {last_seq}", code="invalid_field", path="$.acked_seq")
+        consumer = await place_consumer(connection, merchant_id, name, acked_seq=acked_seq, now=services.now())
     if consumer is None:
-        raise Conflict(f"a merchant has at most {CONSUMERS_MAX} consumers: remove one", code="too_many_consumers")
+        raise _too_many()
     return consumer
+
+
+def _too_many() -> Conflict:
+    return Conflict(f"a merchant has at most {CONSUMERS_MAX} consumers: remove one", code="too_many_consumers")

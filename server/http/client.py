@@ -8,7 +8,7 @@ connections, responses and time are bounded.
 import re
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Hashable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +16,7 @@ from functools import lru_cache
 import trio
 
 from server.http.client_connection import ClientConnection, Times
-from server.http.dial import AddressCheck, dial
+from server.http.dial import AddressCheck, Lookups, dial
 from server.http.errors import NotSent, OutcomeUnknown
 from server.http.parser import METHODS
 from server.http.reaper import Reaper
@@ -26,9 +26,6 @@ from server.http.transport import SocketTransport, Transport
 from server.http.url import Origin, parse_origin, split
 
 ORIGINS_MAX = 1_024
-LOOKUPS_MAX = 32
-"""Names looked up at the same time; a look-up that hangs keeps its place until the system gives it up."""
-
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OURS = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding"})
 
@@ -103,7 +100,7 @@ class Client:
         self._pools: dict[Origin, _Pool] = {}
         self._pools_by_text: dict[str, _Pool] = {}
         self._tls = options.tls or client_tls()
-        self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
+        self._lookups = Lookups()
         self._is_closed = False
         self.reaper = Reaper()
 
@@ -116,9 +113,11 @@ class Client:
         body: bytes = b"",
         idempotent: bool = False,
         total_seconds: float | None = None,
+        asker: Hashable | None = None,
     ) -> Response:
         """Send one request and read the whole response. Redirects are not followed.
 
+        `asker`: who has chosen the address, and waits for his own name servers only (`server.http.dial.Lookups`).
         On cancellation the connection is closed. A pooled connection that is found to be dead before anything was sent is
         replaced; one that dies later, before a byte of the response, is replaced once where the request is `idempotent`.
         Raises `NotSent`, `Refused`, `OutcomeUnknown` or `BadResponse`.
@@ -143,7 +142,7 @@ class Client:
                     if not idempotent or connection.expired or connection.heard:
                         raise
                     lost = error
-            return await self._call_anew(pool, data, bodiless=bodiless, total_seconds=total, after=lost)
+            return await self._call_anew(pool, data, asker, bodiless=bodiless, total_seconds=total, after=lost)
         finally:
             pool.give_place_back()
 
@@ -159,11 +158,18 @@ class Client:
         return len(self.reaper.watched)
 
     async def _call_anew(
-        self, pool: _Pool, data: bytes, *, bodiless: bool, total_seconds: float, after: OutcomeUnknown | None
+        self,
+        pool: _Pool,
+        data: bytes,
+        asker: Hashable | None,
+        *,
+        bodiless: bool,
+        total_seconds: float,
+        after: OutcomeUnknown | None,
     ) -> Response:
         """Call on a new connection. What cannot be sent now may have arrived by the call that was lost before, `after` it."""
         try:
-            connection = await self._connect(pool)
+            connection = await self._connect(pool, asker)
             return await connection.exchange(data, bodiless=bodiless, total_seconds=total_seconds)
         except NotSent as error:
             if after is None:
@@ -201,12 +207,13 @@ class Client:
         if scope.cancelled_caught:
             raise NotSent(f"no free connection to {pool.origin} within {seconds:g} s")
 
-    async def _connect(self, pool: _Pool) -> ClientConnection:
+    async def _connect(self, pool: _Pool, asker: Hashable | None) -> ClientConnection:
         """A new connection. Whatever goes wrong, nothing has been sent: raises `NotSent`."""
         origin, options = pool.origin, self._options
         with trio.move_on_after(options.connect_seconds):
             try:
-                connected = await dial(origin.host, origin.port, check=options.check, lookups=self._lookups)
+                lookups = self._lookups.of(asker)
+                connected = await dial(origin.host, origin.port, check=options.check, lookups=lookups)
                 transport: Transport = SocketTransport(connected)
                 if origin.is_secure:
                     transport = await TlsTransport.connect(connected, self._tls, host=origin.host)

@@ -7,7 +7,7 @@ so an answer that changes from one look-up to the next (DNS rebinding) gains not
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -27,11 +27,33 @@ An IPv4 address mapped into IPv6 comes as the IPv4 address that it is; other dis
 _Address = tuple[int, Any]
 
 
-async def dial(host: str, port: int, *, check: AddressCheck | None, lookups: trio.CapacityLimiter) -> socket.socket:
-    """A connected, non-blocking socket. Raises OSError, or what `check` raises. The deadline is the caller's.
+class Lookups:
+    """Threads that wait for name servers: few for each asker, so that whose names hang holds up only himself.
 
-    `lookups` bounds the threads that wait for name servers, so that whose names hang does not stop everybody else's.
+    A thread that is given up keeps its place until the system gives it up too.
     """
+
+    def __init__(self, *, of_nobody: int = 32, per_asker: int = 2, total: int = 256) -> None:
+        self._of_nobody = trio.CapacityLimiter(of_nobody)
+        self._per_asker = per_asker
+        self._total = total
+        self._limiters: dict[Hashable, trio.CapacityLimiter] = {}
+
+    def of(self, asker: Hashable | None) -> trio.CapacityLimiter:
+        """The places of one asker. Raises OSError where there are too many of all together."""
+        if asker is None:
+            return self._of_nobody
+        limiter = self._limiters.get(asker)
+        if limiter is None:
+            self._limiters = {one: places for one, places in self._limiters.items() if places.borrowed_tokens}
+            if sum(int(places.borrowed_tokens) for places in self._limiters.values()) >= self._total:
+                raise OSError(errno.EAGAIN, "too many names are being looked up")
+            limiter = self._limiters[asker] = trio.CapacityLimiter(self._per_asker)
+        return limiter
+
+
+async def dial(host: str, port: int, *, check: AddressCheck | None, lookups: trio.CapacityLimiter) -> socket.socket:
+    """A connected, non-blocking socket. Raises OSError, or what `check` raises. The deadline is the caller's."""
     addresses = _interleaved(await _find(host, port, lookups))
     if check is not None:
         for _, address in addresses:

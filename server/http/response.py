@@ -83,7 +83,7 @@ class ResponseParser:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__context__
             raise cause if isinstance(cause, BadResponse) else BadResponse(f"not an HTTP response: {error}") from error
-        if is_too_large and not self.complete:
+        if is_too_large:
             self._cut_off()
 
     def _cut_off(self) -> None:

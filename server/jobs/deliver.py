@@ -32,7 +32,7 @@ from server.db.deliveries import (
     endpoints_with_deliveries,
     give_back,
 )
-from server.flows.deliver import Sender
+from server.flows.deliver import NotMade, Sender
 from server.flows.workers import Workers
 from server.jobs.deliver_ordered import send_in_order
 from server.jobs.lane import Lane
@@ -52,6 +52,8 @@ RETURNED_MAX = 16_384
 RETURNED_AT_ONCE_MAX = 500
 RETURN_SECONDS = 0.1
 TICK_SECONDS = 0.02
+MARGIN = 1 / 3
+"""How much longer than its deadline an attempt may take, with all that is written about it."""
 SUSPECT_SECONDS = 1.0
 """When what waited for an endpoint that did not answer may be claimed again."""
 _START = (UUID(int=0), UUID(int=0))
@@ -85,7 +87,10 @@ class Deliverer:
         self._ordered: dict[EndpointId, bool] = {}
         self._returned: list[tuple[ClaimedDelivery, float]] = []
         self._is_wanted = trio.Event()
+        self._forgot_at = float("-inf")
         self._swept = {False: _START, True: _START}
+        self.sweeps = 0
+        """How often the table was looked at, whole or a piece of it."""
 
     def notify(self, applied: Applied) -> None:
         """Take over what was just committed. What there is no room for comes back from the table."""
@@ -112,30 +117,38 @@ class Deliverer:
     # Claims in hand
 
     def _too_old_at(self) -> float:
-        """When an attempt could no longer end before the lease of a claim made now."""
-        return trio.current_time() + self._timing.lease_seconds - self._sender.attempt_seconds
+        """When an attempt could no longer end, and be written, before the lease of a claim made now."""
+        return trio.current_time() + self._timing.lease_seconds - (1 + MARGIN) * self._sender.attempt_seconds
 
     def _take(self, claimed: ClaimedDelivery, too_old_at: float) -> None:
         lane = self._lane(claimed.event.merchant_id, claimed.endpoint_id)
         now = trio.current_time()
         held_seconds = lane.held_seconds(now=now)
-        if held_seconds or self._waiting >= QUEUE_MAX or len(lane.waiting) >= WAITING_PER_LANE_MAX:
+        is_at_once = not lane.waiting and lane.may_start(now=now) and self._has_room(lane)
+        if held_seconds or not (is_at_once or self._may_wait(lane)):
             self._return(claimed, held_seconds or self._timing.sweep_seconds)
             return
         lane.waiting.append((claimed, too_old_at))
         self._waiting += 1
         self._start(lane)
 
+    def _may_wait(self, lane: Lane) -> bool:
+        """Whether one more may wait for an endpoint; few, where many wait already."""
+        share = WAITING_PER_LANE_MAX if self._waiting < QUEUE_MAX // 2 else WAITING_PER_LANE_MAX // 16
+        return self._waiting < QUEUE_MAX and len(lane.waiting) < share
+
     def _lane(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Lane:
         lane = self._lanes.get(endpoint_id)
         if lane is None:
-            if len(self._lanes) >= LANES_MAX:
+            if len(self._lanes) >= LANES_MAX and trio.current_time() - self._forgot_at > 1.0:
                 self._forget_lanes()
             lane = self._lanes[endpoint_id] = Lane(merchant_id, endpoint_id)
+            if destination := self._sender.known(endpoint_id):
+                lane.configure(destination.endpoint, workers=self._workers.count)
         return lane
 
     def _forget_lanes(self) -> None:
-        now = trio.current_time()
+        now = self._forgot_at = trio.current_time()
         for is_held_too in (False, True):
             for endpoint_id, lane in list(self._lanes.items()):
                 if lane.is_at_rest(now=now) or (is_held_too and not lane.running and not lane.waiting):
@@ -156,9 +169,12 @@ class Deliverer:
             admission = lane.start(now=now)
             self._running += 1
             self._suspects_running += lane.is_suspect
-            self._nursery.start_soon(self._attempt, lane, claimed, too_old_at, admission)
+            self._nursery.start_soon(self._attempt, lane, claimed, too_old_at, admission, lane.is_suspect)
         self._blocked.discard(lane)
-        if lane.has_more:
+
+    def _want_more(self, lane: Lane) -> None:
+        """Have more claimed for a lane before it has nothing to do."""
+        if lane.has_more and len(lane.waiting) <= lane.limit:
             self._hungry.add(lane)
             self._is_wanted.set()
 
@@ -167,25 +183,34 @@ class Deliverer:
             return False
         return self._running < IN_FLIGHT_MAX
 
-    async def _attempt(self, lane: Lane, claimed: ClaimedDelivery, too_old_at: float, admission: Admission) -> None:
-        was_suspect = lane.is_suspect
-        if trio.current_time() >= too_old_at:
+    async def _attempt(
+        self,
+        lane: Lane,
+        claimed: ClaimedDelivery,
+        too_old_at: float,
+        admission: Admission,
+        was_suspect: bool,  # noqa: FBT001 - start_soon passes by position
+    ) -> None:
+        began = trio.current_time()
+        attempted = await self._sender.attempt(claimed, too_old_at=too_old_at)
+        if isinstance(attempted, NotMade):
             lane.withdraw(admission)
-            self._return(claimed, 0.0)
+            self._return(claimed, self._timing.sweep_seconds)
         else:
-            attempted = await self._sender.attempt(claimed)
+            now, result = trio.current_time(), attempted.result
             lane.end(
                 admission,
-                delivered=attempted.result.delivered,
+                delivered=result.delivered,
                 was_slow=attempted.was_slow,
+                took_seconds=now - began,
                 wait_seconds=attempted.wait_seconds,
-                now=trio.current_time(),
+                now=now,
             )
-            self._metrics.webhook_attempted(attempted.result.status, delivered=attempted.result.delivered)
+            self._metrics.webhook_attempted(result.status, delivered=result.delivered)
             if destination := self._sender.known(claimed.endpoint_id):
                 lane.configure(destination.endpoint, workers=self._workers.count)
             try:
-                await self._db.delivery_results.submit(attempted.result)
+                await self._db.delivery_results.submit(result)
             except FlorinError as error:
                 _log.warning("a delivery's result could not be written; it will be repeated", error=str(error))
         self._running -= 1
@@ -194,6 +219,7 @@ class Deliverer:
         if held_seconds or lane.is_suspect:
             self._empty(lane, held_seconds or SUSPECT_SECONDS)
         self._start(lane)
+        self._want_more(lane)
 
     def _empty(self, lane: Lane, held_seconds: float) -> None:
         """Nothing may be sent there for a while: let go of what waits for it."""
@@ -215,6 +241,7 @@ class Deliverer:
                 if held_seconds := lane.held_seconds(now=trio.current_time()):
                     self._empty(lane, held_seconds)
                 self._start(lane)
+                self._want_more(lane)
 
     async def _return_forever(self) -> None:
         while True:
@@ -228,15 +255,16 @@ class Deliverer:
                     _log.warning("claims could not be given back; their leases will end", error=str(error))
 
     async def _sweep_forever(self) -> None:
-        is_through = True
+        sweep_at = trio.current_time() + self._timing.sweep_seconds
         while True:
-            with trio.move_on_after(self._timing.sweep_seconds if is_through else TICK_SECONDS) as patience:
+            with trio.move_on_at(sweep_at):
                 await self._is_wanted.wait()
             self._is_wanted = trio.Event()
             try:
                 await self._feed_hungry()
-                if patience.cancelled_caught:
+                if trio.current_time() >= sweep_at:
                     is_through = await self._sweep()
+                    sweep_at = trio.current_time() + (self._timing.sweep_seconds if is_through else TICK_SECONDS)
             except (DatabaseUnavailable, Overloaded) as error:
                 _log.warning("cannot look for due deliveries", error=str(error))
                 await trio.sleep(self._timing.sweep_seconds)
@@ -256,6 +284,7 @@ class Deliverer:
                 )
             looked_at = await self._look_at(found)
             is_last = len(found) < SCAN_MAX and len(looked_at) == len(found)
+            self.sweeps += is_ordered
             self._swept[is_ordered] = _START if is_last else (looked_at[-1].merchant_id, looked_at[-1].endpoint_id)
         return self._swept == {False: _START, True: _START}
 
@@ -263,10 +292,12 @@ class Deliverer:
         """Deal with endpoints until that is enough for one sweep; those that were dealt with."""
         claims = 0
         for number, one in enumerate(found, start=1):
-            if not one.is_enabled:
+            if not one.is_enabled and (one.is_due or one.is_ordered):
                 async with self._db.pool.connection() as connection:
                     await bury(connection, one.merchant_id, one.endpoint_id, limit=BURY_MAX)
                 claims += 1
+            elif not one.is_enabled:
+                continue
             elif one.is_due and one.is_ordered:
                 self._want_in_order(one.merchant_id, one.endpoint_id)
             elif one.is_due:
@@ -278,11 +309,15 @@ class Deliverer:
     async def _claim(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> bool:
         """Claim for one endpoint what it can take; whether that needed the database."""
         lane = self._lane(merchant_id, endpoint_id)
-        bearable = lane.room(now=trio.current_time())
-        room = min(bearable if lane.is_suspect or bearable <= 1 else CLAIM_MAX, QUEUE_MAX - self._waiting) - len(lane.waiting)
-        if bearable <= 0 or room <= 0 or not self._has_room(lane):
-            lane.has_more = bearable > 0
+        now = trio.current_time()
+        if lane.held_seconds(now=now):
+            lane.has_more = False
             return False
+        is_careful = lane.is_suspect or not lane.is_sound
+        wanted = lane.room(now=now) if is_careful else CLAIM_MAX
+        room = min(wanted, QUEUE_MAX - self._waiting) - len(lane.waiting)
+        if room <= 0 or not self._has_room(lane):
+            return False  # the next sweep asks again
         too_old_at = self._too_old_at()
         async with self._db.pool.connection() as connection:
             claims = await claim_due_deliveries(
@@ -307,10 +342,10 @@ class Deliverer:
             is_wanted = True
             while is_wanted:
                 self._ordered[endpoint_id] = False
-                await send_in_order(
+                is_left = await send_in_order(
                     self._db, self._sender, self._metrics, merchant_id, endpoint_id, lease_seconds=self._timing.lease_seconds
                 )
-                is_wanted = self._ordered[endpoint_id]
+                is_wanted = self._ordered[endpoint_id] or (is_left and len(self._ordered) < ORDERED_MAX)
         except FlorinError as error:
             _log.warning("cannot deliver in order; its lease will end", error=str(error))
         finally:

@@ -10,37 +10,44 @@ import trio
 
 from core.ids import EndpointId, MerchantId
 from server.db.database import Database
+from server.db.deliveries import give_back
 from server.db.ordered import claim_next, has_waiting, let_go, take_endpoint
-from server.flows.deliver import Sender
+from server.flows.deliver import NotMade, Sender
 from server.new_ids import uuid7
 from server.telemetry import Metrics
 
 LET_GO_SECONDS = 2.0
+TURN_SECONDS = 10.0
+"""After how long an endpoint with much to send lets go, so that others get their turn where there are very many."""
+
+NOT_MADE_SECONDS = 1.0
 
 
 async def send_in_order(
     db: Database, sender: Sender, metrics: Metrics, merchant_id: MerchantId, endpoint_id: EndpointId, *, lease_seconds: float
-) -> None:
-    """Send until nothing waits, or what is next failed, or another worker holds the endpoint.
+) -> bool:
+    """Send until nothing waits, or what is next failed, or another worker holds the endpoint, or the turn is over.
 
-    Raises `DatabaseUnavailable`, `Overloaded`; the lease then ends by itself. Cancelled, it lets the endpoint go.
+    Whether more could be sent at once. Raises `DatabaseUnavailable`, `Overloaded`; the lease then ends by itself. Cancelled, it
+    lets the endpoint go.
     """
-    while True:
-        token = uuid7()
-        async with db.pool.connection() as connection:
-            if not await take_endpoint(connection, merchant_id, endpoint_id, token, lease_seconds=lease_seconds):
-                return
-        sending = _Sending(db, sender, metrics, merchant_id, endpoint_id)
-        try:
-            while await sending.send_next(token, lease_seconds=lease_seconds):
-                pass
-        finally:
-            with trio.move_on_after(LET_GO_SECONDS, shield=True):
-                async with db.pool.connection() as connection:
-                    await let_go(connection, merchant_id, endpoint_id, token, held_seconds=sending.held_seconds)
-        async with db.pool.connection() as connection:  # what was committed before the lease ended saw it held
-            if sending.held_seconds or not await has_waiting(connection, merchant_id, endpoint_id):
-                return
+    token = uuid7()
+    async with db.pool.connection() as connection:
+        if not await take_endpoint(connection, merchant_id, endpoint_id, token, lease_seconds=lease_seconds):
+            return False
+    sending = _Sending(db, sender, metrics, merchant_id, endpoint_id)
+    turn_ends_at = trio.current_time() + TURN_SECONDS
+    try:
+        while await sending.send_next(token, lease_seconds=lease_seconds) and trio.current_time() < turn_ends_at:
+            pass
+    finally:
+        with trio.move_on_after(LET_GO_SECONDS, shield=True):
+            async with db.pool.connection() as connection:
+                await let_go(connection, merchant_id, endpoint_id, token, held_seconds=sending.held_seconds)
+    if sending.held_seconds:
+        return False
+    async with db.pool.connection() as connection:  # what was committed before the lease ended saw it held
+        return await has_waiting(connection, merchant_id, endpoint_id)
 
 
 class _Sending:
@@ -56,19 +63,25 @@ class _Sending:
 
     async def send_next(self, token: UUID, *, lease_seconds: float) -> bool:
         """Send the next one; whether to go on."""
+        too_old_at = trio.current_time() + lease_seconds - self._sender.attempt_seconds
         async with self._db.pool.connection() as connection:
             claimed, is_ours = await claim_next(
                 connection, self._merchant_id, self._endpoint_id, token, lease_seconds=lease_seconds
             )
         if claimed is None:
             return is_ours
-        attempted = await self._sender.attempt(claimed)
+        attempted = await self._sender.attempt(claimed, too_old_at=too_old_at)
+        if isinstance(attempted, NotMade):
+            self.held_seconds = NOT_MADE_SECONDS
+            async with self._db.pool.connection() as connection:
+                await give_back(connection, [(claimed, 0.0)])
+            return False
         result = attempted.result
         self._metrics.webhook_attempted(result.status, delivered=result.delivered)
-        if not await self._db.delivery_results.submit(result):
-            return False
         if not result.delivered and result.retry_seconds is not None:
             self.held_seconds = result.retry_seconds
+        is_written = await self._db.delivery_results.submit(result)
+        if not is_written or self.held_seconds:
             return False
         destination = self._sender.known(self._endpoint_id)
         if destination is not None and destination.endpoint.requests_per_second_max:

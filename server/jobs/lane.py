@@ -16,6 +16,7 @@ from server.db.endpoints import Endpoint
 CONCURRENCY_AT_FIRST = 16
 OPEN_SECONDS_MAX = 300.0
 ASKED_SECONDS_MAX = 3_600.0
+SLOW_SECONDS = 2.0
 BURST_SECONDS = 0.05
 """How much of the rate that was not used may be made good at once."""
 
@@ -33,6 +34,7 @@ class Lane:
         "_limit",
         "_next_at",
         "_times_opened",
+        "_url",
         "endpoint_id",
         "has_more",
         "is_suspect",
@@ -49,8 +51,9 @@ class Lane:
         self.has_more = False
         """Whether more is due in the table than was claimed."""
         self.is_suspect = False
-        """Whether its last attempt got no answer: then it has no part in the room that is kept for others."""
-        self._limit = AdaptiveLimit(ceiling=CONCURRENCY_AT_FIRST, limit=CONCURRENCY_AT_FIRST)
+        """Whether its last attempt took long: then it has no part in the room that is kept for others."""
+        self._limit = AdaptiveLimit(ceiling=1, limit=1.0)  # until its settings are known
+        self._url = ""
         self._breaker = Breaker()
         self._times_opened = 0
         self._held_until = self._next_at = float("-inf")
@@ -58,9 +61,12 @@ class Lane:
 
     def configure(self, endpoint: Endpoint, *, workers: int) -> None:
         """Take over what its merchant has set. The rate is divided among the workers."""
-        if endpoint.concurrency_max != self._limit.ceiling:
+        if endpoint.url != self._url:  # another program answers there: begin anew
+            self._url = endpoint.url
+            self._limit = AdaptiveLimit(endpoint.concurrency_max, float(min(CONCURRENCY_AT_FIRST, endpoint.concurrency_max)))
+            self._breaker, self._times_opened, self._held_until, self.is_suspect = Breaker(), 0, float("-inf"), False
+        elif endpoint.concurrency_max != self._limit.ceiling:
             self._limit.move_ceiling(endpoint.concurrency_max)
-            self._limit.limit = min(self._limit.limit, CONCURRENCY_AT_FIRST)
         rate = endpoint.requests_per_second_max
         self._interval_seconds = workers / rate if rate else 0.0
 
@@ -76,6 +82,16 @@ class Lane:
             return 0 if self.running else 1
         return int(self._limit.limit) - self.running
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it was not left alone lately."""
+        return not self._times_opened
+
+    @property
+    def limit(self) -> int:
+        """How many attempts may be under way."""
+        return int(self._limit.limit)
+
     def may_start(self, *, now: float) -> bool:
         """Whether one more attempt may begin at this moment."""
         return now >= self._next_at and self.room(now=now) > 0
@@ -87,10 +103,12 @@ class Lane:
             self._next_at = max(self._next_at, now - BURST_SECONDS) + self._interval_seconds
         return self._breaker.admit(now=now)
 
-    def end(self, admission: Admission, *, delivered: bool, was_slow: bool, wait_seconds: float, now: float) -> None:
+    def end(
+        self, admission: Admission, *, delivered: bool, was_slow: bool, took_seconds: float, wait_seconds: float, now: float
+    ) -> None:
         """The attempt has ended so."""
         self.running -= 1
-        self.is_suspect = was_slow
+        self.is_suspect = was_slow or took_seconds > SLOW_SECONDS
         if delivered:
             self._limit.grow()
         elif was_slow or wait_seconds:

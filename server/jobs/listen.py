@@ -13,7 +13,7 @@ import psycopg
 import structlog
 import trio
 
-from core.errors import DatabaseUnavailable, Overloaded
+from core.errors import FlorinError
 from core.ids import MerchantId
 from server.db.connection import Connection
 from server.db.roles import Role
@@ -27,6 +27,7 @@ PAYLOAD_HINTS_MAX = 140
 """As many as fit into the 8,000 bytes of a notification."""
 
 RECONNECT_SECONDS = 1.0
+TELL_SECONDS = 5.0
 _log = structlog.get_logger()
 
 
@@ -50,7 +51,7 @@ async def _kept_up(work: Callable[[Services, Connection], Awaitable[None]], serv
                 await work(services, connection)
             finally:
                 connection.discard()
-        except (DatabaseUnavailable, psycopg.Error) as error:
+        except (FlorinError, psycopg.Error, trio.TooSlowError) as error:
             _log.warning("hints between workers are interrupted", error=str(error).strip())
         await trio.sleep(RECONNECT_SECONDS)
 
@@ -66,7 +67,8 @@ async def _announce(services: Services, connection: Connection) -> None:
             continue
         hints = [f"{merchant_id.hex}:{seq}" for merchant_id, seq in news.items()]
         for at in range(0, len(hints), PAYLOAD_HINTS_MAX):
-            await connection.query("SELECT pg_notify($1, $2)", CHANNEL, ",".join(hints[at : at + PAYLOAD_HINTS_MAX]))
+            with trio.fail_after(TELL_SECONDS):
+                await connection.query("SELECT pg_notify($1, $2)", CHANNEL, ",".join(hints[at : at + PAYLOAD_HINTS_MAX]))
 
 
 async def _listen(services: Services, connection: Connection) -> None:
@@ -85,11 +87,12 @@ async def _poll(services: Services) -> None:
         await trio.sleep(POLL_SECONDS)
         try:
             await _look(services)
-        except (DatabaseUnavailable, Overloaded) as error:
+        except (FlorinError, psycopg.Error) as error:
             _log.warning("cannot look for events", error=str(error))
 
 
 async def _look(services: Services) -> None:
+    await services.feeds.check_epoch()
     merchants = services.feeds.merchant_ids
     for at in range(0, len(merchants), POLL_MERCHANTS_MAX):
         await services.feeds.poll(merchants[at : at + POLL_MERCHANTS_MAX])

@@ -6,8 +6,10 @@ import structlog
 import trio
 
 from core.errors import DatabaseUnavailable, Overloaded
+from server.db.delivery_log import prune_attempts
 from server.db.keys import prune_keys
 from server.db.psp_inbox import prune_events
+from server.db.streams import prune_tickets
 from server.flows.services import Services
 
 PIECE = 1_000
@@ -33,5 +35,7 @@ async def sweep(services: Services) -> int:
     """Forget a piece of each; how many the larger one was."""
     async with services.db.pool.connection() as connection:
         keys = await prune_keys(connection, now=services.now(), limit=PIECE)
-        ended_before = services.now() - timedelta(days=EVENTS_KEPT_DAYS)
-        return max(keys, await prune_events(connection, ended_before=ended_before, limit=PIECE))
+        long_ago = services.now() - timedelta(days=EVENTS_KEPT_DAYS)
+        events = await prune_events(connection, ended_before=long_ago, limit=PIECE)
+        attempts = await prune_attempts(connection, made_before=long_ago, limit=PIECE)
+        return max(keys, events, attempts, await prune_tickets(connection, now=services.now(), limit=PIECE))

@@ -18,6 +18,14 @@ from tests.florin import Florin
 from tests.receiver import charge
 from tests.server.test_webhooks import call
 
+CHECKS = (
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "ignored_auth",
+    "missing_required_header",
+)
 ST = str(Path(sys.executable).with_name("st"))
 
 
@@ -83,8 +91,7 @@ async def test_schemathesis_finds_no_disagreement(florin: Florin, request: pytes
         "--header",
         f"Authorization: Bearer {florin.demo.api_key}",
         "--checks",
-        "status_code_conformance,content_type_conformance,response_schema_conformance,negative_data_rejection,ignored_auth,"
-        "missing_required_header",
+        ",".join(CHECKS),
         "--phases",
         "examples,coverage,fuzzing",
         "--max-examples",

@@ -35,7 +35,10 @@ DAMAGE = {
     ),
     "a merchant's sequence of events has no gap": ["UPDATE merchant_sequences SET last_seq = last_seq + 1"],
     "every settled status was told as an event, once": _append_only("events", "UPDATE events SET type = 'payment.expired'"),
-    "every event goes to every endpoint that was there and wants it": ["DELETE FROM deliveries"],
+    "every event goes to every endpoint that was there and wants it": [
+        "UPDATE webhook_endpoints SET updated_at = created_at - interval '1 hour'",
+        "DELETE FROM deliveries",
+    ],
     "every delivery has its event and its endpoint": ["UPDATE deliveries SET endpoint_id = gen_random_uuid()"],
     "a delivery to an endpoint that answers is never forgotten": [
         "UPDATE deliveries SET state = 'PENDING', is_ordered = true, updated_at = now() - interval '2 hours'",

@@ -72,6 +72,8 @@ CREATE TABLE stream_tickets (
     PRIMARY KEY (merchant_id, ticket_sha256)
 );
 
+CREATE INDEX stream_tickets_by_age ON stream_tickets (expires_at);
+
 CREATE TABLE sequence_epochs (
     epoch               uuid PRIMARY KEY,
     started_at          timestamptz NOT NULL
@@ -91,4 +93,4 @@ GRANT SELECT ON delivery_attempts, stream_cursors, sequence_epochs TO florin_app
 GRANT SELECT ON stream_tickets TO florin_app;
 GRANT INSERT, DELETE ON delivery_attempts, stream_tickets TO florin_app;
 GRANT INSERT, UPDATE, DELETE ON stream_cursors TO florin_app;
-GRANT UPDATE ON deliveries TO florin_console;
+GRANT UPDATE (state, attempts, due_at, updated_at) ON deliveries TO florin_console;
