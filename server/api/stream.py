@@ -36,7 +36,7 @@ from server.flows.feeds import Feed, Reader
 from server.flows.services import Services
 from server.flows.stream import Position, begin
 from server.http.asgi import Message, Receive, Scope, Send, header
-from server.http.frame import FRAME_EXTENSION, send_frame
+from server.http.frame import FRAME_EXTENSION
 from server.new_ids import key_hash, merchant_of_ticket, uuid7
 
 STREAMS_PER_MERCHANT_MAX = 10_000
@@ -118,7 +118,7 @@ class StreamApi:
         with self._counted(admitted) as ends:
             try:
                 await send({"type": "websocket.accept"})
-                await self._serve(scope, receive, send, admitted, (sequence, resumption), ends)
+                await self._serve(receive, send, admitted, (sequence, resumption), ends)
             except OSError:
                 return  # the peer is gone
             except Overloaded as error:
@@ -149,7 +149,6 @@ class StreamApi:
 
     async def _serve(
         self,
-        scope: Scope,
         receive: Receive,
         send: Send,
         admitted: _Admitted,
@@ -164,7 +163,7 @@ class StreamApi:
             "api_version": API_VERSION,
         }
         await send({"type": "websocket.send", "text": msgspec.json.encode(hello).decode()})
-        reader = Reader(partial(send_frame, scope, send), ends.begin_anew, types=admitted.types)
+        reader = Reader(send, ends.begin_anew, types=admitted.types)
         with self._services.feeds.reading(admitted.merchant_id, last_seq=sequence.last_seq) as feed:
             async with trio.open_nursery() as nursery:
                 try:

@@ -9,7 +9,7 @@ what it knows and what it hears of is read from the table. Invariants:
 - Every feed has a task of its own, so that one merchant's readers hold up nobody else's; nothing waits for a slow reader.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -22,7 +22,8 @@ from core.ids import MerchantId
 from server.db.events import Event, find_epoch, find_last_seqs, list_events
 from server.db.pool import Pool
 from server.flows.envelope import encode_event
-from server.http.frame import Frame
+from server.http.asgi import Send
+from server.http.frame import FRAME_EXTENSION, Frame
 
 EARLY_MAX = 1_024
 """How many events that came before their turn are kept; others are read from the table."""
@@ -38,16 +39,15 @@ _log = structlog.get_logger()
 
 
 class Reader:
-    """A live reader. `send` never waits for the peer, and raises OSError where it has left; `types` None: all.
+    """A live reader. `send` takes a frame (`server.http.frame`), never waits for the peer, and raises OSError where it has left;
+    `types` None: all.
 
     `end` tells it to come back, because its numbers mean other events now.
     """
 
     __slots__ = ("end", "send", "types")
 
-    def __init__(
-        self, send: Callable[[Frame], Awaitable[None]], end: Callable[[], None], *, types: tuple[str, ...] | None
-    ) -> None:
+    def __init__(self, send: Send, end: Callable[[], None], *, types: tuple[str, ...] | None) -> None:
         self.send = send
         self.end = end
         self.types = types
@@ -132,11 +132,12 @@ class Feed:
         passed_on.set()
         if not self._readers:
             return
-        frame = Frame.of(encode_event(event).decode())
+        message = {"type": FRAME_EXTENSION, "frame": Frame.of(encode_event(event).decode()).encoded}
         for number, reader in enumerate(list(self._readers), start=1):
-            if reader in self._readers and is_wanted(event.type, reader.types):
+            types = reader.types
+            if reader in self._readers and (types is None or is_wanted(event.type, types)):
                 try:
-                    await reader.send(frame)
+                    await reader.send(message)
                 except Exception:  # noqa: BLE001 - it has left, or fails: nobody else's concern
                     self.leave(reader)
             if number % SENT_AT_ONCE_MAX == 0:
@@ -177,11 +178,12 @@ class Feeds:
 
     async def poll(self, merchant_ids: list[MerchantId]) -> None:
         """Look at the sequences themselves: whatever hint was lost, this finds it. Raises `DatabaseUnavailable`, `Overloaded`."""
+        passed_on = {one: feed.last_seq for one in merchant_ids if (feed := self._feeds.get(one)) is not None}
         async with self._pool.connection() as connection:
             found = await find_last_seqs(connection, merchant_ids)
         for merchant_id, seq in found.items():
             feed = self._feeds.get(merchant_id)
-            if feed is not None and seq < feed.last_seq:
+            if feed is not None and seq < passed_on.get(merchant_id, 0):  # what was passed on before is not there any more
                 self._void(feed)
             self.hint(merchant_id, seq)
 

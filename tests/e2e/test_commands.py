@@ -5,8 +5,11 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ import httpx2
 import psutil
 import psycopg
 import pytest
+import standardwebhooks
 from typer.testing import CliRunner
 
+from core.errors import leaves
 from server.cli import app
 from server.http.listener import bind
 from server.sealing import create_key_file
@@ -129,7 +134,9 @@ def here(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, arguments)
     failed = result.exit_code != 0
     assert failed == (code != 0), (result.output, result.exception)
-    return result.output + (str(result.exception) if failed else "")
+    ended = result.exception
+    errors = leaves(ended) if isinstance(ended, BaseExceptionGroup) else [ended]
+    return result.output + ("; ".join(map(str, errors)) if failed else "")
 
 
 def eventually_reply(ask: Callable[[str], httpx2.Response], status: int) -> Any:
@@ -298,3 +305,65 @@ def test_serve_takes_requests_until_it_is_told_to_stop(directory: Path, database
             assert not path.exists()
         finally:
             served.kill()
+
+
+def test_listen_trigger_and_dead_letters(directory: Path) -> None:
+    data = ("--data-dir", str(directory))
+    with up(*data, "--workers", "1") as running, _hook() as (url, got):
+        headers = {"authorization": f"Bearer {running.value('API key')}"}
+        command = [FLORIN, "listen", *data, "--forward", url, "--after", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as listening:
+            assert listening.stdout is not None
+            said = [listening.stdout.readline() for _ in range(2)]
+            assert "whsec_" in said[0]
+            secret = re.findall(r"whsec_\S+", said[0])[0]
+            for event_type in ("payment.succeeded", "payment.declined", "refund.failed"):
+                assert event_type in here("trigger", event_type, *data)
+            said = [listening.stdout.readline() for _ in range(4)]
+            assert all("→ 204" in line for line in said), said
+            assert "payment.declined" in said[1]
+            listening.send_signal(signal.SIGINT)
+            assert "--after 4" in listening.stdout.read()
+        assert listening.returncode == 130
+        assert [standardwebhooks.Webhook(secret).verify(body, headers)["seq"] for headers, body in got] == [1, 2, 3, 4]
+        assert "cannot be triggered" in here("trigger", "payment.paid", *data, code=1)
+        assert "refuses this key" in run("listen", "--api-url", running.value("API"), "--api-key", "fl_test_x", code=1)
+        assert "there is no event type" in here("listen", *data, "--types", "payment.paid", code=1)
+
+        assert "There are no dead letters." in here("dlq", "list", *data)
+        endpoint = httpx2.get(f"{running.value('API')}/v1/webhook-endpoints", headers=headers).json()["data"][0]["id"]
+        with psycopg.connect(running.value("database"), autocommit=True) as connection:
+            connection.execute("UPDATE deliveries SET state = 'DEAD', due_at = NULL, attempts = 10, last_error = 'was down'")
+        letter = f"{endpoint}/2"
+        assert letter in here("dlq", "list", *data, "--endpoint", endpoint)
+        assert "is DEAD" in here("dlq", "show", letter, *data)
+        assert "1 dropped" in here("dlq", "drop", letter, *data, "--operator", "ada")
+        assert "1 tried again" in here("dlq", "retry", f"{endpoint}/1", *data, "--operator", "ada")
+        assert "2 tried again" in here("dlq", "retry", "--all", *data)
+        assert "0 tried again" in here("dlq", "retry", "--all", *data)
+        for wrong in (["retry"], ["retry", letter, "--all"], ["show", "x"], ["drop", f"{endpoint}/99"], ["retry", "evt_psp"]):
+            assert here("dlq", *wrong, *data, code=1)
+        assert "all promises are kept" in here("doctor", *data)
+
+
+@contextmanager
+def _hook() -> Iterator[tuple[str, list[tuple[dict[str, str], str]]]]:
+    """A developer's program that takes webhooks."""
+    got: list[tuple[dict[str, str], str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"])).decode()
+            got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/hook", got
+        server.shutdown()
+        thread.join()
