@@ -184,7 +184,7 @@ class Ears:
     async def until(self, frames: int) -> None:
         """Wait until it has read so many frames."""
         with trio.fail_after(PATIENCE_SECONDS):
-            while await self._ask("count") < frames:
+            while await self._ask("count") < frames:  # noqa: ASYNC110 - another process counts
                 await trio.sleep(0.1)
 
     async def read(self) -> list[tuple[str, float]]:

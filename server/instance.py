@@ -30,7 +30,7 @@ from server.http.listener import bind_shared
 from server.private_files import write_private
 from server.sandbox.program import SandboxConfiguration
 from server.sealing import Sealer, SealError, create_key_file
-from server.settings import API_PORT, PSP_PORT, SHOP_PORT
+from server.settings import API_PORT, PSP_PORT, SHOP_PORT, environment
 from server.supervisor import Supervisor
 
 # Together these, and the embedded PostgreSQL's, stay below ten seconds: so long may a Ctrl-C take at most.
@@ -250,7 +250,7 @@ def _environment(options: Options, running: Running) -> dict[str, str]:
         "FLORIN_DATABASE_URL": running.database_url,
         "FLORIN_KEY_FILE": running.key_file,
         "FLORIN_DRAIN_SECONDS": str(DRAIN_SECONDS),
-        "FLORIN_WEBHOOK_NETWORKS": os.environ.get("FLORIN_WEBHOOK_NETWORKS") or LOOPBACK,
+        "FLORIN_WEBHOOK_NETWORKS": environment("WEBHOOK_NETWORKS") or LOOPBACK,
         **options.settings,
     }
 

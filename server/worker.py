@@ -35,13 +35,14 @@ from server.flows.feeds import Feeds
 from server.flows.fraud import FraudCheck
 from server.flows.services import Services, utc_now
 from server.flows.workers import Workers
-from server.http.client import ClientOptions, open_client
+from server.http.client import Client, ClientOptions, open_client
 from server.http.dial import AddressCheck
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
 from server.jobs import chain, follow_up, inbox, listen, prune, psps
-from server.jobs.deliver import Deliverer, Timing
+from server.jobs.deliver import Deliverer
+from server.jobs.lane import Timing
 from server.psp.routing import Routing
 from server.psp.wire import Deadlines
 from server.sealing import Sealer, SealError
@@ -91,8 +92,7 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
             now=utc_now,
             publish=feeds.publish,
         )
-        timing = Timing(lease_seconds=settings.delivery_lease_seconds, sweep_seconds=settings.sweep_seconds)
-        deliverer = Deliverer(db, sender, metrics, workers, timing)
+        deliverer = Deliverer(db, sender, metrics, workers, _timing(settings))
         accounts = Accounts(db, psp_http, sealer, metrics, _deadlines(settings), now=utc_now)
         services = Services(
             db=db,
@@ -108,7 +108,7 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
             destinations=destinations,
             receipt_key=sealer.receipt_key(),
             metrics=metrics,
-            fraud=FraudCheck(fraud_http, url=settings.fraud_url, token=settings.fraud_token) if settings.fraud_url else None,
+            fraud=_fraud_check(fraud_http, settings),
         )
         await _require_ready(services)
         api = Api(services, metrics, metrics_token=settings.metrics_token)
@@ -116,18 +116,25 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         async with trio.open_nursery() as jobs:
             await _start_jobs(jobs, services, deliverer, settings)
             await jobs.start(api.run)
-            async with trio.open_nursery() as front:
-                await front.start(listener.run)
-                try:
-                    yield services
-                finally:
-                    with trio.CancelScope(shield=True):
-                        until = trio.current_time() + settings.drain_seconds
-                        api.end_waits()
-                        await listener.drain(seconds=settings.drain_seconds)
-                        await services.background.drain(seconds=max(until - trio.current_time(), 0))
-                    front.cancel_scope.cancel()
+            async with _serving(settings, api, listener, services):
+                yield services
             jobs.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _serving(settings: Settings, api: Api, listener: Listener, services: Services) -> AsyncIterator[None]:
+    """The front: at the end of the block it drains."""
+    async with trio.open_nursery() as front:
+        await front.start(listener.run)
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                until = trio.current_time() + settings.drain_seconds
+                api.end_waits()
+                await listener.drain(seconds=settings.drain_seconds)
+                await services.background.drain(seconds=max(until - trio.current_time(), 0))
+            front.cancel_scope.cancel()
 
 
 async def _require_ready(services: Services) -> None:
@@ -154,6 +161,14 @@ async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliver
 def _client_options(settings: Settings) -> ClientOptions:
     """What could not connect in time was not sent; that must be known before the PSP's deadline makes it unknown."""
     return ClientOptions(connect_seconds=min(settings.connect_seconds, settings.psp_seconds / 2))
+
+
+def _timing(settings: Settings) -> Timing:
+    return Timing(lease_seconds=settings.delivery_lease_seconds, sweep_seconds=settings.sweep_seconds)
+
+
+def _fraud_check(http: Client, settings: Settings) -> FraudCheck | None:
+    return FraudCheck(http, url=settings.fraud_url, token=settings.fraud_token) if settings.fraud_url else None
 
 
 def _tell(feeds: Feeds, deliverer: Deliverer, applied: Applied) -> None:

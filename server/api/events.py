@@ -153,19 +153,20 @@ class EventsApi:
         merchant_id = call.merchant.id
         self._waiting[merchant_id] = self._waiting.get(merchant_id, 0) + 1
         found: list[Event] = []
+        patience = trio.CancelScope(deadline=trio.current_time() + seconds)
+        self._waits.add(patience)
         try:
             with self._services.feeds.reading(merchant_id, last_seq=seq) as feed:
-                async with trio.open_nursery() as nursery:
-                    self._waits.add(nursery.cancel_scope)
-                    nursery.cancel_scope.deadline = trio.current_time() + seconds
-                    nursery.start_soon(_cancel_when_gone, call, nursery.cancel_scope)
-                    while not found and seq == feed.last_seq:
-                        await feed.until_after(seq)
-                        found, seq = await self._find(call, seq, limit=limit, types=types)
-                    nursery.cancel_scope.cancel()
+                with patience:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_cancel_when_gone, call, patience)
+                        while not found and seq == feed.last_seq and not feed.is_void:
+                            await feed.until_after(seq)
+                            found, seq = await self._find(call, seq, limit=limit, types=types)
+                        nursery.cancel_scope.cancel()
                 return found, seq, max(feed.last_seq, seq)
         finally:
-            self._waits.discard(nursery.cancel_scope)
+            self._waits.discard(patience)
             self._waiting[merchant_id] -= 1
             if not self._waiting[merchant_id]:
                 del self._waiting[merchant_id]

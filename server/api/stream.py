@@ -178,6 +178,9 @@ class StreamApi:
         """Send what is past, until there is nothing between it and what is live; then join, with no moment in between."""
         try:
             while seq != feed.last_seq:
+                if feed.is_void:
+                    await _close(send, RESTART, "the events are numbered anew: reconnect")
+                    return
                 if seq > feed.last_seq:
                     await feed.until_after(seq - 1)
                     continue

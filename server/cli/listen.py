@@ -107,6 +107,7 @@ class Ear:
     seq: int | None = None
     _epoch: str | None = field(default=None, init=False)
     _secret: str = field(default="", init=False)
+    _is_busy: bool = field(default=False, init=False)
 
     async def run(self) -> None:
         """Listen until cancelled. Raises `FlorinError` where listening again would not help."""
@@ -142,7 +143,7 @@ class Ear:
                 tw.open_websocket_url(url, extra_headers=headers, connect_timeout=10, disconnect_timeout=2) as socket,
                 trio.open_nursery() as nursery,
             ):
-                nursery.start_soon(_keep_alive, socket)
+                nursery.start_soon(self._keep_alive, socket)
                 await self._take_all(socket, http)
         except (*_LOST, ExceptionGroup) as error:
             return self._explained(leaves(error) if isinstance(error, ExceptionGroup) else [error])
@@ -163,6 +164,15 @@ class Ear:
             return str(first.reason.reason or first.reason.code)
         return str(first) or type(first).__name__
 
+    async def _keep_alive(self, socket: tw.WebSocketConnection) -> None:
+        """Notice a server that has gone without a word."""
+        while True:
+            await trio.sleep(PING_SECONDS)
+            with trio.move_on_after(PONG_SECONDS) as patience:
+                await socket.ping()
+            if patience.cancelled_caught and not self._is_busy:
+                raise trio.TooSlowError
+
     async def _take_all(self, socket: tw.WebSocketConnection, http: Client) -> None:
         hello = msgspec.json.decode(await socket.get_message())
         if self._epoch is None or not hello["recovered"]:
@@ -175,7 +185,9 @@ class Ear:
             message = await socket.get_message()
             body = message.encode() if isinstance(message, str) else message
             event = msgspec.json.decode(body)
+            self._is_busy = True  # what is behind this event, pongs too, is not read meanwhile
             answer = await self._forward(http, event, body) if self.forward is not None else ""
+            self._is_busy = False
             if self.as_json:
                 print(body.decode(), flush=True)
             else:
@@ -219,14 +231,6 @@ class Ear:
             raise Unauthenticated(f"the server refuses this key: {detail or error.status_code}")
         if error.status_code in _HOPELESS:
             raise Unprocessable(detail or f"the server answered {error.status_code}: is {self.url} a Florin?")
-
-
-async def _keep_alive(socket: tw.WebSocketConnection) -> None:
-    """Notice a server that has gone without a word."""
-    while True:
-        await trio.sleep(PING_SECONDS)
-        with trio.fail_after(PONG_SECONDS):
-            await socket.ping()
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from server.instance import Running
 from server.sandbox.intents import TOKENS
 
 PATIENCE_SECONDS = 20.0
+CLEANUP_SECONDS = 3.0
 AMOUNT_MINOR = 1_990
 _PAID = next(iter(TOKENS))
 _console = Console(highlight=False, soft_wrap=True)
@@ -121,7 +122,8 @@ async def _fail_refund(shop: Shop) -> None:
     try:
         await shop.ask("POST", f"payments/{payment}/refunds", {"amount": 400})
     finally:
-        await shop.at_psp(refunds_end_as="succeeded")
+        with trio.move_on_after(CLEANUP_SECONDS, shield=True):
+            await shop.at_psp(refunds_end_as="succeeded")
 
 
 async def _dispute(shop: Shop, end: str | None = None) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from core.ids import EndpointId, EventId, MerchantId
 from server.db.connection import Connection
+from server.db.deliveries import ATTEMPTS_MAX
 from server.db.events import IS_WANTED
 
 REPLAY_PER_SECOND = 50
@@ -148,12 +149,13 @@ async def resend(connection: Connection, merchant_id: MerchantId, endpoint_id: E
         SELECT $1, $2, seq, 'PENDING', false, 0, now(), now(), now() FROM events WHERE merchant_id = $1 AND seq = $3
         ON CONFLICT (merchant_id, endpoint_id, event_seq) DO UPDATE
            SET state = 'PENDING', is_ordered = d.is_ordered AND d.state = 'PENDING',
-               attempts = CASE d.state WHEN 'PENDING' THEN d.attempts ELSE 0 END,
+               attempts = CASE d.state WHEN 'PENDING' THEN least(d.attempts, $4 - 1) ELSE 0 END,
                due_at = CASE WHEN d.is_ordered AND d.state = 'PENDING' THEN NULL ELSE now() END, updated_at = now()
         """,
         merchant_id,
         endpoint_id,
         seq,
+        ATTEMPTS_MAX,
     )
     return touched == 1
 

@@ -80,8 +80,8 @@ def _endpoint(row: tuple[Any, ...]) -> Endpoint:
     )
 
 
-async def add_endpoint(connection: Connection, endpoint: Endpoint) -> Endpoint:
-    """Store an endpoint. One of that id which is there stays as it is, and is returned."""
+async def add_endpoint(connection: Connection, endpoint: Endpoint) -> Endpoint | None:
+    """Store an endpoint. One of that id which is there stays as it is, and is returned; None where it was deleted."""
     await connection.run(
         """
         INSERT INTO webhook_endpoints (
@@ -102,9 +102,7 @@ async def add_endpoint(connection: Connection, endpoint: Endpoint) -> Endpoint:
         endpoint.requests_per_second_max,
         endpoint.concurrency_max,
     )
-    stored = await find_endpoint(connection, endpoint.merchant_id, endpoint.id)
-    assert stored is not None
-    return stored
+    return await find_endpoint(connection, endpoint.merchant_id, endpoint.id)
 
 
 async def move_endpoint(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, url: str) -> None:
@@ -212,19 +210,27 @@ async def release_holds(connection: Connection, merchant_id: MerchantId | None, 
 
 
 async def disable_endpoint(
-    connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, reason: DisabledReason, *, now: datetime
+    connection: Connection,
+    merchant_id: MerchantId,
+    endpoint_id: EndpointId,
+    reason: DisabledReason,
+    *,
+    now: datetime,
+    url: str | None = None,
 ) -> bool:
-    """No more events go there; whether that is news. A deleted one stays deleted."""
+    """No more events go there; whether that is news. A deleted one stays so; one that has moved from `url` is left alone."""
     touched = await connection.run(
         """
         UPDATE webhook_endpoints
            SET enabled = false, disabled_reason = $3, disabled_at = $4, updated_at = $4
          WHERE merchant_id = $1 AND id = $2 AND disabled_reason IS DISTINCT FROM 'deleted' AND (enabled OR $3 = 'deleted')
+           AND ($5::text IS NULL OR url = $5)
         """,
         merchant_id,
         endpoint_id,
         reason.value,
         now,
+        url,
     )
     return touched == 1
 

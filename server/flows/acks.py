@@ -16,7 +16,7 @@ from server.db.streams import Ack, write_acks
 ACK_SECONDS = 0.5
 ACKS_AT_ONCE_MAX = 1_000
 ACKS_MAX = 100_000
-LAST_ACKS_SECONDS = 3.0
+LAST_ACKS_SECONDS = 1.0
 _log = structlog.get_logger()
 
 
@@ -58,7 +58,8 @@ class Acks:
                 del acks[:ACKS_AT_ONCE_MAX]
         except Exception as error:  # noqa: BLE001 - whatever keeps one from being written must not end the worker
             _log.warning("acknowledgements cannot be written yet", error=f"{type(error).__name__}: {error}")
-        for ack in acks:
-            known = self._waiting.get((ack.merchant_id, ack.consumer))
-            if known is None or known.seq < ack.seq:
-                self._waiting[ack.merchant_id, ack.consumer] = ack
+        finally:  # cancelled as well: the last write of all tries again
+            for ack in acks:
+                known = self._waiting.get((ack.merchant_id, ack.consumer))
+                if known is None or known.seq < ack.seq:
+                    self._waiting[ack.merchant_id, ack.consumer] = ack

@@ -19,7 +19,8 @@ async def retry(connection: Connection, letters: Letters, act: Act) -> int:
     """Try them again; how many there were. At most 10,000 at a time."""
     async with connection.atomic():
         await record_act(connection, act)
-        await release_holds(connection, letters.merchant_id, letters.endpoint_id)
+        if letters.endpoint_id is not None:
+            await release_holds(connection, letters.merchant_id, letters.endpoint_id)
         return await retry_dead_letters(connection, letters)
 
 

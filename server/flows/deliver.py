@@ -225,7 +225,7 @@ class Sender:
     async def _write_disabled(self, endpoint: Endpoint, reason: DisabledReason) -> None:
         now = self._now()
         async with self._pool.connection() as connection, connection.atomic():
-            if not await disable_endpoint(connection, endpoint.merchant_id, endpoint.id, reason, now=now):
+            if not await disable_endpoint(connection, endpoint.merchant_id, endpoint.id, reason, now=now, url=endpoint.url):
                 return
             event = await append_event(
                 connection,

@@ -40,7 +40,8 @@ from server.sealing import Sealer
 
 ENDPOINTS_MAX = 16
 SECRET_BYTES = 32
-CLOCK_SKEW = timedelta(seconds=5)
+PRECISION = timedelta(milliseconds=1)
+"""Of the time in a UUIDv7."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,8 @@ async def make(services: Services, merchant: Merchant, wanted: NewEndpoint, made
             if await count_endpoints(connection, merchant.id) >= ENDPOINTS_MAX:
                 raise Conflict(f"a merchant has at most {ENDPOINTS_MAX} webhook endpoints", code="too_many_endpoints")
             stored = await add_endpoint(connection, _new(services, merchant.id, endpoint_id, wanted))
+        if stored is None:
+            raise Conflict("the endpoint that this key made was deleted: use a new key", code="endpoint_deleted")
     return stored, _secret_of(services, stored)
 
 
@@ -158,7 +161,7 @@ async def rotate(
             return endpoint, secret
         now = services.now()
         is_promised = endpoint.old_secret_until is not None and endpoint.old_secret_until > now
-        if drawn_at(made) < endpoint.updated_at - CLOCK_SKEW:
+        if drawn_at(made) < endpoint.updated_at - PRECISION:
             raise Conflict("the endpoint was changed since: rotate with a new key", code="endpoint_changed")
         if is_promised and overlap_seconds:
             detail = (

@@ -86,6 +86,7 @@ class Feed:
 
     async def until_after(self, seq: int) -> None:
         """Wait until a later event than that was passed on."""
+        await trio.lowlevel.checkpoint()
         while self.last_seq <= seq and not self.is_void:
             await self._passed_on.wait()
 
@@ -127,12 +128,12 @@ class Feed:
             await self._pass_on(one)
 
     async def _pass_on(self, event: Event) -> None:
+        message = {"type": FRAME_EXTENSION, "frame": Frame.of(encode_event(event).decode()).encoded} if self._readers else {}
         self.last_seq = event.seq
         passed_on, self._passed_on = self._passed_on, trio.Event()
         passed_on.set()
         if not self._readers:
             return
-        message = {"type": FRAME_EXTENSION, "frame": Frame.of(encode_event(event).decode()).encoded}
         for number, reader in enumerate(list(self._readers), start=1):
             types = reader.types
             if reader in self._readers and (types is None or is_wanted(event.type, types)):
@@ -140,6 +141,7 @@ class Feed:
                     await reader.send(message)
                 except Exception:  # noqa: BLE001 - it has left, or fails: nobody else's concern
                     self.leave(reader)
+                    reader.end()
             if number % SENT_AT_ONCE_MAX == 0:
                 await trio.lowlevel.checkpoint()
 

@@ -43,15 +43,18 @@ async def once(
     if isinstance(outcome, Mismatch | InFlight):
         return outcome
     assert outcome.refund_id is not None
+    failure: Exception | None = None
     try:
         reply = await work(outcome.refund_id)
-    except RequestError:
-        async with services.db.pool.connection() as connection:  # nothing was done: the key may be used for a better request
-            await forget_key(connection, request.merchant_id, request.key)
-        raise
-    except Exception:
-        await give_up(services, request, outcome)
-        raise
+    except Exception as error:  # noqa: BLE001 - raised again below
+        failure = error
+    if failure is not None:
+        if isinstance(failure, RequestError) and not outcome.resumed:  # nothing was done: the key is free for a better request
+            async with services.db.pool.connection() as connection:
+                await forget_key(connection, request.merchant_id, request.key)
+        else:
+            await give_up(services, request, outcome)
+        raise failure
     await answer(services, request, status=reply.status, body=_sealed(services, request, reply.body))
     return reply
 

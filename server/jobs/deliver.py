@@ -11,9 +11,7 @@ worker's deliveries) is claimed from the table, endpoint by endpoint. Invariants
 - Endpoints that want their events in order have one task each, in whichever worker holds them (`server.jobs.deliver_ordered`).
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
@@ -34,8 +32,8 @@ from server.db.deliveries import (
 )
 from server.flows.deliver import NotMade, Sender
 from server.flows.workers import Workers
-from server.jobs.deliver_ordered import send_in_order
-from server.jobs.lane import Lane
+from server.jobs.deliver_ordered import MARGIN, send_in_order
+from server.jobs.lane import Lane, Timing
 from server.telemetry import Metrics
 
 IN_FLIGHT_MAX = 2_048
@@ -52,20 +50,10 @@ RETURNED_MAX = 16_384
 RETURNED_AT_ONCE_MAX = 500
 RETURN_SECONDS = 0.1
 TICK_SECONDS = 0.02
-MARGIN = 1 / 3
-"""How much longer than its deadline an attempt may take, with all that is written about it."""
 SUSPECT_SECONDS = 1.0
 """When what waited for an endpoint that did not answer may be claimed again."""
 _START = (UUID(int=0), UUID(int=0))
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How long a claim is ours, and how often the table is looked at."""
-
-    lease_seconds: float
-    sweep_seconds: float
 
 
 class Deliverer:
@@ -78,7 +66,7 @@ class Deliverer:
         self._workers = workers
         self._timing = timing
         self._nursery: trio.Nursery | None = None
-        self._lanes: OrderedDict[EndpointId, Lane] = OrderedDict()
+        self._lanes: dict[EndpointId, Lane] = {}
         self._running = self._suspects_running = self._waiting = 0
         self._blocked: set[Lane] = set()
         """Lanes with something waiting that could not begin: for their rate, or for room."""
@@ -89,6 +77,7 @@ class Deliverer:
         self._is_wanted = trio.Event()
         self._forgot_at = float("-inf")
         self._swept = {False: _START, True: _START}
+        self._kinds_left = [False, True]
         self.sweeps = 0
         """How often the table was looked at, whole or a piece of it."""
 
@@ -161,6 +150,10 @@ class Deliverer:
         assert self._nursery is not None
         while lane.waiting:
             now = trio.current_time()
+            if now >= lane.waiting[0][1]:  # it would use up a slot of the rate, and not be sent
+                self._waiting -= 1
+                self._return(lane.waiting.popleft()[0], self._timing.sweep_seconds)
+                continue
             if not self._has_room(lane) or not lane.may_start(now=now):
                 self._blocked.add(lane)
                 return
@@ -277,16 +270,17 @@ class Deliverer:
 
     async def _sweep(self) -> bool:
         """Look for endpoints with due deliveries, a piece at a time, and claim what they bear; whether all were looked at."""
-        for is_ordered in (False, True):
+        for is_ordered in self._kinds_left:
             async with self._db.pool.connection() as connection:
                 found = await endpoints_with_deliveries(
                     connection, after=self._swept[is_ordered], is_ordered=is_ordered, limit=SCAN_MAX
                 )
             looked_at = await self._look_at(found)
             is_last = len(found) < SCAN_MAX and len(looked_at) == len(found)
-            self.sweeps += is_ordered
+            self.sweeps += 1
             self._swept[is_ordered] = _START if is_last else (looked_at[-1].merchant_id, looked_at[-1].endpoint_id)
-        return self._swept == {False: _START, True: _START}
+        self._kinds_left = [one for one in self._kinds_left if self._swept[one] != _START] or [False, True]
+        return len(self._kinds_left) == 2 and set(self._swept.values()) == {_START}
 
     async def _look_at(self, found: Sequence[WaitingEndpoint]) -> Sequence[WaitingEndpoint]:
         """Deal with endpoints until that is enough for one sweep; those that were dealt with."""
@@ -314,7 +308,7 @@ class Deliverer:
             lane.has_more = False
             return False
         is_careful = lane.is_suspect or not lane.is_sound
-        wanted = lane.room(now=now) if is_careful else CLAIM_MAX
+        wanted = lane.room(now=now) if is_careful else min(CLAIM_MAX, lane.affordable(self._too_old_at() - now))
         room = min(wanted, QUEUE_MAX - self._waiting) - len(lane.waiting)
         if room <= 0 or not self._has_room(lane):
             return False  # the next sweep asks again

@@ -21,6 +21,8 @@ TURN_SECONDS = 10.0
 """After how long an endpoint with much to send lets go, so that others get their turn where there are very many."""
 
 NOT_MADE_SECONDS = 1.0
+MARGIN = 1 / 3
+"""How much longer than its deadline an attempt may take, with all that is written about it."""
 
 
 async def send_in_order(
@@ -63,7 +65,7 @@ class _Sending:
 
     async def send_next(self, token: UUID, *, lease_seconds: float) -> bool:
         """Send the next one; whether to go on."""
-        too_old_at = trio.current_time() + lease_seconds - self._sender.attempt_seconds
+        too_old_at = trio.current_time() + lease_seconds - (1 + MARGIN) * self._sender.attempt_seconds
         async with self._db.pool.connection() as connection:
             claimed, is_ours = await claim_next(
                 connection, self._merchant_id, self._endpoint_id, token, lease_seconds=lease_seconds

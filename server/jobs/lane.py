@@ -6,6 +6,7 @@ attempt finds out. What the endpoint itself asks for (Retry-After) holds it as w
 """
 
 from collections import deque
+from dataclasses import dataclass
 
 from core.breaker import OPEN_SECONDS, Admission, Breaker, BreakerState
 from core.ids import EndpointId, MerchantId
@@ -22,6 +23,14 @@ BURST_SECONDS = 0.05
 
 Waiting = tuple[ClaimedDelivery, float]
 """A claim, and when it is too old to be attempted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a claim is ours, and how often the table is looked at."""
+
+    lease_seconds: float
+    sweep_seconds: float
 
 
 class Lane:
@@ -86,6 +95,10 @@ class Lane:
     def is_sound(self) -> bool:
         """Whether it was not left alone lately."""
         return not self._times_opened
+
+    def affordable(self, seconds: float) -> int:
+        """How many attempts the rate lets begin within so many seconds."""
+        return int(seconds / self._interval_seconds) + 1 if self._interval_seconds else 1_000_000
 
     @property
     def limit(self) -> int:

@@ -26,11 +26,12 @@ _log = structlog.get_logger()
 async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Keep up until cancelled. Usable after the first round."""
     worker_id = uuid7()
-    is_first = True
+    is_first = has_failed = True
     while True:
         try:
             await services.psps.reload()
-            await _sync(services, worker_id, is_first=is_first)
+            await _sync(services, worker_id, is_first=has_failed)
+            has_failed = False
         except FlorinError as error:
             _log.warning("cannot keep up with the other workers about the PSPs", error=str(error))
         if is_first:

@@ -19,7 +19,7 @@ from server.instance import Instance, Options, open_instance
 from tests.florin import eventually, order
 from tests.receiver import Receiver, receiving
 
-KILLS, KILLS_LONG = 4, 50
+KILLS, KILLS_LONG = 3, 50
 CUSTOMERS = 4
 
 

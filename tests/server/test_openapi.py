@@ -80,7 +80,7 @@ async def test_the_docs_page_loads_nothing(florin: Florin) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_schemathesis_finds_no_disagreement(florin: Florin, request: pytest.FixtureRequest) -> None:
+async def test_schemathesis_finds_no_disagreement(florin: Florin, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Whatever can be asked is answered as the document says: its status, its media type, its fields."""
     await charge(florin)
     examples = "200" if request.config.getoption("--long") else "12"
@@ -102,5 +102,5 @@ async def test_schemathesis_finds_no_disagreement(florin: Florin, request: pytes
         "10",
         "--no-color",
     ]
-    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, (done.stdout + done.stderr).decode()[-6_000:]

@@ -25,7 +25,8 @@ from server.flows.endpoints import draw_secret, seal_secret
 from server.flows.feeds import Feeds
 from server.flows.workers import Workers
 from server.http.client import open_client
-from server.jobs.deliver import Deliverer, Timing
+from server.jobs.deliver import Deliverer
+from server.jobs.lane import Timing
 from server.new_ids import uuid7
 from server.sealing import Sealer
 from server.telemetry import Metrics

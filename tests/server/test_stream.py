@@ -318,3 +318,25 @@ async def test_asking_for_events_waits_for_them(florin: Florin) -> None:
 def test_recovery_is_promised_only_without_a_gap(after_seq: int | None, epoch: UUID | None, expected: tuple[int, bool]) -> None:
     found = resume(Sequence(epoch=EPOCH, first_seq=3, last_seq=9), after_seq=after_seq, epoch=epoch)
     assert (found.after_seq, found.recovered) == expected
+
+
+async def test_after_a_restore_every_reader_begins_anew(florin: Florin) -> None:
+    async with reading(florin) as reader:
+        await charge(florin)
+        await reader.until(1)
+        replies: list[httpx2.Response] = []
+
+        async def ask() -> None:
+            replies.append(await call(florin, "GET", "events?after=1&wait=20"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await until(lambda: bool(florin.services.feeds.merchant_ids))
+            await trio.sleep(1.2)  # until the epoch was looked at, once a second
+            await florin.connection.execute("INSERT INTO sequence_epochs VALUES (gen_random_uuid(), now())")
+        await until(lambda: reader.ended is not None)
+        assert reader.ended is not None
+        assert reader.ended.code == 1012
+        assert replies[0].json()["data"] == []
+    async with reading(florin, f"?after=1&epoch={reader.hello['epoch']}") as again:
+        assert again.hello["recovered"] is False

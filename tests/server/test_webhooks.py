@@ -394,3 +394,18 @@ async def test_a_large_answer_is_read_in_part(florin: Florin) -> None:
         await charge(florin)
         await until_delivered(florin)
         assert len(receiver.got) == 1
+
+
+async def test_a_backlog_behind_a_rate_is_sent_at_that_rate_and_counts_no_attempt_unsent(florin: Florin) -> None:
+    async with receiving() as receiver:
+        endpoint = await add(florin, receiver, requests_per_second_max=8)
+        await florin.connection.execute("UPDATE webhook_endpoints SET enabled = false WHERE enabled")
+        for number in range(60):
+            await charge(florin, order_id=str(number))
+        assert (await call(florin, "PATCH", f"webhook-endpoints/{endpoint['id']}", {"enabled": True})).status_code == 200
+        sent = await call(florin, "POST", f"webhook-endpoints/{endpoint['id']}/replay", {"from_seq": 1})
+        assert sent.json() == {"deliveries": 60}
+        await receiver.until(60)
+        await until_delivered(florin)
+        rows = await florin.rows("SELECT max(attempts) AS most FROM deliveries")
+        assert (rows[0]["most"], sorted(receiver.seqs)) == (1, list(range(1, 61)))
