@@ -117,6 +117,7 @@ def test_files_and_functions_stay_small() -> None:
     assert (long_files, long_functions) == ([], [])
 
 
+@pytest.mark.timeout(400)  # flake8-async reads slowly
 @pytest.mark.parametrize(
     "command",
     [

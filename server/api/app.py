@@ -20,7 +20,15 @@ from server.api.openapi import document
 from server.api.operations import OperationsApi
 from server.api.payments import JSON, PaymentsApi
 from server.api.problems import send_error, send_problem, status_of
-from server.api.routes import endpoint_routes, event_routes, ledger_routes, payment_routes
+from server.api.routes import (
+    delivery_routes,
+    endpoint_routes,
+    event_routes,
+    ledger_routes,
+    letter_routes,
+    operation_routes,
+    payment_routes,
+)
 from server.api.stream import StreamApi
 from server.flows import receive as psp_events
 from server.flows.services import Services
@@ -46,11 +54,15 @@ class Api:
         self._events = EventsApi(services)
         self.run = self._stream.run
         self.end_waits = self._events.end_waits
+        endpoints = EndpointsApi(services)
         shown = [
-            *payment_routes(PaymentsApi(services), OperationsApi(services)),
+            *payment_routes(PaymentsApi(services)),
+            *operation_routes(OperationsApi(services)),
             *ledger_routes(LedgerApi(services)),
             *event_routes(self._events),
-            *endpoint_routes(EndpointsApi(services)),
+            *endpoint_routes(endpoints),
+            *delivery_routes(endpoints),
+            *letter_routes(endpoints),
         ]
         self.document = msgspec.json.encode(document(shown))
         self._page = page(msgspec.json.decode(self.document))

@@ -55,7 +55,7 @@ def _get(path: str, handle: Any, tag: str, summary: str, reply: Any, **more: Any
     return Route(method="GET", path=path, handle=handle, tag=tag, summary=summary, replies=replies, problems=problems, **more)
 
 
-def payment_routes(payments: PaymentsApi, operations: OperationsApi) -> Sequence[Route]:
+def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
     """`/v1/payments`."""
     filters = (
         Parameter("status", {"type": "string", "enum": [one.value for one in Status]}, "only these"),
@@ -90,6 +90,12 @@ def payment_routes(payments: PaymentsApi, operations: OperationsApi) -> Sequence
             replies={200: Payment},
             problems=(404, 409, *_PSP_PROBLEMS),
         ),
+    ]
+
+
+def operation_routes(operations: OperationsApi) -> Sequence[Route]:
+    """What is asked of a payment that exists."""
+    return [
         _post(
             f"{_OF_PAYMENT}/capture",
             operations.capture,
@@ -159,11 +165,7 @@ def ledger_routes(ledger: LedgerApi) -> Sequence[Route]:
 
 
 def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
-    """Webhook endpoints, deliveries and dead letters."""
-    one_delivery = f"{_OF_ENDPOINT}/deliveries/{{seq}}"
-    states = Parameter("state", {"type": "string", "enum": ["PENDING", "DELIVERED", "DEAD", "DROPPED"]}, "only these")
-    of_endpoint = Parameter("endpoint_id", {"type": "string"}, "only this endpoint's")
-    letters = notifications.SelectLetters
+    """Webhook endpoints."""
     return [
         _post(
             "/v1/webhook-endpoints",
@@ -194,6 +196,14 @@ def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             replies={204: None},
             problems=(404,),
         ),
+    ]
+
+
+def delivery_routes(endpoints: EndpointsApi) -> Sequence[Route]:
+    """What becomes of deliveries, and what can be done about them."""
+    one_delivery = f"{_OF_ENDPOINT}/deliveries/{{seq}}"
+    states = Parameter("state", {"type": "string", "enum": ["PENDING", "DELIVERED", "DEAD", "DROPPED"]}, "only these")
+    return [
         _post(
             f"{_OF_ENDPOINT}/rotate-secret",
             endpoints.rotate,
@@ -224,6 +234,14 @@ def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
         ),
         _get(one_delivery, endpoints.delivery, WEBHOOKS, "A delivery and its attempts", shapes.DeliveryDetail, problems=[404]),
         _post(f"{one_delivery}/resend", endpoints.resend, WEBHOOKS, "Send one event now", {202: Accepted}, problems=[404]),
+    ]
+
+
+def letter_routes(endpoints: EndpointsApi) -> Sequence[Route]:
+    """Dead letters."""
+    of_endpoint = Parameter("endpoint_id", {"type": "string"}, "only this endpoint's")
+    letters = notifications.SelectLetters
+    return [
         _get(
             "/v1/dead-letters",
             endpoints.dead_letters,
