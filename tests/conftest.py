@@ -26,6 +26,7 @@ from tests.florin import Florin, open_florin
 
 HOUSE = Path(__file__).parent.parent
 REQUIRE_ALL = "FLORIN_REQUIRE_ALL"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # our programs are started a hundred times: compiling them once is enough
 configure_logs("warning")
 
 
