@@ -4,6 +4,9 @@ Expected outcomes are return values; what is raised is a failure and belongs to 
 `code` that merchants may program against; the HTTP status of each is decided in one place, `server.api.problems`.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 
 class FlorinError(Exception):
     """The root of all failures that Florin raises itself."""
@@ -88,6 +91,31 @@ class Unprocessable(RequestError):
     """Readable, but against the rules; `path` names the field."""
 
     code = "unprocessable"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """What is wrong with one item of a batch; `item` counts from 1."""
+
+    item: int
+    path: str
+    code: str
+    detail: str
+
+
+class InvalidItems(Unprocessable):
+    """Some items of a batch are against the rules, so that none was begun. All that are wrong are named."""
+
+    code = "invalid_items"
+
+    def __init__(self, errors: Sequence[ItemError], *, count: int) -> None:
+        first = errors[0]
+        super().__init__(
+            f"{len(errors):,} of {count:,} items cannot be carried out, so nothing was begun; "
+            f"the first is item {first.item}: {first.detail}",
+            path=first.path,
+        )
+        self.errors = errors
 
 
 class TooLarge(RequestError):

@@ -50,6 +50,14 @@ class Settings(BaseSettings):
     webhook_networks: str = Field(
         default="", description="networks, by commas, that webhooks may go to besides the public internet, over http too"
     )
+    alert_webhook_url: str = Field(
+        default="", description="where alerts are posted, as to an incoming webhook of Slack; empty: no"
+    )
+    alert_smtp_url: str = Field(
+        default="", description="mail server for alerts, smtp://user:password@host:587 or smtps://...; empty: no mail"
+    )
+    alert_mail_from: str = Field(default="", description="who alerts by mail are from")
+    alert_mail_to: str = Field(default="", description="who gets alerts by mail, by commas")
     sweep_seconds: float = Field(default=1.0, gt=0, description="how often jobs look for work that is due")
     drain_seconds: float = Field(default=5.0, ge=0, description="how long requests in hand may take after SIGTERM")
     requests_in_flight_max: int = Field(default=1_024, ge=1, description="requests at once in a worker; more get 503")
@@ -65,6 +73,17 @@ class Settings(BaseSettings):
         """A certificate without its key must not be served as plain HTTP."""
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("FLORIN_TLS_CERT and FLORIN_TLS_KEY (--tls-cert and --tls-key) go together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _ways_of_alerts(self) -> "Settings":
+        """An alert that goes nowhere is found out when it is too late."""
+        if self.alert_webhook_url and not self.alert_webhook_url.lower().startswith(("https://", "http://")):
+            raise ValueError("FLORIN_ALERT_WEBHOOK_URL begins with https://, or with http:// in development")
+        if self.alert_smtp_url and not self.alert_smtp_url.lower().startswith(("smtp://", "smtps://")):
+            raise ValueError("FLORIN_ALERT_SMTP_URL is like smtp://user:password@mail.example:587")
+        if len({bool(self.alert_smtp_url), bool(self.alert_mail_from), bool(self.alert_mail_to)}) > 1:
+            raise ValueError("FLORIN_ALERT_SMTP_URL, FLORIN_ALERT_MAIL_FROM and FLORIN_ALERT_MAIL_TO go together")
         return self
 
     @property

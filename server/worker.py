@@ -12,9 +12,10 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 import structlog
@@ -28,7 +29,9 @@ from server.db.change_batch import Applied
 from server.db.database import open_database
 from server.db.migrate import MigrationError, require_current
 from server.flows.acks import Acks
+from server.flows.alerting import Channels, Mail
 from server.flows.background import Background
+from server.flows.bell import Bell
 from server.flows.deliver import RESPONSE_BYTES_MAX, Sender
 from server.flows.destination import Destinations
 from server.flows.feeds import Feeds
@@ -40,7 +43,8 @@ from server.http.dial import AddressCheck
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
-from server.jobs import chain, follow_up, inbox, listen, prune, psps
+from server.jobs import alert, chain, follow_up, inbox, listen, prune, psps, watch
+from server.jobs.batches import Batches
 from server.jobs.deliver import Deliverer
 from server.jobs.lane import Timing
 from server.psp.routing import Routing
@@ -64,7 +68,9 @@ _log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIterator[Services]:
+async def open_worker(
+    settings: Settings, listening: socket.socket, *, now: Callable[[], datetime] = utc_now
+) -> AsyncIterator[Services]:
     """Everything of a worker, serving. At the end of the block it drains and closes in order."""
     sealer = Sealer.from_file(settings.key_file)
     metrics = Metrics()
@@ -78,31 +84,23 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         ) as db,
         open_client(_psp_client_options(settings)) as psp_http,
         open_client(_client_options(settings)) as fraud_http,
-        # Webhooks apart, so that merchants' hosts cannot hold up a PSP; https may go further than http.
-        open_client(_webhook_client_options(settings, destinations.check)) as webhook_https,
-        open_client(_webhook_client_options(settings, destinations.check_private)) as webhook_http,
+        _open_webhook_clients(settings, destinations) as (webhook_https, webhook_http),
     ):
         feeds, workers = Feeds(db.pool), Workers()
-        sender = Sender(
-            db.pool,
-            webhook_https,
-            webhook_http,
-            sealer,
-            attempt_seconds=settings.delivery_seconds,
-            now=utc_now,
-            publish=feeds.publish,
-        )
+        seconds = settings.delivery_seconds
+        sender = Sender(db.pool, webhook_https, webhook_http, sealer, attempt_seconds=seconds, now=now, publish=feeds.publish)
         deliverer = Deliverer(db, sender, metrics, workers, _timing(settings))
-        accounts = Accounts(db, psp_http, sealer, metrics, _deadlines(settings), now=utc_now)
+        accounts = Accounts(db, psp_http, sealer, metrics, _deadlines(settings), now=now)
         services = Services(
             db=db,
             psps=Routing(accounts.load),
             notify=partial(_tell, feeds, deliverer),
             psp_seconds=settings.psp_seconds,
-            now=utc_now,
+            now=now,
             background=Background(),
+            batch_bell=Bell(),
             feeds=feeds,
-            acks=Acks(db.pool, now=utc_now),
+            acks=Acks(db.pool, now=now),
             workers=workers,
             sealer=sealer,
             destinations=destinations,
@@ -113,16 +111,17 @@ async def open_worker(settings: Settings, listening: socket.socket) -> AsyncIter
         await _require_ready(services)
         api = Api(services, metrics, metrics_token=settings.metrics_token)
         listener = Listener(api, listening, _listener_options(settings))
+        batches = Batches(services, sweep_seconds=settings.sweep_seconds)
         async with trio.open_nursery() as jobs:
-            await _start_jobs(jobs, services, deliverer, settings)
+            await _start_jobs(jobs, services, deliverer, batches, settings)
             await jobs.start(api.run)
-            async with _serving(settings, api, listener, services):
+            async with _serving(settings, api, listener, services, batches):
                 yield services
             jobs.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def _serving(settings: Settings, api: Api, listener: Listener, services: Services) -> AsyncIterator[None]:
+async def _serving(settings: Settings, api: Api, listener: Listener, services: Services, batches: Batches) -> AsyncIterator[None]:
     """The front: at the end of the block it drains."""
     async with trio.open_nursery() as front:
         await front.start(listener.run)
@@ -132,7 +131,9 @@ async def _serving(settings: Settings, api: Api, listener: Listener, services: S
             with trio.CancelScope(shield=True):
                 until = trio.current_time() + settings.drain_seconds
                 api.end_waits()
-                await listener.drain(seconds=settings.drain_seconds)
+                async with trio.open_nursery() as draining:
+                    draining.start_soon(partial(batches.drain, seconds=settings.drain_seconds))
+                    draining.start_soon(partial(listener.drain, seconds=settings.drain_seconds))
                 await services.background.drain(seconds=max(until - trio.current_time(), 0))
             front.cancel_scope.cancel()
 
@@ -144,8 +145,9 @@ async def _require_ready(services: Services) -> None:
     await services.psps.reload()
 
 
-async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliverer, settings: Settings) -> None:
+async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliverer, batches: Batches, settings: Settings) -> None:
     sweep_seconds = settings.sweep_seconds
+    await jobs.start(batches.run)
     await jobs.start(deliverer.run)
     await jobs.start(services.feeds.run)
     await jobs.start(services.acks.run)
@@ -156,6 +158,17 @@ async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliver
     await jobs.start(partial(inbox.run, services, sweep_seconds=sweep_seconds))
     await jobs.start(partial(chain.run, services, sweep_seconds=CHAIN_SWEEPS * sweep_seconds))
     await jobs.start(partial(prune.run, services))
+    await jobs.start(partial(watch.run, services))
+    await jobs.start(partial(alert.run, services, alert_channels(settings, services.destinations), sweep_seconds=sweep_seconds))
+
+
+def alert_channels(settings: Settings, destinations: Destinations) -> Channels:
+    """The ways by which alerts reach people."""
+    mail = None
+    if settings.alert_smtp_url:
+        recipients = tuple(one.strip() for one in settings.alert_mail_to.split(",") if one.strip())
+        mail = Mail(url=settings.alert_smtp_url, sender=settings.alert_mail_from, recipients=recipients)
+    return Channels(destinations, webhook_url=settings.alert_webhook_url, mail=mail)
 
 
 def _client_options(settings: Settings) -> ClientOptions:
@@ -176,6 +189,16 @@ def _tell(feeds: Feeds, deliverer: Deliverer, applied: Applied) -> None:
     if applied.event is not None:
         feeds.publish(applied.event)
         deliverer.notify(applied)
+
+
+@asynccontextmanager
+async def _open_webhook_clients(settings: Settings, destinations: Destinations) -> AsyncIterator[tuple[Client, Client]]:
+    """Apart from the PSPs', so that merchants' hosts cannot hold them up; https may go further than http."""
+    async with (
+        open_client(_webhook_client_options(settings, destinations.check)) as https,
+        open_client(_webhook_client_options(settings, destinations.check_private)) as http,
+    ):
+        yield https, http
 
 
 def _webhook_client_options(settings: Settings, check: AddressCheck) -> ClientOptions:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -196,7 +197,9 @@ def order(**fields: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_florin(database_url: str, directory: Path, **settings: Any) -> AsyncIterator[Florin]:
+async def open_florin(
+    database_url: str, directory: Path, *, now: Callable[[], datetime] = utc_now, **settings: Any
+) -> AsyncIterator[Florin]:
     """A worker, the sandbox and the shop in this process."""
     key_file = directory / "sealing.key"
     create_key_file(key_file)
@@ -224,7 +227,7 @@ async def open_florin(database_url: str, directory: Path, **settings: Any) -> As
     try:
         async with (
             open_sandbox(configuration, sockets[1], sockets[2]),
-            open_worker(wanted, sockets[0]) as services,
+            open_worker(wanted, sockets[0], now=now) as services,
             httpx2.AsyncClient(timeout=30) as http,
         ):
             headers = {"authorization": f"Bearer {demo.api_key}"}

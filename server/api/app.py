@@ -1,7 +1,8 @@
 """The API as an ASGI application: it finds the route, knows the caller, and turns failures into problems."""
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 import structlog
@@ -10,8 +11,10 @@ import trio
 from core.errors import FlorinError, InvalidId, Malformed, NotFound, TooLarge, Unauthenticated
 from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
 from server.api.authentication import Authentication
+from server.api.batch_routes import batch_routes
+from server.api.batches import BatchesApi
 from server.api.bodies import read_query
-from server.api.call import Call, Route, Router, allowed
+from server.api.call import BODY_BYTES_MAX, Call, Route, Router, allowed
 from server.api.docs import page
 from server.api.endpoints import EndpointsApi
 from server.api.events import EventsApi
@@ -36,7 +39,6 @@ from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, hea
 from server.new_ids import uuid7
 from server.telemetry import Metrics
 
-BODY_BYTES_MAX = 65_536
 HEALTH_SECONDS = 2.0
 STREAM_PATH = "/v1/stream"
 _log = structlog.get_logger()
@@ -53,11 +55,12 @@ class Api:
         self._stream = StreamApi(services, self._authentication)
         self._events = EventsApi(services)
         self.run = self._stream.run
-        self.end_waits = self._events.end_waits
+        self._batches = BatchesApi(services)
         endpoints = EndpointsApi(services)
         shown = [
             *payment_routes(PaymentsApi(services)),
             *operation_routes(OperationsApi(services)),
+            *batch_routes(self._batches),
             *ledger_routes(LedgerApi(services)),
             *event_routes(self._events),
             *endpoint_routes(endpoints),
@@ -68,6 +71,11 @@ class Api:
         self._page = page(msgspec.json.decode(self.document))
         self._router = Router([*shown, *self._own_routes()])
 
+    def end_waits(self) -> None:
+        """Answer those who wait for something to happen, because this worker ends."""
+        self._events.end_waits()
+        self._batches.end_waits()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one websocket."""
         if scope["type"] == "websocket":
@@ -75,32 +83,30 @@ class Api:
             return
         assert scope["type"] == "http"
         request_id = f"req_{uuid7().hex}"
+        routes, given = self._router.find(scope["path"])
+        route = routes.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        bytes_max = route.body_bytes_max if route is not None else BODY_BYTES_MAX
         try:
-            body = await read_body(receive, bytes_max=BODY_BYTES_MAX)
-            await self._route(scope, body, receive, send, request_id=request_id)
+            body = b"" if route is not None and route.reads_body else await read_body(receive, bytes_max=bytes_max)
+            call = Call(scope, body, send, request_id, None, receive)
+            if route is None:
+                await _refuse(call, routes)
+            else:
+                await self._handle(call, route, given)
         except ClientGone:
             return
         except BodyTooLarge:
-            await send_error(send, TooLarge(f"a body has at most {BODY_BYTES_MAX} bytes"), request_id=request_id)
+            await send_error(send, TooLarge(f"a body has at most {bytes_max} bytes"), request_id=request_id)
         except FlorinError as error:
             if status_of(error) >= 500:
                 _log.error("a request failed", request_id=request_id, path=scope["path"], error=repr(error))
             await send_error(send, error, request_id=request_id)
 
-    async def _route(self, scope: Scope, body: bytes, receive: Receive, send: Send, *, request_id: str) -> None:
-        routes, given = self._router.find(scope["path"])
-        method = scope["method"]
-        route = routes.get("GET" if method == "HEAD" else method)
-        if route is None and routes:
-            detail, headers = f"{method} is not possible here", [(b"allow", allowed(routes))]
-            await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id, headers=headers)
-            return
-        if route is None:
-            raise NotFound(f"there is nothing at {scope['path'][:200]}", code="no_such_route")
-        caller = None if route.is_public else await self._authentication.caller_of(scope)
-        if scope["query_string"] and not route.takes_query and not route.is_hidden:
-            read_query(scope)
-        await route.handle(Call(scope, body, send, request_id, caller, receive), *given)
+    async def _handle(self, call: Call, route: Route, given: Sequence[str]) -> None:
+        caller = None if route.is_public else await self._authentication.caller_of(call.scope)
+        if call.scope["query_string"] and not route.takes_query and not route.is_hidden:
+            read_query(call.scope)
+        await route.handle(replace(call, caller=caller), *given)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].rstrip("/") == STREAM_PATH:
@@ -188,3 +194,13 @@ class Api:
                 return
         headers = [(b"retry-after", b"1")]
         await respond(call.send, 503, b'{"status":"no database"}', content_type=JSON, headers=headers)
+
+
+async def _refuse(call: Call, routes: Mapping[str, Route]) -> None:
+    """Nothing is served here, or by other methods only. Raises `NotFound`."""
+    method, path = call.scope["method"], call.scope["path"]
+    if not routes:
+        raise NotFound(f"there is nothing at {path[:200]}", code="no_such_route")
+    headers = [(b"allow", allowed(routes))]
+    detail = f"{method} is not possible here"
+    await send_problem(call.send, 405, code="method_not_allowed", detail=detail, request_id=call.request_id, headers=headers)

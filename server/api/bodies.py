@@ -78,14 +78,19 @@ _refund = msgspec.json.Decoder(RefundPayment)
 def read_create(body: bytes, key: str) -> tuple[CreatePayment, NewPayment]:
     """The request, and what it asks for. Raises `Malformed` or `Unprocessable`."""
     request = decode_body(_create, body)
-    require_harmless((name, getattr(request, name)) for name in _TEXTS)
-    require_harmless(("metadata", f"{name} {text}") for name, text in request.metadata.items())
     if contains_card_number(key):
         raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
+    return request, new_payment(request)
+
+
+def new_payment(request: CreatePayment) -> NewPayment:
+    """What a request asks for. Raises `Unprocessable`."""
+    require_harmless((name, getattr(request, name)) for name in _TEXTS)
+    require_harmless(("metadata", f"{name} {text}") for name, text in request.metadata.items())
     if request.return_url is not None and not _is_web_address(request.return_url):
         raise Unprocessable("expected an http or https address", code="invalid_field", path="$.return_url")
     _require_one_way(request)
-    return request, NewPayment(
+    return NewPayment(
         money=_money(request.amount, request.currency),
         order_id=request.order_id,
         description=request.description,

@@ -12,6 +12,8 @@ from uuid import UUID
 from server.db.merchants import Merchant
 from server.http.asgi import Receive, Scope, Send
 
+BODY_BYTES_MAX = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -60,6 +62,8 @@ class Parameter:
 class Route:
     """What is served at a path. `replies`: by status, a type, or the name of a media type, or None where there is no body.
 
+    `reads_body`: the handler reads the body itself, once the caller is known, for it may be large.
+
     `body`: the type that the request's body is validated by. `needs_key`: an Idempotency-Key.
     """
 
@@ -73,6 +77,8 @@ class Route:
     parameters: Sequence[Parameter] = ()
     problems: Sequence[int] = ()
     needs_key: bool = False
+    body_bytes_max: int = BODY_BYTES_MAX
+    reads_body: bool = False
     is_public: bool = False
     is_hidden: bool = False
 

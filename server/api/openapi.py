@@ -18,6 +18,7 @@ _REASONS = {
     402: "Declined.",
     403: "Not allowed.",
     404: "There is no such thing.",
+    408: "The batch's deadline passed; `resume_token` resumes what is unfinished. Repeating the request tells the same again.",
     405: "This path knows other methods.",
     409: "It cannot be done now, or the first request with this key is under way.",
     413: "The body is too large.",

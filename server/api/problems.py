@@ -10,6 +10,7 @@ from core.errors import (
     DatabaseUnavailable,
     FlorinError,
     Forbidden,
+    InvalidItems,
     InvalidMoney,
     InvalidSignature,
     Malformed,
@@ -48,6 +49,7 @@ _TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
+    408: "The deadline passed",
     409: "Conflict",
     413: "Body too large",
     422: "Unprocessable request",
@@ -75,6 +77,18 @@ def retry_after_seconds(error: FlorinError) -> int | None:
     return 1 if isinstance(error, Overloaded | DatabaseUnavailable) or error.code in _PASSING else None
 
 
+def problem(status: int, *, code: str, detail: str, request_id: str) -> dict[str, object]:
+    """A problem document without extension members."""
+    return {
+        "type": f"urn:florin:problem:{code}",
+        "title": _TITLES.get(status, "Problem"),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+    }
+
+
 async def send_problem(
     send: Send,
     status: int,
@@ -87,17 +101,8 @@ async def send_problem(
     **more: object,
 ) -> None:
     """Answer with a problem document. `more` are extension members."""
-    problem = {
-        "type": f"urn:florin:problem:{code}",
-        "title": _TITLES.get(status, "Problem"),
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "request_id": request_id,
-        **({"path": path} if path else {}),
-        **more,
-    }
-    await respond(send, status, msgspec.json.encode(problem), content_type=CONTENT_TYPE, headers=headers)
+    document = {**problem(status, code=code, detail=detail, request_id=request_id), **({"path": path} if path else {}), **more}
+    await respond(send, status, msgspec.json.encode(document), content_type=CONTENT_TYPE, headers=headers)
 
 
 async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None:
@@ -109,8 +114,9 @@ async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None
         headers.append((b"www-authenticate", b'Bearer realm="florin"'))
     code, detail = error.code, str(error)
     path = error.path if isinstance(error, RequestError) else None
+    more = {"errors": error.errors} if isinstance(error, InvalidItems) else {}
     if status == 500:
         detail = "something went wrong on our side; the request id helps us find it"
     if isinstance(error, DatabaseUnavailable):
         detail = "the database cannot be reached at the moment; nothing was acknowledged: repeat the request with the same key"
-    await send_problem(send, status, code=code, detail=detail, request_id=request_id, path=path, headers=headers)
+    await send_problem(send, status, code=code, detail=detail, request_id=request_id, path=path, headers=headers, **more)

@@ -43,13 +43,15 @@ _OF_PAYMENT = "/v1/payments/{payment_id}"
 _OF_ENDPOINT = "/v1/webhook-endpoints/{endpoint_id}"
 
 
-def _post(path: str, handle: Any, tag: str, summary: str, replies: dict[int, Any], **more: Any) -> Route:
+def post(path: str, handle: Any, tag: str, summary: str, replies: dict[int, Any], **more: Any) -> Route:
+    """A route that changes something, with a key unless it says that it needs none."""
     more = {"needs_key": True, **more}
     problems = (400, 409, 422, *more.pop("problems", ()))
     return Route(method="POST", path=path, handle=handle, tag=tag, summary=summary, replies=replies, problems=problems, **more)
 
 
-def _get(path: str, handle: Any, tag: str, summary: str, reply: Any, **more: Any) -> Route:
+def get(path: str, handle: Any, tag: str, summary: str, reply: Any, **more: Any) -> Route:
+    """A route that only reads."""
     problems = tuple(more.pop("problems", ())) + ((422,) if more.get("parameters") else ())
     replies = reply if isinstance(reply, dict) else {200: reply}
     return Route(method="GET", path=path, handle=handle, tag=tag, summary=summary, replies=replies, problems=problems, **more)
@@ -67,7 +69,7 @@ def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
     )
     opened = {201: Payment, 202: Payment}
     return [
-        _post(
+        post(
             "/v1/payments",
             payments.create,
             PAYMENTS,
@@ -77,10 +79,10 @@ def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
             parameters=[PREFER],
             problems=[403, *_PSP_PROBLEMS],
         ),
-        _get("/v1/payments", payments.list, PAYMENTS, "List payments, newest first", shapes.Page[Payment], parameters=filters),
-        _get(_OF_PAYMENT, payments.read, PAYMENTS, "Read a payment", Payment, parameters=[PREFER], problems=[404]),
-        _get(f"{_OF_PAYMENT}/logs", payments.logs, PAYMENTS, "Every step of a payment", shapes.Whole[Log], problems=[404]),
-        _get(f"{_OF_PAYMENT}/refunds", payments.refunds, PAYMENTS, "A payment's refunds", shapes.Whole[Refund], problems=[404]),
+        get("/v1/payments", payments.list, PAYMENTS, "List payments, newest first", shapes.Page[Payment], parameters=filters),
+        get(_OF_PAYMENT, payments.read, PAYMENTS, "Read a payment", Payment, parameters=[PREFER], problems=[404]),
+        get(f"{_OF_PAYMENT}/logs", payments.logs, PAYMENTS, "Every step of a payment", shapes.Whole[Log], problems=[404]),
+        get(f"{_OF_PAYMENT}/refunds", payments.refunds, PAYMENTS, "A payment's refunds", shapes.Whole[Refund], problems=[404]),
         Route(
             method="POST",
             path=f"{_OF_PAYMENT}/verify",
@@ -96,7 +98,7 @@ def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
 def operation_routes(operations: OperationsApi) -> Sequence[Route]:
     """What is asked of a payment that exists."""
     return [
-        _post(
+        post(
             f"{_OF_PAYMENT}/capture",
             operations.capture,
             PAYMENTS,
@@ -105,7 +107,7 @@ def operation_routes(operations: OperationsApi) -> Sequence[Route]:
             body=bodies.CapturePayment,
             problems=[404, *_PSP_PROBLEMS],
         ),
-        _post(
+        post(
             f"{_OF_PAYMENT}/cancel",
             operations.cancel,
             PAYMENTS,
@@ -114,7 +116,7 @@ def operation_routes(operations: OperationsApi) -> Sequence[Route]:
             body=bodies.CancelPayment,
             problems=[404, *_PSP_PROBLEMS],
         ),
-        _post(
+        post(
             f"{_OF_PAYMENT}/refunds",
             operations.refund,
             PAYMENTS,
@@ -136,8 +138,8 @@ def ledger_routes(ledger: LedgerApi) -> Sequence[Route]:
     )
     at = (Parameter("at", _TIME, "as they were then"),)
     return [
-        _get("/v1/wallets", ledger.wallets, LEDGER, "Balances", shapes.Whole[Wallet], parameters=at),
-        _get(
+        get("/v1/wallets", ledger.wallets, LEDGER, "Balances", shapes.Whole[Wallet], parameters=at),
+        get(
             "/v1/statement",
             ledger.statement,
             LEDGER,
@@ -145,7 +147,7 @@ def ledger_routes(ledger: LedgerApi) -> Sequence[Route]:
             {200: ("application/x-ndjson", "text/csv")},
             parameters=period,
         ),
-        _get(
+        get(
             f"{_OF_PAYMENT}/receipt",
             ledger.receipt,
             LEDGER,
@@ -153,7 +155,7 @@ def ledger_routes(ledger: LedgerApi) -> Sequence[Route]:
             {200: ("application/jose",)},
             problems=[404, 409],
         ),
-        _get(
+        get(
             "/v1/receipt-keys",
             ledger.receipt_keys,
             LEDGER,
@@ -167,7 +169,7 @@ def ledger_routes(ledger: LedgerApi) -> Sequence[Route]:
 def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
     """Webhook endpoints."""
     return [
-        _post(
+        post(
             "/v1/webhook-endpoints",
             endpoints.create,
             WEBHOOKS,
@@ -175,8 +177,8 @@ def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             {201: Endpoint},
             body=notifications.CreateEndpoint,
         ),
-        _get("/v1/webhook-endpoints", endpoints.list_all, WEBHOOKS, "List endpoints", shapes.Whole[Endpoint]),
-        _get(_OF_ENDPOINT, endpoints.read, WEBHOOKS, "Read an endpoint", Endpoint, problems=[404]),
+        get("/v1/webhook-endpoints", endpoints.list_all, WEBHOOKS, "List endpoints", shapes.Whole[Endpoint]),
+        get(_OF_ENDPOINT, endpoints.read, WEBHOOKS, "Read an endpoint", Endpoint, problems=[404]),
         Route(
             method="PATCH",
             path=_OF_ENDPOINT,
@@ -204,7 +206,7 @@ def delivery_routes(endpoints: EndpointsApi) -> Sequence[Route]:
     one_delivery = f"{_OF_ENDPOINT}/deliveries/{{seq}}"
     states = Parameter("state", {"type": "string", "enum": ["PENDING", "DELIVERED", "DEAD", "DROPPED"]}, "only these")
     return [
-        _post(
+        post(
             f"{_OF_ENDPOINT}/rotate-secret",
             endpoints.rotate,
             WEBHOOKS,
@@ -213,8 +215,8 @@ def delivery_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             body=notifications.RotateSecret,
             problems=[404],
         ),
-        _post(f"{_OF_ENDPOINT}/test", endpoints.test, WEBHOOKS, "Send a test event", {202: shapes.Event}, problems=[404]),
-        _post(
+        post(f"{_OF_ENDPOINT}/test", endpoints.test, WEBHOOKS, "Send a test event", {202: shapes.Event}, problems=[404]),
+        post(
             f"{_OF_ENDPOINT}/replay",
             endpoints.replay,
             WEBHOOKS,
@@ -223,7 +225,7 @@ def delivery_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             body=notifications.ReplayEvents,
             problems=[404],
         ),
-        _get(
+        get(
             f"{_OF_ENDPOINT}/deliveries",
             endpoints.deliveries,
             WEBHOOKS,
@@ -232,8 +234,8 @@ def delivery_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             parameters=(states, CURSOR, LIMIT),
             problems=[404],
         ),
-        _get(one_delivery, endpoints.delivery, WEBHOOKS, "A delivery and its attempts", shapes.DeliveryDetail, problems=[404]),
-        _post(f"{one_delivery}/resend", endpoints.resend, WEBHOOKS, "Send one event now", {202: Accepted}, problems=[404]),
+        get(one_delivery, endpoints.delivery, WEBHOOKS, "A delivery and its attempts", shapes.DeliveryDetail, problems=[404]),
+        post(f"{one_delivery}/resend", endpoints.resend, WEBHOOKS, "Send one event now", {202: Accepted}, problems=[404]),
     ]
 
 
@@ -242,7 +244,7 @@ def letter_routes(endpoints: EndpointsApi) -> Sequence[Route]:
     of_endpoint = Parameter("endpoint_id", {"type": "string"}, "only this endpoint's")
     letters = notifications.SelectLetters
     return [
-        _get(
+        get(
             "/v1/dead-letters",
             endpoints.dead_letters,
             WEBHOOKS,
@@ -251,7 +253,7 @@ def letter_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             parameters=(of_endpoint, CURSOR, LIMIT),
             problems=[404],
         ),
-        _post(
+        post(
             "/v1/dead-letters/retry",
             endpoints.retry_letters,
             WEBHOOKS,
@@ -260,7 +262,7 @@ def letter_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             body=letters,
             problems=[404],
         ),
-        _post(
+        post(
             "/v1/dead-letters/drop",
             endpoints.drop_letters,
             WEBHOOKS,
@@ -277,7 +279,7 @@ def event_routes(events: EventsApi) -> Sequence[Route]:
     wait = Parameter("wait", {"type": "integer", "minimum": 0, "maximum": bodies.WAIT_SECONDS_MAX}, "seconds to wait for one")
     name = "/v1/consumers/{name}"
     return [
-        _get(
+        get(
             "/v1/events",
             events.list_all,
             EVENTS,
@@ -286,8 +288,8 @@ def event_routes(events: EventsApi) -> Sequence[Route]:
             parameters=(AFTER, LIMIT, TYPES, wait, CONSUMER, EPOCH),
             problems=[409, 503],
         ),
-        _get("/v1/events/{seq}", events.read, EVENTS, "Read an event by its number", shapes.Event, problems=[404]),
-        _get("/v1/consumers", events.consumers, EVENTS, "List consumers", shapes.Whole[shapes.Consumer]),
+        get("/v1/events/{seq}", events.read, EVENTS, "Read an event by its number", shapes.Event, problems=[404]),
+        get("/v1/consumers", events.consumers, EVENTS, "List consumers", shapes.Whole[shapes.Consumer]),
         Route(
             method="PUT",
             path=name,
@@ -307,7 +309,7 @@ def event_routes(events: EventsApi) -> Sequence[Route]:
             replies={204: None},
             problems=(404,),
         ),
-        _post(
+        post(
             "/v1/stream/tickets",
             events.ticket,
             EVENTS,

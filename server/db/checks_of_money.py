@@ -163,7 +163,7 @@ MONEY_CHECKS = (
           FULL JOIN idempotency_keys k
             ON k.merchant_id = p.merchant_id AND k.payment_id = p.id
                AND (k.operation <> 'create' OR k.key = p.idempotency_key)
-         WHERE (p.id IS NULL AND k.operation <> 'endpoint')
+         WHERE (p.id IS NULL AND k.operation NOT IN ('endpoint', 'batch'))
             OR (p.created_at > (SELECT coalesce(min(created_at), 'infinity') FROM idempotency_keys)
                 AND NOT EXISTS (
                     SELECT FROM idempotency_keys o WHERE o.merchant_id = p.merchant_id AND o.key = p.idempotency_key

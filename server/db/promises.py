@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from server.db.check import Check
+from server.db.checks_of_batches import CHECKS_OF_BATCHES
 from server.db.checks_of_money import MONEY_CHECKS
 from server.db.checks_of_order import ORDER_CHECKS
 from server.db.connection import Connection
@@ -27,7 +28,7 @@ class Violation:
     rows: tuple[tuple[Any, ...], ...]
 
 
-CHECKS = (*MONEY_CHECKS, *ORDER_CHECKS)
+CHECKS = (*MONEY_CHECKS, *ORDER_CHECKS, *CHECKS_OF_BATCHES)
 
 
 async def broken_promises(connection: Connection) -> list[Violation]:

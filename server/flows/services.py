@@ -10,6 +10,7 @@ from server.db.change_batch import Applied
 from server.db.database import Database
 from server.flows.acks import Acks
 from server.flows.background import Background
+from server.flows.bell import Bell
 from server.flows.destination import Destinations
 from server.flows.feeds import Feeds
 from server.flows.fraud import FraudCheck
@@ -29,6 +30,7 @@ class Services:
     psp_seconds: float
     now: Callable[[], datetime]
     background: Background
+    batch_bell: Bell
     feeds: Feeds
     acks: Acks
     workers: Workers

@@ -126,11 +126,12 @@ async def _verify_one_after_another(
 ) -> None:
     payment: Payment | None = first
     while payment is not None:
-        await send.send(await _verify_patiently(services, payment, source))
+        await send.send(await verify_patiently(services, payment, source))
         payment = next(left, None)
 
 
-async def _verify_patiently(services: Services, payment: Payment, source: Source) -> Verified:
+async def verify_patiently(services: Services, payment: Payment, source: Source) -> Verified:
+    """Verify a payment, with the second look at a decline; while there is no room, wait."""
     for _ in range(PATIENCE_MAX):
         try:
             after = await verify(services, payment, source=source)

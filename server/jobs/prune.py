@@ -5,7 +5,10 @@ from datetime import timedelta
 import structlog
 import trio
 
+from core.batch import RESUMABLE_DAYS
 from core.errors import DatabaseUnavailable, Overloaded
+from server.db.alerts import prune_alerts
+from server.db.batches import forget_items
 from server.db.delivery_log import prune_attempts
 from server.db.keys import prune_keys
 from server.db.psp_inbox import prune_events
@@ -13,6 +16,7 @@ from server.db.streams import prune_tickets
 from server.flows.services import Services
 
 PIECE = 1_000
+ALERTS_KEPT_DAYS = 90
 EVENTS_KEPT_DAYS = 30
 SWEEP_SECONDS = 600.0
 _log = structlog.get_logger()
@@ -38,4 +42,6 @@ async def sweep(services: Services) -> int:
         long_ago = services.now() - timedelta(days=EVENTS_KEPT_DAYS)
         events = await prune_events(connection, ended_before=long_ago, limit=PIECE)
         attempts = await prune_attempts(connection, made_before=long_ago, limit=PIECE)
+        await forget_items(connection, ended_before=services.now() - timedelta(days=RESUMABLE_DAYS), limit=PIECE)
+        await prune_alerts(connection, last_before=services.now() - timedelta(days=ALERTS_KEPT_DAYS), limit=PIECE)
         return max(keys, events, attempts, await prune_tickets(connection, now=services.now(), limit=PIECE))

@@ -12,6 +12,7 @@ import trio
 from core.breaker import BreakerState
 from core.errors import FlorinError
 from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
+from server.db.alerts import Alert, note_alert
 from server.db.connection import Connection
 from server.db.psp_states import close_breaker, forget_workers, list_open_breakers, open_breaker, see_worker
 from server.flows.services import Services
@@ -45,7 +46,7 @@ async def _sync(services: Services, worker_id: UUID, *, is_first: bool) -> None:
     async with services.db.pool.connection() as connection:
         workers = services.workers.count = await see_worker(connection, worker_id)
         for account_id, guard in guards.items():
-            await _tell(connection, account_id, guard)
+            await _tell(services, connection, account_id, guard)
         opened = {one.account_id: one.seconds_left for one in await list_open_breakers(connection)}
         if is_first:
             await forget_workers(connection, older_than_seconds=FORGET_SECONDS)
@@ -54,18 +55,29 @@ async def _sync(services: Services, worker_id: UUID, *, is_first: bool) -> None:
         _take_over(guard, opened.get(account_id))
 
 
-async def _tell(connection: Connection, account_id: PspAccountId, guard: Guard) -> None:
+async def _tell(services: Services, connection: Connection, account_id: PspAccountId, guard: Guard) -> None:
     news, guard.news = guard.news, None
     try:
         if news is BreakerState.OPEN:
             _log.warning("a PSP fails and is left alone for a moment", account=encode_id(PSP_ACCOUNT, account_id))
             await open_breaker(connection, account_id, seconds=guard.breaker.seconds_left(now=trio.current_time()))
+            await note_alert(connection, _breaker_alert(account_id), now=services.now())
         elif news is BreakerState.CLOSED:
             _log.warning("a PSP has recovered", account=encode_id(PSP_ACCOUNT, account_id))
             await close_breaker(connection, account_id)
     except BaseException:
         guard.news = guard.news or news
         raise
+
+
+def _breaker_alert(account_id: PspAccountId) -> Alert:
+    name = encode_id(PSP_ACCOUNT, account_id)
+    return Alert(
+        key=f"breaker:{name}",
+        kind="breaker",
+        title=f"PSP account {name} fails: at least half of its calls in 30 s",
+        detail="It is left alone and tried every 10 s. Payments go to another account of their merchant, or wait, or get 503.",
+    )
 
 
 def _take_over(guard: Guard, seconds_left: float | None) -> None:

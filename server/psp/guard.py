@@ -19,6 +19,10 @@ WAITING_MAX = 20_000
 SHARE_SECONDS = 0.2
 """How much of the schedule is taken at once at most: the longest that other processes' callers are put back by."""
 
+CROWDED_SHARE = 0.9
+CROWDED_SECONDS = 0.5
+"""Who can wait elsewhere leaves a tenth of the places free, and does not queue behind so much of the schedule."""
+
 RATE_MARGIN = 0.9
 """Calls are sent at evenly spaced times and do not arrive so; the margin keeps the PSP's own count below what was agreed."""
 
@@ -84,6 +88,22 @@ class Guard:
     def is_healthy(self) -> bool:
         """Whether new payments may be sent this way."""
         return self.breaker.may_call(now=trio.current_time())
+
+    @property
+    def room(self) -> int:
+        """How many calls those who can wait elsewhere may make at the same time."""
+        return max(int(CROWDED_SHARE * self.concurrency.limit), 1)
+
+    @property
+    def interval_seconds(self) -> float:
+        """How far apart calls are sent; 0 without a rate."""
+        return self._slots.interval_seconds if self._slots is not None else 0.0
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a call that came now would have to wait, or take one of the last places."""
+        behind_seconds = self._reserving.statistics().tasks_waiting * self.interval_seconds
+        return bool(self._waiting) or self.in_flight >= self.room or behind_seconds > CROWDED_SECONDS
 
     async def admit(self) -> Admission:
         """Wait for the turn of a call, which must then `leave`. Raises `PspBusy`: nothing may be sent."""

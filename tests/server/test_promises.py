@@ -15,6 +15,17 @@ def _append_only(table: str, statement: str) -> list[str]:
     return [_OPEN.format(table), statement, _SHUT.format(table)]
 
 
+_BATCH = [
+    """
+    INSERT INTO batches (merchant_id, id, status, count, concurrency, deadline_seconds, deadline_at, created_at, started_at,
+                         finished_at)
+    SELECT merchant_id, gen_random_uuid(), 'COMPLETED', 1, 1, 1, now(), now(), now(), now() FROM merchant_sequences LIMIT 1
+    """
+]
+_RESULT = """
+    INSERT INTO batch_items (merchant_id, batch_id, number, position, type, status, payment_id, did_check_again, finished_at)
+    SELECT merchant_id, id, 1, 1, 'charge', 'SUCCEEDED', gen_random_uuid(), false, now() FROM batches
+    """
 DAMAGE = {
     "every transfer sums to zero per currency": _append_only(
         "ledger_entries", "UPDATE ledger_entries SET amount_minor = amount_minor - 5 WHERE account LIKE 'psp%'"
@@ -49,6 +60,19 @@ DAMAGE = {
     ],
     "attempts and checks are bounded": ["UPDATE deliveries SET attempts = 11"],
     "the server writes to disk before it answers": ["ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()"],
+    "an item of a batch has charged at most once": [
+        "UPDATE payment_requests SET idempotency_key = '§bat_' || repeat('0', 32) || ':1'",
+        """
+        INSERT INTO payment_requests SELECT (jsonb_populate_record(p, jsonb_build_object('id', gen_random_uuid()))).*
+          FROM payment_requests p
+        """,
+    ],
+    "what a batch says has succeeded has its payment or its refund": [*_BATCH, _RESULT],
+    "a completed batch has a result for each of its items, and no batch has more": _BATCH,
+    "a batch ends soon after its deadline": [
+        *_BATCH,
+        "UPDATE batches SET status = 'RUNNING', finished_at = NULL, sealed_items = '', deadline_at = now() - interval '1 hour'",
+    ],
     "no text holds a card number": ["UPDATE payment_requests SET description = 'card 4242-4242 4242 4242.'"],
     "ledger, chain, logs, events and audit are append-only": ["DROP TRIGGER events_append_only ON events"],
     "a merchant's ledger entries are numbered without a gap": ["UPDATE merchant_sequences SET last_ledger_seq = 99"],

@@ -1,0 +1,164 @@
+"""The batch API from outside: one batch followed to its end over connections that may break."""
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+import msgspec
+import trio
+
+from core.errors import FlorinError
+
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 60.0
+"""A stream that says nothing for so long has broken: the server says something every few seconds."""
+
+GIVE_UP_SECONDS = 120.0
+DELAYS_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
+_LINES = {"accept": "application/x-ndjson"}
+
+
+class BatchFailed(FlorinError):
+    """The server cannot be reached, or does not take the batch; the text says why and what to do."""
+
+    code = "batch_failed"
+
+
+class BatchRefused(BatchFailed):
+    """The server has refused: nothing was begun."""
+
+    code = "batch_refused"
+
+
+class _Broken(Exception):
+    """The connection broke, or the server asks to come back later."""
+
+
+class BatchClient:
+    """The API of one merchant."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self._url = url
+        timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
+        self._http = httpx2.AsyncClient(
+            base_url=url, timeout=timeout, headers={"authorization": f"Bearer {api_key}", **_LINES}, trust_env=False
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with trio.move_on_after(CONNECT_SECONDS, shield=True):
+            await self._http.aclose()
+
+    async def stop(self, batch_id: str) -> None:
+        """Have no more items started. What cannot be told now is left: the batch goes on."""
+        try:
+            await self._http.post(f"/v1/batches/{batch_id}/stop")
+        except httpx2.HTTPError:
+            return
+
+    async def read(self, batch_id: str) -> dict[str, Any]:
+        """A batch as it stands. Raises `_Broken`, `BatchFailed`."""
+        try:
+            response = await self._http.get(f"/v1/batches/{batch_id}", headers={"accept": "application/json"})
+        except httpx2.HTTPError as error:
+            raise _Broken(str(error) or type(error).__name__) from error
+        document: dict[str, Any] = self._document(response.status_code, response.content)
+        return document
+
+    async def ask(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """The lines of a reply. Raises `_Broken` where it ends too soon, `BatchFailed` where it is a refusal."""
+        headers = {"content-type": "application/json", **({"idempotency-key": key} if key is not None else {})}
+        content = msgspec.json.encode(body) if body is not None else None
+        try:
+            async with self._http.stream(method, path, content=content, headers=headers) as response:
+                if response.status_code != 200:
+                    yield self._document(response.status_code, await response.aread())
+                    return
+                async for line in response.aiter_lines():
+                    yield msgspec.json.decode(line)
+        except (httpx2.HTTPError, msgspec.DecodeError) as error:
+            raise _Broken(str(error) or type(error).__name__) from error
+
+    def _document(self, status: int, body: bytes) -> dict[str, Any]:
+        try:
+            document = msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            document = None
+        if not isinstance(document, dict):
+            raise BatchRefused(f"{self._url} answered {status} with something that is not JSON: is it a Florin?")
+        if status == 200 or "errors" in document:
+            return document
+        if status in (429, 502, 503, 504):
+            raise _Broken(str(document.get("detail", status)))
+        raise BatchRefused(str(document.get("detail", f"the server answered {status}")))
+
+
+class Follower:
+    """Begins a batch, or goes on with one, and follows it to its end. `body` is sent under `key`, again after a break."""
+
+    def __init__(self, client: BatchClient, key: str, body: dict[str, Any], batch_id: str | None, terms: dict[str, int]) -> None:
+        self._client = client
+        self._key = key
+        self._body = body
+        self._batch_id = batch_id
+        self._terms = terms
+        self._is_resuming = batch_id is not None
+        self._position = 0
+        self._is_over = False
+
+    async def lines(self) -> AsyncIterator[dict[str, Any]]:
+        """What the server says, each item once per run; the last one is the end. Raises `BatchFailed`."""
+        failures, failing_since = 0, trio.current_time()
+        while not self._is_over:
+            try:
+                async for line in self._once():
+                    failures = 0
+                    yield line
+            except _Broken as error:
+                if not failures:
+                    failing_since = trio.current_time()
+                elif trio.current_time() - failing_since > GIVE_UP_SECONDS:
+                    raise BatchFailed(f"the connection is lost: {error}. Go on with --resume") from error
+                failures += 1
+                await trio.sleep(DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS)) - 1])
+
+    async def _once(self) -> AsyncIterator[dict[str, Any]]:
+        if self._is_resuming:
+            assert self._batch_id is not None
+            token = (await self._client.read(self._batch_id))["resume_token"]
+            if token is not None:
+                async for line in self._results(self._read_on()):
+                    if line.get("object") == "batch_item":  # of the runs before
+                        yield line
+                self._is_over = False
+                body = {"resume_token": token, **self._terms}
+                reply = self._client.ask("POST", f"/v1/batches/{self._batch_id}/resume", body)
+            else:
+                reply = self._read_on()
+        elif self._batch_id is not None:
+            reply = self._read_on()
+        else:
+            reply = self._client.ask("POST", "/v1/batches", self._body, key=self._key)
+        async for line in self._results(reply):
+            self._is_resuming = False
+            yield line
+        if not self._is_over:
+            raise _Broken("the reply ended in the middle")
+
+    def _read_on(self) -> AsyncIterator[dict[str, Any]]:
+        return self._client.ask("GET", f"/v1/batches/{self._batch_id}?after={self._position}")
+
+    async def _results(self, reply: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+        async for line in reply:
+            kind = line.get("object")
+            if kind == "batch":
+                self._batch_id = line["id"]
+            elif kind == "batch_item":
+                self._position = max(self._position, line["position"])
+            elif kind != "progress":
+                ended = line.get("batch") or line
+                self._is_over = "errors" in line or ended.get("status") != "RUNNING"
+            yield line

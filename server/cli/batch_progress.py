@@ -1,0 +1,56 @@
+"""How a batch gets on, for people who watch: a bar, the rate, what is left, and how many items have come to what."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+_COLOURS = {"SUCCEEDED": "green", "DECLINED": "yellow", "PENDING": "cyan", "UNKNOWN": "magenta", "FAILED": "red"}
+
+
+class _Rate(ProgressColumn):
+    """Items a second."""
+
+    def render(self, task: Task) -> Text:
+        """As text."""
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+
+
+class Progress:
+    """Shown on standard error while the block lasts, and only where that is a terminal."""
+
+    def __init__(self, count: int) -> None:
+        console = Console(stderr=True)
+        self._bar = Bar(
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[outcomes]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=count, outcomes="")
+        self._counts: dict[str, int] = {}
+
+    def count(self, results: dict[int, dict[str, Any]]) -> None:
+        """One more result is known, the last one of these."""
+        status = results[next(reversed(results))]["status"]
+        self._counts[status] = self._counts.get(status, 0) + 1
+        outcomes = "  ".join(
+            f"[{_COLOURS.get(one, 'white')}]{many:,} {one.lower()}[/]" for one, many in sorted(self._counts.items())
+        )
+        self._bar.update(self._task, completed=len(results), outcomes=outcomes)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()

@@ -1,0 +1,135 @@
+"""Alerts: what the people who run this have to know. Written with what they are about, sent by `server.jobs.alert`.
+
+One row a key: what is noted again while it was told of lately is counted, and told again only after `REPEAT_SECONDS`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from core.ids import MerchantId
+from server.db.connection import Connection
+
+REPEAT_SECONDS = 3_600.0
+NOBODY = MerchantId(UUID(int=0))
+"""Whose alerts are of no merchant."""
+
+TITLE_LENGTH_MAX, DETAIL_LENGTH_MAX = 500, 4_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Something to tell. `key` is what it is about: the same key is the same alert again."""
+
+    key: str
+    kind: str
+    title: str
+    detail: str = ""
+    merchant_id: MerchantId = NOBODY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotedAlert:
+    """An alert as it is kept."""
+
+    alert: Alert
+    times: int
+    first_at: datetime
+    last_at: datetime
+    sent_at: datetime | None
+    attempts: int
+    last_error: str | None
+
+
+_COLUMNS = "merchant_id, key, kind, title, detail, times, first_at, last_at, sent_at, attempts, last_error"
+
+
+def _noted(row: Sequence[object]) -> NotedAlert:
+    merchant_id, key, kind, title, detail, *rest = row
+    names = ("times", "first_at", "last_at", "sent_at", "attempts", "last_error")
+    alert = Alert(merchant_id=merchant_id, key=key, kind=kind, title=title, detail=detail)  # type: ignore[arg-type] # of the columns
+    return NotedAlert(alert=alert, **dict(zip(names, rest, strict=True)))  # type: ignore[arg-type] # of the columns
+
+
+async def note_alert(connection: Connection, alert: Alert, *, now: datetime) -> None:
+    """Have it told, unless the same was told of lately."""
+    await connection.run(
+        """
+        INSERT INTO alerts AS a (merchant_id, key, kind, title, detail, first_at, last_at, due_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $6, $6)
+        ON CONFLICT (merchant_id, key) DO UPDATE
+           SET title = excluded.title, detail = excluded.detail, times = a.times + 1, last_at = excluded.last_at,
+               due_at = CASE WHEN a.due_at IS NULL AND (a.sent_at IS NULL OR a.sent_at <= $7) THEN excluded.due_at
+                             ELSE a.due_at END
+        """,
+        alert.merchant_id,
+        alert.key[:200],
+        alert.kind,
+        alert.title[:TITLE_LENGTH_MAX],
+        alert.detail[:DETAIL_LENGTH_MAX],
+        now,
+        now - timedelta(seconds=REPEAT_SECONDS),
+    )
+
+
+async def claim_due_alerts(connection: Connection, *, limit: int, lease_seconds: float, now: datetime) -> list[NotedAlert]:
+    """The alerts to tell now, which are then this worker's to tell; those that have waited longest first."""
+    rows = await connection.query(
+        f"""
+        UPDATE alerts a SET due_at = $1::timestamptz + make_interval(secs => $3::float8), attempts = a.attempts + 1
+          FROM (SELECT merchant_id AS of_merchant, key AS of_key FROM alerts
+                 WHERE due_at <= $1 ORDER BY due_at, merchant_id, key LIMIT $2) waiting
+         WHERE a.merchant_id = waiting.of_merchant AND a.key = waiting.of_key AND a.due_at <= $1
+        RETURNING {_COLUMNS}
+        """,  # noqa: S608 - own columns
+        now,
+        limit,
+        lease_seconds,
+    )
+    return sorted(map(_noted, rows), key=lambda one: one.last_at)
+
+
+async def end_alert(
+    connection: Connection, noted: NotedAlert, *, sent_at: datetime | None, due_at: datetime | None, error: str | None
+) -> None:
+    """It was told at `sent_at`, or is to be told again at `due_at`; neither is giving up."""
+    await connection.run(
+        """
+        UPDATE alerts SET sent_at = coalesce($3, sent_at), due_at = $4, last_error = $5,
+               attempts = CASE WHEN $4::timestamptz IS NULL THEN 0 ELSE attempts END
+         WHERE merchant_id = $1 AND key = $2
+        """,
+        noted.alert.merchant_id,
+        noted.alert.key,
+        sent_at,
+        due_at,
+        error[:500] if error is not None else None,
+    )
+
+
+async def count_due_alerts(connection: Connection, *, now: datetime) -> int:
+    """How many more wait to be told."""
+    rows = await connection.query("SELECT count(*) FROM alerts WHERE due_at <= $1", now)
+    return int(rows[0][0])
+
+
+async def list_alerts(connection: Connection, *, limit: int) -> list[NotedAlert]:
+    """The latest alerts, newest first."""
+    rows = await connection.query(
+        f"SELECT {_COLUMNS} FROM alerts ORDER BY last_at DESC LIMIT $1",  # noqa: S608 - own columns
+        limit,
+    )
+    return [_noted(row) for row in rows]
+
+
+async def prune_alerts(connection: Connection, *, last_before: datetime, limit: int) -> int:
+    """Forget old ones that wait for nothing, at most so many; how many were forgotten."""
+    return await connection.run(
+        """
+        DELETE FROM alerts a USING (SELECT merchant_id, key FROM alerts WHERE last_at < $1 AND due_at IS NULL LIMIT $2) old
+         WHERE a.merchant_id = old.merchant_id AND a.key = old.key
+        """,
+        last_before,
+        limit,
+    )

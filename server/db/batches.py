@@ -1,0 +1,228 @@
+"""Batches: accepting one with its idempotency key, the lease of the worker that carries it out, its end and its resumption.
+
+The lease is on the batch's row, on the database's clock; its token fences every write of the one who holds it, so that a worker
+which was stopped and goes on after its lease has ended writes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from core.batch import BatchId, BatchStatus
+from core.ids import MerchantId
+from server.db.connection import Connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch as it stands. `run` counts the first run and its resumptions; times are those of the last one."""
+
+    merchant_id: MerchantId
+    id: BatchId
+    status: BatchStatus
+    count: int
+    concurrency: int
+    deadline_seconds: int
+    deadline_at: datetime
+    created_at: datetime
+    started_at: datetime
+    finished_at: datetime | None = None
+    run: int = 1
+    is_stopping: bool = False
+    is_resumable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedBatch:
+    """A batch that this worker is to carry out, and what is to be done. `position`: of the last result so far."""
+
+    batch: Batch
+    token: UUID
+    sealed_items: bytes
+    position: int
+
+
+_NAMES = (
+    *("merchant_id", "id", "status", "count", "concurrency", "deadline_seconds", "deadline_at", "created_at", "started_at"),
+    *("finished_at", "run", "is_stopping"),
+)
+_COLUMNS = ", ".join(_NAMES) + ", status <> 'RUNNING' AND sealed_items IS NOT NULL"
+
+
+def _batch(row: Sequence[Any]) -> Batch:
+    values: dict[str, Any] = dict(zip((*_NAMES, "is_resumable"), row, strict=True))
+    return Batch(**{**values, "status": BatchStatus(values["status"])})
+
+
+async def add_batch(connection: Connection, batch: Batch, *, sealed_items: bytes, key: str, fingerprint: bytes) -> bool:
+    """Accept a batch together with its idempotency key; False where the key is taken, and nothing was written."""
+    touched = await connection.run(
+        """
+        WITH accepted AS (
+            INSERT INTO idempotency_keys (merchant_id, key, fingerprint, payment_id, in_flight_until, created_at, operation)
+            VALUES ($1, $2, $3, $4, $5, $5, 'batch') ON CONFLICT (merchant_id, key) DO NOTHING
+            RETURNING merchant_id
+        )
+        INSERT INTO batches (merchant_id, id, status, count, concurrency, deadline_seconds, deadline_at, sealed_items, created_at,
+                             started_at)
+        SELECT merchant_id, $4, 'RUNNING', $6, $7, $8, $9, $10, $5, $5 FROM accepted
+        """,
+        batch.merchant_id,
+        key,
+        fingerprint,
+        batch.id,
+        batch.created_at,
+        batch.count,
+        batch.concurrency,
+        batch.deadline_seconds,
+        batch.deadline_at,
+        sealed_items,
+    )
+    return touched == 1
+
+
+async def find_batch(connection: Connection, merchant_id: MerchantId, batch_id: BatchId) -> Batch | None:
+    """One batch of a merchant."""
+    rows = await connection.query(
+        f"SELECT {_COLUMNS} FROM batches WHERE merchant_id = $1 AND id = $2",  # noqa: S608 - own columns
+        merchant_id,
+        batch_id,
+    )
+    return _batch(rows[0]) if rows else None
+
+
+async def list_batches(
+    connection: Connection, merchant_id: MerchantId, *, before: BatchId | None, limit: int
+) -> tuple[list[Batch], BatchId | None]:
+    """A merchant's batches, newest first, and where the next page begins, None where there is none."""
+    rows = await connection.query(
+        f"""
+        SELECT {_COLUMNS} FROM batches WHERE merchant_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        before,
+        limit + 1,
+    )
+    found = [_batch(row) for row in rows]
+    return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+
+async def count_running(connection: Connection, merchant_id: MerchantId) -> int:
+    """How many batches of a merchant are under way."""
+    rows = await connection.query("SELECT count(*) FROM batches WHERE merchant_id = $1 AND status = 'RUNNING'", merchant_id)
+    return int(rows[0][0])
+
+
+async def claim_batch(connection: Connection, token: UUID, *, lease_seconds: float) -> ClaimedBatch | None:
+    """Become the one who carries out the batch that has waited longest; None where none waits."""
+    rows = await connection.query(
+        f"""
+        UPDATE batches b SET lease_token = $1, lease_until = now() + make_interval(secs => $2::float8)
+          FROM (SELECT merchant_id AS of_merchant, id AS of_id FROM batches
+                 WHERE status = 'RUNNING' AND (lease_until IS NULL OR lease_until <= now()) ORDER BY started_at LIMIT 1) waiting
+         WHERE b.merchant_id = waiting.of_merchant AND b.id = waiting.of_id
+           AND b.status = 'RUNNING' AND (b.lease_until IS NULL OR b.lease_until <= now())
+        RETURNING b.sealed_items, {_COLUMNS}
+        """,  # noqa: S608 - own columns
+        token,
+        lease_seconds,
+    )
+    if not rows:
+        return None
+    sealed_items, *columns = rows[0]
+    batch = _batch(columns)
+    highest = await connection.query(
+        "SELECT coalesce(max(position), 0) FROM batch_items WHERE merchant_id = $1 AND batch_id = $2", batch.merchant_id, batch.id
+    )
+    return ClaimedBatch(batch, token, sealed_items, highest[0][0])
+
+
+async def renew_lease(connection: Connection, claimed: ClaimedBatch, *, lease_seconds: float) -> bool | None:
+    """Go on holding it; whether someone wants it stopped, None where the lease is lost."""
+    rows = await connection.query(
+        """
+        UPDATE batches SET lease_until = now() + make_interval(secs => $4::float8)
+         WHERE merchant_id = $1 AND id = $2 AND lease_token = $3 AND status = 'RUNNING'
+        RETURNING is_stopping
+        """,
+        claimed.batch.merchant_id,
+        claimed.batch.id,
+        claimed.token,
+        lease_seconds,
+    )
+    return rows[0][0] if rows else None
+
+
+async def let_go(connection: Connection, claimed: ClaimedBatch) -> None:
+    """Let another worker go on at once."""
+    await connection.run(
+        "UPDATE batches SET lease_token = NULL, lease_until = NULL WHERE merchant_id = $1 AND id = $2 AND lease_token = $3",
+        claimed.batch.merchant_id,
+        claimed.batch.id,
+        claimed.token,
+    )
+
+
+async def end_batch(
+    connection: Connection, claimed: ClaimedBatch, status: BatchStatus, *, is_resumable: bool, now: datetime
+) -> bool:
+    """End this run of the batch; False where the lease is lost. What cannot be resumed needs its items no more."""
+    touched = await connection.run(
+        """
+        UPDATE batches SET status = $4, finished_at = $5, lease_token = NULL, lease_until = NULL,
+               sealed_items = CASE WHEN $6 THEN sealed_items END
+         WHERE merchant_id = $1 AND id = $2 AND lease_token = $3 AND status = 'RUNNING'
+        """,
+        claimed.batch.merchant_id,
+        claimed.batch.id,
+        claimed.token,
+        status.value,
+        now,
+        is_resumable,
+    )
+    return touched == 1
+
+
+async def stop_batch(connection: Connection, merchant_id: MerchantId, batch_id: BatchId) -> None:
+    """Have its worker start no more items. One that has ended stays as it is."""
+    await connection.run(
+        "UPDATE batches SET is_stopping = true WHERE merchant_id = $1 AND id = $2 AND status = 'RUNNING' AND NOT is_stopping",
+        merchant_id,
+        batch_id,
+    )
+
+
+async def resume_batch(connection: Connection, resumed: Batch) -> bool:
+    """Begin the batch's next run, once; False where it was begun before, or there is nothing to resume."""
+    touched = await connection.run(
+        """
+        UPDATE batches
+           SET status = 'RUNNING', finished_at = NULL, is_stopping = false, run = $3, concurrency = $4, deadline_seconds = $5,
+               deadline_at = $6, started_at = $7
+         WHERE merchant_id = $1 AND id = $2 AND run = $3 - 1 AND status <> 'RUNNING' AND sealed_items IS NOT NULL
+        """,
+        resumed.merchant_id,
+        resumed.id,
+        resumed.run,
+        resumed.concurrency,
+        resumed.deadline_seconds,
+        resumed.deadline_at,
+        resumed.started_at,
+    )
+    return touched == 1
+
+
+async def forget_items(connection: Connection, *, ended_before: datetime, limit: int) -> int:
+    """Forget what was to be done in batches that can be resumed no more, at most so many; how many."""
+    return await connection.run(
+        """
+        UPDATE batches b SET sealed_items = NULL
+          FROM (SELECT merchant_id, id FROM batches
+                 WHERE sealed_items IS NOT NULL AND finished_at < $1 ORDER BY finished_at LIMIT $2) old
+         WHERE b.merchant_id = old.merchant_id AND b.id = old.id AND b.status <> 'RUNNING'
+        """,
+        ended_before,
+        limit,
+    )

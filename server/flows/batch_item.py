@@ -1,0 +1,317 @@
+"""One item of a batch: carry it out under its own idempotency key, and say what came of it.
+
+Whatever happened before, another worker's death or an earlier run, is found out by the key and not done again. An item that its
+deadline cuts off in the middle leaves a payment that may have been charged: that is UNKNOWN, never declined, and is looked at
+again by the follow-up job.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import trio
+
+from core.batch import (
+    ATTEMPTS_MAX,
+    BatchId,
+    ItemResult,
+    ItemStatus,
+    ItemType,
+    item_key,
+    status_of_payment,
+    status_of_refund,
+    was_never_received,
+)
+from core.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    FlorinError,
+    IllegalTransition,
+    InvalidMoney,
+    NotFound,
+    Overloaded,
+    PspBusy,
+    PspError,
+    PspRejected,
+    RequestError,
+)
+from core.evidence import EvidenceKind, Source
+from core.idempotency import InFlight, Mismatch, Replay, fingerprint
+from core.ids import MerchantId, PaymentId, RefundId
+from core.payment import UNSETTLED, Payment, evidence_about
+from server.db.keys import end_flight, find_key
+from server.db.merchants import Merchant
+from server.db.payments import find_payment
+from server.db.refunds import find_refund
+from server.flows.create import NewPayment, Opened, create
+from server.flows.idempotent import Request
+from server.flows.operate import Done, capture
+from server.flows.refund import Refunded, refund
+from server.flows.services import Services
+from server.flows.settle import settle
+from server.flows.verify import verify_patiently
+
+BUSY_SECONDS = 0.5
+IN_FLIGHT_SECONDS = 0.5
+DETAIL_LENGTH_MAX = 1_000
+_WAITS = (Overloaded, DatabaseUnavailable, PspBusy)
+"""Nothing was sent, and there is nothing wrong with the item: it waits, as long as its batch has time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """What is asked for: a `charge`, or something of the payment `payment_id`; without an amount, all of it."""
+
+    type: ItemType
+    charge: NewPayment | None = None
+    payment_id: PaymentId | None = None
+    amount_minor: int | None = None
+    reason: str | None = None
+
+    @property
+    def reference(self) -> str | None:
+        """What the merchant calls it."""
+        return self.charge.order_id if self.charge is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an item stands: whose, in which batch, which."""
+
+    merchant: Merchant
+    batch_id: BatchId
+    number: int
+
+    def request(self, item: Item, *, attempt: int = 1) -> Request:
+        """The request that it is carried out as."""
+        digest = fingerprint("BATCH", item.type.value, msgspec.json.encode(item))
+        return Request(self.merchant.id, item_key(self.batch_id, self.number, attempt=attempt), digest)
+
+
+async def carry_out(services: Services, place: Place, item: Item) -> ItemResult:
+    """Do it, or find out what was done. Raises only what nobody expects; waits while nothing can be sent.
+
+    Cancelled, the item may have been carried out: `leave` says so.
+    """
+    bare = ItemResult(
+        number=place.number, type=item.type, status=ItemStatus.FAILED, reference=item.reference, payment_id=item.payment_id
+    )
+    try:
+        match item.type:
+            case ItemType.CHARGE:
+                return _of_payment(bare, await _charge(services, place, item))
+            case ItemType.VERIFY:
+                return await _verify(services, place, item, bare)
+            case ItemType.CAPTURE:
+                return await _capture(services, place, item, bare)
+            case ItemType.REFUND:
+                return await _refund(services, place, item, bare)
+    except (RequestError, InvalidMoney, IllegalTransition) as error:
+        return replace(bare, code=error.code, detail=str(error)[:DETAIL_LENGTH_MAX])
+
+
+async def leave(services: Services, place: Place, item: Item) -> ItemResult | None:
+    """What is known of an item that was cut off: None where it was never begun.
+
+    A charge whose answer is missing becomes UNKNOWN, so that it is found out. Raises `DatabaseUnavailable`, `Overloaded`.
+    """
+    unknown = cut_off(place, item, code="deadline_passed", detail="the batch's deadline passed before the answer came")
+    if item.type is ItemType.VERIFY:
+        return unknown
+    stored, last_key = None, ""
+    async with services.db.pool.connection() as connection:
+        for attempt in range(1, ATTEMPTS_MAX + 1 if item.type is ItemType.CHARGE else 2):
+            request = place.request(item, attempt=attempt)
+            later = await find_key(connection, request.merchant_id, request.key)
+            if later is None:
+                break
+            stored, last_key = later, request.key
+        if stored is None:
+            return None
+        payment = await find_payment(connection, place.merchant.id, stored.payment_id)
+    if payment is None or item.type is not ItemType.CHARGE:
+        return replace(unknown, refund_id=stored.refund_id)
+    if payment.status in UNSETTLED:
+        lost = evidence_about(payment, EvidenceKind.LOST, Source.CREATE)
+        settled = await settle(services, payment.merchant_id, payment.id, lost, known=payment)
+        payment = settled.payment if settled is not None else payment
+        async with services.db.pool.connection() as connection:  # nobody works on it any more: a resumption need not wait
+            await end_flight(connection, request.merchant_id, last_key, in_flight_until=stored.in_flight_until)
+    if was_never_received(payment):
+        return None  # between two attempts
+    found = _of_payment(unknown, payment)
+    return (
+        found
+        if found.status is not ItemStatus.UNKNOWN
+        else replace(unknown, payment_id=payment.id, payment_status=payment.status)
+    )
+
+
+def cut_off(place: Place, item: Item, *, code: str, detail: str) -> ItemResult:
+    """The result of an item that may have been carried out."""
+    return ItemResult(
+        number=place.number,
+        type=item.type,
+        status=ItemStatus.UNKNOWN,
+        reference=item.reference,
+        payment_id=item.payment_id,
+        code=code,
+        detail=detail,
+    )
+
+
+def _of_payment(bare: ItemResult, payment: Payment) -> ItemResult:
+    """The result that a payment as it stands is."""
+    status = status_of_payment(payment)
+    code, detail = None, None
+    match status:
+        case ItemStatus.DECLINED:
+            code = payment.decline_code or "declined"
+            detail = "the payment was declined" + (", and a second look has confirmed it" if payment.did_check_again else "")
+        case ItemStatus.UNKNOWN:
+            code, detail = "psp_timeout", "the payment provider did not answer; the payment is found out, and never charged again"
+        case ItemStatus.FAILED:
+            code = payment.decline_code or f"payment_{payment.status.value.lower()}"
+            detail = f"the payment is {payment.status.value}: nothing was charged"
+        case _:
+            pass
+    return replace(
+        bare,
+        status=status,
+        payment_id=payment.id,
+        payment_status=payment.status,
+        did_check_again=payment.did_check_again,
+        code=code,
+        detail=detail,
+    )
+
+
+async def _charge(services: Services, place: Place, item: Item) -> Payment:
+    """Charge it once. Another payment is opened only where the PSP has provably never received the one before."""
+    assert item.charge is not None
+    attempt = 1
+    while True:
+        payment = await _open(services, place.merchant, item.charge, place.request(item, attempt=attempt))
+        if attempt == ATTEMPTS_MAX or not was_never_received(payment):
+            return payment
+        await trio.sleep(BUSY_SECONDS * 2**attempt)
+        attempt += 1
+
+
+async def _open(services: Services, merchant: Merchant, wanted: NewPayment, request: Request) -> Payment:
+    while True:
+        try:
+            outcome = await create(services, merchant, wanted, request)
+        except _WAITS:
+            await trio.sleep(BUSY_SECONDS)
+            continue
+        match outcome:
+            case Opened(payment):
+                return payment
+            case Replay():
+                return await _stored(services, request)
+            case InFlight():
+                await trio.sleep(IN_FLIGHT_SECONDS)
+            case Mismatch():
+                raise _other_request()
+
+
+async def _stored(services: Services, request: Request) -> Payment:
+    """The payment that a key names."""
+    async with services.db.pool.connection() as connection:
+        stored = await find_key(connection, request.merchant_id, request.key)
+        payment = await find_payment(connection, request.merchant_id, stored.payment_id) if stored is not None else None
+    if payment is None:
+        raise NotFound("the payment of this item cannot be found")
+    return payment
+
+
+def _other_request() -> Conflict:
+    return Conflict("this item was carried out as something else", code="idempotency_key_reused")
+
+
+async def _verify(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
+    payment = await _payment_of(services, place.merchant.id, item)
+    verified = await verify_patiently(services, payment, Source.ACCESS)
+    result = _of_payment(bare, verified.payment)
+    if verified.failure is None:
+        return result
+    return replace(
+        result, status=ItemStatus.UNKNOWN, code=verified.failure.code, detail=str(verified.failure)[:DETAIL_LENGTH_MAX]
+    )
+
+
+async def _payment_of(services: Services, merchant_id: MerchantId, item: Item) -> Payment:
+    assert item.payment_id is not None
+    while True:
+        try:
+            async with services.db.pool.connection() as connection:
+                payment = await find_payment(connection, merchant_id, item.payment_id)
+        except _WAITS:
+            await trio.sleep(BUSY_SECONDS)
+            continue
+        if payment is None:
+            raise NotFound("no such payment", code="no_such_payment")
+        return payment
+
+
+async def _capture(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
+    assert item.payment_id is not None
+    request = place.request(item)
+
+    async def ask() -> Any:
+        assert item.payment_id is not None
+        return await capture(services, request, item.payment_id, item.amount_minor)
+
+    done = await _repeated(ask)
+    if isinstance(done, Done):
+        return _failed(_of_payment(bare, done.payment), done.failure)
+    return _of_payment(bare, await _payment_of(services, place.merchant.id, item))
+
+
+async def _refund(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
+    assert item.payment_id is not None
+    request = place.request(item)
+
+    async def ask() -> Any:
+        assert item.payment_id is not None
+        return await refund(services, request, item.payment_id, amount_minor=item.amount_minor, reason=item.reason)
+
+    done = await _repeated(ask)
+    if isinstance(done, Refunded):
+        found = replace(bare, status=status_of_refund(done.refund), refund_id=done.refund.id, code=done.refund.failure_code)
+        return _failed(found, done.failure)
+    async with services.db.pool.connection() as connection:
+        stored = await find_key(connection, place.merchant.id, request.key)
+        refund_id = RefundId(stored.refund_id) if stored is not None and stored.refund_id is not None else None
+        made = await find_refund(connection, place.merchant.id, item.payment_id, refund_id) if refund_id is not None else None
+    if made is None:
+        raise NotFound("the refund of this item cannot be found")
+    return replace(bare, status=status_of_refund(made), refund_id=made.id, code=made.failure_code)
+
+
+async def _repeated(ask: Any) -> Done | Refunded | Replay:
+    """Ask until something has come of it. Raises `RequestError`."""
+    while True:
+        try:
+            outcome = await ask()
+        except _WAITS:
+            await trio.sleep(BUSY_SECONDS)
+            continue
+        if isinstance(outcome, Mismatch):
+            raise _other_request()
+        if isinstance(outcome, InFlight):
+            await trio.sleep(IN_FLIGHT_SECONDS)
+        elif isinstance(outcome, Done | Refunded) and isinstance(outcome.failure, PspBusy):
+            await trio.sleep(max(outcome.failure.retry_after_seconds, BUSY_SECONDS))
+        else:
+            assert isinstance(outcome, Done | Refunded | Replay)
+            return outcome
+
+
+def _failed(found: ItemResult, failure: PspError | FlorinError | None) -> ItemResult:
+    """What an operation has come to that the PSP did not carry out: it is followed up, unless the PSP has refused."""
+    if failure is None:
+        return found
+    status = ItemStatus.FAILED if isinstance(failure, PspRejected) else ItemStatus.UNKNOWN
+    return replace(found, status=status, code=failure.code, detail=str(failure)[:DETAIL_LENGTH_MAX])
