@@ -31,6 +31,12 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total / _TICKS_PER_SECOND
 
 
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has had resident."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1_024
+
+
 def family(pid: int) -> list[int]:
     """A process and all its living descendants."""
     found = [pid]

@@ -23,13 +23,13 @@ import trio
 
 from core.errors import FlorinError, leaves
 from server.accounts import Accounts
+from server.alert_channels import channels_of
 from server.api.app import Api
 from server.children import allow_many_files, say_ready
 from server.db.change_batch import Applied
 from server.db.database import open_database
 from server.db.migrate import MigrationError, require_current
 from server.flows.acks import Acks
-from server.flows.alerting import Channels, Mail
 from server.flows.background import Background
 from server.flows.bell import Bell
 from server.flows.deliver import RESPONSE_BYTES_MAX, Sender
@@ -159,16 +159,7 @@ async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliver
     await jobs.start(partial(chain.run, services, sweep_seconds=CHAIN_SWEEPS * sweep_seconds))
     await jobs.start(partial(prune.run, services))
     await jobs.start(partial(watch.run, services))
-    await jobs.start(partial(alert.run, services, alert_channels(settings, services.destinations), sweep_seconds=sweep_seconds))
-
-
-def alert_channels(settings: Settings, destinations: Destinations) -> Channels:
-    """The ways by which alerts reach people."""
-    mail = None
-    if settings.alert_smtp_url:
-        recipients = tuple(one.strip() for one in settings.alert_mail_to.split(",") if one.strip())
-        mail = Mail(url=settings.alert_smtp_url, sender=settings.alert_mail_from, recipients=recipients)
-    return Channels(destinations, webhook_url=settings.alert_webhook_url, mail=mail)
+    await jobs.start(partial(alert.run, services, channels_of(settings, services.destinations), sweep_seconds=sweep_seconds))
 
 
 def _client_options(settings: Settings) -> ClientOptions:

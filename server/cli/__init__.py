@@ -11,6 +11,7 @@ import typer
 
 from core.errors import FlorinError, leaves
 from server.cli import (
+    alert,
     batch,
     dlq,
     doctor,
@@ -45,6 +46,7 @@ app.add_typer(wallet.app, name="wallet")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(batch.app, name="batch")
+app.add_typer(alert.app, name="alert")
 app.command("listen")(listen.command)
 app.command("trigger")(trigger.command)
 app.command("smoke")(smoke.command)

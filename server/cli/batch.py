@@ -154,22 +154,21 @@ class _Job:
 
     async def _follow(self, client: BatchClient, progress: Progress) -> None:
         follower = Follower(client, self.state.key, {"items": self.rows.items, **self.terms}, self.state.batch_id, self.terms)
-        async for line in follower.lines():
-            if "errors" in line:
-                raise BadFile(self._mistakes(line["errors"]))
-            match line.get("object"):
-                case "batch_item":
-                    self.results[line["item"]] = line
-                    progress.count(self.results)
-                case "batch":
-                    self.last = line
-                    if self.state.batch_id is None:
-                        self.state.batch_id = line["id"]
-                        self._keep_state()
-                case "progress":
-                    self.last = line
-                case _:
-                    self.last = line.get("batch") or line
+        await follower.follow(lambda line: self._take(line, progress))
+
+    def _take(self, line: dict[str, Any], progress: Progress) -> None:
+        """One line of the server's. Raises `BadFile`."""
+        if "errors" in line:
+            raise BadFile(self._mistakes(line["errors"]))
+        if line.get("object") == "batch_item":
+            before = self.results.get(line["item"])
+            self.results[line["item"]] = line
+            progress.count(line["status"], before["status"] if before is not None else None)
+            return
+        self.last = line.get("batch") or line
+        if self.state.batch_id is None:
+            self.state.batch_id = self.last["id"]
+            self._keep_state()
 
     def _mistakes(self, errors: list[dict[str, Any]]) -> str:
         return told(

@@ -1,6 +1,6 @@
 """The batch API from outside: one batch followed to its end over connections that may break."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +19,10 @@ DELAYS_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 _LINES = {"accept": "application/x-ndjson"}
 
 
+Take = Callable[[dict[str, Any]], None]
+"""Is given each line of a reply."""
+
+
 class BatchFailed(FlorinError):
     """The server cannot be reached, or does not take the batch; the text says why and what to do."""
 
@@ -33,6 +37,10 @@ class BatchRefused(BatchFailed):
 
 class _Broken(Exception):
     """The connection broke, or the server asks to come back later."""
+
+
+class _NotReached(_Broken):
+    """Nothing was sent."""
 
 
 class BatchClient:
@@ -68,17 +76,19 @@ class BatchClient:
         document: dict[str, Any] = self._document(response.status_code, response.content)
         return document
 
-    async def ask(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> AsyncIterator[dict[str, Any]]:
-        """The lines of a reply. Raises `_Broken` where it ends too soon, `BatchFailed` where it is a refusal."""
+    async def ask(self, method: str, path: str, take: Take, body: Any = None, *, key: str | None = None) -> None:
+        """Have each line of a reply taken. Raises `_Broken` where it ends too soon, `BatchRefused` where it is a refusal."""
         headers = {"content-type": "application/json", **({"idempotency-key": key} if key is not None else {})}
         content = msgspec.json.encode(body) if body is not None else None
         try:
             async with self._http.stream(method, path, content=content, headers=headers) as response:
                 if response.status_code != 200:
-                    yield self._document(response.status_code, await response.aread())
+                    take(self._document(response.status_code, await response.aread()))
                     return
                 async for line in response.aiter_lines():
-                    yield msgspec.json.decode(line)
+                    take(msgspec.json.decode(line))
+        except httpx2.ConnectError as error:
+            raise _NotReached(f"{self._url} cannot be reached: {error}. Is it running?") from error
         except (httpx2.HTTPError, msgspec.DecodeError) as error:
             raise _Broken(str(error) or type(error).__name__) from error
 
@@ -109,15 +119,22 @@ class Follower:
         self._position = 0
         self._is_over = False
 
-    async def lines(self) -> AsyncIterator[dict[str, Any]]:
-        """What the server says, each item once per run; the last one is the end. Raises `BatchFailed`."""
+    async def follow(self, take: Take) -> None:
+        """Have taken what the server says, each item once per run; the last one is the end. Raises `BatchFailed`."""
         failures, failing_since = 0, trio.current_time()
+
+        def heard(line: dict[str, Any]) -> None:
+            nonlocal failures
+            failures = 0
+            self._note(line)
+            take(line)
+
         while not self._is_over:
             try:
-                async for line in self._once():
-                    failures = 0
-                    yield line
+                await self._once(heard, take)
             except _Broken as error:
+                if isinstance(error, _NotReached) and self._batch_id is None and not failures:
+                    raise BatchRefused(str(error)) from error
                 if not failures:
                     failing_since = trio.current_time()
                 elif trio.current_time() - failing_since > GIVE_UP_SECONDS:
@@ -125,40 +142,34 @@ class Follower:
                 failures += 1
                 await trio.sleep(DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS)) - 1])
 
-    async def _once(self) -> AsyncIterator[dict[str, Any]]:
-        if self._is_resuming:
-            assert self._batch_id is not None
-            token = (await self._client.read(self._batch_id))["resume_token"]
-            if token is not None:
-                async for line in self._results(self._read_on()):
-                    if line.get("object") == "batch_item":  # of the runs before
-                        yield line
-                self._is_over = False
-                body = {"resume_token": token, **self._terms}
-                reply = self._client.ask("POST", f"/v1/batches/{self._batch_id}/resume", body)
-            else:
-                reply = self._read_on()
-        elif self._batch_id is not None:
-            reply = self._read_on()
-        else:
-            reply = self._client.ask("POST", "/v1/batches", self._body, key=self._key)
-        async for line in self._results(reply):
-            self._is_resuming = False
-            yield line
-        if not self._is_over:
-            raise _Broken("the reply ended in the middle")
+    async def _once(self, heard: Take, take: Take) -> None:
+        if self._batch_id is None:
+            await self._client.ask("POST", "/v1/batches", heard, self._body, key=self._key)
+            return
+        token = (await self._client.read(self._batch_id))["resume_token"] if self._is_resuming else None
+        if token is None:
+            await self._client.ask("GET", self._path(), heard)
+            return
 
-    def _read_on(self) -> AsyncIterator[dict[str, Any]]:
-        return self._client.ask("GET", f"/v1/batches/{self._batch_id}?after={self._position}")
-
-    async def _results(self, reply: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-        async for line in reply:
-            kind = line.get("object")
-            if kind == "batch":
-                self._batch_id = line["id"]
-            elif kind == "batch_item":
+        def earlier(line: dict[str, Any]) -> None:
+            if line.get("object") == "batch_item":
                 self._position = max(self._position, line["position"])
-            elif kind != "progress":
-                ended = line.get("batch") or line
-                self._is_over = "errors" in line or ended.get("status") != "RUNNING"
-            yield line
+                take(line)
+
+        await self._client.ask("GET", self._path(), earlier)
+        body = {"resume_token": token, **self._terms}
+        await self._client.ask("POST", f"/v1/batches/{self._batch_id}/resume", heard, body)
+
+    def _path(self) -> str:
+        return f"/v1/batches/{self._batch_id}?after={self._position}"
+
+    def _note(self, line: dict[str, Any]) -> None:
+        self._is_resuming = False
+        kind = line.get("object")
+        if kind == "batch":
+            self._batch_id = line["id"]
+        elif kind == "batch_item":
+            self._position = max(self._position, line["position"])
+        elif kind != "progress":
+            ended = line.get("batch") or line
+            self._is_over = "errors" in line or ended.get("status") != "RUNNING"

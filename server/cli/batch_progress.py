@@ -1,7 +1,7 @@
 """How a batch gets on, for people who watch: a bar, the rate, what is left, and how many items have come to what."""
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -39,14 +39,15 @@ class Progress:
         self._task = self._bar.add_task("", total=count, outcomes="")
         self._counts: dict[str, int] = {}
 
-    def count(self, results: dict[int, dict[str, Any]]) -> None:
-        """One more result is known, the last one of these."""
-        status = results[next(reversed(results))]["status"]
+    def count(self, status: str, before: str | None) -> None:
+        """One more result is known; it was another one before, or None."""
         self._counts[status] = self._counts.get(status, 0) + 1
+        if before is not None:
+            self._counts[before] -= 1
         outcomes = "  ".join(
-            f"[{_COLOURS.get(one, 'white')}]{many:,} {one.lower()}[/]" for one, many in sorted(self._counts.items())
+            f"[{_COLOURS.get(one, 'white')}]{many:,} {one.lower()}[/]" for one, many in sorted(self._counts.items()) if many
         )
-        self._bar.update(self._task, completed=len(results), outcomes=outcomes)
+        self._bar.update(self._task, completed=sum(self._counts.values()), outcomes=outcomes)
 
     def __enter__(self) -> Self:
         self._bar.start()

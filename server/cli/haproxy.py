@@ -30,6 +30,8 @@ frontend florin
 
 backend workers
     balance roundrobin
+    # A batch may take a quarter of an hour, and its reply waits for its end.
+    http-request set-timeout server 16m if {{ path_beg /v1/batches }}
     option httpchk GET /healthz
     http-check expect status 200
     default-server check inter 500ms fall 2 rise 1 maxconn 8000

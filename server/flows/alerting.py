@@ -64,10 +64,10 @@ class Channels:
             found.append(f"mail to {', '.join(self._mail.recipients)}")
         return found
 
-    async def tell(self, alerts: Sequence[NotedAlert], *, more: int = 0) -> None:
+    async def tell(self, alerts: Sequence[NotedAlert], *, more: int = 0, all_ways: bool = False) -> None:
         """Tell all ways, each of which is tried. `more`: so many others wait.
 
-        Raises `AlertNotSent` where there are ways besides the log and none of them took it.
+        Raises `AlertNotSent` where there are ways besides the log and none of them took it, or with `all_ways` one did not.
         """
         for noted in alerts:
             alert = noted.alert
@@ -92,7 +92,7 @@ class Channels:
                 failures.append(f"mail: {error or type(error).__name__}")
         for failure in failures:
             _log.warning("a way of telling people failed", error=failure)
-        if ways and len(failures) == ways:
+        if ways and len(failures) >= (1 if all_ways else ways):
             raise AlertNotSent("; ".join(failures))
 
     async def _post(self, text: str) -> None:

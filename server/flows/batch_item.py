@@ -49,10 +49,11 @@ from server.flows.operate import Done, capture
 from server.flows.refund import Refunded, refund
 from server.flows.services import Services
 from server.flows.settle import settle
-from server.flows.verify import verify_patiently
+from server.flows.verify import verify_if_possible, verify_patiently
 
 BUSY_SECONDS = 0.5
 IN_FLIGHT_SECONDS = 0.5
+LOOKS_SECONDS = (0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0)
 DETAIL_LENGTH_MAX = 1_000
 _WAITS = (Overloaded, DatabaseUnavailable, PspBusy)
 """Nothing was sent, and there is nothing wrong with the item: it waits, as long as its batch has time."""
@@ -192,10 +193,23 @@ async def _charge(services: Services, place: Place, item: Item) -> Payment:
     attempt = 1
     while True:
         payment = await _open(services, place.merchant, item.charge, place.request(item, attempt=attempt))
+        payment = await _found_out(services, payment)
         if attempt == ATTEMPTS_MAX or not was_never_received(payment):
             return payment
         await trio.sleep(BUSY_SECONDS * 2**attempt)
         attempt += 1
+
+
+async def _found_out(services: Services, payment: Payment) -> Payment:
+    """Ask again about a charge whose answer was lost, for about as long as it takes until the PSP's not knowing it proves
+    something.
+    """
+    for seconds in LOOKS_SECONDS:
+        if payment.status not in UNSETTLED:
+            break
+        await trio.sleep(seconds)
+        payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
+    return payment
 
 
 async def _open(services: Services, merchant: Merchant, wanted: NewPayment, request: Request) -> Payment:

@@ -28,23 +28,21 @@ class Holding(Receiver):
 
     armed = False
     in_hand: trio.Event
+    held: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take a request."""
         if self.armed:
-            self.in_hand.set()
+            self.armed = False
             with suppress(OSError):
-                await super().__call__(scope, receive, _never(send))
+                await super().__call__(scope, receive, self._hold)
         else:
             await super().__call__(scope, receive, send)
 
-
-def _never(send: Send) -> Send:
-    async def hold(message: Any) -> None:
+    async def _hold(self, _: Any) -> None:
+        self.held = self.seqs[-1]
+        self.in_hand.set()
         await trio.sleep_forever()
-        await send(message)
-
-    return hold
 
 
 @pytest.mark.timeout(900)
@@ -79,13 +77,19 @@ async def _kill_in_the_middle(instance: Instance, receiver: Holding) -> None:
         await receiver.in_hand.wait()
     victim = instance.supervisor.pids[0]
     os.kill(victim, signal.SIGKILL)
-    receiver.armed = False
+    before = receiver.seqs.count(receiver.held)
 
     async def replaced() -> bool:
         await trio.lowlevel.checkpoint()
         return victim not in instance.supervisor.pids
 
     await eventually(replaced, seconds=30)
+
+    async def delivered() -> bool:
+        await trio.lowlevel.checkpoint()
+        return receiver.seqs.count(receiver.held) > before
+
+    await eventually(delivered, seconds=30)  # else one event would be killed ten times, and die
 
 
 async def _charge_until(stop: trio.Event, instance: Instance, http: httpx2.AsyncClient) -> None:

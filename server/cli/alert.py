@@ -1,0 +1,72 @@
+"""`florin alert`: what people were told, and whether they can be."""
+
+import sys
+from typing import Annotated
+
+import trio
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from core.errors import FlorinError
+from server.alert_channels import channels_of
+from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
+from server.db.alerts import Alert, NotedAlert, list_alerts
+from server.db.connection import Connection
+from server.flows.alerting import Channels
+from server.flows.destination import Destinations
+from server.flows.services import utc_now
+from server.settings import load_alert_settings, webhook_networks
+
+app = typer.Typer(help="Alerts: list them, and send one to see that it arrives.", no_args_is_help=True)
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+
+
+class NobodyIsTold(FlorinError):
+    """No way of telling people is configured."""
+
+    code = "nobody_is_told"
+
+
+@app.command("list")
+def show_all(
+    limit: Annotated[int, typer.Option(min=1, max=1_000)] = 50, database_url: DatabaseUrl = None, data_dir: DataDirectory = None
+) -> None:
+    """List the latest alerts."""
+
+    async def work(connection: Connection) -> list[NotedAlert]:
+        return await list_alerts(connection, limit=limit)
+
+    found = with_database(find_database(data_dir, database_url), work)
+    if not found:
+        _console.print("There are no alerts.")
+        return
+    table = Table(Column("last", no_wrap=True), "times", "told", "what", box=None, pad_edge=False)
+    for one in found:
+        told = f"{one.sent_at:%Y-%m-%d %H:%M:%S}" if one.sent_at is not None else escape(one.last_error or "not yet")
+        table.add_row(f"{one.last_at:%Y-%m-%d %H:%M:%S}", str(one.times), told, escape(one.alert.title))
+    _console.print(table)
+
+
+@app.command("test")
+def test() -> None:
+    """Send an alert by every way that the environment configures (FLORIN_ALERT_…), as the workers would."""
+    settings = load_alert_settings()
+    channels = channels_of(settings, Destinations(webhook_networks(settings)))
+    if len(channels.names) == 1:
+        raise NobodyIsTold(
+            "alerts go to the log only: set FLORIN_ALERT_WEBHOOK_URL, or FLORIN_ALERT_SMTP_URL, _MAIL_FROM and _MAIL_TO"
+        )
+    trio.run(_send, channels)
+    _console.print(f"sent: {escape(', '.join(channels.names[1:]))}")
+
+
+async def _send(channels: Channels) -> None:
+    now = utc_now()
+    alert = Alert(
+        key="test", kind="test", title="this is a test", detail="Somebody has run `florin alert test`: nothing is wrong."
+    )
+    await channels.tell(
+        [NotedAlert(alert=alert, times=1, first_at=now, last_at=now, sent_at=None, attempts=1, last_error=None)], all_ways=True
+    )

@@ -1,0 +1,174 @@
+"""`florin batch run` as people use it: files of every kind, exit codes, Ctrl-C, deadlines, and going on."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from typer.testing import CliRunner
+
+from core.errors import FlorinError
+from server.cli import app
+from server.cli.batch_files import BadFile, read_rows
+from tests.e2e.command import FLORIN, Up, up
+from tests.e2e.test_commands import here
+
+HEADING = "order_id,amount,currency,token"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One instance for all."""
+    with up("--ephemeral", "--workers", "1") as one:
+        yield one
+
+
+def batch(running: Up, *arguments: str | Path, code: int = 0) -> str:
+    """`florin batch run`; what it says."""
+    where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
+    result = CliRunner().invoke(app, ["batch", "run", *map(str, arguments), *where])
+    ended = result.exception
+    said = result.output + (str(ended) if isinstance(ended, FlorinError) else "")
+    assert result.exit_code == code, (said, ended)
+    return said
+
+
+def rows(count: int, *, name: str = "order", token: str = "tok_paid") -> str:
+    """A file of charges."""
+    return "\n".join([HEADING, *(f"{name}-{number},1000,EUR,{token}" for number in range(count))]) + "\n"
+
+
+def results(path: Path) -> list[dict[str, str]]:
+    """What was written."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def psp(running: Up, **wanted: Any) -> None:
+    """Tell the sandbox PSP."""
+    httpx2.post(f"{running.value('sandbox PSP')}/control", json=wanted).raise_for_status()
+
+
+def test_exit_codes_and_results(running: Up, tmp_path: Path) -> None:
+    file, out = tmp_path / "payments.csv", tmp_path / "results.csv"
+    file.write_text(rows(3, name="settled"))
+    assert "3 SUCCEEDED; results in" in batch(running, file, "--out", out)
+    assert [(one["line"], one["order_id"], one["status"], one["success"]) for one in results(out)] == [
+        ("2", "settled-0", "SUCCEEDED", "1"),
+        ("3", "settled-1", "SUCCEEDED", "1"),
+        ("4", "settled-2", "SUCCEEDED", "1"),
+    ]
+    assert not list(tmp_path.glob("*.batch.json"))
+    assert "exists: choose another --out" in batch(running, file, "--out", out, code=1)
+    file.write_text(rows(1, name="x") + "declined,500,EUR,tok_declined\n")
+    assert "1 DECLINED, 1 SUCCEEDED" in batch(running, file, "--out", out, "--force", code=3)
+    assert (results(out)[1]["code"], results(out)[1]["did_check_again"]) == ("card_declined", "1")
+    paid = results(out)[0]["payment_id"]
+    lines = [{"type": "verify", "payment_id": paid}, {"type": "refund", "payment_id": paid, "amount": 10}]
+    other = tmp_path / "more.ndjson"
+    other.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    assert "2 SUCCEEDED" in batch(running, other)
+    assert [one["line"] for one in results(tmp_path / "more.ndjson.results.csv")] == ["1", "2"]
+
+
+def test_files_as_people_have_them(running: Up, tmp_path: Path) -> None:
+    file = tmp_path / "odd.csv"
+    text = (
+        '\ufeff"Order_ID";amount;Currency;token;description;metadata.shop\r\n'
+        '"A;1";1000;EUR;tok_paid;"two\r\nlines, ""quoted""";Köln\r\n'
+        ";;;;;\r\n"
+        "B-2;1000;EUR;tok_paid;;\r\n"
+    )
+    file.write_bytes(text.encode())
+    assert "2 SUCCEEDED" in batch(running, file)
+    assert [(one["line"], one["order_id"]) for one in results(tmp_path / "odd.csv.results.csv")] == [("2", "A;1"), ("5", "B-2")]
+
+    file.write_text(HEADING + "\n")
+    assert "has no rows: nothing to do" in batch(running, file, "--out", tmp_path / "none.csv")
+    assert results(tmp_path / "none.csv") == []
+
+    file.write_text(rows(2, name="twice") + rows(1, name="twice").partition("\n")[2])
+    said = batch(running, file, "--out", tmp_path / "no.csv", code=1)
+    assert "line 4: order_id: item 1 has the same order" in said
+    assert not (tmp_path / "no.csv").exists()
+
+    file.write_text(rows(1, name="long") + f"{'x' * 1_000_000},1000,EUR,tok_paid\n" + "y,19.99,EUR,t\n")
+    assert "line 4: amount is a whole number of minor units" in batch(running, file, "--out", tmp_path / "no.csv", code=1)
+    file.write_text(rows(1, name="long") + f"{'x' * 1_000_000},1000,EUR,tok_paid\n")
+    assert "line 3: order_id: Expected `str` of length <= 255" in batch(running, file, "--out", tmp_path / "no.csv", code=1)
+    assert not list(tmp_path.glob("no.csv*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "is empty"),
+        (b"order,amount\n", "there is no column 'order'"),
+        (b"amount,amount\n", "named twice"),
+        (b"order_id,amount\na,1,2\n", "line 2: this line has 3 cells"),
+        (b'order_id,amount\n"a,1\n', "line 2: unexpected end of data"),
+        (b"order_id\n\xff\n", "line 2: this is not UTF-8"),
+        (b'{"type": "charge"\n', "line 1: this is not JSON"),
+        (b"order_id,amount\n" + b"a,1\n" * 10_001, "a batch has at most 10,000"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, text: bytes, said: str) -> None:
+    file = tmp_path / "f.csv"
+    file.write_bytes(text)
+    with pytest.raises(BadFile, match=re.escape(said)):
+        read_rows(file)
+
+
+def test_a_deadline_and_going_on(running: Up, tmp_path: Path) -> None:
+    file, out = tmp_path / "slow.csv", tmp_path / "out.csv"
+    file.write_text(rows(6, name="slow"))
+    psp(running, latency={"seconds": 0.7})
+    said = batch(running, file, "--out", out, "--deadline", "1", "--concurrency", "1", code=4)
+    assert "the deadline of 1 s passed" in said
+    assert [one["status"] for one in results(out)] == ["SUCCEEDED", "UNKNOWN", *["NOT_STARTED"] * 4]
+    assert "go on with --resume" in batch(running, file, "--out", out, code=1)
+    psp(running, latency=None)
+    changed = tmp_path / "changed.csv"
+    changed.write_text(rows(1, name="other"))
+    assert "the file has changed" in batch(running, changed, "--out", out, "--resume", code=1)
+    assert "6 SUCCEEDED" in batch(running, file, "--out", out, "--resume")
+    assert {one["status"] for one in results(out)} == {"SUCCEEDED"}
+    assert "there is nothing to resume" in batch(running, file, "--out", out, "--resume", code=1)
+
+
+def test_ctrl_c_stops_and_can_be_gone_on_from(running: Up, tmp_path: Path) -> None:
+    file, out = tmp_path / "stop.csv", tmp_path / "out.csv"
+    file.write_text(rows(40, name="stop"))
+    psp(running, latency={"seconds": 0.3})
+    where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
+    command = [FLORIN, "batch", "run", str(file), "--out", str(out), "--concurrency", "2", *where]
+    state = tmp_path / "out.csv.batch.json"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while not state.exists() or b"bat_" not in state.read_bytes():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[0]
+    assert process.returncode == 130, said
+    assert "can be resumed: the same command with --resume" in said
+    assert "UNKNOWN" not in {one["status"] for one in results(out)}, "what was under way came to its end"
+    psp(running, latency=None)
+    assert "40 SUCCEEDED" in batch(running, file, "--out", out, "--resume")
+
+
+def test_what_cannot_begin_says_why(running: Up, tmp_path: Path) -> None:
+    file = tmp_path / "f.csv"
+    file.write_text(rows(1))
+    said = here("batch", "run", str(file), "--api-url", "http://127.0.0.1:9", "--api-key", "k", code=1)
+    assert "cannot be reached" in said
+    said = here("batch", "run", str(file), "--api-url", running.value("API"), "--api-key", "fl_test_x", code=1)
+    assert "not an API key" in said
+    assert not list(tmp_path.glob("*.json")), "nothing was begun, so nothing is to be gone on with"
+    assert "cannot read" in batch(running, tmp_path / "missing.csv", code=1)
+    assert "choose another" in batch(running, file, "--out", file, code=1)
+    assert "there is no directory" in batch(running, file, "--out", tmp_path / "no" / "x.csv", code=1)
