@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 EXCERPT_LENGTH_MAX = 500
 REDACTED = "[redacted]"
 
-_NAMES = "bearer|basic|token|secret|passwor[dt]|passwd|pwd|api[_-]?key|authori[sz]ation|cookie|sess|signature|credential"
+_NAMES = "bearer|basic|token|secret|passwor[dt]|passwd|pwd|api[_-]?key|authori[sz]ation|cookie|sess|signature|credential|cvc|cvv"
 _VALUE = r"(?:\"[^\"]{0,500}+(?:\"|\Z)|'[^']{0,500}+(?:'|\Z)|[^\s\"',;<>&]{1,500}+)"
 _NAMED = (
-    rf"(?i:(?<![A-Za-z0-9])[\w-]{{0,20}}(?:{_NAMES})[\w-]{{0,20}})[\"']?[ \t]{{0,3}}(?:[:=][ \t]{{0,3}})?"
+    rf"(?i:(?<![A-Za-z0-9])[\w-]{{0,20}}(?:{_NAMES})[\w-]{{0,20}})[\"']?[ \t]{{0,3}}(?:[:=]\s{{0,3}})?"
     rf"(?:(?i:bearer|basic)[ \t]{{1,3}})?{_VALUE}"
 )
 """What follows such a name."""
@@ -42,7 +42,10 @@ def excerpt(text: str) -> str:
 
 def redacted_url(url: str) -> str:
     """A URL without what tokens are in: its query, and its path but for the first part."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return REDACTED
     first, _, rest = parts.path.lstrip("/").partition("/")
     path = f"/{first}" + (f"/{REDACTED}" if rest else "")
     return f"{parts.scheme}://{parts.netloc}{path}" + ("?" + REDACTED if parts.query else "")

@@ -45,6 +45,8 @@ WATCH_SECONDS = 1.0
 JOINING_MAX = 4
 """How many may read what they missed from the database at the same time."""
 
+JOIN_SECONDS = 15.0
+
 POLICY, RESTART, TRY_AGAIN_LATER, KEY_REVOKED = 1008, 1012, 1013, 4401
 _log = structlog.get_logger()
 
@@ -107,9 +109,12 @@ class StreamApi:
         await receive()
         request_id = f"req_{uuid7().hex}"
         try:
-            async with self._joining:  # thousands may come back at once, and payments need the database too
-                admitted = await self._admit(scope)
-                sequence, resumption = await begin(self._services, admitted.merchant_id, admitted.position)
+            with trio.move_on_after(JOIN_SECONDS) as patience:
+                async with self._joining:  # thousands may come back at once, and payments need the database too
+                    admitted = await self._admit(scope)
+                    sequence, resumption = await begin(self._services, admitted.merchant_id, admitted.position)
+            if patience.cancelled_caught:
+                raise Overloaded("too many join the stream at the moment: come back in a few seconds")
             if self._open.get(admitted.merchant_id, 0) >= STREAMS_PER_MERCHANT_MAX:
                 raise Overloaded(f"a merchant has at most {STREAMS_PER_MERCHANT_MAX} streams open here")
         except FlorinError as error:

@@ -103,6 +103,8 @@ async def write_acks(connection: Connection, acks: Sequence[Ack]) -> None:
         SELECT i.merchant_id, i.consumer, i.seq, i.at, i.at
           FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[]) AS i (merchant_id, consumer, seq, at)
           JOIN merchant_sequences s ON s.merchant_id = i.merchant_id AND s.last_seq >= i.seq
+         WHERE EXISTS (SELECT FROM stream_cursors k WHERE k.merchant_id = i.merchant_id AND k.consumer = i.consumer)
+            OR (SELECT count(*) FROM stream_cursors k WHERE k.merchant_id = i.merchant_id) < $5
          ORDER BY i.merchant_id, i.consumer
         ON CONFLICT (merchant_id, consumer) DO UPDATE
            SET acked_seq = excluded.acked_seq, updated_at = excluded.updated_at
@@ -112,6 +114,7 @@ async def write_acks(connection: Connection, acks: Sequence[Ack]) -> None:
         quoted([ack.consumer for ack in acks]),
         plain([ack.seq for ack in acks]),
         times([ack.at for ack in acks]),
+        CONSUMERS_MAX,
     )
 
 

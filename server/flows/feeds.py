@@ -26,6 +26,7 @@ from server.http.asgi import Send
 from server.http.frame import FRAME_EXTENSION, Frame
 
 EARLY_MAX = 1_024
+ANNOUNCED_MAX = 100_000
 """How many events that came before their turn are kept; others are read from the table."""
 
 PAGE_EVENTS = 200
@@ -168,7 +169,8 @@ class Feeds:
         feed = self._feeds.get(event.merchant_id)
         if feed is not None:
             feed.hear(event.seq, event)
-        if event.seq > self.announced.get(event.merchant_id, 0):
+        is_room = len(self.announced) < ANNOUNCED_MAX or event.merchant_id in self.announced
+        if is_room and event.seq > self.announced.get(event.merchant_id, 0):
             self.announced[event.merchant_id] = event.seq
             self.has_news.set()
 

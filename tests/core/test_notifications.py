@@ -248,3 +248,12 @@ def test_slow_is_suspect_but_not_wrong() -> None:
     assert lane.room(now=0.0) == CONCURRENCY_AT_FIRST
     run(lane, 0.0, delivered=True)
     assert not lane.is_suspect
+
+
+@pytest.mark.parametrize(("text", "secret"), [('"cvc": "123"', "123"), ("password:\n hunter2", "hunter2")])
+def test_nothing_of_these_is_kept(text: str, secret: str) -> None:
+    assert secret not in excerpt(text)
+
+
+def test_what_is_no_url_is_not_shown() -> None:
+    assert redacted_url("https://[bad?token=abc") == "[redacted]"
