@@ -1,8 +1,7 @@
 """The API as an ASGI application: it finds the route, knows the caller, and turns failures into problems."""
 
 import hmac
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import structlog
@@ -88,11 +87,13 @@ class Api:
         bytes_max = route.body_bytes_max if route is not None else BODY_BYTES_MAX
         try:
             body = b"" if route is not None and route.reads_body else await read_body(receive, bytes_max=bytes_max)
-            call = Call(scope, body, send, request_id, None, receive)
             if route is None:
-                await _refuse(call, routes)
-            else:
-                await self._handle(call, route, given)
+                await _refuse(scope, send, routes, request_id=request_id)
+                return
+            caller = None if route.is_public else await self._authentication.caller_of(scope)
+            if scope["query_string"] and not route.takes_query and not route.is_hidden:
+                read_query(scope)
+            await route.handle(Call(scope, body, send, request_id, caller, receive), *given)
         except ClientGone:
             return
         except BodyTooLarge:
@@ -101,12 +102,6 @@ class Api:
             if status_of(error) >= 500:
                 _log.error("a request failed", request_id=request_id, path=scope["path"], error=repr(error))
             await send_error(send, error, request_id=request_id)
-
-    async def _handle(self, call: Call, route: Route, given: Sequence[str]) -> None:
-        caller = None if route.is_public else await self._authentication.caller_of(call.scope)
-        if call.scope["query_string"] and not route.takes_query and not route.is_hidden:
-            read_query(call.scope)
-        await route.handle(replace(call, caller=caller), *given)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].rstrip("/") == STREAM_PATH:
@@ -196,11 +191,11 @@ class Api:
         await respond(call.send, 503, b'{"status":"no database"}', content_type=JSON, headers=headers)
 
 
-async def _refuse(call: Call, routes: Mapping[str, Route]) -> None:
+async def _refuse(scope: Scope, send: Send, routes: Mapping[str, Route], *, request_id: str) -> None:
     """Nothing is served here, or by other methods only. Raises `NotFound`."""
-    method, path = call.scope["method"], call.scope["path"]
+    method, path = scope["method"], scope["path"]
     if not routes:
         raise NotFound(f"there is nothing at {path[:200]}", code="no_such_route")
     headers = [(b"allow", allowed(routes))]
     detail = f"{method} is not possible here"
-    await send_problem(call.send, 405, code="method_not_allowed", detail=detail, request_id=call.request_id, headers=headers)
+    await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id, headers=headers)

@@ -22,7 +22,7 @@ from server.flows.idempotent import Request
 from server.flows.services import Services
 from server.new_ids import uuid7
 
-RUNNING_MAX = 10
+RUNNING_MAX = 4
 """How many batches of one merchant may be under way."""
 
 FOLLOW_SECONDS = 0.2

@@ -26,8 +26,9 @@ from server.flows.batch_item import Item, Place, carry_out, cut_off, leave
 from server.flows.services import Services
 from server.jobs.pace import Pace
 from server.new_ids import uuid7
+from server.sealing import SealError
 
-RUNNING_MAX = 4
+RUNNING_MAX = 16
 """How many batches a worker carries out at the same time."""
 
 LEASE_SECONDS = 10.0
@@ -108,7 +109,7 @@ class _Run:
         self._are_items_over = False
         self._starting = trio.CancelScope()
         self._is_stopping = claimed.batch.is_stopping
-        self._is_draining = False
+        self._is_draining = self._has_failed = False
         self._under_way = 0
         self._places = trio.Semaphore(claimed.batch.concurrency)
 
@@ -122,12 +123,8 @@ class _Run:
         services, claimed = self._services, self._claimed
         deadline = trio.current_time() + (claimed.batch.deadline_at - services.now()) / timedelta(seconds=1)
         try:
-            async with services.db.pool.connection() as connection:
-                merchant = await find_merchant(connection, claimed.batch.merchant_id)
-                done = await finished_numbers(connection, claimed)
-            if merchant is None:
-                raise NotFound("the batch's merchant is gone")
-            items = open_items(services, claimed.batch, claimed.sealed_items)
+            merchant, done = await self._read()
+            items = self._items(is_late=trio.current_time() >= deadline)
             left = [(number, item) for number, item in enumerate(items, start=1) if number not in done]
             async with trio.open_nursery() as keepers:
                 keepers.start_soon(self._keep_lease, keepers.cancel_scope)
@@ -139,9 +136,31 @@ class _Run:
                 if not self._is_draining:
                     await self._end()
                 keepers.cancel_scope.cancel()
+        except Exception:
+            self._has_failed = True  # its lease ends by itself, so that it is not tried again at once
+            raise
         finally:
-            with trio.move_on_after(LET_GO_SECONDS, shield=True):
-                await self._let_go()
+            if not self._has_failed:
+                with trio.move_on_after(LET_GO_SECONDS, shield=True):
+                    await self._let_go()
+
+    async def _read(self) -> tuple[Merchant, set[int]]:
+        """Whose batch it is, and which items have their results. Raises `NotFound`."""
+        async with self._services.db.pool.connection() as connection:
+            merchant = await find_merchant(connection, self._claimed.batch.merchant_id)
+            done = await finished_numbers(connection, self._claimed)
+        if merchant is None:
+            raise NotFound("the batch's merchant is gone")
+        return merchant, done
+
+    def _items(self, *, is_late: bool) -> list[Item]:
+        """What is to be done; nothing of what cannot be opened, once the time for it is over. Raises `SealError`."""
+        try:
+            return open_items(self._services, self._claimed.batch, self._claimed.sealed_items)
+        except SealError:
+            if is_late:
+                return []
+            raise
 
     async def _run_items(self, merchant: Merchant, left: list[tuple[int, Item]], deadline: float) -> None:
         pace = Pace(self._services.psps, merchant, lambda: self._under_way)

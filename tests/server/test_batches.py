@@ -413,3 +413,14 @@ def test_the_keys_of_items() -> None:
     assert item_key(batch_id, 7, attempt=2).endswith(":7:2")  # type: ignore[arg-type]
     assert set(ItemType) == {"charge", "verify", "capture", "refund"}
     assert batch_bodies.BODY_BYTES_MAX == 8_388_608
+
+
+async def test_a_batch_that_cannot_be_read_ends_with_its_deadline(florin: Florin) -> None:
+    await florin.control(latency={"seconds": 30})
+    batch_id = (await post(florin, charges(3), concurrency=1, prefer="respond-async", deadline_seconds=60)).json()["id"]
+    await eventually(lambda: florin.rows("SELECT 1 FROM payment_requests"))
+    await florin.connection.execute(
+        "UPDATE batches SET sealed_items = 'x', lease_token = NULL, lease_until = now(), deadline_at = now() - interval '1 s'"
+    )
+    batch = await until_ended(florin, batch_id)
+    assert (batch["status"], batch["outcomes"]["NOT_STARTED"]) == ("TIMED_OUT", 3)
