@@ -23,7 +23,7 @@ COUNT_MAX = 10_000
 DEADLINE_SECONDS_DEFAULT, DEADLINE_SECONDS_MAX = 300, 900
 CONCURRENCY_DEFAULT, CONCURRENCY_MAX = 1_000, 2_500
 RESUMABLE_DAYS = 7
-"""For how long an unfinished batch can be resumed: much shorter than idempotency keys are kept."""
+"""For how long after it was accepted a batch can be resumed: much shorter than its items' idempotency keys are kept."""
 
 ATTEMPTS_MAX = 5
 """How many payments an item may open one after the other, each of which the PSP provably never received."""
@@ -112,12 +112,19 @@ def status_of_payment(payment: Payment) -> ItemStatus:
         case Status.DECLINED:
             return ItemStatus.DECLINED
         case Status.PENDING:
-            # A charge that is still open was sent or is just being sent; a page waits for its customer.
-            return ItemStatus.UNKNOWN if payment.is_sync else ItemStatus.PENDING
+            # With an address it waits for its customer; a charge without one was sent, or is just being sent.
+            return ItemStatus.UNKNOWN if is_under_way(payment) else ItemStatus.PENDING
         case Status.UNKNOWN:
             return ItemStatus.UNKNOWN
         case Status.CANCELED | Status.EXPIRED:
             return ItemStatus.FAILED
+
+
+def is_under_way(payment: Payment) -> bool:
+    """Whether a charge has not come to anything yet, so that asking again makes sense."""
+    return payment.status is Status.UNKNOWN or (
+        payment.status is Status.PENDING and payment.is_sync and payment.payment_url is None
+    )
 
 
 def status_of_refund(refund: Refund) -> ItemStatus:

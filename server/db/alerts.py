@@ -1,11 +1,12 @@
 """Alerts: what the people who run this have to know. Written with what they are about, sent by `server.jobs.alert`.
 
-One row a key: what is noted again while it was told of lately is counted, and told again only after `REPEAT_SECONDS`.
+One row a key: what is noted again while it was told of lately is counted, and told again only after `REPEAT_SECONDS`. The time of
+a note is when the thing happened: to note the same occurrence again changes nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 from core.ids import MerchantId
@@ -53,15 +54,15 @@ def _noted(row: Sequence[object]) -> NotedAlert:
 
 
 async def note_alert(connection: Connection, alert: Alert, *, now: datetime) -> None:
-    """Have it told, unless the same was told of lately."""
+    """Have it told; at once, or where the same was told of lately, in a while. `now` is when it happened."""
     await connection.run(
         """
         INSERT INTO alerts AS a (merchant_id, key, kind, title, detail, first_at, last_at, due_at)
         VALUES ($1, $2, $3, $4, $5, $6, $6, $6)
         ON CONFLICT (merchant_id, key) DO UPDATE
            SET title = excluded.title, detail = excluded.detail, times = a.times + 1, last_at = excluded.last_at,
-               due_at = CASE WHEN a.due_at IS NULL AND (a.sent_at IS NULL OR a.sent_at <= $7) THEN excluded.due_at
-                             ELSE a.due_at END
+               due_at = coalesce(a.due_at, greatest(excluded.due_at, a.sent_at + make_interval(secs => $7::float8)))
+         WHERE a.last_at < excluded.last_at
         """,
         alert.merchant_id,
         alert.key[:200],
@@ -69,7 +70,7 @@ async def note_alert(connection: Connection, alert: Alert, *, now: datetime) -> 
         alert.title[:TITLE_LENGTH_MAX],
         alert.detail[:DETAIL_LENGTH_MAX],
         now,
-        now - timedelta(seconds=REPEAT_SECONDS),
+        REPEAT_SECONDS,
     )
 
 

@@ -14,15 +14,16 @@ from server.db.connection import Connection
 
 async def write_results(
     connection: Connection, claimed: ClaimedBatch, results: Sequence[ItemResult], *, after: int, now: datetime
-) -> bool:
-    """Write results at the positions behind `after`; False where the lease is lost, and nothing was written.
+) -> bool | None:
+    """Write results at the positions behind `after`; whether someone wants the batch stopped, None where the lease is lost, and
+    nothing was written.
 
     A result that is there stays, unless it was UNKNOWN. Repeating it changes nothing.
     """
     rows = await connection.query(
         """
         WITH held AS (
-            SELECT merchant_id, id FROM batches
+            SELECT merchant_id, id, is_stopping FROM batches
              WHERE merchant_id = $1 AND id = $2 AND lease_token = $3 AND status = 'RUNNING' FOR NO KEY UPDATE
         ), written AS (
             INSERT INTO batch_items AS b (
@@ -42,7 +43,7 @@ async def write_results(
                    finished_at = excluded.finished_at
              WHERE b.status = 'UNKNOWN'
         )
-        SELECT count(*) FROM held
+        SELECT is_stopping FROM held
         """,
         claimed.batch.merchant_id,
         claimed.batch.id,
@@ -60,7 +61,7 @@ async def write_results(
         quoted(one.code for one in results),
         quoted(one.detail for one in results),
     )
-    return bool(rows[0][0])
+    return rows[0][0] if rows else None
 
 
 async def finished_numbers(connection: Connection, claimed: ClaimedBatch) -> set[int]:

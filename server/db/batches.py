@@ -115,19 +115,29 @@ async def count_running(connection: Connection, merchant_id: MerchantId) -> int:
     return int(rows[0][0])
 
 
-async def claim_batch(connection: Connection, token: UUID, *, lease_seconds: float) -> ClaimedBatch | None:
-    """Become the one who carries out the batch that has waited longest; None where none waits."""
+async def claim_batch(
+    connection: Connection, token: UUID, *, lease_seconds: float, only_due_before: datetime | None = None
+) -> ClaimedBatch | None:
+    """Become the one who carries out a batch that waits, of a merchant with the fewest under way, the oldest; None where none
+    does. `only_due_before`: only one whose deadline has passed by then.
+    """
     rows = await connection.query(
         f"""
         UPDATE batches b SET lease_token = $1, lease_until = now() + make_interval(secs => $2::float8)
           FROM (SELECT merchant_id AS of_merchant, id AS of_id FROM batches
-                 WHERE status = 'RUNNING' AND (lease_until IS NULL OR lease_until <= now()) ORDER BY started_at LIMIT 1) waiting
+                 WHERE status = 'RUNNING' AND (lease_until IS NULL OR lease_until <= now())
+                   AND ($3::timestamptz IS NULL OR deadline_at <= $3)
+                 ORDER BY (SELECT count(*) FROM batches o
+                            WHERE o.merchant_id = batches.merchant_id AND o.status = 'RUNNING' AND o.lease_until > now()),
+                          started_at
+                 LIMIT 1) waiting
          WHERE b.merchant_id = waiting.of_merchant AND b.id = waiting.of_id
            AND b.status = 'RUNNING' AND (b.lease_until IS NULL OR b.lease_until <= now())
         RETURNING b.sealed_items, {_COLUMNS}
         """,  # noqa: S608 - own columns
         token,
         lease_seconds,
+        only_due_before,
     )
     if not rows:
         return None
@@ -194,14 +204,21 @@ async def stop_batch(connection: Connection, merchant_id: MerchantId, batch_id: 
     )
 
 
-async def resume_batch(connection: Connection, resumed: Batch) -> bool:
-    """Begin the batch's next run, once; False where it was begun before, or there is nothing to resume."""
+async def find_items(connection: Connection, merchant_id: MerchantId, batch_id: BatchId) -> bytes | None:
+    """What is to be done, sealed; None where that is forgotten."""
+    rows = await connection.query("SELECT sealed_items FROM batches WHERE merchant_id = $1 AND id = $2", merchant_id, batch_id)
+    return rows[0][0] if rows else None
+
+
+async def resume_batch(connection: Connection, resumed: Batch, *, created_after: datetime) -> bool:
+    """Begin the batch's next run, once; False where it was begun before, or there is nothing to resume, or it is too old."""
     touched = await connection.run(
         """
         UPDATE batches
            SET status = 'RUNNING', finished_at = NULL, is_stopping = false, run = $3, concurrency = $4, deadline_seconds = $5,
                deadline_at = $6, started_at = $7
          WHERE merchant_id = $1 AND id = $2 AND run = $3 - 1 AND status <> 'RUNNING' AND sealed_items IS NOT NULL
+           AND created_at > $8
         """,
         resumed.merchant_id,
         resumed.id,
@@ -210,19 +227,20 @@ async def resume_batch(connection: Connection, resumed: Batch) -> bool:
         resumed.deadline_seconds,
         resumed.deadline_at,
         resumed.started_at,
+        created_after,
     )
     return touched == 1
 
 
-async def forget_items(connection: Connection, *, ended_before: datetime, limit: int) -> int:
+async def forget_items(connection: Connection, *, created_before: datetime, limit: int) -> int:
     """Forget what was to be done in batches that can be resumed no more, at most so many; how many."""
     return await connection.run(
         """
         UPDATE batches b SET sealed_items = NULL
           FROM (SELECT merchant_id, id FROM batches
-                 WHERE sealed_items IS NOT NULL AND finished_at < $1 ORDER BY finished_at LIMIT $2) old
+                 WHERE sealed_items IS NOT NULL AND status <> 'RUNNING' AND created_at < $1 ORDER BY created_at LIMIT $2) old
          WHERE b.merchant_id = old.merchant_id AND b.id = old.id AND b.status <> 'RUNNING'
         """,
-        ended_before,
+        created_before,
         limit,
     )

@@ -17,40 +17,48 @@ class DeadEndpoint:
     merchant_id: MerchantId
     endpoint_id: EndpointId
     count: int
+    latest_at: datetime
 
 
 async def dead_deliveries(connection: Connection, *, since: datetime) -> list[DeadEndpoint]:
     """Where deliveries have become dead letters since then, the worst first."""
     rows = await connection.query(
         """
-        SELECT merchant_id, endpoint_id, count(*) FROM deliveries WHERE state = 'DEAD' AND updated_at >= $1
+        SELECT merchant_id, endpoint_id, count(*), max(updated_at) FROM deliveries WHERE state = 'DEAD' AND updated_at >= $1
          GROUP BY merchant_id, endpoint_id ORDER BY count(*) DESC, merchant_id, endpoint_id LIMIT $2
         """,
         since,
         ROWS_MAX,
     )
-    return [DeadEndpoint(MerchantId(merchant_id), EndpointId(endpoint_id), count) for merchant_id, endpoint_id, count in rows]
+    return [DeadEndpoint(MerchantId(row[0]), EndpointId(row[1]), row[2], row[3]) for row in rows]
 
 
-async def dead_psp_events(connection: Connection, *, since: datetime) -> int:
-    """How many events of PSPs have become dead letters since then."""
-    rows = await connection.query(
-        "SELECT count(*) FROM (SELECT 1 FROM psp_inbox WHERE state = 'DEAD' AND updated_at >= $1 LIMIT $2) dead", since, COUNT_MAX
-    )
-    return int(rows[0][0])
-
-
-async def new_findings(connection: Connection, *, since: datetime) -> list[tuple[str, int]]:
-    """Findings of money that does not add up, and the like, by kind, that are open and not older than that."""
+async def dead_psp_events(connection: Connection, *, since: datetime) -> tuple[int, datetime | None]:
+    """How many events of PSPs have become dead letters since then, and when the latest did."""
     rows = await connection.query(
         """
-        SELECT kind, count(*) FROM findings WHERE created_at >= $1 AND resolved_at IS NULL
+        SELECT count(*), max(updated_at)
+          FROM (SELECT updated_at FROM psp_inbox WHERE state = 'DEAD' AND updated_at >= $1 ORDER BY updated_at DESC LIMIT $2) dead
+        """,
+        since,
+        COUNT_MAX,
+    )
+    return rows[0][0], rows[0][1]
+
+
+async def new_findings(connection: Connection, *, since: datetime) -> list[tuple[str, int, datetime]]:
+    """Findings of money that does not add up, and the like, by kind, that are open and not older than that; with the latest's
+    time.
+    """
+    rows = await connection.query(
+        """
+        SELECT kind, count(*), max(created_at) FROM findings WHERE created_at >= $1 AND resolved_at IS NULL
          GROUP BY kind ORDER BY kind LIMIT $2
         """,
         since,
         ROWS_MAX,
     )
-    return [(kind, count) for kind, count in rows]
+    return [(kind, count, latest_at) for kind, count, latest_at in rows]
 
 
 async def overdue_payments(connection: Connection, *, due_before: datetime) -> int:

@@ -5,6 +5,7 @@ answers there must be of the public internet, or of a network that the settings 
 """
 
 import smtplib
+import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from core.redaction import redacted_url
 from server.db.alerts import NOBODY, NotedAlert
 from server.flows.destination import Destinations
 from server.http.dial import Lookups, resolve
-from server.http.errors import ClientError
+from server.http.errors import Refused
 from server.http.url import parse_origin, split
 
 SEND_SECONDS = 10.0
+MAIL_SECONDS = 45.0
+"""Longer than a mail takes of which each step is as slow as it may be, so that none is sent that was given up."""
+
 SMTP_PORT, SMTPS_PORT = 587, 465
 _log = structlog.get_logger()
 
@@ -71,6 +75,8 @@ class Channels:
         """
         for noted in alerts:
             alert = noted.alert
+            if noted.attempts > 1:
+                continue
             _log.error("alert", kind=alert.kind, key=alert.key, title=alert.title, detail=alert.detail, times=noted.times)
         subject, text = message(alerts, more=more)
         failures: list[str] = []
@@ -79,16 +85,18 @@ class Channels:
             ways += 1
             try:
                 await self._post(text)
-            except (ClientError, httpx2.HTTPError, OSError, trio.TooSlowError) as error:
+            except Refused as error:
+                failures.append(f"webhook: {error}; FLORIN_WEBHOOK_NETWORKS allows networks of yours")
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one way, the others are tried
                 failures.append(f"webhook: {error or type(error).__name__}")
         if self._mail is not None:
             ways += 1
             try:
-                with trio.fail_after(SEND_SECONDS):
+                with trio.fail_after(MAIL_SECONDS):
                     await trio.to_thread.run_sync(
                         _send_mail, self._mail, subject, text, abandon_on_cancel=True, limiter=self._mailing
                     )
-            except (smtplib.SMTPException, OSError, trio.TooSlowError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one way, the others are tried
                 failures.append(f"mail: {error or type(error).__name__}")
         for failure in failures:
             _log.warning("a way of telling people failed", error=failure)
@@ -124,7 +132,8 @@ def message(alerts: Sequence[NotedAlert], *, more: int = 0) -> tuple[str, str]:
         parts.append(f"{more} more alerts wait.")
     first = alerts[0].alert.title
     others = f" and {len(alerts) - 1 + more} more" if len(alerts) + more > 1 else ""
-    return f"Florin: {first}{others}"[:200], "\n\n".join(parts)
+    host = socket.gethostname()
+    return f"Florin on {host}: {first}{others}".replace("\n", " ")[:200], "\n\n".join([f"Florin on {host}", *parts])
 
 
 def _send_mail(mail: Mail, subject: str, text: str) -> None:

@@ -161,10 +161,10 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
         return batch
     if batch.status is BatchStatus.RUNNING:
         raise Conflict("the batch is under way", code="batch_running")
-    if not batch.is_resumable:
-        why = "it is completed" if batch.status is BatchStatus.COMPLETED else f"it ended more than {RESUMABLE_DAYS} days ago"
-        raise Conflict(f"the batch cannot be resumed: {why}", code="batch_not_resumable")
     now = services.now()
+    if not batch.is_resumable or now - batch.created_at >= timedelta(days=RESUMABLE_DAYS):
+        why = "everything is done" if batch.status is BatchStatus.COMPLETED else f"it was accepted {RESUMABLE_DAYS} days ago"
+        raise Conflict(f"the batch cannot be resumed: {why}", code="batch_not_resumable")
     terms = wanted or Terms(deadline_seconds=batch.deadline_seconds, concurrency=batch.concurrency)
     resumed = replace(
         batch,
@@ -181,7 +181,7 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
     async with services.db.pool.connection() as connection:
         if await count_running(connection, merchant_id) >= RUNNING_MAX:
             raise Conflict(f"{RUNNING_MAX} batches are under way: wait until one has ended", code="too_many_batches")
-        if await resume_batch(connection, resumed):
+        if await resume_batch(connection, resumed, created_after=now - timedelta(days=RESUMABLE_DAYS)):
             services.batch_bell.ring()
             return resumed
         known = await find_batch(connection, merchant_id, batch_id)

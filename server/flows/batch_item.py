@@ -8,7 +8,6 @@ again by the follow-up job.
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
 import trio
 
 from core.batch import (
@@ -17,6 +16,7 @@ from core.batch import (
     ItemResult,
     ItemStatus,
     ItemType,
+    is_under_way,
     item_key,
     status_of_payment,
     status_of_refund,
@@ -25,7 +25,6 @@ from core.batch import (
 from core.errors import (
     Conflict,
     DatabaseUnavailable,
-    FlorinError,
     IllegalTransition,
     InvalidMoney,
     NotFound,
@@ -37,8 +36,9 @@ from core.errors import (
 )
 from core.evidence import EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay, fingerprint
-from core.ids import MerchantId, PaymentId, RefundId
+from core.ids import MerchantId, PaymentId
 from core.payment import UNSETTLED, Payment, evidence_about
+from core.refund import Refund, RefundStatus
 from server.db.keys import end_flight, find_key
 from server.db.merchants import Merchant
 from server.db.payments import find_payment
@@ -51,7 +51,7 @@ from server.flows.services import Services
 from server.flows.settle import settle
 from server.flows.verify import verify_if_possible, verify_patiently
 
-BUSY_SECONDS = 0.5
+BUSY_SECONDS, BUSY_SECONDS_MAX = 0.5, 8.0
 IN_FLIGHT_SECONDS = 0.5
 LOOKS_SECONDS = (0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0)
 DETAIL_LENGTH_MAX = 1_000
@@ -85,8 +85,8 @@ class Place:
 
     def request(self, item: Item, *, attempt: int = 1) -> Request:
         """The request that it is carried out as."""
-        digest = fingerprint("BATCH", item.type.value, msgspec.json.encode(item))
-        return Request(self.merchant.id, item_key(self.batch_id, self.number, attempt=attempt), digest)
+        key = item_key(self.batch_id, self.number, attempt=attempt)
+        return Request(self.merchant.id, key, fingerprint("BATCH", item.type.value, key.encode()))
 
 
 async def carry_out(services: Services, place: Place, item: Item) -> ItemResult:
@@ -171,6 +171,8 @@ def _of_payment(bare: ItemResult, payment: Payment) -> ItemResult:
             detail = "the payment was declined" + (", and a second look has confirmed it" if payment.did_check_again else "")
         case ItemStatus.UNKNOWN:
             code, detail = "psp_timeout", "the payment provider did not answer; the payment is found out, and never charged again"
+        case ItemStatus.PENDING if payment.is_sync:
+            code, detail = "action_required", "the customer has to confirm the payment at its payment_url"
         case ItemStatus.FAILED:
             code = payment.decline_code or f"payment_{payment.status.value.lower()}"
             detail = f"the payment is {payment.status.value}: nothing was charged"
@@ -205,7 +207,7 @@ async def _found_out(services: Services, payment: Payment) -> Payment:
     something.
     """
     for seconds in LOOKS_SECONDS:
-        if payment.status not in UNSETTLED:
+        if not is_under_way(payment):
             break
         await trio.sleep(seconds)
         payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
@@ -213,17 +215,19 @@ async def _found_out(services: Services, payment: Payment) -> Payment:
 
 
 async def _open(services: Services, merchant: Merchant, wanted: NewPayment, request: Request) -> Payment:
+    wait_seconds = BUSY_SECONDS
     while True:
         try:
             outcome = await create(services, merchant, wanted, request)
+            if isinstance(outcome, Replay):
+                return await _stored(services, request)
         except _WAITS:
-            await trio.sleep(BUSY_SECONDS)
+            await trio.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, BUSY_SECONDS_MAX)
             continue
         match outcome:
             case Opened(payment):
                 return payment
-            case Replay():
-                return await _stored(services, request)
             case InFlight():
                 await trio.sleep(IN_FLIGHT_SECONDS)
             case Mismatch():
@@ -279,7 +283,7 @@ async def _capture(services: Services, place: Place, item: Item, bare: ItemResul
 
     done = await _repeated(ask)
     if isinstance(done, Done):
-        return _failed(_of_payment(bare, done.payment), done.failure)
+        return _failed(_of_payment(bare, done.payment), done.failure, is_pending=done.payment.pending is not None)
     return _of_payment(bare, await _payment_of(services, place.merchant.id, item))
 
 
@@ -294,14 +298,26 @@ async def _refund(services: Services, place: Place, item: Item, bare: ItemResult
     done = await _repeated(ask)
     if isinstance(done, Refunded):
         found = replace(bare, status=status_of_refund(done.refund), refund_id=done.refund.id, code=done.refund.failure_code)
-        return _failed(found, done.failure)
-    async with services.db.pool.connection() as connection:
-        stored = await find_key(connection, place.merchant.id, request.key)
-        refund_id = RefundId(stored.refund_id) if stored is not None and stored.refund_id is not None else None
-        made = await find_refund(connection, place.merchant.id, item.payment_id, refund_id) if refund_id is not None else None
-    if made is None:
-        raise NotFound("the refund of this item cannot be found")
+        return _failed(found, done.failure, is_pending=done.refund.status is not RefundStatus.FAILED)
+    made = await _made(services, request, item.payment_id)
     return replace(bare, status=status_of_refund(made), refund_id=made.id, code=made.failure_code)
+
+
+async def _made(services: Services, request: Request, payment_id: PaymentId) -> Refund:
+    """The refund that a key names."""
+    while True:
+        try:
+            async with services.db.pool.connection() as connection:
+                stored = await find_key(connection, request.merchant_id, request.key)
+                assert stored is not None
+                assert stored.refund_id is not None
+                made = await find_refund(connection, request.merchant_id, payment_id, stored.refund_id)
+        except _WAITS:
+            await trio.sleep(BUSY_SECONDS)
+            continue
+        if made is None:
+            raise NotFound("the refund of this item cannot be found")
+        return made
 
 
 async def _repeated(ask: Any) -> Done | Refunded | Replay:
@@ -323,9 +339,9 @@ async def _repeated(ask: Any) -> Done | Refunded | Replay:
             return outcome
 
 
-def _failed(found: ItemResult, failure: PspError | FlorinError | None) -> ItemResult:
+def _failed(found: ItemResult, failure: PspError | None, *, is_pending: bool) -> ItemResult:
     """What an operation has come to that the PSP did not carry out: it is followed up, unless the PSP has refused."""
     if failure is None:
         return found
-    status = ItemStatus.FAILED if isinstance(failure, PspRejected) else ItemStatus.UNKNOWN
+    status = ItemStatus.FAILED if isinstance(failure, PspRejected) and not is_pending else ItemStatus.UNKNOWN
     return replace(found, status=status, code=failure.code, detail=str(failure)[:DETAIL_LENGTH_MAX])

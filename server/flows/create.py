@@ -85,15 +85,7 @@ async def create(
     if reply_within_seconds is not None:
         services.background.require_room()
     may_wait = reply_within_seconds is not None and wanted.token is None
-    kind = Wanted(
-        mode=merchant.mode,
-        money=wanted.money,
-        by_token=wanted.token is not None,
-        by_hand=wanted.capture is Capture.MANUAL,
-        has_return_url=wanted.return_url is not None,
-        page_seconds=wanted.expires_in_seconds,
-    )
-    candidates = services.psps.candidates(merchant.accounts_for(wanted.money), kind)
+    candidates = services.psps.candidates(merchant.accounts_for(wanted.money), kind_of(merchant, wanted))
     chosen, *others = await _choose(services, request, candidates, merchant, may_wait=may_wait)
     creation = _creation(services, merchant, wanted, request, chosen)
     stored = await _accept(services, creation)
@@ -115,6 +107,24 @@ async def create(
     return Opened(payment, replayed=True)
 
 
+def kind_of(merchant: Merchant, wanted: NewPayment) -> Wanted:
+    """What an account has to be able to do for it."""
+    return Wanted(
+        mode=merchant.mode,
+        money=wanted.money,
+        by_token=wanted.token is not None,
+        by_hand=wanted.capture is Capture.MANUAL,
+        has_return_url=wanted.return_url is not None,
+        page_seconds=wanted.expires_in_seconds,
+    )
+
+
+def has_an_account(services: Services, merchant: Merchant) -> bool:
+    """Whether an account of the merchant's may take new payments at all."""
+    account_ids = {merchant.psp_account_id, *(one.psp_account_id for one in merchant.routes)}
+    return services.psps.has_any(account_ids, mode=merchant.mode)
+
+
 async def _choose(
     services: Services, request: Request, candidates: Sequence[Adapter], merchant: Merchant, *, may_wait: bool
 ) -> list[PspAccountId]:
@@ -134,7 +144,7 @@ async def _choose(
         return [merchant.psp_account_id]
     if candidates:
         raise Overloaded("no payment provider can be reached at the moment: try again in a moment", code="psp_unavailable")
-    if not services.psps.has_any({merchant.psp_account_id, *(one.psp_account_id for one in merchant.routes)}, mode=merchant.mode):
+    if not has_an_account(services, merchant):
         raise Overloaded("no payment provider takes payments of this merchant at the moment", code="psp_unavailable")
     raise Unprocessable(
         "none of this merchant's payment providers takes a payment of this currency, amount and kind", code="no_provider"

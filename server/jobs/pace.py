@@ -9,43 +9,50 @@ from collections.abc import Callable
 
 import trio
 
-from core.ids import PspAccountId
 from server.db.merchants import Merchant
 from server.flows.batch_item import Item
+from server.flows.create import has_an_account, kind_of
+from server.flows.services import Services
 from server.psp.guard import Guard
-from server.psp.routing import Routing
 
 LOOK_SECONDS = 0.02
+SLACK_SECONDS = 0.02
+"""How much of the time that nothing was begun in may be made good."""
 
 
 class Pace:
     """The pace of one batch. `under_way` is how many of its items are."""
 
-    def __init__(self, psps: Routing, merchant: Merchant, under_way: Callable[[], int]) -> None:
-        self._psps = psps
-        self._merchant = merchant
+    def __init__(self, services: Services, under_way: Callable[[], int]) -> None:
+        self._services = services
         self._under_way = under_way
         self._next_at = float("-inf")
 
-    async def turn(self, item: Item) -> None:
-        """Wait until the item may begin."""
-        charge = item.charge
-        account_ids = self._merchant.accounts_for(charge.money) if charge is not None else [self._merchant.psp_account_id]
+    async def turn(self, merchant: Callable[[], Merchant], item: Item) -> None:
+        """Wait until the item may begin. The merchant, as it is then, may be stopped or get another account meanwhile."""
         while True:
-            guards = self._guards(account_ids)
-            if not guards:
+            guards = self._guards(merchant(), item)
+            if guards is not None and not guards:
                 return  # the item says what is wrong
-            free = next((guard for guard in guards if guard.is_healthy and self._has_room(guard)), None)
+            free = next((guard for guard in guards or () if guard.is_healthy and self._has_room(guard)), None)
             if free is not None:
                 break
             await trio.sleep(LOOK_SECONDS)
         if free.interval_seconds:
             await trio.sleep_until(self._next_at)
-            self._next_at = max(self._next_at, trio.current_time() - LOOK_SECONDS) + free.interval_seconds
+            self._next_at = max(self._next_at, trio.current_time() - SLACK_SECONDS) + free.interval_seconds
 
-    def _guards(self, account_ids: "list[PspAccountId] | tuple[PspAccountId, ...]") -> list[Guard]:
-        adapters = {adapter.account_id: adapter for adapter in self._psps.adapters}
-        return [adapters[one].guard for one in account_ids if one in adapters]
+    def _guards(self, merchant: Merchant, item: Item) -> list[Guard] | None:
+        """The guards of the accounts that the item may go to; none where that is not for waiting, None where it is."""
+        psps = self._services.psps
+        if item.charge is None:
+            return [adapter.guard for adapter in psps.adapters if adapter.account_id == merchant.psp_account_id]
+        if not merchant.accepts_payments:
+            return []
+        candidates = psps.candidates(merchant.accounts_for(item.charge.money), kind_of(merchant, item.charge))
+        if not candidates and not has_an_account(self._services, merchant):
+            return None
+        return [adapter.guard for adapter in candidates]
 
     def _has_room(self, guard: Guard) -> bool:
         return not guard.is_crowded and self._under_way() < guard.room

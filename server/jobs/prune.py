@@ -42,6 +42,6 @@ async def sweep(services: Services) -> int:
         long_ago = services.now() - timedelta(days=EVENTS_KEPT_DAYS)
         events = await prune_events(connection, ended_before=long_ago, limit=PIECE)
         attempts = await prune_attempts(connection, made_before=long_ago, limit=PIECE)
-        await forget_items(connection, ended_before=services.now() - timedelta(days=RESUMABLE_DAYS), limit=PIECE)
+        await forget_items(connection, created_before=services.now() - timedelta(days=RESUMABLE_DAYS), limit=PIECE)
         await prune_alerts(connection, last_before=services.now() - timedelta(days=ALERTS_KEPT_DAYS), limit=PIECE)
         return max(keys, events, attempts, await prune_tickets(connection, now=services.now(), limit=PIECE))

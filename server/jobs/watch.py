@@ -12,7 +12,7 @@ from core.errors import DatabaseUnavailable, Overloaded
 from core.ids import ENDPOINT, MERCHANT, encode_id
 from server.db.alerts import Alert, note_alert
 from server.db.connection import Connection
-from server.db.watch import COUNT_MAX, dead_deliveries, dead_psp_events, new_findings, overdue_payments
+from server.db.watch import COUNT_MAX, DeadEndpoint, dead_deliveries, dead_psp_events, new_findings, overdue_payments
 from server.flows.services import Services
 
 LOOK_SECONDS = 30.0
@@ -39,26 +39,30 @@ async def look(services: Services) -> None:
     now = services.now()
     since = now - timedelta(seconds=SINCE_SECONDS)
     async with services.db.pool.connection() as connection:
-        found = [
-            Alert(
-                merchant_id=one.merchant_id,
-                key=f"dead_letters:{encode_id(ENDPOINT, one.endpoint_id)}",
-                kind="dead_letters",
-                title=f"{one.count} deliveries to {encode_id(ENDPOINT, one.endpoint_id)} have become dead letters",
-                detail=f"Of {encode_id(MERCHANT, one.merchant_id)}. See `florin dlq list`; retry them when the endpoint is well.",
-            )
-            for one in await dead_deliveries(connection, since=since)
-        ]
-        if count := await dead_psp_events(connection, since=since):
+        for one in await dead_deliveries(connection, since=since):
+            await note_alert(connection, _of_dead(one), now=one.latest_at)
+        count, latest_at = await dead_psp_events(connection, since=since)
+        if latest_at is not None:
             title = f"{_counted(count)} events of PSPs could not be processed"
-            found.append(Alert(key="psp_dead_letters", kind="dead_letters", title=title, detail="See `florin psp events`."))
-        for kind, count in await new_findings(connection, since=since):
+            alert = Alert(key="psp_dead_letters", kind="dead_letters", title=title, detail="See `florin psp events`.")
+            await note_alert(connection, alert, now=latest_at)
+        for kind, count, latest_at in await new_findings(connection, since=since):
             title = f"{count} new findings: {kind}"
             detail = "Something at a PSP and something here do not agree, and a person has to look: table findings."
-            found.append(Alert(key=f"findings:{kind}", kind="reconciliation", title=title, detail=detail))
-        found += await _overdue(connection, now)
-        for alert in found:
+            alert = Alert(key=f"findings:{kind}", kind="reconciliation", title=title, detail=detail)
+            await note_alert(connection, alert, now=latest_at)
+        for alert in await _overdue(connection, now):
             await note_alert(connection, alert, now=now)
+
+
+def _of_dead(one: DeadEndpoint) -> Alert:
+    return Alert(
+        merchant_id=one.merchant_id,
+        key=f"dead_letters:{encode_id(ENDPOINT, one.endpoint_id)}",
+        kind="dead_letters",
+        title=f"{one.count} deliveries to {encode_id(ENDPOINT, one.endpoint_id)} have become dead letters",
+        detail=f"Of {encode_id(MERCHANT, one.merchant_id)}. See `florin dlq list`; retry them when the endpoint is well.",
+    )
 
 
 async def _overdue(connection: Connection, now: datetime) -> list[Alert]:

@@ -19,6 +19,7 @@ from server.api import batch_bodies
 from server.db.merchants import Merchant, add_api_key, add_merchant
 from server.flows.services import Services, utc_now
 from server.http.listener import bind
+from server.jobs import prune
 from server.new_ids import api_key, key_hash, uuid7
 from server.settings import Settings
 from server.worker import open_worker
@@ -424,3 +425,56 @@ async def test_a_batch_that_cannot_be_read_ends_with_its_deadline(florin: Florin
     )
     batch = await until_ended(florin, batch_id)
     assert (batch["status"], batch["outcomes"]["NOT_STARTED"]) == ("TIMED_OUT", 3)
+
+
+async def test_what_another_worker_had_begun_is_never_called_not_started(florin: Florin) -> None:
+    """The lease is taken away in the middle, and found again only after the deadline."""
+    await florin.control(latency={"seconds": 0.7}, webhooks="lose")
+    items = charges(10)
+    batch_id = (await post(florin, items, concurrency=5, prefer="respond-async", deadline_seconds=2)).json()["id"]
+    await eventually(lambda: florin.rows("SELECT 1 FROM payment_requests OFFSET 4"))
+    await florin.connection.execute("UPDATE batches SET lease_token = gen_random_uuid(), lease_until = now() + interval '3 s'")
+    batch = await until_ended(florin, batch_id)
+    assert batch["status"] == "TIMED_OUT"
+    begun = len(await florin.rows("SELECT 1 FROM payment_requests"))
+    assert batch["outcomes"]["NOT_STARTED"] == 10 - begun
+    assert batch["outcomes"]["UNKNOWN"] + batch["outcomes"]["SUCCEEDED"] == begun >= 5
+
+
+async def test_a_merchant_who_is_stopped_is_stopped_in_the_middle_of_a_batch(florin: Florin) -> None:
+    await florin.control(latency={"seconds": 0.3})
+    batch_id = (await post(florin, charges(30), concurrency=2, prefer="respond-async")).json()["id"]
+    await eventually(lambda: florin.rows("SELECT 1 FROM payment_requests"))
+    await florin.connection.execute("UPDATE merchants SET accepts_payments = false")
+    batch = await until_ended(florin, batch_id)
+    assert batch["outcomes"]["FAILED"] > 10
+    failed = await florin.rows("SELECT DISTINCT code FROM batch_items WHERE status = 'FAILED'")
+    assert failed == [{"code": "payments_stopped"}]
+
+
+async def test_an_old_batch_cannot_be_resumed(florin: Florin) -> None:
+    """By then its items' keys may be forgotten, which hold that nothing is charged twice."""
+    await florin.control(latency={"seconds": 2})
+    late = (await post(florin, charges(2), concurrency=1, deadline_seconds=1)).json()
+    await florin.connection.execute("UPDATE batches SET created_at = now() - interval '7 days'")
+    body = msgspec.json.encode({"resume_token": late["resume_token"]})
+    refused = await post(florin, body, path=f"/{late['batch']['id']}/resume")
+    assert (refused.status_code, refused.json()["code"]) == (409, "batch_not_resumable")
+    await prune.sweep(florin.services)
+    assert (await florin.rows("SELECT sealed_items FROM batches"))[0]["sealed_items"] is None
+
+
+async def test_a_charge_that_needs_its_customer_holds_nobody_up(florin: Florin) -> None:
+    began = trio.current_time()
+    response = await post(florin, [charge(1, "tok_3ds"), charge(2)])
+    assert trio.current_time() - began < 5
+    first = response.json()["items"][0]
+    assert (first["status"], first["code"], first["payment_status"]) == ("PENDING", "action_required", "PENDING")
+
+
+async def test_items_wait_while_no_account_may_take_payments(florin: Florin) -> None:
+    await florin.connection.execute("UPDATE psp_accounts SET enabled = false")
+    await florin.services.psps.reload()
+    late = await post(florin, charges(3), deadline_seconds=1)
+    assert (late.status_code, statuses(late.json())) == (408, ["NOT_STARTED"] * 3)
+    assert await florin.rows("SELECT 1 FROM payment_requests") == []

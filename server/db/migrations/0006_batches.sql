@@ -24,7 +24,7 @@ COMMENT ON COLUMN batches.sealed_items IS 'what is to be done, sealed, for it ho
 COMMENT ON COLUMN batches.run IS 'counts the first run and its resumptions; started_at and the deadline are those of the last one';
 COMMENT ON COLUMN batches.lease_until IS 'which worker carries it out, by lease_token, on the database''s clock';
 CREATE INDEX batches_running ON batches (started_at) WHERE status = 'RUNNING';
-CREATE INDEX batches_sealed ON batches (finished_at) WHERE sealed_items IS NOT NULL;
+CREATE INDEX batches_sealed ON batches (created_at) WHERE sealed_items IS NOT NULL;
 
 CREATE TABLE batch_items (
     merchant_id         uuid NOT NULL,
