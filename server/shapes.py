@@ -173,12 +173,15 @@ class BatchItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch. `outcomes` counts its items by status; with `resume_token` what is unfinished is resumed, once."""
+    """A batch. `outcomes` counts its items by status, `unfinished` those that wait or are under way while it runs; with
+    `resume_token` what is unfinished is resumed, once.
+    """
 
     id: str
     object: Literal["batch"]
     status: Literal["RUNNING", "COMPLETED", "TIMED_OUT", "STOPPED"]
     count: int
+    unfinished: int
     outcomes: dict[str, int]
     concurrency: int
     deadline_seconds: int

@@ -13,6 +13,7 @@ from core.batch import (
     COUNT_MAX,
     DEADLINE_SECONDS_DEFAULT,
     DEADLINE_SECONDS_MAX,
+    BatchStatus,
     ItemResult,
     ItemStatus,
     ItemType,
@@ -36,6 +37,9 @@ from server.flows.batch import Standing, Terms
 from server.flows.batch_item import Item
 
 TOGETHER = 100
+COMMAS_MAX = 100 * COUNT_MAX
+"""More than that would be another body than one of items, and take long to find out about."""
+
 BODY_BYTES_MAX = 8 * 1_048_576
 Concurrency = Annotated[int, msgspec.Meta(ge=1, le=CONCURRENCY_MAX)]
 DeadlineSeconds = Annotated[int, msgspec.Meta(ge=1, le=DEADLINE_SECONDS_MAX)]
@@ -113,11 +117,13 @@ _resume = msgspec.json.Decoder(ResumeBatch)
 
 async def read_batch(body: bytes) -> tuple[list[Item], Terms, bytes]:
     """What is to be done, how, and the request in its canonical form. Raises `Malformed`, `Unprocessable`, `InvalidItems`."""
+    if body.count(b",") > COMMAS_MAX:
+        raise Unprocessable(f"a batch has from 1 to {COUNT_MAX:,} items", code="invalid_field", path="$.items")
     envelope = decode_body(_envelope, body)
     if not 1 <= len(envelope.items) <= COUNT_MAX:
         detail = f"a batch has from 1 to {COUNT_MAX:,} items, this one {len(envelope.items):,}"
         raise Unprocessable(detail, code="invalid_field", path="$.items")
-    items: list[Item] = []
+    items: dict[int, Item] = {}
     bodies: list[AnyItem] = []
     errors: list[ItemError] = []
     for number, raw in enumerate(envelope.items, start=1):
@@ -125,15 +131,15 @@ async def read_batch(body: bytes) -> tuple[list[Item], Terms, bytes]:
             await trio.lowlevel.checkpoint()  # others have their turn meanwhile
         try:
             bodies.append(decode_body(_item, bytes(raw)))
-            items.append(read_item(bodies[-1]))
+            items[number] = read_item(bodies[-1])
         except RequestError as error:
             path = f"$.items[{number - 1}]{(error.path or '$')[1:]}"
             errors.append(ItemError(item=number, path=path, code=error.code, detail=str(error)))
-    errors += _repetitions(items) if not errors else []
+    errors += _repetitions(items)
     if errors:
-        raise InvalidItems(errors, count=len(envelope.items))
+        raise InvalidItems(sorted(errors, key=lambda one: one.item), count=len(envelope.items))
     terms = Terms(deadline_seconds=envelope.deadline_seconds, concurrency=envelope.concurrency)
-    return items, terms, msgspec.json.encode([bodies, terms])
+    return list(items.values()), terms, msgspec.json.encode([bodies, terms])
 
 
 def read_item(body: AnyItem) -> Item:
@@ -166,10 +172,10 @@ def _payment_id(text: str) -> PaymentId:
         raise Unprocessable(str(error), code="invalid_field", path="$.payment_id") from error
 
 
-def _repetitions(items: list[Item]) -> Iterator[ItemError]:
+def _repetitions(items: dict[int, Item]) -> Iterator[ItemError]:
     """Items that ask again for what an earlier one asks for: in all likelihood a line that was copied."""
     seen: dict[tuple[ItemType, object], int] = {}
-    for number, item in enumerate(items, start=1):
+    for number, item in items.items():
         about = item.reference if item.charge is not None else item.payment_id
         first = seen.setdefault((item.type, about), number)
         if first != number:
@@ -185,12 +191,15 @@ def _repetitions(items: list[Item]) -> Iterator[ItemError]:
 def batch_data(standing: Standing) -> dict[str, Any]:
     """A batch as merchants see it."""
     batch = standing.batch
+    unfinished = standing.counts.get(ItemStatus.NOT_STARTED, 0) if batch.status is BatchStatus.RUNNING else 0
+    counts = {**standing.counts, ItemStatus.NOT_STARTED: 0} if unfinished else standing.counts
     return {
         "id": encode_id(BATCH, batch.id),
         "object": "batch",
         "status": batch.status.value,
         "count": batch.count,
-        "outcomes": {status.value: standing.counts.get(status, 0) for status in ItemStatus},
+        "unfinished": unfinished,
+        "outcomes": {status.value: counts.get(status, 0) for status in ItemStatus},
         "concurrency": batch.concurrency,
         "deadline_seconds": batch.deadline_seconds,
         "deadline_at": batch.deadline_at,
@@ -221,7 +230,17 @@ def item_data(result: ItemResult, *, position: int | None = None) -> dict[str, A
     }
 
 
-def never_started(number: int) -> dict[str, Any]:
-    """An item that was not begun: nobody was asked anything for it."""
-    bare = item_data(ItemResult(number=number, type=ItemType.CHARGE, status=ItemStatus.NOT_STARTED))
-    return {**bare, "type": None}
+def never_started(number: int, item: Item | None) -> dict[str, Any]:
+    """An item that was not begun: nobody was asked anything for it. None is one that is forgotten."""
+    if item is None:
+        bare = item_data(ItemResult(number=number, type=ItemType.CHARGE, status=ItemStatus.NOT_STARTED))
+        return {**bare, "type": None}
+    return item_data(
+        ItemResult(
+            number=number,
+            type=item.type,
+            status=ItemStatus.NOT_STARTED,
+            reference=item.reference,
+            payment_id=item.payment_id,
+        )
+    )

@@ -31,6 +31,7 @@ def batch_routes(batches: BatchesApi) -> Sequence[Route]:
             problems=[408],
             body_bytes_max=batch_bodies.BODY_BYTES_MAX,
             reads_body=True,
+            tells_lines=True,
         ),
         get("/v1/batches", batches.list, BATCHES, "List batches, newest first", shapes.Page[Batch], parameters=[CURSOR, LIMIT]),
         get(_OF_BATCH, batches.read, BATCHES, f"Read a batch{lines}", Batch, parameters=[after, PREFER], problems=[404]),
@@ -62,5 +63,6 @@ def batch_routes(batches: BatchesApi) -> Sequence[Route]:
             parameters=[PREFER],
             needs_key=False,
             problems=[404, 408],
+            tells_lines=True,
         ),
     ]

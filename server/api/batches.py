@@ -5,9 +5,9 @@ The reply waits for the batch's end: 200 in time, 408 where its deadline has pas
 since a status that was sent cannot be changed. Nothing depends on who listens: the batch goes on when its client has gone.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -15,9 +15,9 @@ import trio
 
 from core.batch import BATCH, BatchId, BatchStatus, ItemStatus
 from core.card import contains_card_number
-from core.errors import InvalidId, NotFound, Overloaded, Unprocessable
+from core.errors import InvalidId, Malformed, NotFound, Overloaded, Unprocessable
 from core.idempotency import Mismatch, fingerprint, parse_key
-from core.ids import decode_id, encode_id
+from core.ids import MerchantId, decode_id, encode_id
 from server.api.batch_bodies import BODY_BYTES_MAX, batch_data, item_data, never_started, read_batch, read_resumption
 from server.api.bodies import read_limit, read_query, reply_within_seconds
 from server.api.call import Call
@@ -36,9 +36,11 @@ DEADLINE_PASSED = 408
 GRACE_SECONDS = 60.0
 """How long after its deadline a batch is waited for: recording what was cut off, or another worker's lease, takes a moment."""
 
-FOLLOWERS_MAX = 128
-READING_MAX = 8
+FOLLOWERS_MAX, FOLLOWERS_PER_MERCHANT_MAX = 128, 16
+READING_MAX, READING_PER_MERCHANT_MAX = 8, 2
 """How many batches are read at the same time, of up to 8 MiB each."""
+
+READ_SECONDS = 60.0
 
 PROGRESS_SECONDS = 5.0
 LINES = 50
@@ -54,9 +56,9 @@ class BatchesApi:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._waits: set[trio.CancelScope] = set()
+        self._waits: dict[trio.CancelScope, MerchantId] = {}
         self._is_stopping = False
-        self._reading = trio.Semaphore(READING_MAX)
+        self._readers: dict[MerchantId, int] = {}
 
     def end_waits(self) -> None:
         """Answer everybody with the batch as it stands."""
@@ -69,7 +71,6 @@ class BatchesApi:
         key = parse_key(header(call.scope, b"idempotency-key"))
         if contains_card_number(key):
             raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
-        self._require_room()
         accepted = await self._accept(call, key)
         if isinstance(accepted, Mismatch):
             await send_decision(call.send, accepted)
@@ -83,9 +84,8 @@ class BatchesApi:
         token, deadline_seconds, concurrency = read_resumption(call.body)
         before = (await flow.read(self._services, call.merchant.id, batch_id)).batch
         terms = Terms(deadline_seconds=deadline_seconds or before.deadline_seconds, concurrency=concurrency or before.concurrency)
-        self._require_room()
-        after = await self._last_position(before)
-        await self._answer(call, await flow.resume(self._services, call.merchant.id, batch_id, token, terms), after=after)
+        self._require_room(call)
+        await self._answer(call, await flow.resume(self._services, call.merchant.id, batch_id, token, terms))
 
     async def stop(self, call: Call, batch_text: str) -> None:
         """`POST /v1/batches/{id}/stop`. Doing so twice changes nothing, so this needs no key."""
@@ -98,11 +98,11 @@ class BatchesApi:
         after = _read_position(fields)
         standing = await flow.read(self._services, call.merchant.id, decode_batch_id(batch_text))
         if _wants_lines(call):
-            self._require_room()
+            self._require_room(call)
             await self._stream(call, standing.batch, after=after)
             return
         wait = reply_within_seconds(call.scope)
-        if wait and standing.batch.status is BatchStatus.RUNNING and len(self._waits) < FOLLOWERS_MAX:
+        if wait and standing.batch.status is BatchStatus.RUNNING and self._may_wait(call):
             await self._wait(call, standing.batch, seconds=wait)
             standing = await flow.read(self._services, call.merchant.id, standing.batch.id)
         await respond(call.send, 200, msgspec.json.encode(batch_data(standing)), content_type=JSON)
@@ -135,55 +135,73 @@ class BatchesApi:
         await respond(call.send, 200, msgspec.json.encode(page), content_type=JSON)
 
     async def _accept(self, call: Call, key: str) -> tuple[Batch, bool] | Mismatch:
-        """Read the batch and accept it; what was read is forgotten with the end of this."""
+        """Read the batch and accept it; what was read is forgotten with the end of this. Raises `Overloaded`, `TooLarge`."""
         assert call.receive is not None
-        async with self._reading:
-            body = await read_body(call.receive, bytes_max=BODY_BYTES_MAX)
+        self._require_room(call)
+        with self._reading(call.merchant.id):
+            body: bytes | None = None
+            with trio.move_on_after(READ_SECONDS):
+                body = await read_body(call.receive, bytes_max=BODY_BYTES_MAX)
+            if body is None:
+                raise Malformed(f"the body did not come within {READ_SECONDS:.0f} s", code="body_too_slow")
             items, terms, canonical = await read_batch(body)
+        self._require_room(call)
         request = Request(call.merchant.id, key, fingerprint("POST", "/v1/batches", canonical))
         return await flow.accept(self._services, request, items, terms)
 
-    def _require_room(self) -> None:
-        """Raises `Overloaded` before anything is done."""
-        if self._is_stopping or len(self._waits) >= FOLLOWERS_MAX:
-            raise Overloaded("too many wait for batches here: try again, or send `Prefer: respond-async`")
+    @contextmanager
+    def _reading(self, merchant_id: MerchantId) -> Iterator[None]:
+        """Bounds how many large bodies are in memory, and that one merchant's slow ones keep nobody else's waiting."""
+        if self._readers.get(merchant_id, 0) >= READING_PER_MERCHANT_MAX or sum(self._readers.values()) >= READING_MAX:
+            raise Overloaded("other batches are being read: try again in a moment")
+        self._readers[merchant_id] = self._readers.get(merchant_id, 0) + 1
+        try:
+            yield
+        finally:
+            self._readers[merchant_id] -= 1
+            if not self._readers[merchant_id]:
+                del self._readers[merchant_id]
 
-    async def _last_position(self, batch: Batch) -> int:
-        """Behind which a resumption's results are."""
-        after = 0
-        while found := await flow.page(self._services, batch.merchant_id, batch.id, after=after, limit=flow.PAGE):
-            after = found[-1][0]
-        return after
+    def _may_wait(self, call: Call) -> bool:
+        of_merchant = sum(one == call.merchant.id for one in self._waits.values())
+        return not self._is_stopping and len(self._waits) < FOLLOWERS_MAX and of_merchant < FOLLOWERS_PER_MERCHANT_MAX
 
-    async def _answer(self, call: Call, batch: Batch, *, after: int = 0, replayed: bool = False) -> None:
+    def _require_room(self, call: Call) -> None:
+        """Raises `Overloaded` before anything is done: while this worker ends, and where a stream could not be kept up."""
+        if self._is_stopping or (_wants_lines(call) and not self._may_wait(call)):
+            raise Overloaded("too many follow batches here: try again, or ask without `Accept: application/x-ndjson`")
+
+    async def _answer(self, call: Call, batch: Batch, *, replayed: bool = False) -> None:
         headers = [REPLAYED] if replayed else []
         if _wants_lines(call):
-            await self._stream(call, batch, after=after, headers=headers)
+            await self._stream(call, batch, after=batch.run_position, headers=headers)
             return
         wait = reply_within_seconds(call.scope)
         left_seconds = (batch.deadline_at - self._services.now()).total_seconds() + GRACE_SECONDS
-        if wait != 0:
+        if wait != 0 and self._may_wait(call):
             await self._wait(call, batch, seconds=wait if wait is not None else max(left_seconds, 0.0))
         standing = await flow.read(self._services, batch.merchant_id, batch.id)
         await self._send_report(call, standing, headers)
 
     async def _wait(self, call: Call, batch: Batch, *, seconds: float) -> None:
         """Wait for the batch's end; not for a client that has gone."""
-        with self._patience() as patience:
+        with self._patience(call) as patience:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_gone, call, patience)
                 await flow.wait(self._services, batch, seconds=seconds)
                 nursery.cancel_scope.cancel()
 
     @contextmanager
-    def _patience(self) -> Iterator[trio.CancelScope]:
+    def _patience(self, call: Call) -> Iterator[trio.CancelScope]:
         patience = trio.CancelScope()
-        self._waits.add(patience)
+        self._waits[patience] = call.merchant.id
+        if self._is_stopping:
+            patience.cancel()
         try:
             with patience:
                 yield patience
         finally:
-            self._waits.discard(patience)
+            del self._waits[patience]
 
     async def _send_report(self, call: Call, standing: Standing, headers: Headers) -> None:
         """The batch, and where it has ended every item of it."""
@@ -211,9 +229,13 @@ class BatchesApi:
     async def _all_items(self, batch: Batch) -> Lines:
         """A result for each item, in the order of the request."""
         found: dict[int, dict[str, Any]] = {}
-        async for page in flow.follow(self._services, replace(batch), after=0):
+        after = 0
+        while page := await flow.page(self._services, batch.merchant_id, batch.id, after=after, limit=flow.PAGE):
             found |= {result.number: item_data(result, position=position) for position, result in page}
-        return [found.get(number) or never_started(number) for number in range(1, batch.count + 1)]
+            after = page[-1][0]
+        asked = await flow.asked_for(self._services, batch) if len(found) < batch.count else []
+        named = dict(enumerate(asked, start=1))
+        return [found.get(number) or never_started(number, named.get(number)) for number in range(1, batch.count + 1)]
 
     async def _stream(self, call: Call, batch: Batch, *, after: int = 0, headers: Headers = ()) -> None:
         """A line for the batch, one for each item behind `after`, and the summary or the problem."""
@@ -228,7 +250,7 @@ class BatchesApi:
         standing = await flow.read(self._services, batch.merchant_id, batch.id)
         await tell([batch_data(standing)])
         told_at = trio.current_time()
-        with self._patience():
+        with self._patience(call):
             async for page in flow.follow(self._services, batch, after=after):
                 for begin in range(0, len(page), LINES):
                     await tell([item_data(result, position=position) for position, result in page[begin : begin + LINES]])
@@ -261,7 +283,14 @@ def decode_batch_id(text: str) -> BatchId:
 
 
 def _wants_lines(call: Call) -> bool:
-    return "application/x-ndjson" in (header(call.scope, b"accept") or "").lower()
+    """By its Accept header (RFC 9110, 12.5.1); who wants an answer at once gets no stream."""
+    if call.scope["method"] == "HEAD" or reply_within_seconds(call.scope) == 0:
+        return False
+    for accepted in (header(call.scope, b"accept") or "").lower().split(","):
+        kind, *parameters = (part.strip() for part in accepted.split(";"))
+        if kind == "application/x-ndjson":
+            return not any(re.fullmatch(r"q=0(\.0*)?", one) for one in parameters)
+    return False
 
 
 def _read_position(fields: dict[str, str]) -> int:

@@ -62,7 +62,8 @@ class Parameter:
 class Route:
     """What is served at a path. `replies`: by status, a type, or the name of a media type, or None where there is no body.
 
-    `reads_body`: the handler reads the body itself, once the caller is known, for it may be large.
+    `reads_body`: the handler reads the body itself, once the caller is known, for it may be large. `tells_lines`:
+    who accepts `application/x-ndjson` gets that.
 
     `body`: the type that the request's body is validated by. `needs_key`: an Idempotency-Key.
     """
@@ -79,6 +80,7 @@ class Route:
     needs_key: bool = False
     body_bytes_max: int = BODY_BYTES_MAX
     reads_body: bool = False
+    tells_lines: bool = False
     is_public: bool = False
     is_hidden: bool = False
 

@@ -75,6 +75,8 @@ def _operation(route: Route, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
         "parameters": [*_path_parameters(route.path), *map(_parameter, route.parameters)],
         "responses": {str(status): _reply(one, schema_of) for status, one in route.replies.items()},
     }
+    if route.tells_lines:
+        operation["responses"]["200"]["content"]["application/x-ndjson"] = {"schema": {"type": "string"}}
     if route.needs_key:
         operation["parameters"].append(_IDEMPOTENCY_KEY)
     if route.is_public:

@@ -30,6 +30,7 @@ class Batch:
     started_at: datetime
     finished_at: datetime | None = None
     run: int = 1
+    run_position: int = 0
     is_stopping: bool = False
     is_resumable: bool = False
 
@@ -44,9 +45,12 @@ class ClaimedBatch:
     position: int
 
 
+_BEGINNING = 4_021
+"""What the advisory lock of those is called who begin a batch."""
+
 _NAMES = (
     *("merchant_id", "id", "status", "count", "concurrency", "deadline_seconds", "deadline_at", "created_at", "started_at"),
-    *("finished_at", "run", "is_stopping"),
+    *("finished_at", "run", "run_position", "is_stopping"),
 )
 _COLUMNS = ", ".join(_NAMES) + ", status <> 'RUNNING' AND sealed_items IS NOT NULL"
 
@@ -110,7 +114,8 @@ async def list_batches(
 
 
 async def count_running(connection: Connection, merchant_id: MerchantId) -> int:
-    """How many batches of a merchant are under way."""
+    """How many batches of a merchant are under way; nobody else begins one before this transaction has ended."""
+    await connection.run("SELECT pg_advisory_xact_lock($1, hashtext($2::text))", _BEGINNING, str(merchant_id))
     rows = await connection.query("SELECT count(*) FROM batches WHERE merchant_id = $1 AND status = 'RUNNING'", merchant_id)
     return int(rows[0][0])
 
@@ -216,7 +221,8 @@ async def resume_batch(connection: Connection, resumed: Batch, *, created_after:
         """
         UPDATE batches
            SET status = 'RUNNING', finished_at = NULL, is_stopping = false, run = $3, concurrency = $4, deadline_seconds = $5,
-               deadline_at = $6, started_at = $7
+               deadline_at = $6, started_at = $7,
+               run_position = (SELECT coalesce(max(position), 0) FROM batch_items WHERE merchant_id = $1 AND batch_id = $2)
          WHERE merchant_id = $1 AND id = $2 AND run = $3 - 1 AND status <> 'RUNNING' AND sealed_items IS NOT NULL
            AND created_at > $8
         """,

@@ -15,7 +15,8 @@ from core.errors import Conflict, InvalidId, NotFound, Overloaded, Unprocessable
 from core.idempotency import Mismatch
 from core.ids import MerchantId
 from server.db.batch_items import count_results, list_results
-from server.db.batches import Batch, add_batch, count_running, find_batch, resume_batch, stop_batch
+from server.db.batches import Batch, add_batch, count_running, find_batch, find_items, resume_batch, stop_batch
+from server.db.connection import Connection
 from server.db.keys import find_key
 from server.flows.batch_item import Item
 from server.flows.idempotent import Request
@@ -65,9 +66,10 @@ async def accept(services: Services, request: Request, items: Sequence[Item], te
     async with services.db.pool.connection() as connection:
         stored = await find_key(connection, request.merchant_id, request.key)
         if stored is None:
-            if await count_running(connection, request.merchant_id) >= RUNNING_MAX:
-                raise Conflict(f"{RUNNING_MAX} batches are under way: wait until one has ended", code="too_many_batches")
-            if await add_batch(connection, batch, sealed_items=sealed, key=request.key, fingerprint=request.fingerprint):
+            async with connection.atomic():
+                await _require_room(connection, request.merchant_id)
+                is_new = await add_batch(connection, batch, sealed_items=sealed, key=request.key, fingerprint=request.fingerprint)
+            if is_new:
                 services.batch_bell.ring()
                 return batch, False
             stored = await find_key(connection, request.merchant_id, request.key)
@@ -101,6 +103,13 @@ async def page(
     """Results behind a position, in the order in which they became known."""
     async with services.db.pool.connection() as connection:
         return await list_results(connection, merchant_id, batch_id, after=after, limit=limit)
+
+
+async def asked_for(services: Services, batch: Batch) -> list[Item]:
+    """What was to be done in a batch; empty where that is forgotten. Raises `SealError`."""
+    async with services.db.pool.connection() as connection:
+        sealed = await find_items(connection, batch.merchant_id, batch.id)
+    return open_items(services, batch, sealed) if sealed is not None else []
 
 
 async def follow(services: Services, batch: Batch, *, after: int = 0) -> AsyncIterator[list[tuple[int, ItemResult]]]:
@@ -150,7 +159,7 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
         of, run = parse_resume_token(token)
     except InvalidId as error:
         raise refusal from error
-    if of != batch_id:
+    if of != batch_id or run < 1:
         raise refusal
     batch = (await read(services, merchant_id, batch_id)).batch
     if run > batch.run:
@@ -179,12 +188,17 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
         is_resumable=False,
     )
     async with services.db.pool.connection() as connection:
-        if await count_running(connection, merchant_id) >= RUNNING_MAX:
-            raise Conflict(f"{RUNNING_MAX} batches are under way: wait until one has ended", code="too_many_batches")
-        if await resume_batch(connection, resumed, created_after=now - timedelta(days=RESUMABLE_DAYS)):
-            services.batch_bell.ring()
-            return resumed
+        async with connection.atomic():
+            await _require_room(connection, merchant_id)
+            is_begun = await resume_batch(connection, resumed, created_after=now - timedelta(days=RESUMABLE_DAYS))
         known = await find_batch(connection, merchant_id, batch_id)
     if known is None or known.run != resumed.run:
         raise Overloaded("the batch has just changed: try again")
+    if is_begun:
+        services.batch_bell.ring()
     return known
+
+
+async def _require_room(connection: Connection, merchant_id: MerchantId) -> None:
+    if await count_running(connection, merchant_id) >= RUNNING_MAX:
+        raise Conflict(f"{RUNNING_MAX} batches are under way: wait until one has ended", code="too_many_batches")

@@ -7,6 +7,7 @@ CREATE TABLE batches (
     count               integer NOT NULL CHECK (count BETWEEN 1 AND 10000),
     concurrency         integer NOT NULL CHECK (concurrency BETWEEN 1 AND 2500),
     run                 integer NOT NULL DEFAULT 1 CHECK (run >= 1),
+    run_position        integer NOT NULL DEFAULT 0,
     deadline_seconds    integer NOT NULL CHECK (deadline_seconds BETWEEN 1 AND 900),
     deadline_at         timestamptz NOT NULL,
     is_stopping         boolean NOT NULL DEFAULT false,
@@ -21,7 +22,7 @@ CREATE TABLE batches (
     CONSTRAINT running_ones_can_be_carried_out CHECK (status <> 'RUNNING' OR sealed_items IS NOT NULL)
 );
 COMMENT ON COLUMN batches.sealed_items IS 'what is to be done, sealed, for it holds tokens; forgotten once nothing is left to do, or it can be resumed no more';
-COMMENT ON COLUMN batches.run IS 'counts the first run and its resumptions; started_at and the deadline are those of the last one';
+COMMENT ON COLUMN batches.run IS 'counts the first run and its resumptions; started_at and the deadline are those of the last one, whose results are behind run_position';
 COMMENT ON COLUMN batches.lease_until IS 'which worker carries it out, by lease_token, on the database''s clock';
 CREATE INDEX batches_running ON batches (started_at) WHERE status = 'RUNNING';
 CREATE INDEX batches_sealed ON batches (created_at) WHERE sealed_items IS NOT NULL;
@@ -77,7 +78,7 @@ COMMENT ON COLUMN idempotency_keys.payment_id IS 'what the request is about: a p
 
 GRANT SELECT, INSERT, UPDATE ON batches, batch_items TO florin_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON alerts TO florin_app;
-GRANT SELECT (merchant_id, id, status, count, concurrency, run, deadline_seconds, deadline_at, is_stopping, created_at, started_at,
+GRANT SELECT (merchant_id, id, status, count, concurrency, run, run_position, deadline_seconds, deadline_at, is_stopping, created_at, started_at,
     finished_at, lease_until) ON batches TO florin_console, florin_read;
 GRANT SELECT ON batch_items, alerts TO florin_console, florin_read;
 GRANT INSERT, UPDATE ON alerts TO florin_console;
