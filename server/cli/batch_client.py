@@ -11,6 +11,7 @@ import trio
 from core.errors import FlorinError
 
 CONNECT_SECONDS = 10.0
+STOP_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
 """A stream that says nothing for so long has broken: the server says something every few seconds."""
 
@@ -60,17 +61,21 @@ class BatchClient:
         with trio.move_on_after(CONNECT_SECONDS, shield=True):
             await self._http.aclose()
 
-    async def stop(self, batch_id: str) -> None:
-        """Have no more items started. What cannot be told now is left: the batch goes on."""
+    async def stop(self, batch_id: str) -> bool:
+        """Have no more items started; whether the server has heard it."""
         try:
-            await self._http.post(f"/v1/batches/{batch_id}/stop")
-        except httpx2.HTTPError:
-            return
+            with trio.fail_after(STOP_SECONDS):
+                response = await self._http.post(f"/v1/batches/{batch_id}/stop")
+        except (httpx2.HTTPError, trio.TooSlowError):
+            return False
+        return response.status_code == 202
 
     async def read(self, batch_id: str) -> dict[str, Any]:
         """A batch as it stands. Raises `_Broken`, `BatchFailed`."""
         try:
             response = await self._http.get(f"/v1/batches/{batch_id}", headers={"accept": "application/json"})
+        except httpx2.ConnectError as error:
+            raise _NotReached(f"{self._url} cannot be reached: {error}. Is it running?") from error
         except httpx2.HTTPError as error:
             raise _Broken(str(error) or type(error).__name__) from error
         document: dict[str, Any] = self._document(response.status_code, response.content)
@@ -85,12 +90,23 @@ class BatchClient:
                 if response.status_code != 200:
                     take(self._document(response.status_code, await response.aread()))
                     return
-                async for line in response.aiter_lines():
-                    take(msgspec.json.decode(line))
+                await self._take_lines(response, take)
         except httpx2.ConnectError as error:
             raise _NotReached(f"{self._url} cannot be reached: {error}. Is it running?") from error
-        except (httpx2.HTTPError, msgspec.DecodeError) as error:
+        except httpx2.HTTPError as error:
             raise _Broken(str(error) or type(error).__name__) from error
+
+    async def _take_lines(self, response: httpx2.Response, take: Take) -> None:
+        """Only a line feed ends a line: texts may hold what else some take for its end."""
+        rest = b""
+        async for piece in response.aiter_bytes():
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                try:
+                    document = msgspec.json.decode(line)
+                except msgspec.DecodeError as error:
+                    raise BatchFailed(f"{self._url} said what cannot be read: {error}. Go on with --resume") from error
+                take(document)
 
     def _document(self, status: int, body: bytes) -> dict[str, Any]:
         try:
@@ -107,69 +123,104 @@ class BatchClient:
 
 
 class Follower:
-    """Begins a batch, or goes on with one, and follows it to its end. `body` is sent under `key`, again after a break."""
+    """Begins a batch, or goes on with one, and follows it to its end.
 
-    def __init__(self, client: BatchClient, key: str, body: dict[str, Any], batch_id: str | None, terms: dict[str, int]) -> None:
+    `body` is sent under `key`, again after a break. A batch that has ended unfinished is resumed once, with `terms`, unless
+    `may_resume` is taken back. `may_be_begun`: a request that began it may have arrived.
+    """
+
+    def __init__(
+        self,
+        client: BatchClient,
+        key: str,
+        body: dict[str, Any],
+        batch_id: str | None,
+        terms: dict[str, int],
+        *,
+        is_resumed: bool,
+    ) -> None:
         self._client = client
         self._key = key
         self._body = body
         self._batch_id = batch_id
         self._terms = terms
-        self._is_resuming = batch_id is not None
+        self._is_resuming = is_resumed
         self._position = 0
-        self._is_over = False
+        self._failures = 0
+        self.may_resume = True
+        self.may_be_begun = is_resumed
+        self.is_over = False
 
     async def follow(self, take: Take) -> None:
         """Have taken what the server says, each item once per run; the last one is the end. Raises `BatchFailed`."""
-        failures, failing_since = 0, trio.current_time()
-
-        def heard(line: dict[str, Any]) -> None:
-            nonlocal failures
-            failures = 0
-            self._note(line)
-            take(line)
-
-        while not self._is_over:
+        failing_since = trio.current_time()
+        while not self.is_over:
             try:
-                await self._once(heard, take)
+                await self._once(take)
             except _Broken as error:
-                if isinstance(error, _NotReached) and self._batch_id is None and not failures:
+                is_first = not self._failures
+                if isinstance(error, _NotReached) and is_first and self._position == 0:
                     raise BatchRefused(str(error)) from error
-                if not failures:
+                self.may_be_begun = self.may_be_begun or not isinstance(error, _NotReached)
+                if is_first:
                     failing_since = trio.current_time()
                 elif trio.current_time() - failing_since > GIVE_UP_SECONDS:
                     raise BatchFailed(f"the connection is lost: {error}. Go on with --resume") from error
-                failures += 1
-                await trio.sleep(DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS)) - 1])
+                self._failures += 1
+                await trio.sleep(DELAYS_SECONDS[min(self._failures, len(DELAYS_SECONDS)) - 1])
 
-    async def _once(self, heard: Take, take: Take) -> None:
+    async def _once(self, take: Take) -> None:
+        def heard(line: dict[str, Any]) -> None:
+            self._note(line)
+            take(line)
+
         if self._batch_id is None:
             await self._client.ask("POST", "/v1/batches", heard, self._body, key=self._key)
-            return
-        token = (await self._client.read(self._batch_id))["resume_token"] if self._is_resuming else None
-        if token is None:
-            await self._client.ask("GET", self._path(), heard)
-            return
+        else:
+            token = (await self._client.read(self._batch_id))["resume_token"] if self._is_resuming else None
+            if token is None:
+                self._is_resuming = False
+                await self._client.ask("GET", self._path(), heard)
+            else:
+                await self._resume(take, heard, token)
+        if not self.is_over:
+            raise _Broken("the reply ended in the middle")
+        if self._is_resuming and self.may_resume and self._batch_id is not None:
+            self.is_over = False  # the request before had come to its end here: what it left is carried on with
 
+    async def _resume(self, take: Take, heard: Take, token: str) -> None:
         def earlier(line: dict[str, Any]) -> None:
             if line.get("object") == "batch_item":
                 self._position = max(self._position, line["position"])
                 take(line)
 
         await self._client.ask("GET", self._path(), earlier)
+        if not self.may_resume:
+            self.is_over = True
+            return
+        self._is_resuming = False
         body = {"resume_token": token, **self._terms}
-        await self._client.ask("POST", f"/v1/batches/{self._batch_id}/resume", heard, body)
+        try:
+            await self._client.ask("POST", f"/v1/batches/{self._batch_id}/resume", heard, body)
+        except _Broken:
+            self._is_resuming = True  # the same token again is the same resumption
+            raise
 
     def _path(self) -> str:
         return f"/v1/batches/{self._batch_id}?after={self._position}"
 
     def _note(self, line: dict[str, Any]) -> None:
-        self._is_resuming = False
         kind = line.get("object")
         if kind == "batch":
             self._batch_id = line["id"]
+            if line["status"] == "RUNNING":
+                self._is_resuming = False
         elif kind == "batch_item":
+            if line["position"] > self._position:
+                self._failures = 0
             self._position = max(self._position, line["position"])
         elif kind != "progress":
             ended = line.get("batch") or line
-            self._is_over = "errors" in line or ended.get("status") != "RUNNING"
+            self.is_over = "errors" in line or ended.get("status") != "RUNNING"
+            if self.is_over and ended.get("resume_token") is None:
+                self._is_resuming = False

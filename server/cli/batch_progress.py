@@ -1,5 +1,6 @@
 """How a batch gets on, for people who watch: a bar, the rate, what is left, and how many items have come to what."""
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -8,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+TOLD_SECONDS = 10.0
 _COLOURS = {"SUCCEEDED": "green", "DECLINED": "yellow", "PENDING": "cyan", "UNKNOWN": "magenta", "FAILED": "red"}
 
 
@@ -20,7 +22,7 @@ class _Rate(ProgressColumn):
 
 
 class Progress:
-    """Shown on standard error while the block lasts, and only where that is a terminal."""
+    """Shown on standard error while the block lasts: a bar on a terminal, elsewhere a line now and then."""
 
     def __init__(self, count: int) -> None:
         console = Console(stderr=True)
@@ -36,6 +38,9 @@ class Progress:
             disable=not console.is_terminal,
             transient=True,
         )
+        self._console = console
+        self._total = count
+        self._told_at = time.monotonic()
         self._task = self._bar.add_task("", total=count, outcomes="")
         self._counts: dict[str, int] = {}
 
@@ -47,7 +52,12 @@ class Progress:
         outcomes = "  ".join(
             f"[{_COLOURS.get(one, 'white')}]{many:,} {one.lower()}[/]" for one, many in sorted(self._counts.items()) if many
         )
-        self._bar.update(self._task, completed=sum(self._counts.values()), outcomes=outcomes)
+        done = sum(self._counts.values())
+        self._bar.update(self._task, completed=done, outcomes=outcomes)
+        if not self._console.is_terminal and time.monotonic() - self._told_at >= TOLD_SECONDS:
+            self._told_at = time.monotonic()
+            counts = ", ".join(f"{many:,} {one}" for one, many in sorted(self._counts.items()) if many)
+            self._console.print(f"{done:,} of {self._total:,}: {counts}", soft_wrap=True, highlight=False)
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -32,7 +32,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def batch(running: Up, *arguments: str | Path, code: int = 0) -> str:
     """`florin batch run`; what it says."""
     where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
-    result = CliRunner().invoke(app, ["batch", "run", *map(str, arguments), *where])
+    result = CliRunner().invoke(app, ["batch", "run", *where, *map(str, arguments)])
     ended = result.exception
     said = result.output + (str(ended) if isinstance(ended, FlorinError) else "")
     assert result.exit_code == code, (said, ended)
@@ -65,9 +65,9 @@ def test_exit_codes_and_results(running: Up, tmp_path: Path) -> None:
         ("4", "settled-2", "SUCCEEDED", "1"),
     ]
     assert not list(tmp_path.glob("*.batch.json"))
-    assert "exists: choose another --out" in batch(running, file, "--out", out, code=1)
+    assert "everything is charged AGAIN" in batch(running, file, "--out", out, code=1)
     file.write_text(rows(1, name="x") + "declined,500,EUR,tok_declined\n")
-    assert "1 DECLINED, 1 SUCCEEDED" in batch(running, file, "--out", out, "--force", code=3)
+    assert "1 DECLINED, 1 SUCCEEDED" in batch(running, file, "--out", out, "--again", code=3)
     assert (results(out)[1]["code"], results(out)[1]["did_check_again"]) == ("card_declined", "1")
     paid = results(out)[0]["payment_id"]
     lines = [{"type": "verify", "payment_id": paid}, {"type": "refund", "payment_id": paid, "amount": 10}]
@@ -95,13 +95,14 @@ def test_files_as_people_have_them(running: Up, tmp_path: Path) -> None:
 
     file.write_text(rows(2, name="twice") + rows(1, name="twice").partition("\n")[2])
     said = batch(running, file, "--out", tmp_path / "no.csv", code=1)
-    assert "line 4: order_id: item 1 has the same order" in said
+    assert "odd.csv, line 4: order_id: line 2 has the same order" in said
     assert not (tmp_path / "no.csv").exists()
 
     file.write_text(rows(1, name="long") + f"{'x' * 1_000_000},1000,EUR,tok_paid\n" + "y,19.99,EUR,t\n")
-    assert "line 4: amount is a whole number of minor units" in batch(running, file, "--out", tmp_path / "no.csv", code=1)
-    file.write_text(rows(1, name="long") + f"{'x' * 1_000_000},1000,EUR,tok_paid\n")
-    assert "line 3: order_id: Expected `str` of length <= 255" in batch(running, file, "--out", tmp_path / "no.csv", code=1)
+    said = batch(running, file, "--out", tmp_path / "no.csv", code=1)
+    assert "2 lines are wrong" in said
+    assert "line 3: order_id: Expected `str` of length <= 255" in said
+    assert "line 4: amount: a whole number of minor units, 1999 for 19.99, and not '19.99'" in said
     assert not list(tmp_path.glob("no.csv*"))
 
 
@@ -109,7 +110,8 @@ def test_files_as_people_have_them(running: Up, tmp_path: Path) -> None:
     ("text", "said"),
     [
         (b"", "is empty"),
-        (b"order,amount\n", "there is no column 'order'"),
+        (b"order,amount,Betrag\n", "there is no column 'order', 'betrag'"),
+        (b"PK\x03\x04", "is a workbook"),
         (b"amount,amount\n", "named twice"),
         (b"order_id,amount\na,1,2\n", "line 2: this line has 3 cells"),
         (b'order_id,amount\n"a,1\n', "line 2: unexpected end of data"),
@@ -137,6 +139,8 @@ def test_a_deadline_and_going_on(running: Up, tmp_path: Path) -> None:
     changed = tmp_path / "changed.csv"
     changed.write_text(rows(1, name="other"))
     assert "the file has changed" in batch(running, changed, "--out", out, "--resume", code=1)
+    said = batch(running, file, "--out", out, "--resume", "--api-key", "fl_test_x", code=1)
+    assert "another merchant's API key" in said
     assert "6 SUCCEEDED" in batch(running, file, "--out", out, "--resume")
     assert {one["status"] for one in results(out)} == {"SUCCEEDED"}
     assert "there is nothing to resume" in batch(running, file, "--out", out, "--resume", code=1)
@@ -172,3 +176,58 @@ def test_what_cannot_begin_says_why(running: Up, tmp_path: Path) -> None:
     assert "cannot read" in batch(running, tmp_path / "missing.csv", code=1)
     assert "choose another" in batch(running, file, "--out", file, code=1)
     assert "there is no directory" in batch(running, file, "--out", tmp_path / "no" / "x.csv", code=1)
+
+
+def test_batches_are_shown_and_stopped(running: Up, tmp_path: Path) -> None:
+    file = tmp_path / "shown.csv"
+    file.write_text(rows(2, name="shown"))
+    name = re.findall(r"bat_\w+", batch(running, file))[0]
+    where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
+    assert name in here("batch", "list", *where)
+    for verb in ("show", "stop"):
+        assert f"{name} is COMPLETED: 2 SUCCEEDED" in here("batch", verb, name, *where)
+    assert "no such batch" in here("batch", "show", "bat_" + "0" * 32, *where, code=1)
+    assert "expected an identifier like bat_" in here("batch", "show", "x", *where, code=1)
+
+
+def test_texts_that_look_like_the_end_of_a_line(running: Up, tmp_path: Path) -> None:
+    file = tmp_path / "odd.csv"
+    file.write_text(f"{HEADING}\nls-1\u2028x\x85y,1000,EUR,tok_paid\n")
+    assert "1 SUCCEEDED" in batch(running, file)
+
+
+def test_a_run_whose_begin_is_not_known_is_gone_on_with_under_its_key(running: Up, tmp_path: Path) -> None:
+    """The command was killed between its request and the first line of the reply."""
+    file, out = tmp_path / "lost.csv", tmp_path / "out.csv"
+    file.write_text(rows(3, name="lost"))
+    psp(running, latency={"seconds": 0.7})
+    batch(running, file, "--out", out, "--deadline", "1", "--concurrency", "1", code=4)
+    state_path = tmp_path / "out.csv.batch.json"
+    state = json.loads(state_path.read_text())
+    began = state["batch_id"]
+    state_path.write_text(json.dumps({**state, "batch_id": None}))
+    psp(running, latency=None)
+    for wrong in (("--api-url", "http://127.0.0.1:9"), ("--api-key", "fl_test_" + "0" * 32)):
+        batch(running, file, "--out", out, "--resume", *wrong, code=1)
+        assert state_path.exists(), "what may have been begun is never forgotten"
+    assert "3 SUCCEEDED" in batch(running, file, "--out", out, "--resume")
+    with httpx2.Client(headers={"authorization": f"Bearer {running.value('API key')}"}) as http:
+        newest = http.get(f"{running.value('API')}/v1/batches?limit=1").json()["data"][0]
+    assert (newest["id"], newest["run"]) == (began, 2)
+
+
+def test_a_resumption_that_fails_keeps_what_was_known(running: Up, tmp_path: Path) -> None:
+    file, out = tmp_path / "kept.csv", tmp_path / "out.csv"
+    file.write_text(rows(3, name="kept"))
+    psp(running, latency={"seconds": 0.7})
+    batch(running, file, "--out", out, "--deadline", "1", "--concurrency", "1", code=4)
+    before = results(out)[0]
+    assert before["status"] == "SUCCEEDED"
+    said = batch(running, file, "--out", out, "--resume", "--api-url", "http://127.0.0.1:9", code=1)
+    assert "cannot be reached" in said
+    assert results(out)[0] == before
+    assert [one["status"] for one in results(out)[1:]] == ["UNKNOWN", "NOT_KNOWN"]
+    psp(running, latency=None)
+    assert "3 SUCCEEDED" in batch(running, file, "--out", out, "--resume")
+    (tmp_path / "out.csv.batch.json").write_text("x")
+    assert "cannot be read" in batch(running, file, "--out", out, "--resume", code=1)
