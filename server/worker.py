@@ -159,7 +159,7 @@ async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliver
     await jobs.start(partial(chain.run, services, sweep_seconds=CHAIN_SWEEPS * sweep_seconds))
     await jobs.start(partial(prune.run, services))
     await jobs.start(partial(watch.run, services))
-    await jobs.start(partial(alert.run, services, channels_of(settings, services.destinations), sweep_seconds=sweep_seconds))
+    await jobs.start(partial(alert.run, services, channels_of(settings, services.destinations)))
 
 
 def _client_options(settings: Settings) -> ClientOptions:

@@ -14,6 +14,7 @@ from server.db.alerts import claim_due_alerts, count_due_alerts, end_alert
 from server.flows.alerting import AlertNotSent, Channels
 from server.flows.services import Services
 
+LOOK_SECONDS = 5.0
 PAUSE_SECONDS = 10.0
 TOGETHER_MAX = 20
 LEASE_SECONDS = 60.0
@@ -21,22 +22,16 @@ RETRY_DELAYS_SECONDS = (10, 30, 120, 600, 1_800, 3_600, 3_600, 3_600)
 _log = structlog.get_logger()
 
 
-async def run(
-    services: Services,
-    channels: Channels,
-    *,
-    sweep_seconds: float,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
+async def run(services: Services, channels: Channels, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Tell until cancelled."""
     task_status.started()
+    told = 0
     while True:
-        told = 0
+        await trio.sleep(PAUSE_SECONDS if told else LOOK_SECONDS)
         try:
             told = await tell_due(services, channels)
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("cannot look for alerts", error=str(error))
-        await trio.sleep(PAUSE_SECONDS if told else sweep_seconds)
 
 
 async def tell_due(services: Services, channels: Channels) -> int:
