@@ -41,6 +41,7 @@ RECORD_SECONDS = 10.0
 
 LET_GO_SECONDS = 2.0
 RETRY_SECONDS = 0.5
+LOOKUPS_MAX = 64
 _PASSING = (DatabaseUnavailable, Overloaded)
 _log = structlog.get_logger()
 
@@ -228,10 +229,16 @@ class _Run:
                 break
             except _PASSING:
                 await trio.sleep(RETRY_SECONDS)
-        for key in known:
-            number, item = keys[key]
-            if result := await self._leave(Place(self._merchant, batch.id, number), item):
-                self._writer.put(result)
+        async with trio.open_nursery() as lookups:
+            room = trio.Semaphore(LOOKUPS_MAX)
+            for key in known:
+                await room.acquire()
+                lookups.start_soon(self._look_up, *keys[key], room)
+
+    async def _look_up(self, number: int, item: Item, room: trio.Semaphore) -> None:
+        if result := await self._leave(Place(self._merchant, self._claimed.batch.id, number), item):
+            self._writer.put(result)
+        room.release()
 
     async def _keep_lease(self, run: trio.CancelScope) -> None:
         held_until = trio.current_time() + LEASE_SECONDS
