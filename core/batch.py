@@ -38,9 +38,6 @@ class BatchStatus(StrEnum):
     STOPPED = "STOPPED"
 
 
-RESUMABLE = frozenset({BatchStatus.TIMED_OUT, BatchStatus.STOPPED})
-
-
 class ItemType(StrEnum):
     """What is asked for."""
 

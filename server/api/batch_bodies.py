@@ -46,7 +46,7 @@ DeadlineSeconds = Annotated[int, msgspec.Meta(ge=1, le=DEADLINE_SECONDS_MAX)]
 Amount = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class ChargeItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="charge"):
+class ChargeItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="charge"):
     """Charge a PSP's token, as `POST /v1/payments` with `confirm` does. `amount` is in minor units."""
 
     amount: int
@@ -59,20 +59,20 @@ class ChargeItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
     metadata: Annotated[dict[MetadataKey, MetadataValue], msgspec.Meta(max_length=METADATA_MAX)] = {}
 
 
-class VerifyItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="verify"):
+class VerifyItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="verify"):
     """Ask the PSP how a payment stands."""
 
     payment_id: str
 
 
-class CaptureItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="capture"):
+class CaptureItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="capture"):
     """Take what is authorized, or `amount` of it."""
 
     payment_id: str
     amount: Amount | None = None
 
 
-class RefundItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refund"):
+class RefundItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="refund"):
     """Give back all that is left, or `amount` of it."""
 
     payment_id: str

@@ -185,7 +185,7 @@ class BatchesApi:
 
     async def _wait(self, call: Call, batch: Batch, *, seconds: float) -> None:
         """Wait for the batch's end; not for a client that has gone."""
-        with self._patience(call) as patience:
+        with self._patience(call) as patience, patience:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_gone, call, patience)
                 await flow.wait(self._services, batch, seconds=seconds)
@@ -193,13 +193,13 @@ class BatchesApi:
 
     @contextmanager
     def _patience(self, call: Call) -> Iterator[trio.CancelScope]:
+        """A place among those who wait, and the scope by which that is ended."""
         patience = trio.CancelScope()
         self._waits[patience] = call.merchant.id
         if self._is_stopping:
             patience.cancel()
         try:
-            with patience:
-                yield patience
+            yield patience
         finally:
             del self._waits[patience]
 
@@ -239,34 +239,38 @@ class BatchesApi:
 
     async def _stream(self, call: Call, batch: Batch, *, after: int = 0, headers: Headers = ()) -> None:
         """A line for the batch, one for each item behind `after`, and the summary or the problem."""
-        send = call.send
-        fields = [(b"content-type", NDJSON), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"), *headers]
-        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        with self._patience(call) as patience:
+            fields = [(b"content-type", NDJSON), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"), *headers]
+            await call.send({"type": "http.response.start", "status": 200, "headers": fields})
+            await _tell(call, [batch_data(await flow.read(self._services, batch.merchant_id, batch.id))])
+            with patience:
+                await self._tell_items(call, batch, after=after)
+            standing = await flow.read(self._services, batch.merchant_id, batch.id)
+            data = batch_data(standing)
+            if standing.batch.status is BatchStatus.TIMED_OUT:
+                detail = _said(standing)
+                said = problem(DEADLINE_PASSED, code="batch_deadline_passed", detail=detail, request_id=call.request_id)
+                await _tell(call, [{**said, "resume_token": data["resume_token"], "batch": data}], more=False)
+            else:
+                await _tell(call, [{**data, "object": "summary"}], more=False)
 
-        async def tell(lines: Lines, *, more: bool = True) -> None:
-            body = b"".join([msgspec.json.encode(line) + b"\n" for line in lines])
-            await send({"type": "http.response.body", "body": body, "more_body": more})
-
-        standing = await flow.read(self._services, batch.merchant_id, batch.id)
-        await tell([batch_data(standing)])
+    async def _tell_items(self, call: Call, batch: Batch, *, after: int) -> None:
+        """Items as they become known, and how the batch gets on where that takes long, until it has ended."""
         told_at = trio.current_time()
-        with self._patience(call):
-            async for page in flow.follow(self._services, batch, after=after):
-                for begin in range(0, len(page), LINES):
-                    await tell([item_data(result, position=position) for position, result in page[begin : begin + LINES]])
-                if page:
-                    told_at = trio.current_time()
-                elif trio.current_time() - told_at >= PROGRESS_SECONDS:
-                    standing = await flow.read(self._services, batch.merchant_id, batch.id)
-                    await tell([{**batch_data(standing), "object": "progress"}])
-                    told_at = trio.current_time()
-        standing = await flow.read(self._services, batch.merchant_id, batch.id)
-        data = batch_data(standing)
-        if standing.batch.status is BatchStatus.TIMED_OUT:
-            said = problem(DEADLINE_PASSED, code="batch_deadline_passed", detail=_said(standing), request_id=call.request_id)
-            await tell([{**said, "resume_token": data["resume_token"], "batch": data}], more=False)
-        else:
-            await tell([{**data, "object": "summary"}], more=False)
+        async for page in flow.follow(self._services, batch, after=after):
+            for begin in range(0, len(page), LINES):
+                await _tell(call, [item_data(result, position=position) for position, result in page[begin : begin + LINES]])
+            if page:
+                told_at = trio.current_time()
+            elif trio.current_time() - told_at >= PROGRESS_SECONDS:
+                standing = await flow.read(self._services, batch.merchant_id, batch.id)
+                await _tell(call, [{**batch_data(standing), "object": "progress"}])
+                told_at = trio.current_time()
+
+
+async def _tell(call: Call, lines: Lines, *, more: bool = True) -> None:
+    body = b"".join([msgspec.json.encode(line) + b"\n" for line in lines])
+    await call.send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 async def _cancel_when_gone(call: Call, scope: trio.CancelScope) -> None:

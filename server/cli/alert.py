@@ -68,5 +68,6 @@ async def _send(channels: Channels) -> None:
         key="test", kind="test", title="this is a test", detail="Somebody has run `florin alert test`: nothing is wrong."
     )
     await channels.tell(
-        [NotedAlert(alert=alert, times=1, first_at=now, last_at=now, sent_at=None, attempts=1, last_error=None)], all_ways=True
+        [NotedAlert(alert=alert, times=1, first_at=now, last_at=now, sent_at=None, due_at=None, attempts=1, last_error=None)],
+        all_ways=True,
     )

@@ -25,6 +25,7 @@ from core.ids import decode_id, encode_id
 from server.cli import batch_views
 from server.cli.batch_client import BatchClient, BatchRefused, Follower
 from server.cli.batch_files import (
+    HEADING,
     NOT_KNOWN,
     NOT_STARTED,
     BadFile,
@@ -43,6 +44,7 @@ from server.new_ids import merchant_of_key
 
 ALL_SETTLED, SOME_DECLINED, DEADLINE_PASSED, INTERRUPTED = 0, 3, 4, 130
 STATE_SUFFIX = ".batch.json"
+BEGIN_SECONDS = 5.0
 _console = Console(highlight=False, soft_wrap=True)
 _errors = Console(highlight=False, soft_wrap=True, stderr=True)
 app = typer.Typer(help="Batches: carry out a file of payments under one deadline, and resume.", no_args_is_help=True)
@@ -111,13 +113,15 @@ def run(
             return
         url, key = address(api_url, api_key, data_dir)
         terms = {"deadline_seconds": deadline, "concurrency": concurrency}
+        client = BatchClient(url, key)
         if state is None:
+            _keep_earlier(results_path)
             state = _State(rows.sha256, str(uuid4()), url, _merchant(key), terms)
             write_whole(state_path, msgspec.json.encode(state), is_new=True)
         else:
             _require_same_place(state, url, key)
         job = _Job(rows, results_path, state_path, state, terms, is_resumed=resume)
-        code = trio.run(job.run, BatchClient(url, key))
+        code = trio.run(job.run, client)
     except BadFile as error:
         _errors.print(f"florin: {escape(str(error))}")
         code = 1
@@ -154,6 +158,12 @@ def _named(text: str) -> str:
     return encode_id(BATCH, decode_id(BATCH, text))
 
 
+def _keep_earlier(results_path: Path) -> None:
+    """Results of an earlier run are not this one's, and are not lost either."""
+    if results_path.exists():
+        results_path.replace(results_path.with_name(results_path.name + ".earlier"))
+
+
 def _merchant(key: str) -> str:
     """Whose key it is; keys of the same merchant are as good as each other."""
     merchant_id = merchant_of_key(key)
@@ -162,7 +172,10 @@ def _merchant(key: str) -> str:
 
 def _results_path(file: Path, out: Path | None) -> Path:
     """Where results go: what a link leads to, and never a device, a directory or the file itself."""
-    path = (out or file.with_name(file.name + ".results.csv")).resolve()
+    try:
+        path = (out or file.with_name(file.name + ".results.csv")).resolve()
+    except (OSError, RuntimeError) as error:
+        raise NotBegun(f"--out leads nowhere: {error}") from error
     if path == file.resolve():
         raise NotBegun("--out is the file itself: choose another")
     if not path.parent.is_dir():
@@ -196,7 +209,7 @@ def _require_nothing_there(results_path: Path, state_path: Path, *, again: bool)
             f"a run with these results was not finished: go on with --resume. (Deleting {state_path} and beginning anew would "
             "charge again what was charged already.)"
         )
-    if not again and results_path.exists() and len(results_path.read_bytes().split(b"\n", 2)) > 2:
+    if not again and results_path.exists() and results_path.read_bytes().strip() != HEADING.encode():
         raise NotBegun(
             f"{results_path} exists, so this was carried out: with another --out, or with --again, everything is charged AGAIN"
         )
@@ -236,6 +249,7 @@ class _Job:
         failure: FlorinError | None = None
         async with client, trio.open_nursery() as nursery:
             with Progress(len(self.rows.items)) as progress:
+                progress.begin_with({number: result["status"] for number, result in self.results.items()})
                 nursery.start_soon(self._hear_signals, client, follower, nursery)
                 try:
                     await follower.follow(lambda line: self._take(line, progress))
@@ -256,9 +270,8 @@ class _Job:
             raise BadFile(told(self.rows.path, mistakes_of(self.rows, line["errors"])))
         kind = line.get("object")
         if kind == "batch_item":
-            before = self.results.get(line["item"])
             self.results[line["item"]] = line
-            progress.count(line["status"], before["status"] if before is not None else None)
+            progress.count(line["item"], line["status"])
             return
         batch = line.get("batch") or line
         if self.state.batch_id is None:
@@ -272,13 +285,25 @@ class _Job:
             async for one in signals:
                 self._interrupts += 1
                 follower.may_resume = False
-                if self._interrupts > 1 or one == signal.SIGTERM or self.state.batch_id is None or follower.is_over:
+                if self._interrupts > 1 or one == signal.SIGTERM or follower.is_over:
                     nursery.cancel_scope.cancel()
                     return
+                if self.state.batch_id is None:
+                    nursery.start_soon(self._stop_when_begun, client, nursery.cancel_scope)
+                    continue
                 _errors.print(
                     "\nstopping: no further item is started, those under way come to their end; Ctrl-C again does not wait"
                 )
                 nursery.start_soon(self._stop, client, self.state.batch_id)
+
+    async def _stop_when_begun(self, client: BatchClient, scope: trio.CancelScope) -> None:
+        """The request is on its way: what it has begun is stopped as soon as it is known."""
+        with trio.move_on_after(BEGIN_SECONDS):
+            while self.state.batch_id is None:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.05)
+            await self._stop(client, self.state.batch_id)
+            return
+        scope.cancel()
 
     async def _stop(self, client: BatchClient, batch_id: str) -> None:
         if not await client.stop(batch_id):
@@ -298,7 +323,8 @@ class _Job:
             name = self.state.batch_id or "the batch, if it was begun,"
             where = "can be resumed" if self.ended is not None else "is still under way at the server, or its end is not known"
             _errors.print(f"{name} {where}: the same command with --resume goes on with it")
-        if set(counts) <= {"SUCCEEDED"}:
+        is_finished = self.ended is not None and self.ended["resume_token"] is None
+        if is_finished and set(counts) <= {"SUCCEEDED"}:
             return ALL_SETTLED
         if self._interrupts:
             return INTERRUPTED

@@ -17,6 +17,8 @@ SILENCE_SECONDS = 60.0
 
 GIVE_UP_SECONDS = 120.0
 DELAYS_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
+_REFUSALS = (400, 401, 403, 404, 413, 415, 422)
+_NOT_NOW = (408, 425, 429)
 _LINES = {"accept": "application/x-ndjson"}
 
 
@@ -91,7 +93,7 @@ class BatchClient:
                     take(self._document(response.status_code, await response.aread()))
                     return
                 await self._take_lines(response, take)
-        except httpx2.ConnectError as error:
+        except (httpx2.ConnectError, httpx2.UnsupportedProtocol) as error:
             raise _NotReached(f"{self._url} cannot be reached: {error}. Is it running?") from error
         except httpx2.HTTPError as error:
             raise _Broken(str(error) or type(error).__name__) from error
@@ -109,17 +111,19 @@ class BatchClient:
                 take(document)
 
     def _document(self, status: int, body: bytes) -> dict[str, Any]:
+        """What a reply says that is no stream. Raises `BatchRefused` only where nothing can have been begun by the request."""
         try:
             document = msgspec.json.decode(body)
         except msgspec.DecodeError:
             document = None
-        if not isinstance(document, dict):
-            raise BatchRefused(f"{self._url} answered {status} with something that is not JSON: is it a Florin?")
-        if status == 200 or "errors" in document:
+        said = str(document.get("detail", "")) if isinstance(document, dict) else "with something that is not JSON"
+        if isinstance(document, dict) and (status in (200, 202) or "errors" in document):
             return document
-        if status in (429, 502, 503, 504):
-            raise _Broken(str(document.get("detail", status)))
-        raise BatchRefused(str(document.get("detail", f"the server answered {status}")))
+        if status in _REFUSALS and isinstance(document, dict):
+            raise BatchRefused(said or f"the server answered {status}")
+        if status >= 500 or status in _NOT_NOW:
+            raise _Broken(f"{self._url} answered {status}: {said}")
+        raise BatchFailed(f"{self._url} answered {status}: {said}. Is it a Florin? The run is kept: go on with --resume")
 
 
 class Follower:
@@ -145,6 +149,8 @@ class Follower:
         self._batch_id = batch_id
         self._terms = terms
         self._is_resuming = is_resumed
+        self._token: str | None = None
+        """That was used."""
         self._position = 0
         self._failures = 0
         self.may_resume = True
@@ -187,6 +193,7 @@ class Follower:
             raise _Broken("the reply ended in the middle")
         if self._is_resuming and self.may_resume and self._batch_id is not None:
             self.is_over = False  # the request before had come to its end here: what it left is carried on with
+            self._position = 0  # and it may have told of its last run only
 
     async def _resume(self, take: Take, heard: Take, token: str) -> None:
         def earlier(line: dict[str, Any]) -> None:
@@ -198,13 +205,13 @@ class Follower:
         if not self.may_resume:
             self.is_over = True
             return
-        self._is_resuming = False
+        if self._token not in (None, token):  # the resumption has ended meanwhile: one is what was asked for
+            self._is_resuming = False
+            return
+        self._token = token
         body = {"resume_token": token, **self._terms}
-        try:
-            await self._client.ask("POST", f"/v1/batches/{self._batch_id}/resume", heard, body)
-        except _Broken:
-            self._is_resuming = True  # the same token again is the same resumption
-            raise
+        await self._client.ask("POST", f"/v1/batches/{self._batch_id}/resume", heard, body)
+        self._is_resuming = False
 
     def _path(self) -> str:
         return f"/v1/batches/{self._batch_id}?after={self._position}"
@@ -222,5 +229,3 @@ class Follower:
         elif kind != "progress":
             ended = line.get("batch") or line
             self.is_over = "errors" in line or ended.get("status") != "RUNNING"
-            if self.is_over and ended.get("resume_token") is None:
-                self._is_resuming = False

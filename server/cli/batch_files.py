@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,10 @@ _RESULT_COLUMNS = (
     "code",
     "detail",
 )
+
+
+HEADING = ",".join(_RESULT_COLUMNS)
+"""Of a file of results that holds none."""
 
 
 class BadFile(FlorinError):
@@ -232,19 +237,19 @@ def read_results(path: Path) -> dict[int, dict[str, Any]]:
 
 def write_whole(path: Path, data: bytes, *, is_new: bool = False) -> None:
     """Replace a file at once; with `is_new` there must be none. Raises `BadFile`."""
-    unfinished = path.with_name(path.name + ".part")
     try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            os.link(unfinished, path)
-            unfinished.unlink()
-        else:
-            unfinished.replace(path)
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=path.name + ".", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                if is_new:
+                    path.open("xb").close()  # only one of two that begin at the same moment goes on
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
     except FileExistsError as error:
-        unfinished.unlink(missing_ok=True)
         raise BadFile(f"{path} is there: another run of this file has just begun") from error
     except OSError as error:
         raise BadFile(f"cannot write {path}: {error.strerror or error}") from error

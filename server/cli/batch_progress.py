@@ -1,6 +1,9 @@
 """How a batch gets on, for people who watch: a bar, the rate, what is left, and how many items have come to what."""
 
 import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -42,22 +45,29 @@ class Progress:
         self._total = count
         self._told_at = time.monotonic()
         self._task = self._bar.add_task("", total=count, outcomes="")
-        self._counts: dict[str, int] = {}
+        self._statuses: dict[int, str] = {}
 
-    def count(self, status: str, before: str | None) -> None:
-        """One more result is known; it was another one before, or None."""
-        self._counts[status] = self._counts.get(status, 0) + 1
-        if before is not None:
-            self._counts[before] -= 1
-        outcomes = "  ".join(
-            f"[{_COLOURS.get(one, 'white')}]{many:,} {one.lower()}[/]" for one, many in sorted(self._counts.items()) if many
-        )
-        done = sum(self._counts.values())
-        self._bar.update(self._task, completed=done, outcomes=outcomes)
+    def begin_with(self, statuses: Mapping[int, str]) -> None:
+        """What is known from before."""
+        self._statuses.update(statuses)
+        self._bar.reset(self._task, completed=len(self._statuses))
+
+    def count(self, number: int, status: str) -> None:
+        """What came of an item is known."""
+        self._statuses[number] = status
+        done = len(self._statuses)
+        self._bar.update(self._task, completed=done, outcomes=self._outcomes("[{colour}]{many:,} {one}[/]", "  "))
         if not self._console.is_terminal and time.monotonic() - self._told_at >= TOLD_SECONDS:
             self._told_at = time.monotonic()
-            counts = ", ".join(f"{many:,} {one}" for one, many in sorted(self._counts.items()) if many)
-            self._console.print(f"{done:,} of {self._total:,}: {counts}", soft_wrap=True, highlight=False)
+            with suppress(OSError):  # nobody may read it
+                outcomes = self._outcomes("{many:,} {one}", ", ")
+                self._console.print(f"{done:,} of {self._total:,}: {outcomes}", soft_wrap=True, highlight=False)
+
+    def _outcomes(self, form: str, between: str) -> str:
+        counts = Counter(self._statuses.values())
+        return between.join(
+            form.format(colour=_COLOURS.get(one, "white"), many=many, one=one.lower()) for one, many in sorted(counts.items())
+        )
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -1,5 +1,6 @@
 """`florin batch list | show | stop`: batches as their merchant sees them, over the API."""
 
+import sys
 from typing import Any
 
 import httpx2
@@ -10,7 +11,7 @@ from rich.table import Column, Table
 from server.cli.batch_client import BatchFailed, BatchRefused
 
 SECONDS = 30.0
-_console = Console(highlight=False, soft_wrap=True)
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 def ask(url: str, api_key: str, method: str, path: str) -> dict[str, Any]:

@@ -74,6 +74,8 @@ def command(
 def address(api_url: str | None, api_key: str | None, data_dir: Any) -> tuple[str, str]:
     """The API and a key for it: given, or of the instance that runs. Raises `NothingRuns`, `Unprocessable`."""
     key = api_key or environment("API_KEY")
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise Unprocessable("the API key holds what no key of Florin's does: copy it again")
     if api_url is not None:
         _require_address(api_url)
         if key is None:

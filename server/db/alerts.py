@@ -39,16 +39,17 @@ class NotedAlert:
     first_at: datetime
     last_at: datetime
     sent_at: datetime | None
+    due_at: datetime | None
     attempts: int
     last_error: str | None
 
 
-_COLUMNS = "merchant_id, key, kind, title, detail, times, first_at, last_at, sent_at, attempts, last_error"
+_COLUMNS = "merchant_id, key, kind, title, detail, times, first_at, last_at, sent_at, due_at, attempts, last_error"
 
 
 def _noted(row: Sequence[object]) -> NotedAlert:
     merchant_id, key, kind, title, detail, *rest = row
-    names = ("times", "first_at", "last_at", "sent_at", "attempts", "last_error")
+    names = ("times", "first_at", "last_at", "sent_at", "due_at", "attempts", "last_error")
     alert = Alert(merchant_id=merchant_id, key=key, kind=kind, title=title, detail=detail)  # type: ignore[arg-type] # of the columns
     return NotedAlert(alert=alert, **dict(zip(names, rest, strict=True)))  # type: ignore[arg-type] # of the columns
 
@@ -94,18 +95,26 @@ async def claim_due_alerts(connection: Connection, *, limit: int, lease_seconds:
 async def end_alert(
     connection: Connection, noted: NotedAlert, *, sent_at: datetime | None, due_at: datetime | None, error: str | None
 ) -> None:
-    """It was told at `sent_at`, or is to be told again at `due_at`; neither is giving up."""
+    """A claimed one was told at `sent_at`, or is to be told again at `due_at`; neither is giving up.
+
+    What has happened again meanwhile is told in a while. Changes nothing where another worker has claimed it since.
+    """
     await connection.run(
         """
-        UPDATE alerts SET sent_at = coalesce($3, sent_at), due_at = $4, last_error = $5,
+        UPDATE alerts SET sent_at = coalesce($3, sent_at), last_error = $5,
+               due_at = CASE WHEN $4::timestamptz IS NULL AND last_at > $6
+                             THEN coalesce($3, last_at) + make_interval(secs => $8::float8) ELSE $4 END,
                attempts = CASE WHEN $4::timestamptz IS NULL THEN 0 ELSE attempts END
-         WHERE merchant_id = $1 AND key = $2
+         WHERE merchant_id = $1 AND key = $2 AND due_at = $7
         """,
         noted.alert.merchant_id,
         noted.alert.key,
         sent_at,
         due_at,
         error[:500] if error is not None else None,
+        noted.last_at,
+        noted.due_at,
+        REPEAT_SECONDS,
     )
 
 

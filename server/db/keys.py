@@ -42,12 +42,12 @@ async def find_key(connection: Connection, merchant_id: MerchantId, key: str) ->
     return (await find_keys(connection, [(merchant_id, key)])).get((merchant_id, key))
 
 
-async def known_keys(connection: Connection, merchant_id: MerchantId, keys: Sequence[str]) -> set[str]:
-    """Which of these keys were used."""
+async def known_keys(connection: Connection, merchant_id: MerchantId, keys: Sequence[str]) -> dict[str, str]:
+    """Which of these keys were used, and for which operation."""
     rows = await connection.query(
-        "SELECT key FROM idempotency_keys WHERE merchant_id = $1 AND key = ANY ($2::text[])", merchant_id, quoted(keys)
+        "SELECT key, operation FROM idempotency_keys WHERE merchant_id = $1 AND key = ANY ($2::text[])", merchant_id, quoted(keys)
     )
-    return {row[0] for row in rows}
+    return dict(rows)
 
 
 async def claim_key(

@@ -27,7 +27,6 @@ from server.http.url import parse_origin, split
 
 SEND_SECONDS = 10.0
 MAIL_SECONDS = 45.0
-"""Longer than a mail takes of which each step is as slow as it may be, so that none is sent that was given up."""
 
 SMTP_PORT, SMTPS_PORT = 587, 465
 _log = structlog.get_logger()

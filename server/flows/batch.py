@@ -11,23 +11,24 @@ import msgspec
 import trio
 
 from core.batch import RESUMABLE_DAYS, BatchId, BatchStatus, ItemResult, ItemStatus, parse_resume_token
-from core.errors import Conflict, InvalidId, NotFound, Overloaded, Unprocessable
+from core.errors import Conflict, DatabaseUnavailable, InvalidId, NotFound, Overloaded, Unprocessable
 from core.idempotency import Mismatch
 from core.ids import MerchantId
 from server.db.batch_items import count_results, list_results
 from server.db.batches import Batch, add_batch, count_running, find_batch, find_items, resume_batch, stop_batch
-from server.db.connection import Connection
 from server.db.keys import find_key
 from server.flows.batch_item import Item
 from server.flows.idempotent import Request
 from server.flows.services import Services
 from server.new_ids import uuid7
+from server.sealing import SealError
 
 RUNNING_MAX = 4
 """How many batches of one merchant may be under way."""
 
 FOLLOW_SECONDS = 0.2
 PAGE = 500
+FAILURES_MAX = 6
 _PLACE = "batches.sealed_items"
 _items = msgspec.json.Decoder(list[Item])
 
@@ -64,25 +65,25 @@ async def accept(services: Services, request: Request, items: Sequence[Item], te
     )
     sealed = services.sealer.seal(msgspec.json.encode(items).decode(), table=_PLACE, row=batch.id, merchant=request.merchant_id)
     async with services.db.pool.connection() as connection:
-        stored = await find_key(connection, request.merchant_id, request.key)
+        async with connection.atomic():
+            running = await count_running(connection, request.merchant_id)
+            stored = await find_key(connection, request.merchant_id, request.key)  # after the lock: not one's own twin
+            if stored is None:
+                _require_room(running)
+                await add_batch(connection, batch, sealed_items=sealed, key=request.key, fingerprint=request.fingerprint)
         if stored is None:
-            async with connection.atomic():
-                await _require_room(connection, request.merchant_id)
-                is_new = await add_batch(connection, batch, sealed_items=sealed, key=request.key, fingerprint=request.fingerprint)
-            if is_new:
-                services.batch_bell.ring()
-                return batch, False
-            stored = await find_key(connection, request.merchant_id, request.key)
-        if stored is None or stored.fingerprint != request.fingerprint:
+            services.batch_bell.ring()
+            return batch, False
+        if stored.fingerprint != request.fingerprint:
             return Mismatch()
         known = await find_batch(connection, request.merchant_id, BatchId(stored.payment_id))
     if known is None:
-        raise NotFound("the batch of this key cannot be found")
+        return Mismatch()  # the key is a payment's
     return known, True
 
 
 def open_items(services: Services, batch: Batch, sealed: bytes) -> list[Item]:
-    """What is to be done. Raises `SealError`."""
+    """What is to be done. Raises `SealError`, `msgspec.DecodeError`."""
     return _items.decode(services.sealer.open(sealed, table=_PLACE, row=batch.id, merchant=batch.merchant_id))
 
 
@@ -106,38 +107,54 @@ async def page(
 
 
 async def asked_for(services: Services, batch: Batch) -> list[Item]:
-    """What was to be done in a batch; empty where that is forgotten. Raises `SealError`."""
+    """What was to be done in a batch; empty where that is forgotten, or cannot be read any more."""
     async with services.db.pool.connection() as connection:
         sealed = await find_items(connection, batch.merchant_id, batch.id)
-    return open_items(services, batch, sealed) if sealed is not None else []
+    try:
+        return open_items(services, batch, sealed) if sealed is not None else []
+    except (SealError, msgspec.DecodeError):
+        return []
 
 
 async def follow(services: Services, batch: Batch, *, after: int = 0) -> AsyncIterator[list[tuple[int, ItemResult]]]:
     """Results behind a position, a page at a time, as they become known, until the batch has ended.
 
-    While nothing is new, an empty page now and then.
+    While nothing is new, or the database is away for a moment, an empty page now and then. Raises `DatabaseUnavailable` and
+    `Overloaded` where that lasts.
     """
+    failures = 0
     while True:
-        async with services.db.pool.connection() as connection:
-            now = await find_batch(connection, batch.merchant_id, batch.id)  # before the results, so that none is missed
-            found = await list_results(connection, batch.merchant_id, batch.id, after=after, limit=PAGE)
+        found: list[tuple[int, ItemResult]] = []
+        now: Batch | None = batch
+        try:
+            async with services.db.pool.connection() as connection:
+                now = await find_batch(connection, batch.merchant_id, batch.id)  # before the results, so that none is missed
+                found = await list_results(connection, batch.merchant_id, batch.id, after=after, limit=PAGE)
+            failures = 0
+        except (DatabaseUnavailable, Overloaded):
+            failures += 1
+            if failures >= FAILURES_MAX:
+                raise
         if found:
             after = found[-1][0]
         yield found
         if len(found) < PAGE:
-            if now is None or now.status is not BatchStatus.RUNNING:
+            if not failures and (now is None or now.status is not BatchStatus.RUNNING):
                 return
-            await trio.sleep(FOLLOW_SECONDS)
+            await trio.sleep(FOLLOW_SECONDS * (1 + 10 * failures))
 
 
 async def wait(services: Services, batch: Batch, *, seconds: float) -> None:
-    """Wait until the batch has ended, or so long."""
+    """Wait until the batch has ended, or so long; a database that is away is waited for as well."""
     with trio.move_on_after(seconds):
         while True:
-            async with services.db.pool.connection() as connection:
-                now = await find_batch(connection, batch.merchant_id, batch.id)
-            if now is None or now.status is not BatchStatus.RUNNING:
-                return
+            try:
+                async with services.db.pool.connection() as connection:
+                    now = await find_batch(connection, batch.merchant_id, batch.id)
+                if now is None or now.status is not BatchStatus.RUNNING:
+                    return
+            except (DatabaseUnavailable, Overloaded):
+                pass
             await trio.sleep(FOLLOW_SECONDS)
 
 
@@ -189,7 +206,7 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
     )
     async with services.db.pool.connection() as connection:
         async with connection.atomic():
-            await _require_room(connection, merchant_id)
+            _require_room(await count_running(connection, merchant_id))
             is_begun = await resume_batch(connection, resumed, created_after=now - timedelta(days=RESUMABLE_DAYS))
         known = await find_batch(connection, merchant_id, batch_id)
     if known is None or known.run != resumed.run:
@@ -199,6 +216,6 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
     return known
 
 
-async def _require_room(connection: Connection, merchant_id: MerchantId) -> None:
-    if await count_running(connection, merchant_id) >= RUNNING_MAX:
+def _require_room(running: int) -> None:
+    if running >= RUNNING_MAX:
         raise Conflict(f"{RUNNING_MAX} batches are under way: wait until one has ended", code="too_many_batches")

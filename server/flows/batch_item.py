@@ -5,8 +5,9 @@ deadline cuts off in the middle leaves a payment that may have been charged: tha
 again by the follow-up job.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import trio
 
@@ -34,12 +35,12 @@ from core.errors import (
     PspRejected,
     RequestError,
 )
-from core.evidence import EvidenceKind, Source
+from core.evidence import Source
 from core.idempotency import InFlight, Mismatch, Replay, fingerprint
 from core.ids import MerchantId, PaymentId
-from core.payment import UNSETTLED, Payment, evidence_about
+from core.payment import Payment
 from core.refund import Refund, RefundStatus
-from server.db.keys import end_flight, find_key
+from server.db.keys import find_key
 from server.db.merchants import Merchant
 from server.db.payments import find_payment
 from server.db.refunds import find_refund
@@ -48,7 +49,6 @@ from server.flows.idempotent import Request
 from server.flows.operate import Done, capture
 from server.flows.refund import Refunded, refund
 from server.flows.services import Services
-from server.flows.settle import settle
 from server.flows.verify import verify_if_possible, verify_patiently
 
 BUSY_SECONDS, BUSY_SECONDS_MAX = 0.5, 8.0
@@ -57,6 +57,8 @@ LOOKS_SECONDS = (0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0)
 DETAIL_LENGTH_MAX = 1_000
 _WAITS = (Overloaded, DatabaseUnavailable, PspBusy)
 """Nothing was sent, and there is nothing wrong with the item: it waits, as long as its batch has time."""
+
+Outcome = Done | Refunded | Replay | Mismatch | InFlight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,22 +79,35 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an item stands: whose, in which batch, which."""
+    """Where an item stands: whose, in which batch, which. `merchant` gives the merchant as it is now.
 
-    merchant: Merchant
+    `is_over`: nothing new may be begun any more, so that an item of which nothing is under way is given up.
+    """
+
+    merchant: Callable[[], Merchant]
     batch_id: BatchId
     number: int
+    is_over: Callable[[], bool]
+
+    @property
+    def merchant_id(self) -> MerchantId:
+        """Whose it is."""
+        return self.merchant().id
 
     def request(self, item: Item, *, attempt: int = 1) -> Request:
         """The request that it is carried out as."""
         key = item_key(self.batch_id, self.number, attempt=attempt)
-        return Request(self.merchant.id, key, fingerprint("BATCH", item.type.value, key.encode()))
+        return Request(self.merchant_id, key, fingerprint("BATCH", item.type.value, key.encode()))
 
 
-async def carry_out(services: Services, place: Place, item: Item) -> ItemResult:
+class _GivenUp(Exception):
+    """Nothing is under way, and nothing new may be begun."""
+
+
+async def carry_out(services: Services, place: Place, item: Item) -> ItemResult | None:
     """Do it, or find out what was done. Raises only what nobody expects; waits while nothing can be sent.
 
-    Cancelled, the item may have been carried out: `leave` says so.
+    Cancelled, or None because it was given up, the item may have been carried out: `leave` says so.
     """
     bare = ItemResult(
         number=place.number, type=item.type, status=ItemStatus.FAILED, reference=item.reference, payment_id=item.payment_id
@@ -100,52 +115,17 @@ async def carry_out(services: Services, place: Place, item: Item) -> ItemResult:
     try:
         match item.type:
             case ItemType.CHARGE:
-                return _of_payment(bare, await _charge(services, place, item))
+                return of_payment(bare, await _charge(services, place, item))
             case ItemType.VERIFY:
                 return await _verify(services, place, item, bare)
             case ItemType.CAPTURE:
                 return await _capture(services, place, item, bare)
             case ItemType.REFUND:
                 return await _refund(services, place, item, bare)
+    except _GivenUp:
+        return None
     except (RequestError, InvalidMoney, IllegalTransition) as error:
         return replace(bare, code=error.code, detail=str(error)[:DETAIL_LENGTH_MAX])
-
-
-async def leave(services: Services, place: Place, item: Item) -> ItemResult | None:
-    """What is known of an item that was cut off: None where it was never begun.
-
-    A charge whose answer is missing becomes UNKNOWN, so that it is found out. Raises `DatabaseUnavailable`, `Overloaded`.
-    """
-    unknown = cut_off(place, item, code="deadline_passed", detail="the batch's deadline passed before the answer came")
-    if item.type is ItemType.VERIFY:
-        return unknown
-    stored, last_key = None, ""
-    async with services.db.pool.connection() as connection:
-        for attempt in range(1, ATTEMPTS_MAX + 1 if item.type is ItemType.CHARGE else 2):
-            request = place.request(item, attempt=attempt)
-            later = await find_key(connection, request.merchant_id, request.key)
-            if later is None:
-                break
-            stored, last_key = later, request.key
-        if stored is None:
-            return None
-        payment = await find_payment(connection, place.merchant.id, stored.payment_id)
-    if payment is None or item.type is not ItemType.CHARGE:
-        return replace(unknown, refund_id=stored.refund_id)
-    if payment.status in UNSETTLED:
-        lost = evidence_about(payment, EvidenceKind.LOST, Source.CREATE)
-        settled = await settle(services, payment.merchant_id, payment.id, lost, known=payment)
-        payment = settled.payment if settled is not None else payment
-        async with services.db.pool.connection() as connection:  # nobody works on it any more: a resumption need not wait
-            await end_flight(connection, request.merchant_id, last_key, in_flight_until=stored.in_flight_until)
-    if was_never_received(payment):
-        return None  # between two attempts
-    found = _of_payment(unknown, payment)
-    return (
-        found
-        if found.status is not ItemStatus.UNKNOWN
-        else replace(unknown, payment_id=payment.id, payment_status=payment.status)
-    )
 
 
 def cut_off(place: Place, item: Item, *, code: str, detail: str) -> ItemResult:
@@ -161,7 +141,7 @@ def cut_off(place: Place, item: Item, *, code: str, detail: str) -> ItemResult:
     )
 
 
-def _of_payment(bare: ItemResult, payment: Payment) -> ItemResult:
+def of_payment(bare: ItemResult, payment: Payment) -> ItemResult:
     """The result that a payment as it stands is."""
     status = status_of_payment(payment)
     code, detail = None, None
@@ -194,11 +174,11 @@ async def _charge(services: Services, place: Place, item: Item) -> Payment:
     assert item.charge is not None
     attempt = 1
     while True:
-        payment = await _open(services, place.merchant, item.charge, place.request(item, attempt=attempt))
+        payment = await _open(services, place, item.charge, place.request(item, attempt=attempt))
         payment = await _found_out(services, payment)
         if attempt == ATTEMPTS_MAX or not was_never_received(payment):
             return payment
-        await trio.sleep(BUSY_SECONDS * 2**attempt)
+        await _pause(place, BUSY_SECONDS * 2**attempt)
         attempt += 1
 
 
@@ -214,15 +194,24 @@ async def _found_out(services: Services, payment: Payment) -> Payment:
     return payment
 
 
-async def _open(services: Services, merchant: Merchant, wanted: NewPayment, request: Request) -> Payment:
+async def _pause(place: Place, seconds: float) -> None:
+    """Wait before something is begun. Raises `_GivenUp` where nothing may be any more."""
+    until = trio.current_time() + seconds
+    while not place.is_over() and trio.current_time() < until:
+        await trio.sleep(min(BUSY_SECONDS, max(until - trio.current_time(), 0)))
+    if place.is_over():
+        raise _GivenUp
+
+
+async def _open(services: Services, place: Place, wanted: NewPayment, request: Request) -> Payment:
     wait_seconds = BUSY_SECONDS
     while True:
         try:
-            outcome = await create(services, merchant, wanted, request)
+            outcome = await create(services, place.merchant(), wanted, request)
             if isinstance(outcome, Replay):
                 return await _stored(services, request)
         except _WAITS:
-            await trio.sleep(wait_seconds)
+            await _pause(place, wait_seconds)
             wait_seconds = min(2 * wait_seconds, BUSY_SECONDS_MAX)
             continue
         match outcome:
@@ -249,9 +238,9 @@ def _other_request() -> Conflict:
 
 
 async def _verify(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
-    payment = await _payment_of(services, place.merchant.id, item)
+    payment = await _payment_of(services, place.merchant_id, item)
     verified = await verify_patiently(services, payment, Source.ACCESS)
-    result = _of_payment(bare, verified.payment)
+    result = of_payment(bare, verified.payment)
     if verified.failure is None:
         return result
     return replace(
@@ -277,30 +266,27 @@ async def _capture(services: Services, place: Place, item: Item, bare: ItemResul
     assert item.payment_id is not None
     request = place.request(item)
 
-    async def ask() -> Any:
-        assert item.payment_id is not None
-        return await capture(services, request, item.payment_id, item.amount_minor)
-
-    done = await _repeated(ask)
+    ask = partial(capture, services, request, item.payment_id, item.amount_minor)
+    done = await _repeated(place, ask)
     if isinstance(done, Done):
-        return _failed(_of_payment(bare, done.payment), done.failure, is_pending=done.payment.pending is not None)
-    return _of_payment(bare, await _payment_of(services, place.merchant.id, item))
+        return _failed(of_payment(bare, done.payment), done.failure, is_pending=done.payment.pending is not None)
+    return of_payment(bare, await _payment_of(services, place.merchant_id, item))
 
 
 async def _refund(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
     assert item.payment_id is not None
     request = place.request(item)
 
-    async def ask() -> Any:
-        assert item.payment_id is not None
-        return await refund(services, request, item.payment_id, amount_minor=item.amount_minor, reason=item.reason)
-
-    done = await _repeated(ask)
+    ask = partial(refund, services, request, item.payment_id, amount_minor=item.amount_minor, reason=item.reason)
+    done = await _repeated(place, ask)
     if isinstance(done, Refunded):
-        found = replace(bare, status=status_of_refund(done.refund), refund_id=done.refund.id, code=done.refund.failure_code)
-        return _failed(found, done.failure, is_pending=done.refund.status is not RefundStatus.FAILED)
-    made = await _made(services, request, item.payment_id)
-    return replace(bare, status=status_of_refund(made), refund_id=made.id, code=made.failure_code)
+        return _failed(of_refund(bare, done.refund), done.failure, is_pending=done.refund.status is not RefundStatus.FAILED)
+    return of_refund(bare, await _made(services, request, item.payment_id))
+
+
+def of_refund(bare: ItemResult, refund: Refund) -> ItemResult:
+    """The result that a refund as it stands is."""
+    return replace(bare, status=status_of_refund(refund), refund_id=refund.id, code=refund.failure_code, detail=None)
 
 
 async def _made(services: Services, request: Request, payment_id: PaymentId) -> Refund:
@@ -320,22 +306,21 @@ async def _made(services: Services, request: Request, payment_id: PaymentId) -> 
         return made
 
 
-async def _repeated(ask: Any) -> Done | Refunded | Replay:
-    """Ask until something has come of it. Raises `RequestError`."""
+async def _repeated(place: Place, ask: Callable[[], Awaitable[Outcome]]) -> Done | Refunded | Replay:
+    """Ask until something has come of it. Raises `RequestError`, `_GivenUp`."""
     while True:
         try:
             outcome = await ask()
         except _WAITS:
-            await trio.sleep(BUSY_SECONDS)
+            await _pause(place, BUSY_SECONDS)
             continue
         if isinstance(outcome, Mismatch):
             raise _other_request()
         if isinstance(outcome, InFlight):
             await trio.sleep(IN_FLIGHT_SECONDS)
         elif isinstance(outcome, Done | Refunded) and isinstance(outcome.failure, PspBusy):
-            await trio.sleep(max(outcome.failure.retry_after_seconds, BUSY_SECONDS))
+            await _pause(place, max(outcome.failure.retry_after_seconds, BUSY_SECONDS))
         else:
-            assert isinstance(outcome, Done | Refunded | Replay)
             return outcome
 
 

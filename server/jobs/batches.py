@@ -4,10 +4,11 @@
 
 Invariants: an item is started once per claim, and only while the batch has time; each item ends by its own cancel scope at the
 deadline, and is then recorded as what is known of it, as is what an earlier holder of the lease had begun; the batch ends after
-the last result is written. A worker that ends, or loses its lease, writes nothing more: another one goes on under the original
+the last result is written. A worker that ends, or loses its lease, lets go of everything: another one goes on under the original
 deadline, and finds out what was done by the items' idempotency keys (`server.flows.batch_item`).
 """
 
+from dataclasses import replace
 from datetime import timedelta
 
 import msgspec
@@ -24,7 +25,8 @@ from server.db.connection import Connection
 from server.db.keys import known_keys
 from server.db.merchants import Merchant, find_merchant
 from server.flows.batch import open_items
-from server.flows.batch_item import Item, Place, carry_out, cut_off, leave
+from server.flows.batch_item import Item, Place, carry_out, cut_off
+from server.flows.batch_leave import leave
 from server.flows.services import Services
 from server.jobs.batch_writer import Writer
 from server.jobs.pace import Pace
@@ -33,6 +35,9 @@ from server.sealing import SealError
 
 RUNNING_MAX = 16
 """How many batches a worker carries out at the same time."""
+
+LATE_MAX = 4
+"""How many more whose deadline has passed, so that they end."""
 
 LEASE_SECONDS = 10.0
 RENEW_SECONDS = 1.0
@@ -43,6 +48,9 @@ LET_GO_SECONDS = 2.0
 RETRY_SECONDS = 0.5
 LOOKUPS_MAX = 64
 _PASSING = (DatabaseUnavailable, Overloaded)
+_TYPES = {"create": ItemType.CHARGE, "capture": ItemType.CAPTURE, "refund": ItemType.REFUND}
+"""What an item is, by the operation of its key."""
+
 _log = structlog.get_logger()
 
 
@@ -61,11 +69,13 @@ class Batches:
         async with trio.open_nursery() as nursery:
             task_status.started()
             while True:
-                claimed = await self._claim() if not self._is_draining else None
+                asked_at = trio.current_time()
+                may_claim = not self._is_draining and len(self._runs) < RUNNING_MAX + LATE_MAX
+                claimed = await self._claim() if may_claim else None
                 if claimed is None:
                     await self._services.batch_bell.wait(seconds=self._sweep_seconds)
                     continue
-                run = _Run(self._services, claimed)
+                run = _Run(self._services, claimed, held_until=asked_at + LEASE_SECONDS)
                 self._runs.add(run)
                 if self._is_draining:  # since it was looked for
                     run.drain()
@@ -105,11 +115,13 @@ class Batches:
 class _Run:
     """One batch in this worker's hands."""
 
-    def __init__(self, services: Services, claimed: ClaimedBatch) -> None:
+    def __init__(self, services: Services, claimed: ClaimedBatch, *, held_until: float) -> None:
         self.name = encode_id(BATCH, claimed.batch.id)
         self._services = services
         self._claimed = claimed
         self._deadline = trio.current_time() + (claimed.batch.deadline_at - services.now()) / timedelta(seconds=1)
+        self._held_until = held_until
+        self._merchant: Merchant | None = None
         self._writer = Writer(services, claimed, self._stop)
         self._starting = trio.CancelScope(deadline=self._deadline)
         self._is_stopping = claimed.batch.is_stopping
@@ -132,12 +144,11 @@ class _Run:
         try:
             if self._is_stopping:
                 self._starting.cancel()
-            self._merchant, done = await self._read()
-            items = list(enumerate(self._items(), start=1))
-            left = [(number, item) for number, item in items if number not in done]
             async with trio.open_nursery() as keepers:
                 keepers.start_soon(self._keep_lease, keepers.cancel_scope)
                 keepers.start_soon(self._writer.run, keepers.cancel_scope)
+                self._merchant, done = await self._read()
+                left = [(number, item) for number, item in enumerate(self._items(), start=1) if number not in done]
                 begun = await self._run_items(left)
                 if not self._is_draining:
                     await self._leave_what_others_began([one for one in left if one[0] not in begun])
@@ -163,13 +174,25 @@ class _Run:
         return merchant, done
 
     def _items(self) -> list[Item]:
-        """What is to be done; nothing of what cannot be read, once the time for it is over. Raises `SealError`."""
+        """What is to be done. Of what cannot be read, once the time for it is over, only how many: what was begun is told by its
+        keys. Raises `SealError`, `msgspec.DecodeError`.
+        """
         try:
             return open_items(self._services, self._claimed.batch, self._claimed.sealed_items)
-        except (SealError, msgspec.ValidationError, msgspec.DecodeError):
+        except (SealError, msgspec.DecodeError):
             if trio.current_time() >= self._deadline:
-                return []
+                return [Item(type=ItemType.CHARGE)] * self._claimed.batch.count
             raise
+
+    def _merchant_now(self) -> Merchant:
+        assert self._merchant is not None
+        return self._merchant
+
+    def _is_over(self) -> bool:
+        return self._is_stopping or self._is_draining
+
+    def _place(self, number: int) -> Place:
+        return Place(self._merchant_now, self._claimed.batch.id, number, self._is_over)
 
     async def _run_items(self, left: list[tuple[int, Item]]) -> set[int]:
         """Carry out what there is time for, and wait for its end; which items were begun."""
@@ -179,37 +202,37 @@ class _Run:
             with self._starting:
                 for number, item in left:
                     await self._places.acquire()
-                    await pace.turn(lambda: self._merchant, item)
+                    await pace.turn(self._merchant_now, item)
                     self._under_way += 1
                     begun.add(number)
                     items.start_soon(self._run_item, number, item)
         return begun
 
     async def _run_item(self, number: int, item: Item) -> None:
-        place = Place(self._merchant, self._claimed.batch.id, number)
+        place = self._place(number)
         result: ItemResult | None = None
         try:
-            with trio.move_on_at(self._deadline) as scope:
+            with trio.move_on_at(self._deadline):
                 try:
                     result = await carry_out(self._services, place, item)
                 except Exception:  # noqa: BLE001 - one item must not end the others
                     _log.exception("an item of a batch failed in an unexpected way", batch=self.name, item=number)
                     result = cut_off(place, item, code="internal_error", detail="something went wrong on our side")
-            if scope.cancelled_caught and result is None:
-                result = await self._leave(place, item)
+            if result is None and not self._is_draining:
+                result = await self._leave(place, item, is_ours=True)
         finally:
             self._under_way -= 1
             self._places.release()
         if result is not None:
             self._writer.put(result)
 
-    async def _leave(self, place: Place, item: Item) -> ItemResult | None:
-        """Record what is known of an item that the deadline has cut off."""
+    async def _leave(self, place: Place, item: Item, *, is_ours: bool) -> ItemResult | None:
+        """Record what is known of an item that was cut off by the deadline, or given up."""
         detail = "the batch's deadline passed, and what became of the item could not be looked up"
-        with trio.move_on_after(RECORD_SECONDS, shield=True):
+        with trio.move_on_after(RECORD_SECONDS):
             while True:
                 try:
-                    return await leave(self._services, place, item)
+                    return await leave(self._services, place, item, is_ours=is_ours)
                 except _PASSING:
                     await trio.sleep(RETRY_SECONDS)
                 except Exception:  # noqa: BLE001 - one item must not end the others
@@ -221,7 +244,7 @@ class _Run:
         """An earlier holder of the lease may have begun items of which there is no result: they are not `NOT_STARTED`."""
         batch = self._claimed.batch
         keys = {item_key(batch.id, number): (number, item) for number, item in left if item.type is not ItemType.VERIFY}
-        known: set[str] = set()
+        known: dict[str, str] = {}
         while keys:
             try:
                 async with self._services.db.pool.connection() as connection:
@@ -231,32 +254,33 @@ class _Run:
                 await trio.sleep(RETRY_SECONDS)
         async with trio.open_nursery() as lookups:
             room = trio.Semaphore(LOOKUPS_MAX)
-            for key in known:
+            for key, operation in known.items():
+                number, item = keys[key]
                 await room.acquire()
-                lookups.start_soon(self._look_up, *keys[key], room)
+                lookups.start_soon(self._look_up, number, replace(item, type=_TYPES[operation]), room)
 
     async def _look_up(self, number: int, item: Item, room: trio.Semaphore) -> None:
-        if result := await self._leave(Place(self._merchant, self._claimed.batch.id, number), item):
+        if result := await self._leave(self._place(number), item, is_ours=False):
             self._writer.put(result)
         room.release()
 
     async def _keep_lease(self, run: trio.CancelScope) -> None:
-        held_until = trio.current_time() + LEASE_SECONDS
         while True:
-            await trio.sleep(RENEW_SECONDS)
             asked_at = trio.current_time()
             is_held: bool | None = None
             try:
-                with trio.move_on_at(held_until):
+                with trio.move_on_at(self._held_until):
                     is_held = await self._renew()
             except _PASSING as error:
                 _log.warning("the lease of a batch cannot be renewed", batch=self.name, error=str(error))
-                if trio.current_time() < held_until:
+                if trio.current_time() < self._held_until:
+                    await trio.sleep(RENEW_SECONDS)
                     continue
             if not is_held:
                 self._writer.lose(run)
                 return
-            held_until = asked_at + LEASE_SECONDS
+            self._held_until = asked_at + LEASE_SECONDS
+            await trio.sleep(RENEW_SECONDS)
 
     async def _renew(self) -> bool:
         """Go on holding the batch; whether it is held. The merchant may have been stopped, or gone to another PSP."""
@@ -272,29 +296,30 @@ class _Run:
         while True:
             try:
                 async with self._services.db.pool.connection() as connection, connection.atomic():
-                    await self._end_on(connection)
+                    status, counts = await self._end_on(connection)
             except _PASSING as error:
                 _log.warning("the end of a batch has to wait", batch=self.name, error=str(error))
                 await trio.sleep(RETRY_SECONDS)
             else:
+                _log.info("a batch has ended", batch=self.name, status=status.value, **_named(counts))
                 return
 
-    async def _end_on(self, connection: Connection) -> None:
+    async def _end_on(self, connection: Connection) -> tuple[BatchStatus, dict[ItemStatus, int]]:
         batch, now = self._claimed.batch, self._services.now()
         counts = await count_results(connection, batch.merchant_id, batch.id)
-        never = batch.count - sum(counts.values())
-        is_unfinished = bool(never or any(counts.get(one) for one in UNFINISHED))
+        if never := batch.count - sum(counts.values()):
+            counts[ItemStatus.NOT_STARTED] = never
+        is_unfinished = any(counts.get(one) for one in UNFINISHED)
         is_late = trio.current_time() >= self._deadline
         status = BatchStatus.COMPLETED
         if is_unfinished and self._is_stopping:
             status = BatchStatus.STOPPED
         elif never or (is_unfinished and is_late):
             status = BatchStatus.TIMED_OUT
-        if not await end_batch(connection, self._claimed, status, is_resumable=is_unfinished, now=now):
-            return
-        if status is BatchStatus.TIMED_OUT:
-            await note_alert(connection, _alert(self._claimed, counts, never), now=now)
-        _log.info("a batch has ended", batch=self.name, status=status.value, never_started=never, **_named(counts))
+        is_ended = await end_batch(connection, self._claimed, status, is_resumable=is_unfinished, now=now)
+        if is_ended and status is BatchStatus.TIMED_OUT:
+            await note_alert(connection, _alert(self._claimed, counts), now=now)
+        return status, counts
 
     async def _let_go(self) -> None:
         try:
@@ -309,17 +334,16 @@ def _named(counts: dict[ItemStatus, int]) -> dict[str, int]:
     return {status.value.lower(): count for status, count in counts.items()}
 
 
-def _alert(claimed: ClaimedBatch, counts: dict[ItemStatus, int], never: int) -> Alert:
+def _alert(claimed: ClaimedBatch, counts: dict[ItemStatus, int]) -> Alert:
     batch = claimed.batch
-    unknown = counts.get(ItemStatus.UNKNOWN, 0)
     name = encode_id(BATCH, batch.id)
-    done = sum(counts.values()) - unknown
+    done = batch.count - sum(counts.get(one, 0) for one in UNFINISHED)
     said = ", ".join(f"{count} {status}" for status, count in _named(counts).items())
     return Alert(
         merchant_id=batch.merchant_id,
         key=f"batch_deadline:{name}:{batch.run}",
         kind="batch_deadline",
         title=f"batch {name} passed its deadline of {batch.deadline_seconds} s: {done} of {batch.count} items are done",
-        detail=f"{said or 'nothing is done'}; {never} never started. UNKNOWN payments are found out by themselves; "
-        "the merchant can resume the rest with the resume token of the reply, or of GET /v1/batches.",
+        detail=f"{said}. UNKNOWN payments are found out by themselves; the merchant can resume the rest with the resume token of "
+        "the reply, or of GET /v1/batches.",
     )

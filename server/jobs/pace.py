@@ -34,7 +34,8 @@ class Pace:
             guards = self._guards(merchant(), item)
             if guards is not None and not guards:
                 return  # the item says what is wrong
-            free = next((guard for guard in guards or () if guard.is_healthy and self._has_room(guard)), None)
+            needs_health = item.charge is not None  # else its payment may be at another account, and finds out by itself
+            free = next((one for one in guards or () if (one.is_healthy or not needs_health) and self._has_room(one)), None)
             if free is not None:
                 break
             await trio.sleep(LOOK_SECONDS)

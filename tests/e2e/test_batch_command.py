@@ -5,7 +5,10 @@ import json
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +234,81 @@ def test_a_resumption_that_fails_keeps_what_was_known(running: Up, tmp_path: Pat
     assert "3 SUCCEEDED" in batch(running, file, "--out", out, "--resume")
     (tmp_path / "out.csv.batch.json").write_text("x")
     assert "cannot be read" in batch(running, file, "--out", out, "--resume", code=1)
+
+
+def test_what_an_earlier_run_has_come_to_is_not_this_ones(running: Up, tmp_path: Path) -> None:
+    """Killed in the middle of a run that carries a file out again."""
+    file, out = tmp_path / "again.csv", tmp_path / "out.csv"
+    file.write_text(rows(12, name="again"))
+    batch(running, file, "--out", out)
+    first = {one["payment_id"] for one in results(out)}
+    psp(running, latency={"seconds": 0.4})
+    where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
+    command = [FLORIN, "batch", "run", str(file), "--out", str(out), "--again", "--concurrency", "1", *where]
+    state = tmp_path / "out.csv.batch.json"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not state.exists() or b"bat_" not in state.read_bytes():
+            assert process.poll() is None
+        process.kill()
+    psp(running, latency=None)
+    assert "12 SUCCEEDED" in batch(running, file, "--out", out, "--resume")
+    assert not first & {one["payment_id"] for one in results(out)}
+    assert {one["payment_id"] for one in results(tmp_path / "out.csv.earlier")} == first
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    """Takes the request, and has no answer."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.end_headers()
+        self.wfile.write(b"<html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("status", [404, 409, 504])
+def test_an_answer_that_proves_nothing_keeps_the_key(tmp_path: Path, status: int) -> None:
+    file = tmp_path / "f.csv"
+    file.write_text(rows(1, name="proxy"))
+    with HTTPServer(("127.0.0.1", 0), _Proxy) as server:
+        server.status = status  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        command = [
+            FLORIN,
+            "batch",
+            "run",
+            str(file),
+            "--api-url",
+            f"http://127.0.0.1:{server.server_port}",
+            "--api-key",
+            "fl_test_x",
+        ]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                process.wait(4)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        server.shutdown()
+        thread.join()
+    assert (tmp_path / "f.csv.results.csv.batch.json").exists()
+
+
+def test_a_resumption_that_is_killed_is_resumed(running: Up, tmp_path: Path) -> None:
+    file, out = tmp_path / "twice.csv", tmp_path / "out.csv"
+    file.write_text(rows(8, name="twice"))
+    psp(running, latency={"seconds": 0.7})
+    batch(running, file, "--out", out, "--deadline", "1", "--concurrency", "3", code=4)
+    assert "UNKNOWN" in {one["status"] for one in results(out)}
+    where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
+    command = [FLORIN, "batch", "run", str(file), "--out", str(out), "--resume", "--concurrency", "1", *where]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(4)
+        process.kill()
+    psp(running, latency=None)
+    assert "8 SUCCEEDED" in batch(running, file, "--out", out, "--resume")
+    assert len({one["payment_id"] for one in results(out)}) == 8

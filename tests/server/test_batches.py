@@ -17,6 +17,7 @@ from core.batch import ItemType, item_key, parse_resume_token, resume_token
 from core.ids import MerchantId, PspAccountId, decode_id
 from server.api import batch_bodies
 from server.db.merchants import Merchant, add_api_key, add_merchant
+from server.flows.batch import RUNNING_MAX
 from server.flows.services import Services, utc_now
 from server.http.listener import bind
 from server.jobs import prune
@@ -424,7 +425,8 @@ async def test_a_batch_that_cannot_be_read_ends_with_its_deadline(florin: Florin
         "UPDATE batches SET sealed_items = 'x', lease_token = NULL, lease_until = now(), deadline_at = now() - interval '1 s'"
     )
     batch = await until_ended(florin, batch_id)
-    assert (batch["status"], batch["outcomes"]["NOT_STARTED"]) == ("TIMED_OUT", 3)
+    assert batch["status"] == "TIMED_OUT"
+    assert (batch["outcomes"]["UNKNOWN"], batch["outcomes"]["NOT_STARTED"]) == (1, 2), "what was begun is told by its key"
 
 
 async def test_what_another_worker_had_begun_is_never_called_not_started(florin: Florin) -> None:
@@ -478,3 +480,36 @@ async def test_items_wait_while_no_account_may_take_payments(florin: Florin) -> 
     late = await post(florin, charges(3), deadline_seconds=1)
     assert (late.status_code, statuses(late.json())) == (408, ["NOT_STARTED"] * 3)
     assert await florin.rows("SELECT 1 FROM payment_requests") == []
+
+
+async def test_a_stop_reaches_items_that_wait_for_their_psp(florin: Florin) -> None:
+    await move_psp(florin, "http://127.0.0.1:9")
+    batch_id = (await post(florin, charges(5), prefer="respond-async", deadline_seconds=60)).json()["id"]
+    await eventually(lambda: florin.rows("SELECT 1 FROM payment_requests WHERE status = 'CANCELED'"))
+    await florin.connection.execute("UPDATE merchants SET accepts_payments = false")
+    began = trio.current_time()
+    await post(florin, b"", path=f"/{batch_id}/stop")
+    batch = await until_ended(florin, batch_id)
+    assert trio.current_time() - began < 10
+    await move_psp(florin, florin.psp_url)
+    assert batch["status"] in ("STOPPED", "COMPLETED")
+    assert batch["outcomes"]["SUCCEEDED"] == 0
+    assert await charged_at_the_psp(florin) == 0
+
+
+async def test_equal_requests_at_once_are_one_batch_even_where_there_is_no_room_for_two(florin: Florin) -> None:
+    await florin.control(latency={"seconds": 2})
+    for number in range(RUNNING_MAX - 1):
+        await post(florin, [charge(number)], prefer="respond-async")
+    replies: list[httpx2.Response] = []
+
+    async def ask() -> None:
+        replies.append(await post(florin, [charge(99)], key="twin", prefer="respond-async"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(ask)
+    assert [one.status_code for one in replies] == [202] * 4
+    assert len({one.json()["id"] for one in replies}) == 1
+    refused = await post(florin, [charge(100)], prefer="respond-async")
+    assert (refused.status_code, refused.json()["code"]) == (409, "too_many_batches")
