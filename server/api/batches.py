@@ -37,7 +37,7 @@ GRACE_SECONDS = 60.0
 """How long after its deadline a batch is waited for: recording what was cut off, or another worker's lease, takes a moment."""
 
 FOLLOWERS_MAX, FOLLOWERS_PER_MERCHANT_MAX = 128, 16
-READING_MAX, READING_PER_MERCHANT_MAX = 8, 2
+READING_MAX, READING_PER_MERCHANT_MAX = 16, 4
 """How many batches are read at the same time, of up to 8 MiB each."""
 
 READ_SECONDS = 60.0

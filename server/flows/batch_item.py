@@ -5,6 +5,7 @@ deadline cuts off in the middle leaves a payment that may have been charged: tha
 again by the follow-up job.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -196,9 +197,11 @@ async def _found_out(services: Services, payment: Payment) -> Payment:
 
 async def _pause(place: Place, seconds: float) -> None:
     """Wait before something is begun. Raises `_GivenUp` where nothing may be any more."""
-    until = trio.current_time() + seconds
-    while not place.is_over() and trio.current_time() < until:
-        await trio.sleep(min(BUSY_SECONDS, max(until - trio.current_time(), 0)))
+    pieces = math.ceil(seconds / BUSY_SECONDS)
+    for _ in range(pieces):
+        if place.is_over():
+            break
+        await trio.sleep(seconds / pieces)
     if place.is_over():
         raise _GivenUp
 

@@ -106,7 +106,7 @@ async def mail_server() -> AsyncIterator[tuple[str, list[str]]]:
 
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        await nursery.start(trio.serve_listeners, serve, [listener])
         port = listener.socket.getsockname()[1]
         yield f"smtp://127.0.0.1:{port}", got
         nursery.cancel_scope.cancel()

@@ -405,7 +405,7 @@ async def test_200_items_one_at_a_time_run_into_their_deadline(
 async def _let_time_pass(clock: trio.testing.MockClock) -> None:
     """A second at a time, whenever nothing has happened for a moment of real time."""
     while True:
-        await trio.testing.wait_all_tasks_blocked(0.015)
+        await trio.testing.wait_all_tasks_blocked(0.05)  # longer than PostgreSQL is likely to take for anything
         clock.jump(1.0)
 
 

@@ -443,6 +443,9 @@ async def fraud_check(florin_settings: dict[str, Any]) -> AsyncIterator[dict[str
 async def test_the_fraud_check_decides_before_any_psp_hears_of_it(database_url: str, directory: Path) -> None:
     settings: dict[str, Any] = {}
     async with fraud_check(settings) as told, open_florin(database_url, directory, **settings) as florin:
+        # The first reading of the PSP's list asks the PSP, too.
+        is_read = "SELECT 1 FROM psp_states WHERE events_read_until > now() - interval '1 minute'"
+        await eventually(lambda: florin.rows(is_read))
         allowed = await charge(florin, metadata={"cart": "7"})
         assert (allowed.status_code, allowed.json()["risk"]) == (201, "allowed")
         ((token, question),) = told["asked"]
