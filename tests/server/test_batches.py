@@ -209,16 +209,17 @@ async def test_a_deadline_is_408_and_a_resumption_charges_nothing_twice(florin: 
     problem = late.json()
     assert problem["code"] == "batch_deadline_passed"
     assert "nothing is charged twice" in problem["detail"]
-    assert statuses(problem)[:4] == ["SUCCEEDED", "SUCCEEDED", "UNKNOWN", "NOT_STARTED"]
-    assert statuses(problem)[4:] == ["NOT_STARTED"] * 4
-    unknown = problem["items"][2]
+    done = statuses(problem).count("SUCCEEDED")
+    assert done in (1, 2), "each takes 0.4 s, and more on a slow machine"
+    assert statuses(problem) == ["SUCCEEDED"] * done + ["UNKNOWN"] + ["NOT_STARTED"] * (7 - done)
+    unknown = problem["items"][done]
     assert (unknown["success"], unknown["code"], unknown["payment_status"]) == (0, "deadline_passed", "UNKNOWN")
     assert (await post(florin, charges(8), deadline_seconds=1, concurrency=1, key="k")).status_code == 408, (
         "a retry is told the same"
     )
     (alert,) = await florin.rows("SELECT kind, title, detail FROM alerts")
     assert alert["kind"] == "batch_deadline"
-    assert "2 of 8 items are done" in alert["title"]
+    assert f"{done} of 8 items are done" in alert["title"]
 
     path, token = f"/{problem['batch']['id']}/resume", problem["resume_token"]
     wrong = await post(florin, msgspec.json.encode({"resume_token": "res_x"}), path=path)
