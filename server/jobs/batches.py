@@ -28,7 +28,7 @@ from server.flows.batch import open_items
 from server.flows.batch_item import Item, Place, carry_out, cut_off
 from server.flows.batch_leave import leave
 from server.flows.services import Services
-from server.jobs.batch_writer import Writer
+from server.jobs.batch_writer import RETRY_SECONDS, Writer
 from server.jobs.pace import Pace
 from server.new_ids import uuid7
 from server.sealing import SealError
@@ -45,7 +45,6 @@ RECORD_SECONDS = 10.0
 """How long recording what was cut off may take."""
 
 LET_GO_SECONDS = 2.0
-RETRY_SECONDS = 0.5
 LOOKUPS_MAX = 64
 _PASSING = (DatabaseUnavailable, Overloaded)
 _TYPES = {"create": ItemType.CHARGE, "capture": ItemType.CAPTURE, "refund": ItemType.REFUND}
