@@ -35,8 +35,11 @@ def next_look_at(payment: Payment, *, now: datetime) -> datetime:
     return min(payment.expires_at, now + age) if payment.expires_at > now else now + timedelta(seconds=FIRST_LOOK_SECONDS)
 
 
-def due_at(payment: Payment, kind: EvidenceKind, *, now: datetime) -> datetime | None:
-    """When a payment that has just become what it is, by evidence of this kind, must be looked at; None for never."""
+def due_at(payment: Payment, kind: EvidenceKind, *, reference: str | None, now: datetime) -> datetime | None:
+    """When a payment that has just become what it is, by evidence of this kind, must be looked at; None for never.
+
+    `reference` is the PSP's name of it, which the payment itself need not have yet.
+    """
     if payment.pending is not None:
         if kind in (EvidenceKind.CAPTURE_REQUESTED, EvidenceKind.VOID_REQUESTED):
             return now + timedelta(seconds=COMPLETE_AFTER_SECONDS)
@@ -45,7 +48,7 @@ def due_at(payment: Payment, kind: EvidenceKind, *, now: datetime) -> datetime |
         return None
     match payment.status:
         case Status.PENDING:
-            return _pending_due_at(payment, now=now)
+            return _pending_due_at(payment, reference=reference, now=now)
         case Status.UNKNOWN:
             return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
         case Status.AUTHORIZED:
@@ -64,7 +67,7 @@ def owes_late_refund(payment: Payment) -> bool:
     return payment.late and payment.terms.refunds_late and not payment.is_given_back and is_untouched
 
 
-def _pending_due_at(payment: Payment, *, now: datetime) -> datetime | None:
+def _pending_due_at(payment: Payment, *, reference: str | None, now: datetime) -> datetime | None:
     if payment.checks:
         again = next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
         if payment.expires_at <= now:
@@ -72,7 +75,7 @@ def _pending_due_at(payment: Payment, *, now: datetime) -> datetime | None:
         return min(payment.expires_at, again) if again else payment.expires_at
     if is_provisionally_declined(payment):
         return now + timedelta(seconds=LOOK_AGAIN_SECONDS)
-    if payment.reference is None:
+    if reference is None:
         return first_due_at(created_at=payment.created_at, expires_at=payment.expires_at)
     return next_look_at(payment, now=now)
 

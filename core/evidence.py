@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from core.ids import OperationId, PspAccountId, RefundId
 from core.money import Money
+from core.values import quick
 
 
 class EvidenceKind(StrEnum):
@@ -106,6 +107,7 @@ class Finding(StrEnum):
     DISPUTE = "dispute"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """One thing learned about a payment.

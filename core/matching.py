@@ -1,11 +1,11 @@
 """Whether evidence is of the payment that it names, and what becomes of evidence that is not."""
 
-from dataclasses import replace
 from datetime import datetime
 
 from core.evidence import DISPUTES, FETCHED, Evidence, EvidenceKind, Finding
 from core.money import AMOUNT_MINOR_MAX
 from core.payment import FINAL, Change, Payment
+from core.values import replace
 
 
 def matches(payment: Payment, evidence: Evidence) -> bool:

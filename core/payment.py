@@ -15,6 +15,7 @@ from core.evidence import Evidence, EvidenceKind, Finding, Risk, Source
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId, RefundId
 from core.money import Money
 from core.refund import Refund
+from core.values import quick
 
 
 class Status(StrEnum):
@@ -86,6 +87,7 @@ class Terms:
 NO_TERMS = Terms()
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
     """A payment as it stands. `version` counts its changes; `due_at` is when a job must look at it next.
@@ -157,6 +159,7 @@ class Payment:
         return OperationId(uuid5(self.id, "void"))
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """One step of a payment, to be written by compare-and-set on `before.version`.

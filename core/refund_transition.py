@@ -6,7 +6,7 @@ succeeded, gives back exactly what it took, once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
@@ -18,6 +18,7 @@ from core.money import AMOUNT_MINOR_MAX, Money
 from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus, made_at_the_psp
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
+from core.values import replace
 
 REFUND_TRANSITIONS: Mapping[RefundStatus, Mapping[EvidenceKind, RefundStatus]] = {
     RefundStatus.PENDING: {
@@ -185,7 +186,9 @@ def _given_back(payment: Payment, refund: Refund) -> Payment:
 def _stepped(payment: Payment, kind: EvidenceKind, *, now: datetime) -> Payment:
     after = replace(payment, version=payment.version + 1, updated_at=now)
     return (
-        after if payment.due_at is None and not owes_late_refund(after) else replace(after, due_at=due_at(after, kind, now=now))
+        after
+        if payment.due_at is None and not owes_late_refund(after)
+        else replace(after, due_at=due_at(after, kind, reference=after.reference, now=now))
     )
 
 

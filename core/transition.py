@@ -14,9 +14,8 @@ wish) turns it into `Evidence` and asks `apply` what follows. Invariants:
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import assert_never
+from typing import Any, assert_never
 
 from core.due import due_at
 from core.errors import IllegalTransition
@@ -24,6 +23,7 @@ from core.evidence import DISPUTES, FETCHED, Evidence, EvidenceKind, Finding, So
 from core.matching import matches, mismatch
 from core.payment import CLOSED, UNSETTLED, Change, OperationKind, Payment, PendingOperation, Status
 from core.retry import RECHECK_DELAYS_SECONDS
+from core.values import replace
 
 CONFIRM_SECONDS = 900
 """How long a customer has for confirming a payment that was charged by token."""
@@ -122,25 +122,33 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
         return mismatch(payment, evidence, now=now)
     step = _step(payment, evidence, target, now=now)
     is_about_payment = evidence.kind not in DISPUTES
-    named = replace(
-        step,
-        reference=step.reference or (evidence.reference if is_about_payment else None),
-        payment_url=step.payment_url or evidence.payment_url,
-        risk=step.risk or evidence.risk,
-    )
-    is_told_attempt = evidence.kind is EvidenceKind.ATTEMPT_FAILED and evidence.source is Source.WEBHOOK
-    for_the_log = is_told_attempt or evidence.kind is EvidenceKind.RESUMED
-    if named == payment and not for_the_log and not _counts_as_look(payment, evidence):
+    names: dict[str, Any] = {
+        "reference": step.reference or (evidence.reference if is_about_payment else None),
+        "payment_url": step.payment_url or evidence.payment_url,
+        "risk": step.risk or evidence.risk,
+    }
+    if not _is_news(payment, step, names, evidence):
         return None
-    next_due_at = due_at(named, evidence.kind, now=now)
+    next_due_at = due_at(step, evidence.kind, reference=names["reference"], now=now)
+    after = replace(step, **names, version=payment.version + 1, updated_at=now, due_at=next_due_at)
     given_up = next_due_at is None and payment.due_at is not None and evidence.kind in _LOOKS_IN_VAIN
     return Change(
         before=payment,
-        after=replace(named, version=payment.version + 1, updated_at=now, due_at=next_due_at),
+        after=after,
         evidence=evidence,
         finding=_finding(payment, evidence, given_up=given_up),
-        requested=_begun(payment, named, evidence, now=now),
+        requested=_begun(payment, after, evidence, now=now),
     )
+
+
+def _is_news(payment: Payment, step: Payment, names: Mapping[str, object], evidence: Evidence) -> bool:
+    """Whether the step changes anything, or belongs into the log all the same."""
+    if step.status is not payment.status or (step is not payment and step != payment):
+        return True
+    if any(getattr(payment, name) != value for name, value in names.items()):
+        return True
+    is_told_attempt = evidence.kind is EvidenceKind.ATTEMPT_FAILED and evidence.source is Source.WEBHOOK
+    return is_told_attempt or evidence.kind is EvidenceKind.RESUMED or _counts_as_look(payment, evidence)
 
 
 def _begun(payment: Payment, after: Payment, evidence: Evidence, *, now: datetime) -> PendingOperation | None:

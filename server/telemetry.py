@@ -64,6 +64,7 @@ class Metrics:
             buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
             registry=self._registry,
         )
+        self._psp_observed: dict[tuple[str, str, str, str], Histogram] = {}
         self._breaker = Gauge(
             "florin_psp_breaker_state", "0 closed, 1 half-open, 2 open: the PSP is left alone", labels, registry=self._registry
         )
@@ -100,7 +101,11 @@ class Metrics:
 
     def psp_called(self, account: str, psp: str, call: str, outcome: str, seconds: float) -> None:
         """An attempt of a call to a PSP has ended."""
-        self._psp_seconds.labels(account, psp, call, outcome).observe(seconds)
+        labels = (account, psp, call, outcome)
+        observed = self._psp_observed.get(labels)
+        if observed is None:  # `labels` looks at all it is given anew each time
+            observed = self._psp_observed[labels] = self._psp_seconds.labels(*labels)
+        observed.observe(seconds)
 
     def watch_psp(
         self,

@@ -228,6 +228,7 @@ async def serve(settings: Settings, listening: socket.socket, *, ready: int) -> 
         async with open_worker(settings, listening):
             gc.collect()
             gc.freeze()
+            gc.set_threshold(50_000, 20, 100)
             say_ready(ready)
             async for _ in signals:
                 break

@@ -1,13 +1,13 @@
 """Who is calling: API keys, looked up by hash and remembered for a moment."""
 
-from typing import NamedTuple
-
 import trio
 
 from core.errors import Unauthenticated
+from core.ids import MerchantId
 from server.api.call import Caller
 from server.db.merchants import find_key_owner
 from server.db.pool import Pool
+from server.flows.remembered import Remembered
 from server.http.asgi import Scope, header
 from server.new_ids import key_hash, merchant_of_key
 
@@ -17,17 +17,12 @@ CACHE_SECONDS = 2.0
 CACHE_MAX = 10_000
 
 
-class _Known(NamedTuple):
-    caller: Caller
-    until: float
-
-
 class Authentication:
     """Finds the merchant of a request."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._known: dict[bytes, _Known] = {}
+        self._callers = Remembered(self._find, seconds=CACHE_SECONDS, most=CACHE_MAX)
 
     async def caller_of(self, scope: Scope) -> Caller:
         """Whose key the request carries. Raises `Unauthenticated`."""
@@ -38,17 +33,14 @@ class Authentication:
         if merchant_id is None:
             raise Unauthenticated("this is not an API key of Florin", code="api_key_unknown")
         digest = key_hash(key)
-        known = self._known.get(digest)
-        now = trio.current_time()
-        if known is not None and now < known.until:
-            return known.caller
+        caller = self._callers.get((merchant_id, digest), now=trio.current_time())
+        return caller if caller is not None else await self._callers.look_up((merchant_id, digest))
+
+    async def _find(self, named: tuple[MerchantId, bytes]) -> Caller:
+        merchant_id, digest = named
         async with self._pool.connection() as connection:
             owner = await find_key_owner(connection, merchant_id, secret_sha256=digest)
-        self._known.pop(digest, None)
         if owner is None:
+            self._callers.forget(named)
             raise Unauthenticated("this API key is unknown or was revoked", code="api_key_unknown")
-        if len(self._known) >= CACHE_MAX:
-            self._known.clear()
-        caller = Caller(*owner)
-        self._known[digest] = _Known(caller, now + CACHE_SECONDS)
-        return caller
+        return Caller(*owner)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from core.values import quick
 from server.db.merchants import Merchant
 from server.http.asgi import Receive, Scope, Send
 
@@ -23,6 +24,7 @@ class Caller:
     key_id: UUID
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request whose body was read. `caller` is None only where the route is public."""

@@ -23,6 +23,7 @@ from uuid import UUID
 from core.ids import EndpointId, EventId, LogId
 from core.ledger import Transfer, WalletKind
 from core.payment import Change
+from core.values import quick
 from server.db import change_columns
 from server.db.arrays import plain, uuids
 from server.db.connection import Connection
@@ -45,6 +46,7 @@ class PspEvent:
     type: str
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeRow:
     """A change with everything that is written with it. `event_data` is what merchants see of it, in JSON."""

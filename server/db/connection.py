@@ -151,7 +151,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     async def query(self, sql: str, *params: Any) -> list[TupleRow]:
         """Run a statement and return its rows; it is prepared on the server at first use."""
         cursor = await self.execute(sql, params or None, prepare=True)
-        return await cursor.fetchall() if cursor.description is not None else []
+        result = cursor.pgresult  # `description` would make an object of each column
+        return await cursor.fetchall() if result is not None and result.status == pq.ExecStatus.TUPLES_OK else []
 
     async def run(self, sql: str, *params: Any) -> int:
         """Run a statement and return how many rows it touched."""

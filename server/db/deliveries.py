@@ -13,6 +13,7 @@ from uuid import UUID
 
 from core.ids import EndpointId, EventId, MerchantId
 from core.retry import DELIVERY_DELAYS_SECONDS
+from core.values import quick
 from server.db.arrays import plain, quoted, times, uuids
 from server.db.connection import Connection
 from server.db.events import Event
@@ -31,6 +32,7 @@ class ClaimedDelivery:
     is_ordered: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryResult:
     """What came of an attempt: `retry_seconds` None and `delivered` False means no further attempt.

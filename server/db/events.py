@@ -12,6 +12,7 @@ from uuid import UUID
 
 from core.ids import EndpointId, EventId, MerchantId
 from core.stream import Sequence
+from core.values import quick
 from server.db.arrays import uuids
 from server.db.connection import Connection
 
@@ -19,6 +20,7 @@ IS_WANTED = "(e.event_types IS NULL OR {0} = ANY (e.event_types) OR split_part({
 """Whether an endpoint `e` wants an event of a type, as `core.events.is_wanted` decides it."""
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """An event that was committed. `data` is what merchants see of what it is about, in JSON."""

@@ -6,7 +6,7 @@ next one with its key, or by the follow-up job: both ask or repeat with the oper
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 
@@ -17,6 +17,7 @@ from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, deci
 from core.ids import LogId, MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
 from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, evidence_about, is_provisionally_declined
+from core.values import quick, replace
 from server.db.create_batch import Creation, OrderIsLive, is_own
 from server.db.keys import find_key
 from server.db.merchants import Merchant
@@ -38,6 +39,7 @@ SYNC_EXPIRES_SECONDS = 60
 ORDER_CONSTRAINT = "one_live_payment_per_order"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewPayment:
     """What a merchant asks for, validated. With a `token` of the PSP it is charged at once, else it gets a hosted page."""

@@ -26,6 +26,7 @@ from server.db.endpoints import DisabledReason, Endpoint, disable_endpoint, find
 from server.db.events import Event, append_event
 from server.db.pool import Pool
 from server.flows.envelope import encode_event
+from server.flows.remembered import Remembered
 from server.http.client import Client
 from server.http.errors import ClientError
 from server.http.response import Response
@@ -59,7 +60,6 @@ class Destination:
 
     endpoint: Endpoint
     secrets: list[str]
-    fetched_at: float
     failing_since: datetime | None
 
 
@@ -84,49 +84,45 @@ class Sender:
         self.attempt_seconds = attempt_seconds
         self._now = now
         self._publish = publish
-        self._known: dict[EndpointId, Destination] = {}
+        self._destinations = Remembered(self._find, seconds=ENDPOINT_CACHE_SECONDS, most=ENDPOINT_CACHE_MAX)
 
     async def attempt(self, claimed: ClaimedDelivery, *, too_old_at: float) -> Attempted | NotMade:
         """Send it, once, unless it is too late for that. Never raises but for cancellation."""
         began = trio.current_time()
         try:
-            destination = await self.destination(claimed.event.merchant_id, claimed.endpoint_id)
+            destination = self._destinations.get((claimed.event.merchant_id, claimed.endpoint_id), now=began)
+            if destination is None:
+                destination = await self.destination(claimed.event.merchant_id, claimed.endpoint_id)
             if trio.current_time() >= too_old_at:
                 return NotMade()
-            attempted = await self._attempt(claimed, destination)
+            return await self._attempt(claimed, destination, began)
         except (DatabaseUnavailable, Overloaded) as error:  # of the first step: the others deal with it themselves
             _log.warning("a delivery has to wait", error=str(error))
             return NotMade()
         except Exception as error:  # noqa: BLE001 - a message that breaks its sender must use up its attempts, not its worker
             _log.exception("a delivery failed in an unexpected way", event_id=str(claimed.event.id))
-            attempted = self._failed(claimed, error=f"{type(error).__name__} while sending")
-        milliseconds = int((trio.current_time() - began) * 1_000)
-        return replace(attempted, result=replace(attempted.result, milliseconds=milliseconds))
+            return self._failed(claimed, began, error=f"{type(error).__name__} while sending")
 
-    def known(self, endpoint_id: EndpointId) -> Destination | None:
+    def known(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Destination | None:
         """The endpoint as it was when it was last asked about; None where that was never, or it is disabled."""
-        return self._known.get(endpoint_id)
+        destination = self._destinations.last((merchant_id, endpoint_id))
+        return destination if isinstance(destination, Destination) else None
 
     async def destination(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Destination | DisabledReason:
         """Where to send and what to sign with, or why nothing may be sent there."""
-        known = self._known.get(endpoint_id)
-        now = trio.current_time()
-        if known is not None and now - known.fetched_at < ENDPOINT_CACHE_SECONDS:
-            return known
+        key = (merchant_id, endpoint_id)
+        return self._destinations.get(key, now=trio.current_time()) or await self._destinations.look_up(key)
+
+    async def _find(self, key: tuple[MerchantId, EndpointId]) -> Destination | DisabledReason:
         async with self._pool.connection() as connection:
-            endpoint = await find_endpoint(connection, merchant_id, endpoint_id)
-        self._known.pop(endpoint_id, None)
+            endpoint = await find_endpoint(connection, *key)
         if endpoint is None:
             return DisabledReason.DELETED
         if not endpoint.enabled:
             return endpoint.disabled_reason or DisabledReason.MERCHANT
-        if len(self._known) >= ENDPOINT_CACHE_MAX:
-            self._known.clear()
-        secrets = open_secrets(self._sealer, endpoint, now=self._now())
-        known = self._known[endpoint_id] = Destination(endpoint, secrets, now, endpoint.failing_since)
-        return known
+        return Destination(endpoint, open_secrets(self._sealer, endpoint, now=self._now()), endpoint.failing_since)
 
-    async def _attempt(self, claimed: ClaimedDelivery, destination: Destination | DisabledReason) -> Attempted:
+    async def _attempt(self, claimed: ClaimedDelivery, destination: Destination | DisabledReason, began: float) -> Attempted:
         if isinstance(destination, DisabledReason):
             is_dropped = destination is DisabledReason.DELETED
             error = "the endpoint is deleted" if is_dropped else "the endpoint is disabled"
@@ -138,40 +134,51 @@ class Sender:
         body = encode_event(claimed.event)
         headers = signed_headers(destination.secrets, claimed.event, body, now=self._now())
         try:
-            with trio.fail_after(self.attempt_seconds):
-                # The merchant tells repetitions by the message's id.
-                response = await client.request(
-                    "POST", url, headers=headers, body=body, idempotent=True, asker=claimed.event.merchant_id
-                )
-        except (ClientError, trio.TooSlowError) as error:
-            said = str(error) or f"no answer within {self.attempt_seconds:g} s"
+            # The merchant tells repetitions by the message's id.
+            response = await client.request(
+                "POST",
+                url,
+                headers=headers,
+                body=body,
+                idempotent=True,
+                total_seconds=self.attempt_seconds,
+                asker=claimed.event.merchant_id,
+            )
+        except ClientError as error:
+            is_late = trio.current_time() - began >= self.attempt_seconds
+            said = f"no answer within {self.attempt_seconds:g} s" if is_late else str(error)
             await self._note_failure(destination)
-            return self._failed(claimed, error=said, was_slow=True)
+            return self._failed(claimed, began, error=said, was_slow=True)
         if 200 <= response.status < 300:
             if destination.failing_since is not None:
                 await self._note(destination, None)
-            result = DeliveryResult(id=uuid7(), claimed=claimed, delivered=True, status=response.status, at=self._now())
-            return Attempted(result)
-        return await self._refused(claimed, destination, response)
+            took = _milliseconds(began)
+            return Attempted(
+                DeliveryResult(
+                    id=uuid7(), claimed=claimed, delivered=True, status=response.status, at=self._now(), milliseconds=took
+                )
+            )
+        return await self._refused(claimed, destination, response, began)
 
-    async def _refused(self, claimed: ClaimedDelivery, destination: Destination, response: Response) -> Attempted:
+    async def _refused(self, claimed: ClaimedDelivery, destination: Destination, response: Response, began: float) -> Attempted:
         status = response.status
         error = f"the endpoint answered {status}"
         if 300 <= status < 400:
             error += "; redirects are not followed"
         if status == GONE:
             await self._disable(destination, DisabledReason.GONE)
-            attempted = self._failed(claimed, error=f"{error}; it is disabled", response=response)
+            attempted = self._failed(claimed, began, error=f"{error}; it is disabled", response=response)
             return replace(attempted, result=replace(attempted.result, retry_seconds=None))
         await self._note_failure(destination)
         header = response.header(b"retry-after") if status in (429, 503) else None
         asked = retry_after_seconds(header.decode("latin-1"), now=self._now()) if header is not None else None
         wait_seconds = asked if asked is not None else (1.0 if status == 429 else 0.0)
-        return self._failed(claimed, error=error, response=response, wait_seconds=wait_seconds)
+        return self._failed(claimed, began, error=error, response=response, wait_seconds=wait_seconds)
 
     def _failed(
         self,
         claimed: ClaimedDelivery,
+        began: float,
         *,
         error: str,
         response: Response | None = None,
@@ -190,6 +197,7 @@ class Sender:
             error=error[:500],
             response=_excerpt(response) if response is not None else None,
             at=now,
+            milliseconds=_milliseconds(began),
         )
         return Attempted(result, wait_seconds, was_slow)
 
@@ -216,7 +224,7 @@ class Sender:
 
     async def _disable(self, destination: Destination, reason: DisabledReason) -> None:
         """No more goes there, and the merchant is told, by his other endpoints and on the stream."""
-        self._known.pop(destination.endpoint.id, None)
+        self._destinations.forget((destination.endpoint.merchant_id, destination.endpoint.id))
         try:
             await self._write_disabled(destination.endpoint, reason)
         except (DatabaseUnavailable, Overloaded) as error:
@@ -257,6 +265,10 @@ def signed_headers(secrets: list[str], event: Event, body: bytes, *, now: dateti
         ("webhook-timestamp", str(timestamp)),
         ("webhook-signature", sign_standard(secrets, message_id=message_id, timestamp=timestamp, body=body)),
     ]
+
+
+def _milliseconds(began: float) -> int:
+    return int((trio.current_time() - began) * 1_000)
 
 
 def _excerpt(response: Response) -> str | None:

@@ -6,7 +6,7 @@ At a PSP that charges in two steps the reference of its object is committed befo
 lost can be found out. Nothing here charges twice: an operation is sent by the request that made it, or asked about.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -16,6 +16,7 @@ from core.errors import PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
 from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
+from core.values import quick, replace
 from server.db.keys import store_reply
 from server.flows.fraud import UNAVAILABLE
 from server.flows.services import Services
@@ -27,6 +28,7 @@ CREATED = 201
 _log = structlog.get_logger()
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
     """How to open a payment.
@@ -145,11 +147,13 @@ async def _ask(services: Services, payment: Payment, opening: Opening, risk: Ris
     """Call the PSP: the payment as it stood at the last call, and what was learned; None for nothing."""
     is_first = opening.is_first
     try:
+        adapter = await services.psps.of(payment.psp_account_id)
+        if opening.token is not None and not adapter.capabilities.charges_in_two_steps:
+            return payment, await adapter.charge(payment, opening.token)  # one call, which its wire bounds in time
         with trio.fail_after(services.psp_seconds):
-            adapter = await services.psps.of(payment.psp_account_id)
             if opening.token is None:
                 return payment, await adapter.create_intent(payment)
-            if adapter.capabilities.charges_in_two_steps and payment.reference is None:
+            if payment.reference is None:
                 prepared = await adapter.prepare(payment, opening.token)
                 payment = await _prepare(services, payment, replace(prepared, risk=risk))
                 if payment.status not in UNSETTLED or payment.reference is None:

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature as BadSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from core.chain import Entry, link
+from core.chain import Entry, canonical, link
 from core.errors import Conflict, InvalidSignature
 from core.events import payment_data
 from core.payment import Payment
@@ -112,7 +112,7 @@ def read(text: str, keys: list[dict[str, str]]) -> Receipt:
         raise InvalidSignature(f"this is not a receipt of Florin: {error}") from error
     previous: ReceiptEntry | None = None
     for entry in receipt.entries:
-        if link(bytes.fromhex(entry.previous_hash), _entry(entry)).hex() != entry.hash:
+        if link(bytes.fromhex(entry.previous_hash), canonical(_entry(entry))).hex() != entry.hash:
             raise InvalidSignature(f"entry {entry.seq} does not have the hash that it claims")
         if previous is not None and previous.seq == entry.seq - 1 and previous.hash != entry.previous_hash:
             raise InvalidSignature(f"entry {entry.seq} does not follow the one before it")

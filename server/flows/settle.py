@@ -5,7 +5,7 @@ read and think again. Every round someone makes progress, so the bound on rounds
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,6 +19,7 @@ from core.payment import Change, Payment
 from core.refund import Refund
 from core.refund_transition import apply_refund
 from core.transition import apply
+from core.values import replace
 from server.db.change_batch import Applied, ChangeRow, PspEvent, Reply
 from server.db.connection import Connection
 from server.db.findings import has_open_finding, has_transfer

@@ -36,8 +36,8 @@ class ClientOptions:
 
     `connections_per_origin_max`: in use and idle together. `connect_seconds`: how long a call may wait for a place among them,
     and how long for a connection, before anything of it is sent; `write_seconds`: for each part of the request to be taken;
-    `header_seconds`: from the end of the request to the end of the response's head; `total_seconds`: for everything after
-    connecting, unless the call says otherwise; `idle_seconds`: how long a connection waits to be used again.
+    `header_seconds`: from the end of the request to the end of the response's head; `total_seconds`: for the whole call,
+    waiting and connecting included, unless the call says otherwise; `idle_seconds`: how long a connection waits to be used again.
     `response_bytes_max`: of a whole response, head included; one that is larger fails, or its body is cut off where
     `cuts_responses` says so. `check` sees every address before it is connected to, and may raise `Refused`. `tls` is for peers
     whose certificates the system does not know.
@@ -126,23 +126,23 @@ class Client:
         pool = self._pools_by_text.get(text) or self._add_pool(text)
         data = _request_bytes(method, target, pool.host_header, headers, body)
         bodiless = method == "HEAD"
-        total = self._options.total_seconds if total_seconds is None else total_seconds
+        ends_at = trio.current_time() + (self._options.total_seconds if total_seconds is None else total_seconds)
         if pool.in_use < self._options.connections_per_origin_max:
             pool.in_use += 1  # nobody waits, or they would have it
         else:
-            await self._wait_for_place(pool)
+            await self._wait_for_place(pool, ends_at)
         try:
             lost: OutcomeUnknown | None = None
             if connection := _take_idle(pool):
                 try:
-                    return await connection.exchange(data, bodiless=bodiless, total_seconds=total)
+                    return await connection.exchange(data, bodiless=bodiless, ends_at=ends_at)
                 except NotSent:
                     pass
                 except OutcomeUnknown as error:
                     if not idempotent or connection.expired or connection.heard:
                         raise
                     lost = error
-            return await self._call_anew(pool, data, asker, bodiless=bodiless, total_seconds=total, after=lost)
+            return await self._call_anew(pool, data, asker, bodiless=bodiless, ends_at=ends_at, after=lost)
         finally:
             pool.give_place_back()
 
@@ -164,13 +164,13 @@ class Client:
         asker: Hashable | None,
         *,
         bodiless: bool,
-        total_seconds: float,
+        ends_at: float,
         after: OutcomeUnknown | None,
     ) -> Response:
         """Call on a new connection. What cannot be sent now may have arrived by the call that was lost before, `after` it."""
         try:
-            connection = await self._connect(pool, asker)
-            return await connection.exchange(data, bodiless=bodiless, total_seconds=total_seconds)
+            connection = await self._connect(pool, asker, ends_at)
+            return await connection.exchange(data, bodiless=bodiless, ends_at=ends_at)
         except NotSent as error:
             if after is None:
                 raise
@@ -199,18 +199,18 @@ class Client:
                     pool.idle.pop().close()
                 return
 
-    async def _wait_for_place(self, pool: _Pool) -> None:
+    async def _wait_for_place(self, pool: _Pool, ends_at: float) -> None:
         """A place among the origin's connections, first come first served. Raises `NotSent`."""
         seconds = self._options.connect_seconds
-        with trio.move_on_after(seconds) as scope:
+        with trio.move_on_at(min(trio.current_time() + seconds, ends_at)) as scope:
             await pool.waiting.park()
         if scope.cancelled_caught:
             raise NotSent(f"no free connection to {pool.origin} within {seconds:g} s")
 
-    async def _connect(self, pool: _Pool, asker: Hashable | None) -> ClientConnection:
+    async def _connect(self, pool: _Pool, asker: Hashable | None, ends_at: float) -> ClientConnection:
         """A new connection. Whatever goes wrong, nothing has been sent: raises `NotSent`."""
         origin, options = pool.origin, self._options
-        with trio.move_on_after(options.connect_seconds):
+        with trio.move_on_at(min(trio.current_time() + options.connect_seconds, ends_at)):
             try:
                 lookups = self._lookups.of(asker)
                 connected = await dial(origin.host, origin.port, check=options.check, lookups=lookups)

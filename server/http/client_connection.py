@@ -63,15 +63,13 @@ class ClientConnection:
             return False
         return True
 
-    async def exchange(self, data: bytes, *, bodiless: bool, total_seconds: float) -> Response:
+    async def exchange(self, data: bytes, *, bodiless: bool, ends_at: float) -> Response:
         """One request and its response. The connection returns to its pool if it can, and is closed if not.
 
         Raises `NotSent` where the very first byte could not be sent, `OutcomeUnknown` or `BadResponse`.
         """
         transport, parser, times = self._transport, self._parser, self._times
-        now = trio.current_time()
-        ends_at = now + total_seconds
-        self.deadline = min(now + times.header_seconds, ends_at)
+        self.deadline = min(self._reaper.now + times.header_seconds, ends_at)
         parser.expect(bodiless=bodiless)
         reusable = False
         try:

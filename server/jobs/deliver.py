@@ -132,7 +132,7 @@ class Deliverer:
             if len(self._lanes) >= LANES_MAX and trio.current_time() - self._forgot_at > 1.0:
                 self._forget_lanes()
             lane = self._lanes[endpoint_id] = Lane(merchant_id, endpoint_id)
-            if destination := self._sender.known(endpoint_id):
+            if destination := self._sender.known(merchant_id, endpoint_id):
                 lane.configure(destination.endpoint, workers=self._workers.count)
         return lane
 
@@ -200,7 +200,7 @@ class Deliverer:
                 now=now,
             )
             self._metrics.webhook_attempted(result.status, delivered=result.delivered)
-            if destination := self._sender.known(claimed.endpoint_id):
+            if destination := self._sender.known(lane.merchant_id, lane.endpoint_id):
                 lane.configure(destination.endpoint, workers=self._workers.count)
             try:
                 await self._db.delivery_results.submit(result)

@@ -85,7 +85,7 @@ class _Sending:
         is_written = await self._db.delivery_results.submit(result)
         if not is_written or self.held_seconds:
             return False
-        destination = self._sender.known(self._endpoint_id)
+        destination = self._sender.known(self._merchant_id, self._endpoint_id)
         if destination is not None and destination.endpoint.requests_per_second_max:
             await trio.sleep(1 / destination.endpoint.requests_per_second_max)
         return True

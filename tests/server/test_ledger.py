@@ -131,7 +131,7 @@ async def test_the_chain_in_sql_is_the_chain_in_python(florin: Florin) -> None:
     for row in rows:
         entry = entry_of(row[:8])
         assert canonical(entry) == row[8]
-        previous = link(previous, entry)
+        previous = link(previous, row[8])
         assert bytes(row[9]) == previous
 
 

@@ -10,7 +10,7 @@ import pytest
 import standardwebhooks
 import trio
 
-from server.flows import deliver
+from server.flows.remembered import Remembered
 from tests.conftest import HOUSE, program
 from tests.florin import Florin, eventually, until
 from tests.receiver import Receiver, always, charge, receiving
@@ -121,7 +121,7 @@ async def test_other_libraries_verify_our_deliveries_before_during_and_after_a_r
     florin: Florin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program("node")
-    monkeypatch.setattr(deliver, "ENDPOINT_CACHE_SECONDS", 0)
+    monkeypatch.setattr(Remembered, "get", lambda *_, now: None)  # look it up each time
     async with receiving() as receiver:
         endpoint = await add(florin, receiver)
         old = endpoint["secret"]
@@ -216,7 +216,7 @@ async def test_410_ends_an_endpoint_and_its_merchant_is_told(florin: Florin) -> 
 
 
 async def test_an_endpoint_that_fails_for_five_days_is_disabled(florin: Florin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliver, "ENDPOINT_CACHE_SECONDS", 0)
+    monkeypatch.setattr(Remembered, "get", lambda *_, now: None)  # look it up each time
     async with receiving() as receiver:
         receiver.answer = always(500)
         endpoint = await add(florin, receiver)
