@@ -7,7 +7,6 @@ which are empty most of the time and then cost nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from core.evidence import EvidenceKind
@@ -43,9 +42,12 @@ _STATE_OF_REFUND = {
 }
 
 
-def of(items: Sequence[ChangeRow]) -> Iterator[str]:
-    """All arrays, in the order of the statement's parameters."""
-    return chain(_common(items), _rare(items), _requested(items), _refunds(items), _postings(items))
+def of(items: Sequence[ChangeRow]) -> tuple[list[str], list[str]]:
+    """The arrays of every batch, and those of what is seldom, empty where nothing of that is in it; in the parameters' order."""
+    usual = [*_common(items), *_postings(items)]
+    if not any(_is_seldom(item.change) for item in items):
+        return usual, []
+    return usual, [*_rare(items), *_requested(items), *_refunds(items)]
 
 
 def _common(items: Sequence[ChangeRow]) -> Iterator[str]:
@@ -104,6 +106,10 @@ def _ended_operation(change: Change) -> tuple[OperationId, str] | None:
         return None
     took = kind is EvidenceKind.CAPTURED if before.pending.kind is OperationKind.CAPTURE else kind is EvidenceKind.CANCELED
     return before.pending.id, "DONE" if took else "FAILED"
+
+
+def _is_seldom(change: Change) -> bool:
+    return change.refund is not None or change.requested is not None or _is_rare(change)
 
 
 def _is_rare(change: Change) -> bool:
