@@ -1,74 +1,326 @@
-"""`python -m bench`: payments per second, and what one costs, on a Florin that is started for it and forgotten."""
+"""`florin bench`, or `python -m bench`: the load laboratory.
 
-import os
-import platform
-import tempfile
+Every scenario is a command with the same options; `compare` sets two subjects beside each other, `profile` says where the time
+goes, `report` renders a kept one again. Exit code 1: a promise is broken, a target missed, or nothing ended well; 130 after
+Ctrl-C.
+"""
+
+import statistics
+import sys
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import trio
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from bench.checkout import Result, run
-from bench.measure import percentile
-from server.cli.doctor import print_diagnosis
-from server.instance import Options, open_instance
+from bench.arrivals import Arrivals
+from bench.compare import compare as compare_rounds
+from bench.compare import rounds_of, table, warnings
+from bench.growth import grow
+from bench.live import Screen
+from bench.page import by_subject, render
+from bench.profile_run import profile_scenario
+from bench.profiling import BUDGETS_US, hottest
+from bench.results import Report, ReportError, read_report, write_report
+from bench.run import Asked, BenchError, run
+from bench.scenarios import SCENARIOS, describe
+from core.errors import FlorinError, leaves
+from server.children import allow_many_files
 from server.telemetry import configure_logs
 
-_console = Console(highlight=False, soft_wrap=True)
+app = typer.Typer(
+    name="bench",
+    help="Measure a Florin under load, beside its peers, and write down what was found.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+Url = Annotated[str | None, typer.Option(help="An instance that runs; without it one is started and forgotten.")]
+Key = Annotated[
+    str | None, typer.Option(envvar="FLORIN_API_KEY", help="A test merchant's API key, for --url.", show_default=False)
+]
+AllowRemote = Annotated[bool, typer.Option("--allow-remote", help="Load a host that is not this one. Have its owner's consent.")]
+Subjects = Annotated[str, typer.Option(help="By commas: florin, asyncio, trio, swoole, or another checkout's directory.")]
+Workers = Annotated[int, typer.Option(min=1, max=64, help="How many workers.")]
+Generators = Annotated[int, typer.Option(min=1, max=16, help="How many load generators, a process each.")]
+Rounds = Annotated[int, typer.Option(min=1, max=50, help="How often; subjects take turns.")]
+Rate = Annotated[float | None, typer.Option(min=0.1, max=100_000, help="Open loop: so many a second.", show_default=False)]
+Spread = Annotated[Arrivals | None, typer.Option("--arrivals", help="How an open loop spreads them: poisson, or constant.")]
+Callers = Annotated[int | None, typer.Option(min=1, max=16_000, help="Closed loop: so many at a time.", show_default=False)]
+Seconds = Annotated[float | None, typer.Option(min=1, max=7_200, help="How long load is offered.", show_default=False)]
+Count = Annotated[int | None, typer.Option(min=1, max=10_000_000, help="How many at most.", show_default=False)]
+WarmUp = Annotated[float, typer.Option("--warm-up", min=0, max=600, help="Seconds of load before the measurement.")]
+Merchants = Annotated[int | None, typer.Option(min=1, max=5_000, help="How many merchants share the load.", show_default=False)]
+PspMs = Annotated[
+    int | None, typer.Option("--psp-ms", min=0, max=60_000, help="What the PSP takes for an answer, in milliseconds.")
+]
+Sockets = Annotated[int | None, typer.Option(min=1, max=15_000, help="Of `stream`: how many websockets.", show_default=False)]
+Items = Annotated[int | None, typer.Option(min=1, max=10_000, help="Of `batch`: how many items one has.", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FLORIN_X=Y", help="A setting of the Florin that is started.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Where the report goes. Default: bench-results/TIME-SCENARIO.", show_default=False)
+]
 
 
-def main(
-    payments: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many payments to measure.")] = 5_000,
-    customers: Annotated[int, typer.Option(min=1, max=1_000, help="How many customers at a time.")] = 64,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers.")] = 1,
-    warm_up: Annotated[int, typer.Option(min=0, max=100_000, help="Payments before the measurement.")] = 500,
-    seconds: Annotated[float, typer.Option(min=1, max=3_600, help="The longest that load is offered.")] = 60,
-) -> None:
-    """Create and settle payments as fast as they go, closed loop, over loopback."""
-    configure_logs("warning")
-    with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        options = Options(
-            data_directory=Path(name),
+def _scenario_command(name: str) -> None:
+    scenario = SCENARIOS[name]
+
+    def command(
+        url: Url = None,
+        key: Key = None,
+        allow_remote: AllowRemote = False,
+        subjects: Subjects = "florin",
+        workers: Workers = 1,
+        generators: Generators = 1,
+        rounds: Rounds = 1,
+        rate: Rate = None,
+        arrivals: Spread = None,
+        callers: Callers = None,
+        seconds: Seconds = None,
+        count: Count = None,
+        warm_up: WarmUp = 4.0,
+        merchants: Merchants = None,
+        psp_ms: PspMs = None,
+        sockets: Sockets = None,
+        items: Items = None,
+        settings: Set = None,
+        out: Out = None,
+    ) -> None:
+        if rate is not None and callers is not None:
+            raise BenchError("a loop is open (--rate) or closed (--callers), not both")
+        if url is not None and subjects != "florin":
+            raise BenchError("--subjects are started here, and --url runs already: choose one")
+        asked = Asked(
+            scenario=name,
+            subjects=[one.strip() for one in subjects.split(",") if one.strip()],
+            url=url,
+            key=key,
+            allow_remote=allow_remote,
             workers=workers,
-            port=0,
-            psp_port=0,
-            shop_port=0,
-            settings={"FLORIN_LOG_LEVEL": "warning"},
+            generators=generators,
+            rounds=rounds,
+            rate=rate,
+            arrivals=arrivals,
+            callers=callers,
+            seconds=seconds,
+            count=count,
+            warm_up_seconds=warm_up,
+            merchants=merchants,
+            psp_ms=psp_ms,
+            sockets=sockets,
+            items=items,
+            settings=_settings(settings or []),
         )
-        result = trio.run(_run, options, customers, payments, seconds, warm_up)
-    _print(result, customers=customers, workers=workers)
-    if result.violations or result.errors:
-        raise typer.Exit(1)
+        report = measured(asked)
+        _keep(report, out or _place(name))
+        show(report)
+        raise typer.Exit(0 if is_good(report) else 1)
+
+    command.__doc__ = scenario.about[0].upper() + scenario.about[1:] + f". Default: {_defaults(name)}."
+    app.command(name)(command)
 
 
-async def _run(options: Options, customers: int, payments: int, seconds: float, warm_up: int) -> Result:
-    async with open_instance(options) as instance:
-        return await run(instance, customers=customers, payments_max=payments, seconds_max=seconds, warm_up=warm_up)
+def _defaults(name: str) -> str:
+    defaults = SCENARIOS[name].defaults
+    return f"{describe(Arrivals.POISSON, rate=defaults.rate, callers=defaults.callers)}, at most {defaults.seconds:g} s"
 
 
-def _print(result: Result, *, customers: int, workers: int) -> None:
-    rate = result.payments / result.settled_seconds if result.settled_seconds else 0.0
-    _console.print(
-        f"{result.payments} payments created, paid, settled and notified in {result.settled_seconds:.2f} s: "
-        f"{rate:,.0f} payments/s ({customers} customers, {workers} worker(s), {result.errors} errors)"
-    )
-    _console.print(
-        f"{len(os.sched_getaffinity(0))} cores, Linux {platform.release()}, Python {platform.python_version()}, fsync on; "
-        "worker, PostgreSQL, PSP, shop and load generator share the cores"
-    )
-    for name, values in (("create", result.create_ms), ("pay", result.pay_ms)):
-        shown = ", ".join(f"p{percent} {percentile(values, percent / 100):.1f}" for percent in (50, 90, 99))
-        _console.print(f"{name:<7} ms: {shown}")
-    for name, seconds in result.cpu_seconds.items():
-        _console.print(f"CPU µs per payment, {name}: {seconds / max(result.payments, 1) * 1e6:,.0f}")
-    if result.violations:
-        print_diagnosis(result.violations, _console)
-    else:
-        _console.print("all promises are kept")
+def _settings(given: list[str]) -> dict[str, str]:
+    pairs = [one.partition("=") for one in given]
+    if wrong := [name for name, is_pair, _ in pairs if not (is_pair and name.startswith("FLORIN_"))]:
+        raise BenchError(f"--set takes FLORIN_NAME=VALUE, not {wrong[0]!r}")
+    return {name: value for name, _, value in pairs}
+
+
+def measured(asked: Asked) -> Report:
+    """Carry out a run, with a screen."""
+    scenario = SCENARIOS[asked.scenario]
+    configure_logs("error")
+    allow_many_files()
+    seconds = asked.seconds or scenario.defaults.seconds
+    with Screen(f"florin bench {asked.scenario}", seconds) as screen:
+        return trio.run(run, asked, scenario, screen.tell)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A subject (florin, asyncio, trio, swoole), a checkout, or a report: FILE[:SUBJECT].")],
+    b: Annotated[str, typer.Argument(help="The one to compare with it.")],
+    scenario: Annotated[str, typer.Option(help="What is measured, where subjects are given.")] = "sync",
+    rounds: Annotated[int, typer.Option(min=3, max=50, help="How often each is measured, in turn.")] = 7,
+    count: Count = 4_000,
+    callers: Callers = None,
+    seconds: Seconds = None,
+    out: Out = None,
+) -> None:
+    """Ratios of B to A with their confidence, from rounds in turn."""
+    if scenario not in SCENARIOS:
+        raise BenchError(f"there is no scenario {scenario!r}: {', '.join(SCENARIOS)}")
+    if _file(a) is not None or _file(b) is not None:
+        first, second = _of_file(a), _of_file(b)
+        _show_ratios(first, second, a, b)
+        return
+    asked = Asked(scenario=scenario, subjects=[a, b], rounds=rounds, count=count, callers=callers, seconds=seconds)
+    report = measured(asked)
+    _keep(report, out or _place(f"compare-{scenario}"))
+    names = list(dict.fromkeys(one.subject for one in report.measurements))
+    if len(names) < 2:
+        raise BenchError("; ".join(f"{name} was left out: {why}" for name, why in report.left_out.items()))
+    _show_ratios((report, names[0]), (report, names[1]), names[0], names[1])
+
+
+def _file(text: str) -> Path | None:
+    path = Path(text.partition(":")[0])
+    return path if path.suffix == ".json" else None
+
+
+def _of_file(text: str) -> tuple[Report, str | None]:
+    path = _file(text)
+    if path is None:
+        raise BenchError(f"a report is compared with a report: {text} is none")
+    return read_report(path), text.partition(":")[2] or None
+
+
+def _show_ratios(a: tuple[Report, str | None], b: tuple[Report, str | None], name_a: str, name_b: str) -> None:
+    first, second = rounds_of(*a, None), rounds_of(*b, None)
+    _console.print(table(compare_rounds(first, second), a=name_a, b=name_b))
+    for warning in warnings(a[0], b[0]):
+        _console.print(f"careful: {warning}")
+
+
+@app.command()
+def profile(
+    scenario: Annotated[str, typer.Argument(help="What is going on meanwhile.")] = "sync",
+    of: Annotated[str, typer.Option(help="worker (py-spy), or PostgreSQL (perf).")] = "worker",
+    seconds: Annotated[float, typer.Option(min=2, max=600, help="How long it is sampled.")] = 10.0,
+    callers: Callers = None,
+    out: Out = None,
+) -> None:
+    """Where the time of a payment goes: by part of the flow, by function, and as a flame graph."""
+    if scenario not in SCENARIOS or of not in ("worker", "PostgreSQL"):
+        raise BenchError(f"profile one of {', '.join(SCENARIOS)}, of worker or PostgreSQL")
+    configure_logs("error")
+    allow_many_files()
+    path = (out or _place(f"profile-{scenario}")) / "flame.svg"
+    with Screen(f"florin bench profile {scenario}", seconds) as screen:
+        found = trio.run(profile_scenario, scenario, of, seconds, callers, path, screen.tell)
+    if of == "worker":
+        shown = Table("part", "µs a payment", "budget", box=None)
+        for part, microseconds in found.parts.items():
+            shown.add_row(part, f"{microseconds:,.0f}", f"{BUDGETS_US[part]}")
+        shown.add_row("together", f"{found.worker_us:,.0f}", f"{sum(BUDGETS_US.values())}")
+        _console.print(shown)
+    for frame, share in hottest(found.stacks, 20):
+        _console.print(f"{share:6.1%}  {frame}", markup=False)
+    _console.print(f"flame graph: {path}", markup=False)
+
+
+@app.command()
+def growth(
+    sizes: Annotated[str, typer.Option(help="How many payments are stored, by commas.")] = "100,10000,1000000",
+    count: Annotated[int, typer.Option(min=100, max=1_000_000, help="How many payments are measured at each size.")] = 3_000,
+    rounds: Annotated[int, typer.Option(min=1, max=50, help="How often at each size.")] = 3,
+    out: Out = None,
+) -> None:
+    """What a payment costs as the tables grow. Ten million take half an hour and 40 GB."""
+    try:
+        wanted = [int(one) for one in sizes.replace("_", "").split(",")]
+    except ValueError as error:
+        raise BenchError(f"--sizes takes numbers by commas, not {sizes!r}") from error
+    configure_logs("error")
+    with Screen("florin bench growth", 60.0) as screen:
+        report, found = trio.run(partial(grow, wanted, count=count, rounds=rounds, told=screen.tell))
+    _keep(report, out or _place("growth"))
+    shown = Table("stored", "worker µs", "PostgreSQL µs", "p50 ms", "p99 ms", box=None)
+    for size, group in found.items():
+        cpu = [f"{statistics.median(one.cpu_us[name] for one in group):,.0f}" for name in ("worker", "PostgreSQL")]
+        times = [statistics.median(one.latencies["ok"].milliseconds[label] for one in group) for label in ("p50", "p99")]
+        shown.add_row(f"{size:,}", *cpu, *[f"{one:,.1f}" for one in times])
+    _console.print(shown)
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="A report.json.")],
+    out: Annotated[Path | None, typer.Option(help="Default: beside it.", show_default=False)] = None,
+) -> None:
+    """Show a kept report, and render its page anew."""
+    found = read_report(file)
+    path = out or file.with_suffix(".html")
+    path.write_text(render(found))
+    show(found)
+    _console.print(f"page: {path}", markup=False)
+
+
+def show(found: Report) -> None:
+    """What was found, in short."""
+    names = list(dict.fromkeys(name for one in found.measurements for name in one.cpu_us))
+    shown = Table("subject", "round", "ok/s", "p50 ms", "p99 ms", "max ms", *[f"{name} µs" for name in names], "ended", box=None)
+    for one in (one for group in by_subject(found.measurements) for one in group):
+        latency = one.latencies["ok"].milliseconds if "ok" in one.latencies else dict.fromkeys(("p50", "p99", "max"), 0.0)
+        times = [f"{latency[label]:,.1f}" for label in ("p50", "p99", "max")]
+        ended = ", ".join(f"{count} {how}" for how, count in one.ended.items())
+        cpu = [f"{one.cpu_us.get(name, 0):,.0f}" for name in names]
+        shown.add_row(one.subject, str(one.round), f"{one.rate:,.0f}", *times, *cpu, ended)
+    _console.print(shown)
+    for name, reason in found.left_out.items():
+        _console.print(f"{name} was left out: {reason}", markup=False)
+    for one in found.measurements:
+        for verdict in one.verdicts:
+            _console.print(f"{'met' if verdict.is_met else 'MISSED'}: {verdict.target}: {verdict.found}", markup=False)
+        for note in one.notes:
+            _console.print(f"careful: {note}", markup=False)
+    broken = {text for one in found.measurements for text in one.broken_promises or []}
+    unknown = all(one.broken_promises is None for one in found.measurements)
+    _console.print("promises: not looked at" if unknown else "all promises are kept" if not broken else "BROKEN PROMISES:")
+    for text in sorted(broken):
+        _console.print(f"  {text}", markup=False)
+
+
+def is_good(found: Report) -> bool:
+    """Whether everything holds that should."""
+    has_ok = all(one.ended.get("ok") for one in found.measurements)
+    is_whole = not any(one.broken_promises for one in found.measurements)
+    return has_ok and is_whole and all(verdict.is_met for one in found.measurements for verdict in one.verdicts)
+
+
+def _place(name: str) -> Path:
+    return Path("bench-results") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+
+
+def _keep(found: Report, directory: Path) -> None:
+    try:
+        write_report(found, directory / "report.json")
+        (directory / "report.html").write_text(render(found))
+    except OSError as error:
+        raise ReportError(f"the report cannot be kept in {directory}: {error}. Choose another place with --out") from error
+    _console.print(f"report: {directory / 'report.html'}", markup=False)
+
+
+for _name in SCENARIOS:
+    _scenario_command(_name)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; failures of ours become one line on standard error."""
+    try:
+        app(arguments, prog_name="florin bench")
+    except (FlorinError, KeyboardInterrupt, BaseExceptionGroup) as error:
+        errors = leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+        if any(isinstance(one, KeyboardInterrupt) for one in errors):
+            sys.exit(130)
+        if not all(isinstance(one, FlorinError) for one in errors):
+            raise
+        for text in dict.fromkeys(str(one) for one in errors):
+            print(f"florin bench: {text}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

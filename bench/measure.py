@@ -37,6 +37,14 @@ def peak_bytes(pid: int) -> int:
     return int(line.split()[1]) * 1_024
 
 
+def resident_bytes(pid: int) -> int:
+    """How much of a process is in memory; 0 for one that has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def family(pid: int) -> list[int]:
     """A process and all its living descendants."""
     found = [pid]
@@ -85,8 +93,7 @@ class Program:
     @property
     def resident_bytes(self) -> int:
         """How much of it is in memory."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes(self.process.pid)
 
 
 @contextmanager

@@ -45,8 +45,8 @@ def main() -> None:
                 sys.exit("a socket was closed")
             buffer = buffers[descriptor]
             buffer += data
-            while frame := _take(buffer):
-                found = _ID.search(frame)
+            while frame := take_frame(buffer):
+                found = _ID.search(frame[1]) if frame[0] == TEXT else None
                 if found:
                     heard.append((found[1], now))
 
@@ -64,8 +64,8 @@ def _open(host: str, key: str) -> socket.socket:
     return one
 
 
-def _take(buffer: bytearray) -> bytes | None:
-    """The next whole frame; None where it has not come yet."""
+def take_frame(buffer: bytearray) -> tuple[int, bytes] | None:
+    """The next whole frame of a server: its first byte and its payload; None where it has not come yet (RFC 6455, 5.2)."""
     if len(buffer) < 2:
         return None
     begin, length = 2, buffer[1]
@@ -75,7 +75,7 @@ def _take(buffer: bytearray) -> bytes | None:
         begin, length = 10, int.from_bytes(buffer[2:10])
     if len(buffer) < begin + length:
         return None
-    frame = bytes(buffer[begin : begin + length]) if buffer[0] == TEXT else b"{}"
+    frame = buffer[0], bytes(buffer[begin : begin + length])
     del buffer[: begin + length]
     return frame
 

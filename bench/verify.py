@@ -9,13 +9,13 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import msgspec
 import trio
 import typer
 from rich.console import Console
 
-from bench.checkout import Result, offer
 from bench.measure import cpu_seconds, family
 from core.evidence import Source
 from core.ids import MerchantId
@@ -26,14 +26,17 @@ from server.db.connection import open_session
 from server.db.payments import Filter, list_payments
 from server.db.promises import Violation, broken_promises
 from server.flows.verify import Verified, verify_all
-from server.http.client import ClientOptions, open_client
+from server.http.client import Client, ClientOptions, open_client
 from server.http.listener import bind
 from server.instance import Instance, Options, open_instance
+from server.sandbox.intents import PAID_CARD
 from server.settings import Settings
 from server.telemetry import configure_logs
 from server.worker import open_worker
 
 PAGE = 100
+CUSTOMERS = 64
+PAY_SECONDS_MAX = 600
 _console = Console(highlight=False, soft_wrap=True)
 
 
@@ -60,7 +63,7 @@ async def _run(options: Options, payments: int, latency: float, concurrency: int
     async with open_instance(options) as instance, open_client(ClientOptions(connections_per_origin_max=64)) as http:
         control = partial(http.request, "POST", f"{instance.running.psp_url}/control")
         await control(body=b'{"webhooks": "lose"}')
-        await offer(instance, http, Result(), customers=64, payments_max=payments, seconds_max=600)
+        await _pay(instance, http, payments)
         async with open_session(instance.running.database_url) as connection:  # two workers share it, and one of them is idle
             await connection.run("UPDATE psp_accounts SET concurrency_max = $1", 2 * concurrency)
         wanted = msgspec.json.encode({"latency": {"seconds": latency} if latency else None})
@@ -69,6 +72,24 @@ async def _run(options: Options, payments: int, latency: float, concurrency: int
         await control(body=b'{"latency": null}')
         async with open_session(instance.running.database_url) as connection:
             return await broken_promises(connection)
+
+
+async def _pay(instance: Instance, http: Client, payments: int) -> None:
+    """Open so many pages and pay them."""
+    headers = [("authorization", f"Bearer {instance.demo.api_key}"), ("content-type", "application/json")]
+    wanted = msgspec.json.encode({"amount": 1_990, "currency": "EUR", "order_id": "bench"})
+    left = iter(range(payments))
+
+    async def customer() -> None:
+        for _ in left:
+            key = ("idempotency-key", uuid4().hex)
+            response = await http.request("POST", f"{instance.api_url}/v1/payments", headers=[*headers, key], body=wanted)
+            await http.request("POST", msgspec.json.decode(response.body)["payment_url"], body=f"card={PAID_CARD}".encode())
+
+    with trio.fail_after(PAY_SECONDS_MAX):
+        async with trio.open_nursery() as nursery:
+            for _ in range(CUSTOMERS):
+                nursery.start_soon(customer)
 
 
 async def _measure(instance: Instance, latency: float, concurrency: int) -> None:

@@ -55,6 +55,20 @@ app.command("doctor")(doctor.command)
 app.command("haproxy")(haproxy.command)
 
 
+@app.command(
+    "bench",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Measure a Florin under load, beside its peers: `florin bench --help`."""
+    try:
+        from bench.__main__ import main as laboratory
+    except ModuleNotFoundError as error:
+        raise FlorinError(f"the laboratory needs {error.name}: pip install 'florin[bench]'") from error
+    laboratory(context.args)
+
+
 @app.callback(invoke_without_command=True)
 def version(
     context: typer.Context, show: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False

@@ -1,0 +1,93 @@
+"""What the components of a subject use while load is on: CPU time and memory from /proc, the size of commits from its metrics."""
+
+import math
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.error import URLError
+
+import trio
+
+from bench.measure import cpu_seconds, peak_bytes, resident_bytes
+from bench.subjects import METRICS_TOKEN, Subject
+
+_SUM, _COUNT = "florin_commit_batch_items_sum", "florin_commit_batch_items_count"
+
+
+@dataclass(slots=True)
+class Sample:
+    """What was used in one second."""
+
+    cpu_seconds: dict[str, float]
+    resident_bytes: dict[str, int]
+    batch_items: float
+
+
+@dataclass(slots=True)
+class Sampler:
+    """Takes a sample a second while `run` runs. Components are asked for their processes anew each time: they come and go."""
+
+    subject: Subject
+    samples: list[Sample] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        before, batches_before = self._cpu(), await self._batches()
+        next_at = trio.current_time()
+        while True:
+            next_at += 1.0
+            await trio.sleep_until(next_at)
+            now, batches = self._cpu(), await self._batches()
+            items, commits = batches[0] - batches_before[0], batches[1] - batches_before[1]
+            self.samples.append(
+                Sample(
+                    cpu_seconds={name: used - before[name] for name, used in now.items()},
+                    resident_bytes=self._resident(),
+                    batch_items=items / commits if commits else 0.0,
+                )
+            )
+            before, batches_before = now, batches
+
+    def peaks(self) -> dict[str, int]:
+        """The most memory that each component has had, its processes together; PostgreSQL shares some of it among them."""
+        return {name: sum(_peak(pid) for pid in pids()) for name, pids in self.subject.components.items()}
+
+    async def batch_items(self) -> float:
+        """The mean size of a batch so far."""
+        items, commits = await self._batches()
+        return items / commits if commits else math.nan
+
+    def _cpu(self) -> dict[str, float]:
+        return {name: cpu_seconds(pids()) for name, pids in self.subject.components.items()}
+
+    def _resident(self) -> dict[str, int]:
+        return {name: sum(resident_bytes(pid) for pid in pids()) for name, pids in self.subject.components.items()}
+
+    async def _batches(self) -> tuple[float, float]:
+        """How many items were committed so far, in how many batches; of the worker that answers."""
+        if not self.subject.has_metrics:
+            return 0.0, 0.0
+        try:
+            lines = await trio.to_thread.run_sync(_read_metrics, self.subject.url)
+        except (URLError, OSError):
+            return 0.0, 0.0
+        return _total(lines, _SUM), _total(lines, _COUNT)
+
+
+def _read_metrics(url: str) -> Mapping[str, float]:
+    request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"})
+    with urllib.request.urlopen(request, timeout=2) as response:
+        lines = response.read().decode().splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if line.startswith("florin_commit_batch_items")]
+    return {name: float(value) for name, value in pairs}
+
+
+def _total(lines: Mapping[str, float], name: str) -> float:
+    return sum(value for key, value in lines.items() if key.startswith(name + "{"))
+
+
+def _peak(pid: int) -> int:
+    try:
+        return peak_bytes(pid)
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
+        return 0

@@ -1,0 +1,316 @@
+"""What is measured: a Florin that is started for it (of this or another checkout), one that runs already, or a peer.
+
+Each is processes of its own, in named components whose CPU time and memory /proc tells. All of one run share one PostgreSQL, its
+schema and the merchants in it, the stub PSP and the generators, and take turns.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import trio
+
+from bench.load import Generator, free_socket
+from bench.measure import family
+from core.errors import FlorinError
+from core.ids import EndpointId, MerchantId, PspAccountId
+from core.signing import standard_secret
+from server.db import merchants as merchants_table
+from server.db.connection import open_session
+from server.db.endpoints import Endpoint, add_endpoint
+from server.db.psp_accounts import PspAccount, add_psp_account
+from server.demo import Demo
+from server.flows.services import utc_now
+from server.instance import Running, running_file
+from server.new_ids import api_key, key_hash, uuid7
+from server.private_files import write_private
+from server.sealing import Sealer
+
+READY_SECONDS = 60.0
+METRICS_TOKEN = "florin-bench-reads-the-metrics"
+STOP_SECONDS = 20.0
+HOUSE = Path(__file__).parent.parent
+Pids = Callable[[], Iterable[int]]
+
+
+class SubjectError(FlorinError):
+    """A subject cannot be started, or has ended; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merchants:
+    """The merchants that the load pays: for each generator its keys. The secret signs webhooks to all of them."""
+
+    keys: list[list[str]]
+    ids: list[MerchantId] = field(default_factory=list)
+    psp_account_id: PspAccountId | None = None
+    webhook_secret: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """Something that takes payments. `components`: by name, its processes; `home` only where it was started here."""
+
+    name: str
+    url: str
+    psp_url: str | None
+    components: Mapping[str, Pids]
+    merchants: Merchants
+    database_url: str | None = None
+    home: Path | None = None
+    has_metrics: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How to start a Florin. `environment` is its settings; `merchants` how many share the load."""
+
+    workers: int = 1
+    merchants: int = 64
+    environment: Mapping[str, str] = field(default_factory=dict)
+    checkout: Path = HOUSE
+    has_stub: bool = True
+
+
+@asynccontextmanager
+async def open_florin(setup: Setup, generators: Sequence[Generator], *, name: str = "florin") -> AsyncIterator[Subject]:
+    """`florin up` with a database of its own, and merchants whose webhooks the generators hear. Raises `SubjectError`."""
+    with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as directory:
+        home = Path(directory)
+        home.chmod(0o711)  # as root PostgreSQL runs as another user below it
+        async with _up(setup, home) as process:
+            running = msgspec.json.decode(running_file(home).read_bytes(), type=Running)
+            with stub_psp() as (stub_url, stub_pid):
+                psp_url = stub_url if setup.has_stub else running.psp_url
+                merchants = await _provision(setup, home, running, generators, psp_url)
+                yield Subject(
+                    name=name,
+                    url=running.api_urls[0],
+                    psp_url=psp_url,
+                    components={
+                        "worker": _descendants(process.pid, "server.worker"),
+                        "PostgreSQL": _descendants(process.pid, "postgres"),
+                        "PSP": (lambda: [stub_pid]) if setup.has_stub else _descendants(process.pid, "server.sandbox.program"),
+                        "load": lambda: [one.process.pid for one in generators],
+                    },
+                    merchants=merchants,
+                    database_url=running.database_url,
+                    home=home,
+                    has_metrics=True,
+                )
+
+
+@asynccontextmanager
+async def _up(setup: Setup, home: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-c", "from server.cli import main; main()", "up", "--data-dir", str(home)]
+    command += ["--workers", str(setup.workers), "--port", "0", "--psp-port", "0", "--shop-port", "0"]
+    environment = {
+        "FLORIN_LOG_LEVEL": "error",
+        "FLORIN_REQUESTS_IN_FLIGHT_MAX": "16000",
+        "FLORIN_WEBHOOK_NETWORKS": "127.0.0.0/8,::1",
+        "FLORIN_METRICS_TOKEN": METRICS_TOKEN,
+        **os.environ,
+        **setup.environment,
+        "PYTHONPATH": str(setup.checkout),
+    }
+    log = home / "florin.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(  # noqa: ASYNC220 - it only forks
+            command, cwd=setup.checkout, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        with trio.move_on_after(READY_SECONDS) as scope:
+            while not running_file(home).exists():
+                if process.poll() is not None:
+                    raise SubjectError(f"florin did not start: {log.read_text()[-600:].strip()}")
+                await trio.sleep(0.05)  # noqa: ASYNC110 - a file of another process tells nobody when it comes
+        if scope.cancelled_caught:
+            raise SubjectError(f"florin did not start within {READY_SECONDS:g} s: {log.read_text()[-600:].strip()}")
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_SECONDS)
+
+
+@contextmanager
+def stub_psp() -> Iterator[tuple[str, int]]:
+    """A stub PSP of its own: its address and its pid."""
+    with free_socket() as listening:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.stub", str(listening.fileno())], pass_fds=[listening.fileno()], start_new_session=True
+        )
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}", process.pid
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def _provision(setup: Setup, home: Path, running: Running, generators: Sequence[Generator], psp_url: str) -> Merchants:
+    """Merchants for the load. Those of the sandbox use its account, which it sends webhooks for."""
+    sealer = Sealer.from_file(Path(running.key_file))
+    demo = msgspec.json.decode((home / "demo.json").read_bytes(), type=Demo)
+    account_id = PspAccountId(demo.psp_account_id)
+    secret = standard_secret(os.urandom(32))
+    keys: list[list[str]] = [[] for _ in generators]
+    ids: list[MerchantId] = []
+    now = utc_now()
+    async with open_session(running.database_url) as connection:
+        if setup.has_stub:
+            account_id = PspAccountId(uuid7())
+            account = PspAccount(
+                id=account_id,
+                psp="sandbox",
+                mode="test",
+                base_url=psp_url,
+                sealed_api_key=sealer.seal("stub", table="psp_accounts.api_key", row=account_id),
+                sealed_webhook_secret=sealer.seal("stub", table="psp_accounts.webhook_secret", row=account_id),
+                name="Stub",
+                concurrency_max=16_000,
+            )
+            await add_psp_account(connection, account, now=now)
+        for number in range(max(setup.merchants, len(generators))):
+            generator = number % len(generators)
+            merchant_id, key_id, endpoint_id = MerchantId(uuid7()), uuid7(), EndpointId(uuid7())
+            key = api_key("test", merchant_id)
+            sealed = sealer.seal(secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant_id)
+            async with connection.atomic():
+                merchant = merchants_table.Merchant(merchant_id, f"Bench {number}", "test", account_id, now)
+                await merchants_table.add_merchant(connection, merchant)
+                await merchants_table.add_api_key(
+                    connection, merchant_id, key_id, secret_sha256=key_hash(key), hint=key[-4:], now=now
+                )
+                await add_endpoint(
+                    connection,
+                    Endpoint(
+                        id=endpoint_id,
+                        merchant_id=merchant_id,
+                        url=generators[generator].ears_url,
+                        sealed_secret=sealed,
+                        created_at=now,
+                        updated_at=now,
+                    ),
+                )
+            keys[generator].append(key)
+            ids.append(merchant_id)
+    await trio.sleep(1.5)  # workers look for new accounts once a second
+    return Merchants(keys, ids, account_id, secret)
+
+
+def _descendants(pid: int, word: str) -> Pids:
+    """The descendants whose command line holds a word, PostgreSQL's children by their parent."""
+
+    def find() -> list[int]:
+        found = []
+        for one in family(pid):
+            try:
+                command = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if word in command and " -c from server" not in command:
+                found.append(one)
+        return found
+
+    return find
+
+
+PEERS = ("swoole", "asyncio", "trio")
+_MODULES = {"asyncio": "bench.peers.asyncio_stack", "trio": "bench.peers.trio_stack"}
+
+
+def missing_peer(name: str) -> str | None:
+    """Why a peer cannot be measured here; None where it can."""
+    if name == "swoole":
+        php = shutil.which("php")
+        if php is None:
+            return "php is not installed"
+        if swoole_flags(php) is None:
+            return "php has no Swoole extension with coroutine PostgreSQL (bench/peers/NOTES.md says how it is built)"
+        return None
+    wanted = ("asyncpg", "aiohttp", "starlette", "uvicorn") if name == "asyncio" else ("httpx", "hypercorn", "quart_trio")
+    missing = [module for module in wanted if importlib.util.find_spec(module) is None]
+    return f"not installed: {', '.join(missing)} (pip install 'florin[bench]')" if missing else None
+
+
+def swoole_flags(php: str) -> list[str] | None:
+    """How PHP is started with Swoole; None where it has none."""
+    for flags in ([], ["-d", "extension=swoole"]):
+        probe = ["-r", "exit(defined('SWOOLE_HOOK_PDO_PGSQL') && extension_loaded('pdo_pgsql') ? 0 : 1);"]
+        if subprocess.run([php, *flags, *probe], capture_output=True, check=False).returncode == 0:
+            return flags
+    return None
+
+
+@asynccontextmanager
+async def open_peer(name: str, beside: Subject) -> AsyncIterator[Subject]:
+    """A peer on the database, the merchants and the stub PSP of a Florin that runs. Raises `SubjectError`."""
+    if reason := missing_peer(name):
+        raise SubjectError(f"{name} is left out: {reason}")
+    assert beside.home is not None
+    merchants = beside.merchants
+    with free_socket() as listening:
+        port = listening.getsockname()[1]
+        configuration = {
+            "database_url": beside.database_url,
+            "psp_url": beside.psp_url,
+            "psp_account_id": merchants.psp_account_id,
+            "webhook_secret": merchants.webhook_secret,
+            "connections_max": 1_024,
+            "descriptor": listening.fileno(),
+            "port": port,
+        }
+        path = beside.home / f"{name}.json"
+        write_private(path, msgspec.json.encode(configuration))
+        if name == "swoole":
+            listening.close()  # Swoole binds by itself
+            php = shutil.which("php") or ""
+            command = [php, *(swoole_flags(php) or []), str(HOUSE / "bench" / "peers" / "swoole.php"), str(path)]
+        else:
+            command = [sys.executable, "-m", _MODULES[name], str(path)]
+        descriptors = [listening.fileno()] if name != "swoole" else []
+        log = beside.home / f"{name}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(  # noqa: ASYNC220 - it only forks
+                command, cwd=HOUSE, pass_fds=descriptors, stdout=out, stderr=out, start_new_session=True
+            )
+        try:
+            await _until_it_listens(process, port, log)
+            yield replace(
+                beside,
+                name=name,
+                url=f"http://127.0.0.1:{port}",
+                components={**beside.components, "worker": lambda: family(process.pid)},
+                has_metrics=False,
+            )
+            if process.poll() is not None:
+                raise SubjectError(f"{name} has ended: {log.read_text()[-600:].strip()}")
+        finally:
+            for pid in reversed(family(process.pid)):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+async def _until_it_listens(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    with trio.move_on_after(READY_SECONDS):
+        while process.poll() is None:
+            try:
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+            except OSError:
+                await trio.sleep(0.05)
+            else:
+                await stream.aclose()
+                return
+    raise SubjectError(f"the peer did not start: {log.read_text()[-600:].strip()}")
