@@ -24,7 +24,7 @@ from bench.growth import grow
 from bench.live import Screen
 from bench.page import by_subject, render
 from bench.profile_run import profile_scenario
-from bench.profiling import BUDGETS_US, hottest
+from bench.profiling import ALARMS, BUDGETS_US, hottest
 from bench.results import Report, ReportError, read_report, write_report
 from bench.run import Asked, BenchError, run
 from bench.scenarios import SCENARIOS, describe
@@ -211,11 +211,13 @@ def profile(
     with Screen(f"florin bench profile {scenario}", seconds) as screen:
         found = trio.run(profile_scenario, scenario, of, seconds, callers, path, screen.tell)
     if of == "worker":
-        shown = Table("part", "µs a payment", "budget", box=None)
+        shown = Table("part", "µs a payment", "budget", "bare requests", "CI complains at", box=None)
         for part, microseconds in found.parts.items():
-            shown.add_row(part, f"{microseconds:,.0f}", f"{BUDGETS_US[part]}")
+            ratio = f"{microseconds / found.request_us:.1f}"
+            shown.add_row(part, f"{microseconds:,.0f}", f"{BUDGETS_US[part]}", ratio, f"{ALARMS[part]:.1f}")
         shown.add_row("together", f"{found.worker_us:,.0f}", f"{sum(BUDGETS_US.values())}")
         _console.print(shown)
+        _console.print(f"a bare request of the wire costs {found.request_us:.0f} µs in this run")
     for frame, share in hottest(found.stacks, 20):
         _console.print(f"{share:6.1%}  {frame}", markup=False)
     _console.print(f"flame graph: {path}", markup=False)

@@ -8,6 +8,7 @@ again, and so offers a stalled server less load and hides the stall. Latency is 
 import random
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from itertools import accumulate, count
 
 import msgspec
 
@@ -40,11 +41,21 @@ def intended_starts(
         ends = begins + stage.seconds
         if stage.rate > 0:
             interval = parts / stage.rate
-            at = begins + (interval * part / parts if kind is Arrivals.CONSTANT else rng.expovariate(1 / interval))
-            while at < ends:
-                yield at
-                at += interval if kind is Arrivals.CONSTANT else rng.expovariate(1 / interval)
+            offsets = _even(interval, first=interval * part / parts) if kind is Arrivals.CONSTANT else _random(interval, rng)
+            for offset in offsets:
+                if begins + offset >= ends:
+                    break
+                yield begins + offset
         begins = ends
+
+
+def _even(interval: float, *, first: float) -> Iterator[float]:
+    # Not by adding up: after an hour the last digits would have made a request of their own.
+    return (first + number * interval for number in count())
+
+
+def _random(interval: float, rng: random.Random) -> Iterator[float]:
+    return accumulate(rng.expovariate(1 / interval) for _ in count())
 
 
 def spike(rate: float, *, factor: float, before_seconds: float, seconds: float, after_seconds: float) -> list[Stage]:

@@ -72,7 +72,7 @@ class Trip:
 class Driver:
     """Carries out one plan."""
 
-    def __init__(self, loop: Loop, ears: Ears, plan: Plan, pools: dict[str, Pool]) -> None:
+    def __init__(self, loop: Loop, ears: Ears, plan: Plan, pools: dict[str, Pool], *, told_before: int) -> None:
         self._loop, self.ears, self._plan = loop, ears, plan
         self.api = self._pool(pools, plan.url)
         self.psp = self._pool(pools, plan.psp_url) if plan.psp_url else None
@@ -85,9 +85,9 @@ class Driver:
         self._begun = self._not_begun = self._told_before = 0
         self._ended: dict[str, int] = {}
         self._histograms: dict[str, HdrHistogram] = {}
+        self._told_at_first = told_before
         self._offers = True
         self._is_over = False
-        self._began_told = ears.told
         self._new_second()
 
     def _pool(self, pools: dict[str, Pool], url: str) -> Pool:
@@ -114,7 +114,7 @@ class Driver:
             not_begun=self._not_begun,
             seconds=loop.now - plan.begin_at,
             histograms={name: one.encode().decode() for name, one in self._histograms.items()},
-            told=self.ears.told - self._began_told,
+            told=self.ears.told - self._told_at_first,
         )
 
     def _schedule(self, rng: random.Random) -> Iterator[float]:
@@ -239,6 +239,7 @@ def main() -> None:
     loop = Loop()
     ears = Ears(loop, socket.socket(fileno=int(sys.argv[1])) if len(sys.argv) > 1 else None)
     pools: dict[str, Pool] = {}
+    told_before = 0
     gc.freeze()
 
     def read(_: int) -> None:
@@ -253,10 +254,8 @@ def main() -> None:
             return
         loop.forget(0)
         plan = msgspec.json.decode(line, type=Plan)
+        say(Report(tally=Driver(loop, ears, plan, pools, told_before=told_before).run()))
         told_before = ears.told
-        tally = Driver(loop, ears, plan, pools).run()
-        assert ears.told >= told_before
-        say(Report(tally=tally))
         loop.watch(0, read)
 
 

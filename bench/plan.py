@@ -61,7 +61,8 @@ class Second(msgspec.Struct, frozen=True, kw_only=True):
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a plan. `histograms`: HdrHistogram's compressed form, in µs since the intended start, by mark; `ok` is the whole
-    journey. `lag`: how much later than intended journeys began, which is the generator's own fault. `told`: notifications.
+    journey. `lag`: how much later than intended journeys began, which is the generator's own fault. `told`: notifications since
+    the plan before this one.
     """
 
     ended: dict[str, int]

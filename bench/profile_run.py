@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from bench import wire
 from bench.load import Load, offer, open_generators
 from bench.profiling import Stacks, flame_graph, parts, read_stacks, recorder
 from bench.run import Asked, measure, plan_of, prepare, warm_up
@@ -16,15 +17,20 @@ from bench.scenarios import SCENARIOS
 from bench.subjects import Setup, open_florin
 
 MEASURED_SECONDS_MAX = 10.0
+REQUESTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What was found. `worker_us`: CPU time of a payment, without the sampler; `parts` is what it is made of."""
+    """What was found. `worker_us`: CPU time of a payment, without the sampler; `parts` is what it is made of.
+
+    `request_us`: what a bare request costs the wire in this very run, by which machines can be compared.
+    """
 
     stacks: Stacks
     worker_us: float
     parts: dict[str, float]
+    request_us: float
 
 
 async def profile_scenario(
@@ -32,6 +38,8 @@ async def profile_scenario(
 ) -> Profile:
     """Take it, and draw its flame graph. Raises `ProfileError`."""
     scenario = SCENARIOS[name]
+    told("a bare request, for comparison", None)
+    request_us = await trio.to_thread.run_sync(wire.request_us, REQUESTS)
     asked = Asked(scenario=name, callers=callers, seconds=min(seconds, MEASURED_SECONDS_MAX))
     setup = Setup(merchants=scenario.defaults.merchants, environment=scenario.environment, has_stub=not scenario.pages)
     with tempfile.TemporaryDirectory(prefix="florin-profile-") as directory:
@@ -53,4 +61,4 @@ async def profile_scenario(
     worker_us = found.cpu_us.get(of, 0.0)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(flame_graph(stacks, title=f"{name}, {of}: {worker_us:,.0f} µs a payment, {stacks.total():,} samples"))
-    return Profile(stacks, worker_us, parts(stacks, worker_us=worker_us) if of == "worker" else {})
+    return Profile(stacks, worker_us, parts(stacks, worker_us=worker_us) if of == "worker" else {}, request_us)

@@ -221,6 +221,7 @@ async def warm_up(asked: Asked, scenario: Scenario, subject: Subject, generators
     if not load.succeeded:
         raise BenchError(f"{subject.name}: not one of {load.begun} {scenario.journey} journeys ended well: {load.ended}")
     await _settle(subject)
+    await _told_late(generators, plan, subject)
 
 
 async def measure(
@@ -244,6 +245,7 @@ async def measure(
         load = await offer(generators, plan, subject.merchants.keys, on_second)
         nursery.cancel_scope.cancel()
     is_settled = await _settle(subject)
+    load.told += await _told_late(generators, plan, subject)
     used = meter.used_seconds()
     payments = load.succeeded * plan.items
     series = _moments(load, sampler.samples)
@@ -269,6 +271,12 @@ async def measure(
         verdicts=scenario.verdicts(load, series),
         notes=_notes(load, is_settled=is_settled),
     )
+
+
+async def _told_late(generators: Sequence[Generator], plan: Plan, subject: Subject) -> int:
+    """How many notifications came after the end of a plan: a plan that asks for nothing counts them."""
+    silence = msgspec.structs.replace(plan, arrivals=Arrivals.CLOSED, stages=[Stage(0.1, 0.0)], callers=0, hears_stream=False)
+    return (await offer(generators, silence, subject.merchants.keys)).told
 
 
 async def _go_away(subject: Subject, begin: float, end: float) -> None:

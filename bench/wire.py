@@ -61,6 +61,13 @@ def server(rounds: Rounds = 5, requests: Requests = 30_000) -> dict[str, float]:
         return _print("server", interleaved(subjects, repeats=rounds), {"uvicorn": 1.0, "quart_trio": 1 / 15})
 
 
+def request_us(requests: int) -> float:
+    """What a bare request costs our server, on one core, after a warm-up: the measure for what a payment costs."""
+    with _serving("florin") as (one, port), _connections(port, CONNECTIONS) as connections:
+        wire_load.request_in_turn(connections, WARM_UP_REQUESTS)
+        return _metered(one, requests, partial(wire_load.request_in_turn, connections))()
+
+
 @_app.command()
 def client(rounds: Rounds = 5, requests: Requests = 30_000) -> dict[str, float]:
     """The HTTP client beside aiohttp and httpx: 64 tasks, keep-alive."""

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -197,7 +196,10 @@ async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
     """The reply to a create: what happened at the PSP decides its status."""
     payment = opened.payment
     headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")] if opened.replayed else []
-    fail: partial[Any] = partial(send_problem, send, request_id=request_id, headers=headers, payment=payment_data(payment))
+
+    async def fail(status: int, **said: Any) -> None:
+        await send_problem(send, status, request_id=request_id, headers=headers, payment=payment_data(payment), **said)
+
     match payment.status, payment.decline_code:
         case ((Status.PENDING | Status.UNKNOWN), _) if opened.is_waiting:
             location = (b"location", f"/v1/payments/{payment_data(payment)['id']}".encode())
