@@ -20,13 +20,13 @@ from rich.table import Table
 from bench.arrivals import Arrivals
 from bench.compare import compare as compare_rounds
 from bench.compare import rounds_of, table, warnings
-from bench.growth import grow
+from bench.growth import SIZE_MAX, grow
 from bench.live import Screen
 from bench.page import by_subject, render
 from bench.profile_run import profile_scenario
 from bench.profiling import ALARMS, BUDGETS_US, hottest
 from bench.results import Report, ReportError, read_report, write_report
-from bench.run import Asked, BenchError, run
+from bench.run import Asked, BenchError, require_sense, run
 from bench.scenarios import SCENARIOS, describe
 from core.errors import FlorinError, leaves
 from server.children import allow_many_files
@@ -92,15 +92,11 @@ def _scenario_command(name: str) -> None:
         settings: Set = None,
         out: Out = None,
     ) -> None:
-        if rate is not None and callers is not None:
-            raise BenchError("a loop is open (--rate) or closed (--callers), not both")
-        if url is not None and subjects != "florin":
-            raise BenchError("--subjects are started here, and --url runs already: choose one")
         asked = Asked(
             scenario=name,
             subjects=[one.strip() for one in subjects.split(",") if one.strip()],
             url=url,
-            key=key,
+            key=key if url is not None else None,
             allow_remote=allow_remote,
             workers=workers,
             generators=generators,
@@ -117,8 +113,9 @@ def _scenario_command(name: str) -> None:
             items=items,
             settings=_settings(settings or []),
         )
+        place = _made(out or _place(name))
         report = measured(asked)
-        _keep(report, out or _place(name))
+        _keep(report, place)
         show(report)
         raise typer.Exit(0 if is_good(report) else 1)
 
@@ -141,6 +138,7 @@ def _settings(given: list[str]) -> dict[str, str]:
 def measured(asked: Asked) -> Report:
     """Carry out a run, with a screen."""
     scenario = SCENARIOS[asked.scenario]
+    require_sense(asked, scenario)
     configure_logs("error")
     allow_many_files()
     seconds = asked.seconds or scenario.defaults.seconds
@@ -169,10 +167,12 @@ def compare(
     asked = Asked(scenario=scenario, subjects=[a, b], rounds=rounds, count=count, callers=callers, seconds=seconds)
     report = measured(asked)
     _keep(report, out or _place(f"compare-{scenario}"))
+    show(report)
     names = list(dict.fromkeys(one.subject for one in report.measurements))
     if len(names) < 2:
         raise BenchError("; ".join(f"{name} was left out: {why}" for name, why in report.left_out.items()))
     _show_ratios((report, names[0]), (report, names[1]), names[0], names[1])
+    raise typer.Exit(0 if is_good(report) else 1)
 
 
 def _file(text: str) -> Path | None:
@@ -235,6 +235,8 @@ def growth(
         wanted = [int(one) for one in sizes.replace("_", "").split(",")]
     except ValueError as error:
         raise BenchError(f"--sizes takes numbers by commas, not {sizes!r}") from error
+    if min(wanted) < 1 or max(wanted) > SIZE_MAX:
+        raise BenchError(f"--sizes are from 1 to {SIZE_MAX:,}")
     configure_logs("error")
     with Screen("florin bench growth", 60.0) as screen:
         report, found = trio.run(partial(grow, wanted, count=count, rounds=rounds, told=screen.tell))
@@ -255,7 +257,10 @@ def report(
     """Show a kept report, and render its page anew."""
     found = read_report(file)
     path = out or file.with_suffix(".html")
-    path.write_text(render(found))
+    try:
+        path.write_text(render(found), encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"{path} cannot be written: {error}. Choose another place with --out") from error
     show(found)
     _console.print(f"page: {path}", markup=False)
 
@@ -265,8 +270,8 @@ def show(found: Report) -> None:
     names = list(dict.fromkeys(name for one in found.measurements for name in one.cpu_us))
     shown = Table("subject", "round", "ok/s", "p50 ms", "p99 ms", "max ms", *[f"{name} µs" for name in names], "ended", box=None)
     for one in (one for group in by_subject(found.measurements) for one in group):
-        latency = one.latencies["ok"].milliseconds if "ok" in one.latencies else dict.fromkeys(("p50", "p99", "max"), 0.0)
-        times = [f"{latency[label]:,.1f}" for label in ("p50", "p99", "max")]
+        latency = one.latencies["ok"].milliseconds if "ok" in one.latencies else {}
+        times = [f"{latency[label]:,.1f}" if label in latency else "–" for label in ("p50", "p99", "max")]
         ended = ", ".join(f"{count} {how}" for how, count in one.ended.items())
         cpu = [f"{one.cpu_us.get(name, 0):,.0f}" for name in names]
         shown.add_row(one.subject, str(one.round), f"{one.rate:,.0f}", *times, *cpu, ended)
@@ -296,10 +301,19 @@ def _place(name: str) -> Path:
     return Path("bench-results") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
 
 
+def _made(directory: Path) -> Path:
+    """Where the report goes: that it cannot is said before the run."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"the report cannot be kept in {directory}: {error}. Choose another place with --out") from error
+    return directory
+
+
 def _keep(found: Report, directory: Path) -> None:
     try:
         write_report(found, directory / "report.json")
-        (directory / "report.html").write_text(render(found))
+        (directory / "report.html").write_text(render(found), encoding="utf-8")
     except OSError as error:
         raise ReportError(f"the report cannot be kept in {directory}: {error}. Choose another place with --out") from error
     _console.print(f"report: {directory / 'report.html'}", markup=False)
@@ -313,13 +327,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; failures of ours become one line on standard error."""
     try:
         app(arguments, prog_name="florin bench")
-    except (FlorinError, KeyboardInterrupt, BaseExceptionGroup) as error:
+    except (FlorinError, KeyboardInterrupt, OSError, trio.TooSlowError, BaseExceptionGroup) as error:
         errors = leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
         if any(isinstance(one, KeyboardInterrupt) for one in errors):
             sys.exit(130)
-        if not all(isinstance(one, FlorinError) for one in errors):
+        if not all(isinstance(one, FlorinError | OSError | trio.TooSlowError) for one in errors):
             raise
-        for text in dict.fromkeys(str(one) for one in errors):
+        for text in dict.fromkeys(str(one) or "something did not come to its end in time" for one in errors):
             print(f"florin bench: {text}", file=sys.stderr)
         sys.exit(1)
 

@@ -15,7 +15,7 @@ from bench.results import Measurement, Report, ReportError
 
 ROUNDS_MIN = 3
 _T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
-"""Student's t at 97.5 %, from 1 degree of freedom on; 1.96 is what it comes to."""
+"""Student's t at 97.5 %, from 1 degree of freedom on; beyond that 1.96 + 2.5 / freedom is near enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def ratio(what: str, a: Sequence[float], b: Sequence[float]) -> Ratio:
     logs = [math.log(one / other) for one, other in zip(b, a, strict=True)]
     middle = statistics.fmean(logs)
     freedom = len(logs) - 1
-    quantile = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96
+    quantile = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96 + 2.5 / freedom
     spread = quantile * statistics.stdev(logs) / math.sqrt(len(logs))
     ends = (middle, middle - spread, middle + spread)
     return Ratio(what, statistics.median(a), statistics.median(b), *map(math.exp, ends))
@@ -48,7 +48,9 @@ def ratio(what: str, a: Sequence[float], b: Sequence[float]) -> Ratio:
 
 def compare(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Ratio]:
     """The rounds of one subject beside those of another. Raises `ReportError` where there are too few to say anything."""
-    count = min(len(a), len(b))
+    pairs_of = [(one, other) for one, other in zip(a, b, strict=False) if "ok" in one.latencies and "ok" in other.latencies]
+    a, b = [one for one, _ in pairs_of], [other for _, other in pairs_of]
+    count = len(pairs_of)
     if count < ROUNDS_MIN:
         raise ReportError(f"{count} rounds say nothing about noise: measure with --rounds {ROUNDS_MIN} or more")
     figures: dict[str, Callable[[Measurement], float]] = {
@@ -92,6 +94,14 @@ def warnings(a: Report, b: Report) -> list[str]:
     found = []
     if a is not b:
         found.append("these are two runs: their rounds did not take turns, so that the hour of the day is in the ratio")
+    if {one.scenario for one in a.measurements} != {one.scenario for one in b.measurements}:
+        found.append("they are of different scenarios")
+    if a.measurements and b.measurements and _load(a.measurements[0]) != _load(b.measurements[0]):
+        found.append("their load or settings were different")
     if a.machine != b.machine:
         found.append("they were measured on different machines or versions")
     return found
+
+
+def _load(one: Measurement) -> dict[str, object]:
+    return {name: value for name, value in one.settings.items() if name not in ("commit", "count_max")}

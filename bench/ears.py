@@ -34,15 +34,17 @@ class Ears:
         self._heard: dict[str, int] = {}
         self._waiting: dict[str, Told] = {}
         self._sockets: list[socket.socket] = []
+        self._opened_for: set[str] = set()
         self.sockets_per_key = 0
         if listening is not None:
             listen(loop, listening, self._on_webhook)
 
     def open_streams(self, url: str, keys: list[str], *, sockets: int = 0) -> None:
         """Open websockets, once: one for each key, or as many as asked for, evenly."""
-        if self._sockets:
-            return
         self.sockets_per_key = max(sockets // len(keys), 1)
+        if url in self._opened_for:
+            return
+        self._opened_for.add(url)
         parts = urlsplit(url)
         for key in [key for key in keys for _ in range(self.sockets_per_key)]:
             one = socket.create_connection((parts.hostname or "", parts.port or 80), timeout=10)
@@ -89,7 +91,10 @@ class Ears:
         buffer = bytearray()
 
         def read(_: int) -> None:
-            received = one.recv(READ_BYTES)
+            try:
+                received = one.recv(READ_BYTES)
+            except OSError:
+                received = b""
             if not received:  # what is told no more ends in time-outs, which are counted
                 self._loop.forget(one.fileno())
                 one.close()

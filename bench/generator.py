@@ -10,6 +10,7 @@ import math
 import random
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -22,6 +23,7 @@ from bench.http import Pool
 from bench.journeys import JOURNEYS, OK, Answer, Ask, Hear, Journey, Mark, Wanted, World
 from bench.loop import Loop
 from bench.plan import Plan, Report, Second, Tally
+from server.children import allow_many_files
 
 SAMPLES_MAX = 500
 _HIGHEST_US, _DIGITS = 3_600_000_000, 3
@@ -88,6 +90,7 @@ class Driver:
         self._told_at_first = told_before
         self._offers = True
         self._is_over = False
+        self._last_ok_at = self._closed_at = plan.begin_at
         self._new_second()
 
     def _pool(self, pools: dict[str, Pool], url: str) -> Pool:
@@ -108,11 +111,13 @@ class Driver:
         self._is_over = True
         self._tell(math.ceil(loop.now - plan.begin_at))
         self.ears.forget()
+        for pool in filter(None, (self.api, self.psp)):
+            pool.forget_all()
         return Tally(
             ended=self._ended,
             begun=self._begun,
             not_begun=self._not_begun,
-            seconds=loop.now - plan.begin_at,
+            seconds=max(self._last_ok_at, min(self._closed_at, plan.begin_at + plan.seconds)) - plan.begin_at,
             histograms={name: one.encode().decode() for name, one in self._histograms.items()},
             told=self.ears.told - self._told_at_first,
         )
@@ -127,6 +132,8 @@ class Driver:
         if self._plan.arrivals is Arrivals.CLOSED:
             for _ in range(self._plan.callers):
                 self._begin(self._loop.now)
+            if not self._plan.callers:
+                self._close()
         else:
             self._begin_due()
 
@@ -154,8 +161,10 @@ class Driver:
             return
         self._begun += 1
         self._second_begun += 1
-        self.record("lag", intended)
-        trip = self._trips[self._begun] = Trip(self, self._journey(self._world), self._begun, intended)
+        now = time.monotonic()
+        self._record("lag", int((now - intended) * 1e6))
+        began = now if self._plan.arrivals is Arrivals.CLOSED else intended
+        trip = self._trips[self._begun] = Trip(self, self._journey(self._world), self._begun, began)
         trip.begin()
 
     def record(self, name: str, since: float) -> None:
@@ -176,10 +185,12 @@ class Driver:
         took_us = int((self._loop.now - trip.began) * 1e6)
         self._record(ending, took_us)
         if ending == OK:
+            self._last_ok_at = self._loop.now
             self._second_latencies.append(took_us)
         if self._offers and self._plan.arrivals is Arrivals.CLOSED:
             # Not from here: a server that refuses at once would be asked deeper and deeper.
-            self._loop.call_at(self._loop.now, lambda: self._begin(self._loop.now) if self._offers else None)
+            at = self._loop.now
+            self._loop.call_at(at, lambda: self._begin(at) if self._offers else None)
         elif not self._offers and not self._trips:
             self._loop.stop()
 
@@ -188,6 +199,7 @@ class Driver:
         if not self._offers or self._is_over:
             return
         self._offers = False
+        self._closed_at = self._loop.now
         if not self._trips:
             self._loop.stop()
 
@@ -198,6 +210,8 @@ class Driver:
             if self._loop.now - trip.began < self._plan.timeout_seconds:
                 break  # later ones began later
             trip.is_over = True
+            for pool in filter(None, (self.api, self.psp)):
+                pool.forget(trip.answered)
             self.ended(trip, "timeout")
         self._tell(number)
         if self._offers or self._trips:
@@ -236,6 +250,7 @@ def say(report: Report) -> None:
 
 def main() -> None:
     """Carry out plans until the input ends."""
+    allow_many_files()
     loop = Loop()
     ears = Ears(loop, socket.socket(fileno=int(sys.argv[1])) if len(sys.argv) > 1 else None)
     pools: dict[str, Pool] = {}
@@ -247,6 +262,7 @@ def main() -> None:
 
     # Between plans the ears go on: notifications of the last one may still come.
     loop.watch(0, read)
+    say(Report())
     while True:
         loop.run()
         line = sys.stdin.buffer.readline()

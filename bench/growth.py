@@ -9,7 +9,11 @@ chain what was made up while it is measured. `florin doctor` would rightly objec
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import msgspec
+import trio
+
 from bench.load import Load, open_generators
+from bench.measure import CpuMeter
 from bench.results import Measurement, Report, new_report
 from bench.run import Asked, measure, warm_up
 from bench.scenarios import SCENARIOS
@@ -18,6 +22,10 @@ from server.db.arrays import uuids
 from server.db.connection import Connection, open_session
 
 STEP = 100_000
+SIZE_MAX = 100_000_000
+TIDY_SECONDS_MAX = 900.0
+QUIET_TIMES, QUIET_SHARE = 5, 0.1
+"""PostgreSQL is quiet after so many seconds in which it has used at most so much of a core."""
 _ID = "('0180' || lpad(to_hex(n), 8, '0') || '7{}00800000000000000{}')::uuid"
 _FROM = """
     generate_series($2::integer, $3::integer) AS n
@@ -113,12 +121,13 @@ async def grow(
                     told(f"storing {size:,} payments: {stored:,}", None)
                     await _store(connection, subject, 1 + stored, step)
                     stored += step
-                await _settle(connection)
+                told("waiting until PostgreSQL has tidied up", None)
+                await _settle(connection, subject)
                 title = f"{size:,} stored"
-                found[size] = [
-                    await measure(asked, scenario, subject, generators, partial(told, title), number=number)
-                    for number in range(1, rounds + 1)
-                ]
+                found[size] = []
+                for number in range(1, rounds + 1):
+                    one = await measure(asked, scenario, subject, generators, partial(told, title), number=number)
+                    found[size].append(msgspec.structs.replace(one, subject=title))
     every = [one for group in found.values() for one in group]
     return new_report(f"florin bench growth --sizes {','.join(map(str, sizes))}", every, {}, postgres=postgres), found
 
@@ -135,6 +144,13 @@ async def _store(connection: Connection, subject: Subject, first: int, count: in
             await connection.run(statement, uuids(merchants.ids))
 
 
-async def _settle(connection: Connection) -> None:
-    """What autovacuum would do in its time, so that it does not do it while we measure."""
+async def _settle(connection: Connection, subject: Subject) -> None:
+    """What autovacuum and checkpoints would do in their time, so that they do not do it while we measure."""
     await connection.execute("VACUUM (ANALYZE)")
+    await connection.execute("CHECKPOINT")
+    with trio.move_on_after(TIDY_SECONDS_MAX):
+        quiet = 0
+        while quiet < QUIET_TIMES:
+            meter = CpuMeter.start({"PostgreSQL": subject.components["PostgreSQL"]})
+            await trio.sleep(1.0)
+            quiet = quiet + 1 if meter.used_seconds()["PostgreSQL"] < QUIET_SHARE else 0

@@ -32,16 +32,15 @@ class Pool:
         self.host = parts.netloc.encode()
         self.idle: list[Channel] = []
         self.waiting: deque[tuple[bytes, Answered]] = deque()
-        self.connections = 0
+        self.channels: set[Channel] = set()
         self._connections_max = connections_max
 
     def ask(self, data: bytes, answered: Answered) -> None:
         """Send a whole request, now or when a connection is free."""
         if self.idle:
             self.idle.pop().ask(data, answered)
-        elif self.connections < self._connections_max:
-            self.connections += 1
-            Channel(self, data, answered)
+        elif len(self.channels) < self._connections_max:
+            self.channels.add(Channel(self, data, answered))
         else:
             self.waiting.append((data, answered))
 
@@ -54,17 +53,24 @@ class Pool:
 
     def lose(self, channel: "Channel") -> None:
         """It is closed."""
-        self.connections -= 1
+        self.channels.discard(channel)
         if channel in self.idle:
             self.idle.remove(channel)
-        if self.waiting and self.connections < self._connections_max:
-            self.connections += 1
-            Channel(self, *self.waiting.popleft())
+        if self.waiting and len(self.channels) < self._connections_max:
+            self.channels.add(Channel(self, *self.waiting.popleft()))
 
-    def close(self) -> None:
-        """Close what is idle."""
-        for channel in list(self.idle):
-            channel.close()
+    def forget(self, answered: Answered) -> None:
+        """Give up a request that nobody waits for any more: its connection is closed, or it is never sent."""
+        self.waiting = deque(one for one in self.waiting if one[1] != answered)
+        for channel in list(self.channels):
+            if channel.is_for(answered):
+                channel.close(is_told=False)
+
+    def forget_all(self) -> None:
+        """Give up whatever is under way."""
+        self.waiting.clear()
+        for channel in self.channels - set(self.idle):
+            channel.close(is_told=False)
 
 
 class Channel:
@@ -131,22 +137,27 @@ class Channel:
         """Called by the parser."""
         status, keeps = self._parser.get_status_code(), self._parser.should_keep_alive()
         answered, self._answered = self._answered, None
+        body, self._body = self._body, b""
         if keeps:
             self._pool.give_back(self)
         else:
             self.close()
         if answered is not None:
-            answered(status, self._body)
+            answered(status, body)
 
-    def close(self) -> None:
-        """Close it; a request under way is lost."""
+    def is_for(self, answered: Answered) -> bool:
+        """Whether this is the connection of that request."""
+        return self._answered == answered
+
+    def close(self, *, is_told: bool = True) -> None:
+        """Close it; a request under way is lost, and who waits for it is told."""
         if self._socket.fileno() < 0:
             return
         self._pool.loop.forget(self._socket.fileno())
         self._socket.close()
         answered, self._answered = self._answered, None
         self._pool.lose(self)
-        if answered is not None:
+        if answered is not None and is_told:
             answered(LOST, b"")
 
 

@@ -20,12 +20,18 @@ from hdrh.histogram import HdrHistogram
 
 from bench.journeys import OK
 from bench.plan import Plan, Report, Second, Tally
+from core.errors import FlorinError
 from server.http.listener import bind
 
 START_SECONDS = 0.3
 """How long before a plan's begin it is handed out: all generators must have read it by then."""
 GRACE_SECONDS = 20.0
+READY_SECONDS = 30.0
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
+
+
+class LoadError(FlorinError):
+    """The load could not be offered."""
 
 
 @dataclass(slots=True)
@@ -73,16 +79,23 @@ class Generator:
         assert process.stdout is not None
         self._lines = process.stdout
 
+    async def until_ready(self) -> None:
+        """Wait for its first line."""
+        await self._read()
+
+    async def _read(self) -> Report:
+        line = await trio.to_thread.run_sync(self._lines.readline, abandon_on_cancel=True)
+        if not line:
+            raise LoadError("a load generator has ended; its reason is above")
+        return msgspec.json.decode(line, type=Report)
+
     async def carry_out(self, plan: Plan, on_second: Callable[[Second], None]) -> Tally:
         """Until its end."""
         assert self.process.stdin is not None
         self.process.stdin.write(msgspec.json.encode(plan) + b"\n")
         self.process.stdin.flush()
         while True:
-            line = await trio.to_thread.run_sync(self._lines.readline, abandon_on_cancel=True)
-            if not line:
-                raise ChildProcessError("a load generator has ended; its reason is above")
-            report = msgspec.json.decode(line, type=Report)
+            report = await self._read()
             if report.second is not None:
                 on_second(report.second)
             if report.tally is not None:
@@ -104,6 +117,9 @@ async def open_generators(count: int) -> AsyncIterator[list[Generator]]:
             )
             stack.callback(process.kill)
             found.append(Generator(process, f"http://127.0.0.1:{ears.getsockname()[1]}/"))
+        with trio.fail_after(READY_SECONDS):
+            for one in found:
+                await one.until_ready()
         yield found
 
 
@@ -142,10 +158,13 @@ async def offer(
         )
         load.add(await generators[number].carry_out(mine, collect))
 
-    with trio.fail_after(plan.seconds + plan.timeout_seconds + GRACE_SECONDS):
-        async with trio.open_nursery() as nursery:
-            for number in range(parts):
-                nursery.start_soon(one, number)
+    try:
+        with trio.fail_after(plan.seconds + plan.timeout_seconds + GRACE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for number in range(parts):
+                    nursery.start_soon(one, number)
+    except trio.TooSlowError as error:
+        raise LoadError("a load generator did not come to its end in time") from error
     load.series = [_together(pending[number]) for number in sorted(pending)]
     return load
 

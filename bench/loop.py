@@ -66,5 +66,9 @@ class Loop:
                 if handler is not None:
                     handler(mask)
             self.now = time.monotonic()
-            while timers and timers[0][0] <= self.now and not self._is_stopped:
-                heapq.heappop(timers)[2]()
+            # What these set for now is for the next round: sockets have their turn in between.
+            due = []
+            while timers and timers[0][0] <= self.now:
+                due.append(heapq.heappop(timers)[2])
+            for callback in due:
+                callback()

@@ -49,11 +49,11 @@ def family(pid: int) -> list[int]:
     """A process and all its living descendants."""
     found = [pid]
     for one in found:
-        for children in Path(f"/proc/{one}/task").glob("*/children"):
-            try:
+        try:
+            for children in Path(f"/proc/{one}/task").glob("*/children"):
                 found += map(int, children.read_text().split())
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+        except (FileNotFoundError, ProcessLookupError):
+            continue
     return found
 
 

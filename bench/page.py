@@ -60,7 +60,8 @@ def _row(rounds: Sequence[Measurement]) -> dict[str, Any]:
         return statistics.median(known) if known else 0.0
 
     def latency(label: str) -> str:
-        return f"{middle(one.latencies['ok'].milliseconds[label] for one in rounds if 'ok' in one.latencies):,.1f}"
+        known = [one.latencies["ok"].milliseconds[label] for one in rounds if "ok" in one.latencies]
+        return f"{middle(known):,.1f}" if known else "–"
 
     names = dict.fromkeys(name for one in rounds for name in one.cpu_us)
     return {
@@ -70,7 +71,7 @@ def _row(rounds: Sequence[Measurement]) -> dict[str, Any]:
         "rate": f"{middle(one.rate for one in rounds):,.0f}",
         "p50": latency("p50"),
         "p99": latency("p99"),
-        "max": latency("max"),
+        "max": f"{max((one.latencies['ok'].milliseconds['max'] for one in rounds if 'ok' in one.latencies), default=0.0):,.1f}",
         "failed": sum(sum(one.ended.values()) - one.ended.get("ok", 0) for one in rounds),
         "cpu": {name: f"{middle(one.cpu_us[name] for one in rounds if name in one.cpu_us):,.0f}" for name in names},
     }
@@ -139,7 +140,7 @@ def _facts(report: Report) -> dict[str, Any]:
         "memory": f"{machine.memory_gib} GiB",
         "system": machine.system,
         "Python": machine.python,
-        "PostgreSQL": f"{machine.postgres}, fsync on, synchronous_commit on",
+        "PostgreSQL": machine.postgres,
         "packages": ", ".join(f"{name} {version}" for name, version in machine.packages.items()),
         **{name: value for name, value in settings.items() if value is not None},
     }

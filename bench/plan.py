@@ -74,7 +74,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a generator: a second, or the end."""
+    """One line of a generator: a second, or the end; an empty one says that it is ready."""
 
     second: Second | None = None
     tally: Tally | None = None

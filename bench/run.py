@@ -5,8 +5,8 @@ unless told otherwise: load on somebody else's host is an attack.
 """
 
 import ipaddress
-import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -20,13 +20,13 @@ import msgspec
 import trio
 
 from bench.arrivals import Arrivals, Stage
-from bench.load import Generator, Load, offer, open_generators
+from bench.load import START_SECONDS, Generator, Load, offer, open_generators
 from bench.measure import CpuMeter, percentile
 from bench.plan import IN_FLIGHT_MAX, Plan
 from bench.results import PERCENTILES, Latency, Measurement, Moment, Report, new_report
 from bench.sampler import Sample, Sampler
 from bench.scenarios import Scenario
-from bench.subjects import HOUSE, PEERS, Merchants, Setup, Subject, missing_peer, open_florin, open_peer
+from bench.subjects import HOUSE, PEERS, Merchants, Setup, Subject, missing_peer, open_florin, open_peer, require_alive
 from core.errors import FlorinError
 from server.db.connection import Connection, open_session
 from server.db.promises import broken_promises
@@ -34,6 +34,7 @@ from server.http.client import open_client
 
 SETTLE_SECONDS = 150.0
 PROMISES_SECONDS = 300.0
+_SECRET_WORDS = ("KEY", "PASS", "SECRET", "TOKEN", "URL")
 SLOW_PEERS = {"trio": 10, "asyncio": 2}
 """What costs so much more is given a share of the count, so that a round ends."""
 
@@ -72,16 +73,78 @@ Told = Callable[[str, Load | None], None]
 
 
 def require_loopback(url: str, *, allow_remote: bool) -> None:
-    """Raises `BenchError` for a host that is not this one."""
-    host = urlsplit(url).hostname or ""
+    """Raises `BenchError` for what is no address of an instance, or not on this machine."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        is_plain = parts.scheme == "http" and parts.path in ("", "/") and parts.username is None and bool(host)
+    except ValueError:
+        is_plain = False
+    if not is_plain:
+        raise BenchError(f"an instance is given like http://127.0.0.1:8080, not like {url[:80]!r}: http, host and port")
     try:
         is_here = ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_here = host == "localhost"
     if not is_here and not allow_remote:
-        raise BenchError(
-            f"{host or url} is not this machine: load on it needs its owner's consent. If you have it: --allow-remote"
-        )
+        raise BenchError(f"{host} is not this machine: load on it needs its owner's consent. If you have it: --allow-remote")
+
+
+def require_sense(asked: Asked, scenario: Scenario) -> None:
+    """Raises `BenchError` for what would be ignored, or cannot be: before anything is started."""
+    url, is_batch = asked.url, scenario.journey == "batch"
+    peers = [name for name in asked.subjects if name in PEERS]
+    strangers = [name for name in asked.subjects if name not in PEERS and name != "florin" and not Path(name).is_dir()]
+    wrong = {
+        "a loop is open (--rate) or closed (--callers), not both": asked.rate is not None and asked.callers is not None,
+        "--arrivals closed is what --callers asks for": asked.arrivals is Arrivals.CLOSED,
+        "--arrivals spreads an open loop: it needs --rate": (
+            asked.arrivals is not None and asked.rate is None and scenario.defaults.rate is None
+        ),
+        f"`{asked.scenario}` is made by its schedule: give --rate, not --callers": scenario.is_timed
+        and asked.callers is not None,
+        "--items is for `batch`": asked.items is not None and not is_batch,
+        "--sockets is for `stream`": asked.sockets is not None and not scenario.hears_stream,
+        "--subjects are started here, and --url runs already: choose one": url is not None and list(asked.subjects) != ["florin"],
+        "--psp-ms, --workers, --merchants and --set are of a Florin that is started here, not of --url": (
+            url is not None and bool(asked.psp_ms or asked.workers != 1 or asked.merchants or asked.settings)
+        ),
+        f"`{asked.scenario}` needs a Florin that is started here, for its PSP or its memory: leave --url out": (
+            url is not None and (scenario.pages or asked.scenario in ("soak", "outage", "batch"))
+        ),
+        "an instance that runs needs --key with an API key of a test merchant (`florin up` shows one)": (
+            url is not None and asked.key is None and scenario.takes_payments
+        ),
+        "this is a live key: load would charge real cards. Use a test merchant's": (asked.key or "").startswith("fl_live_"),
+        f"peers implement the sync flow only: measure them with `sync`, not with `{asked.scenario}`": (
+            bool(peers) and not scenario.is_for_peers
+        ),
+        "a Florin that is started for a run has its own database and key: leave them out of --set": bool(
+            {"FLORIN_DATABASE_URL", "FLORIN_KEY_FILE"} & asked.settings.keys()
+        ),
+        f"there is no subject {(strangers or [''])[0]!r}: florin, {', '.join(PEERS)}, or the directory of a checkout": bool(
+            strangers
+        ),
+    }
+    for text, is_so in wrong.items():
+        if is_so:
+            raise BenchError(text)
+    if url is not None:
+        require_loopback(url, allow_remote=asked.allow_remote)
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as it may be shown to others: without keys, and without settings that are secrets."""
+    shown = ["florin", "bench"]
+    for before, one in zip(["", *arguments], arguments, strict=False):
+        name, _, value = one.partition("=")
+        if before == "--key" or (name == "--key" and value):
+            one = "…" if before == "--key" else "--key=…"
+        elif before == "--set" or name == "--set":
+            one = one[: one.rfind("=")] + "=…" if any(word in one for word in _SECRET_WORDS) else one
+        if one != "bench":
+            shown.append(one)
+    return " ".join(shown)
 
 
 async def run(asked: Asked, scenario: Scenario, told: Told) -> Report:
@@ -99,31 +162,42 @@ async def run(asked: Asked, scenario: Scenario, told: Told) -> Report:
             await prepare(asked, scenario, subject)
             await warm_up(asked, scenario, subject, generators)
         for number in range(1, asked.rounds + 1):
-            for subject in subjects:
+            # Every second round the other way round: what comes first or last has neither advantage each time.
+            for subject in subjects if number % 2 else reversed(subjects):
                 title = subject.name + (f", round {number} of {asked.rounds}" if asked.rounds > 1 else "")
+                await _rest(subject)
                 measurements.append(await measure(asked, scenario, subject, generators, partial(told, title), number=number))
-        database_url = subjects[0].database_url
-        if database_url is not None:
-            told("checking every promise", None)
-            async with open_session(database_url) as connection:
-                postgres = str((await connection.query("SHOW server_version"))[0][0])
-                with trio.fail_after(PROMISES_SECONDS):
-                    broken = [f"{one.check.name}: {len(one.rows)} rows" for one in await broken_promises(connection)]
-            measurements = [msgspec.structs.replace(one, broken_promises=broken) for one in measurements]
-    return new_report(
-        " ".join(["florin bench", *(one for one in sys.argv[1:] if one != "bench")]), measurements, left_out, postgres=postgres
-    )
+        told("checking every promise", None)
+        for database_url in dict.fromkeys(one.database_url for one in subjects if one.database_url is not None):
+            postgres, broken = await _promises(database_url)
+            names = {one.name for one in subjects if one.database_url == database_url}
+            measurements = [
+                msgspec.structs.replace(one, broken_promises=broken) if one.subject in names else one for one in measurements
+            ]
+    return new_report(command_line(sys.argv[1:]), measurements, left_out, postgres=postgres)
+
+
+async def _promises(database_url: str) -> tuple[str, list[str]]:
+    """What PostgreSQL it is, and what `florin doctor` finds there."""
+    async with open_session(database_url) as connection:
+        said = [str((await connection.query(f"SHOW {name}"))[0][0]) for name in ("server_version", "fsync", "synchronous_commit")]
+        with trio.fail_after(PROMISES_SECONDS):
+            broken = [f"{one.check.name}: {len(one.rows)} rows" for one in await broken_promises(connection)]
+    return f"{said[0]}, fsync {said[1]}, synchronous_commit {said[2]}", broken
+
+
+async def _rest(subject: Subject) -> None:
+    """What was written in the rounds before is written out, so that no round pays for another one's."""
+    if subject.database_url is not None:
+        async with open_session(subject.database_url) as connection:
+            await connection.execute("CHECKPOINT")
 
 
 async def _open(
     asked: Asked, scenario: Scenario, generators: Sequence[Generator], stack: AsyncExitStack, left_out: dict[str, str]
 ) -> list[Subject]:
     if asked.url is not None:
-        require_loopback(asked.url, allow_remote=asked.allow_remote)
-        return [_existing(asked, scenario, generators)]
-    peers = [name for name in asked.subjects if name in PEERS]
-    if peers and not scenario.is_for_peers:
-        raise BenchError(f"peers implement the sync flow only: measure them with `sync`, not with `{asked.scenario}`")
+        return [_existing(asked, generators)]
     setup = Setup(
         workers=asked.workers,
         merchants=asked.merchants or scenario.defaults.merchants,
@@ -131,31 +205,26 @@ async def _open(
         has_stub=not scenario.pages,
     )
     beside: Subject | None = None
-    found = []
+    found: list[Subject] = []
     for name in asked.subjects:
         if name == "florin" or Path(name).is_dir():
             checkout = HOUSE if name == "florin" else Path(name).resolve()
-            one = await stack.enter_async_context(open_florin(replace(setup, checkout=checkout), generators, name=name))
+            title = name if all(one.name != name for one in found) else f"{name} again"
+            one = await stack.enter_async_context(open_florin(replace(setup, checkout=checkout), generators, name=title))
             beside = beside or one
             found.append(one)
-        elif name not in PEERS:
-            raise BenchError(f"there is no subject {name!r}: florin, {', '.join(PEERS)}, or the directory of a checkout")
         elif reason := missing_peer(name):
             left_out[name] = reason
         else:
             if beside is None:  # whose database and PSP it uses
                 beside = await stack.enter_async_context(open_florin(setup, generators))
-            found.append(await stack.enter_async_context(open_peer(name, beside)))
+            found.append(await stack.enter_async_context(open_peer(name, beside, workers=asked.workers)))
     return found
 
 
-def _existing(asked: Asked, scenario: Scenario, generators: Sequence[Generator]) -> Subject:
+def _existing(asked: Asked, generators: Sequence[Generator]) -> Subject:
     """An instance that runs: what can be known of it from outside."""
     assert asked.url is not None
-    if asked.key is None and scenario.takes_payments:
-        raise BenchError("an instance that runs needs --key with an API key of a test merchant (`florin up` shows one)")
-    if asked.key is not None and asked.key.startswith("fl_live_"):
-        raise BenchError("this is a live key: load would charge real cards. Use a test merchant's")
     keys = [[asked.key or ""] for _ in generators]
     components = {"load": lambda: [one.process.pid for one in generators]}
     return Subject(name=asked.url, url=asked.url.rstrip("/"), psp_url=None, components=components, merchants=Merchants(keys))
@@ -203,7 +272,7 @@ def plan_of(asked: Asked, scenario: Scenario, subject: Subject) -> Plan:
         hears_webhooks=scenario.hears_webhooks and asked.url is None,
         hears_stream=scenario.hears_stream,
         sockets=asked.sockets if asked.sockets is not None else defaults.sockets,
-        items=asked.items or defaults.items,
+        items=(asked.items or defaults.items) if scenario.journey == "batch" else 1,
     )
 
 
@@ -242,13 +311,15 @@ async def measure(
         nursery.start_soon(sampler.run)
         if scenario.outage is not None and subject.psp_url is not None:
             nursery.start_soon(partial(_go_away, subject, *scenario.outage(plan.seconds)))
+        began = time.monotonic()
         load = await offer(generators, plan, subject.merchants.keys, on_second)
         nursery.cancel_scope.cancel()
+    require_alive(subject)
     is_settled = await _settle(subject)
     load.told += await _told_late(generators, plan, subject)
     used = meter.used_seconds()
     payments = load.succeeded * plan.items
-    series = _moments(load, sampler.samples)
+    series = _moments(load, sampler.samples, began)
     return Measurement(
         scenario=asked.scenario,
         subject=subject.name,
@@ -266,10 +337,10 @@ async def measure(
         series=series,
         cpu_us={name: seconds / payments * 1e6 for name, seconds in used.items()} if payments else {},
         peak_bytes=sampler.peaks(),
-        batch_items=await sampler.batch_items() if subject.has_metrics else 0.0,
+        batch_items=await sampler.batch_items(),
         broken_promises=None,
-        verdicts=scenario.verdicts(load, series),
-        notes=_notes(load, is_settled=is_settled),
+        verdicts=scenario.verdicts(load, series, plan.seconds),
+        notes=_notes(asked, plan, load, is_settled=is_settled),
     )
 
 
@@ -283,8 +354,11 @@ async def _go_away(subject: Subject, begin: float, end: float) -> None:
     """The PSP's outage."""
     await trio.sleep(begin)
     await _control(subject, {"down": True})
-    await trio.sleep(end - begin)
-    await _control(subject, {"down": False})
+    try:
+        await trio.sleep(end - begin)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            await _control(subject, {"down": False})
 
 
 async def _settle(subject: Subject) -> bool:
@@ -319,10 +393,12 @@ def _latency(load: Load, name: str) -> Latency:
     )
 
 
-def _moments(load: Load, samples: Sequence[Sample]) -> list[Moment]:
+def _moments(load: Load, samples: Sequence[Sample], began: float) -> list[Moment]:
     found = []
-    for at, second in enumerate(load.series):
-        sample = samples[at] if at < len(samples) else Sample({}, {}, 0.0)
+    for second in load.series:
+        ended = began + START_SECONDS + second.number
+        near = [one for one in samples if abs(one.at - ended) <= 0.5]
+        sample = near[0] if near else Sample(ended, {}, {}, 0.0)
         values = [float(value) / 1_000 for value in second.latencies_us]
         ok = second.ended.get("ok", 0)
         found.append(
@@ -338,7 +414,7 @@ def _moments(load: Load, samples: Sequence[Sample]) -> list[Moment]:
                 max_ms=second.max_us / 1_000,
                 cpu_seconds=sample.cpu_seconds,
                 resident_bytes=sample.resident_bytes,
-                batch_items=0.0 if math.isnan(sample.batch_items) else sample.batch_items,
+                batch_items=sample.batch_items,
             )
         )
     return found
@@ -352,15 +428,16 @@ def _settings(asked: Asked, plan: Plan) -> dict[str, Any]:
         "count_max": plan.count_max,
         "generators": asked.generators,
         "workers": asked.workers if asked.url is None else None,
+        "merchants": asked.merchants,
         "warm_up_seconds": asked.warm_up_seconds,
         "psp_ms": asked.psp_ms,
         "items": plan.items,
         "sockets": plan.sockets,
-        **{name: value for name, value in asked.settings.items() if "SECRET" not in name and "TOKEN" not in name},
+        **{name: value for name, value in asked.settings.items() if not any(word in name for word in _SECRET_WORDS)},
     }
 
 
-def _notes(load: Load, *, is_settled: bool) -> list[str]:
+def _notes(asked: Asked, plan: Plan, load: Load, *, is_settled: bool) -> list[str]:
     """What a reader has to know to believe the figures, or not to."""
     notes = []
     lag = load.latency_ms(99.0, "lag")
@@ -368,6 +445,8 @@ def _notes(load: Load, *, is_settled: bool) -> list[str]:
         notes.append(f"the generators were late: p99 {lag:.1f} ms behind the schedule, which the latencies include")
     if load.not_begun:
         notes.append(f"{load.not_begun} journeys were not begun: more were in flight than the generators have room for")
+    if asked.count is None and load.begun >= plan.count_max:
+        notes.append(f"it ended after {plan.count_max:,} journeys, which is the most without --count")
     if not is_settled:
         notes.append(f"not everything had come to rest {SETTLE_SECONDS:.0f} s after the load")
     return notes

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import trio
@@ -24,6 +25,7 @@ from bench.measure import family
 from core.errors import FlorinError
 from core.ids import EndpointId, MerchantId, PspAccountId
 from core.signing import standard_secret
+from server import children
 from server.db import merchants as merchants_table
 from server.db.connection import open_session
 from server.db.endpoints import Endpoint, add_endpoint
@@ -68,6 +70,8 @@ class Subject:
     database_url: str | None = None
     home: Path | None = None
     has_metrics: bool = False
+    processes: Sequence["subprocess.Popen[bytes]"] = ()
+    log: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,28 +109,29 @@ async def open_florin(setup: Setup, generators: Sequence[Generator], *, name: st
                     merchants=merchants,
                     database_url=running.database_url,
                     home=home,
-                    has_metrics=True,
+                    has_metrics=setup.workers == 1,
+                    processes=[process],
+                    log=home / "florin.log",
                 )
 
 
 @asynccontextmanager
 async def _up(setup: Setup, home: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-c", "from server.cli import main; main()", "up", "--data-dir", str(home)]
+    command = [sys.executable, "-P", "-c", "from server.cli import main; main()", "up", "--data-dir", str(home)]
     command += ["--workers", str(setup.workers), "--port", "0", "--psp-port", "0", "--shop-port", "0"]
     environment = {
         "FLORIN_LOG_LEVEL": "error",
         "FLORIN_REQUESTS_IN_FLIGHT_MAX": "16000",
         "FLORIN_WEBHOOK_NETWORKS": "127.0.0.0/8,::1",
-        "FLORIN_METRICS_TOKEN": METRICS_TOKEN,
-        **os.environ,
+        # What the shell says of another Florin, its database above all, is not for this one.
+        **{name: value for name, value in os.environ.items() if not name.startswith("FLORIN_")},
         **setup.environment,
+        "FLORIN_METRICS_TOKEN": METRICS_TOKEN,
         "PYTHONPATH": str(setup.checkout),
     }
     log = home / "florin.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(  # noqa: ASYNC220 - it only forks
-            command, cwd=setup.checkout, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
+    with _private(log) as out:
+        process = children.spawn(command, death_signal=signal.SIGTERM, environment=environment, stdout=out, stderr=out)
     try:
         with trio.move_on_after(READY_SECONDS) as scope:
             while not running_file(home).exists():
@@ -149,11 +154,12 @@ async def _up(setup: Setup, home: Path) -> AsyncIterator[subprocess.Popen[bytes]
 def stub_psp() -> Iterator[tuple[str, int]]:
     """A stub PSP of its own: its address and its pid."""
     with free_socket() as listening:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.stub", str(listening.fileno())], pass_fds=[listening.fileno()], start_new_session=True
-        )
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        command = children.python("bench.stub", str(listening.fileno()))
+        process = children.spawn(command, death_signal=signal.SIGKILL, pass_fds=[listening.fileno()])
+        listening.close()  # so that nobody waits in a queue that is served no more
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}", process.pid
+            yield url, process.pid
         finally:
             process.kill()
             process.wait()
@@ -249,19 +255,19 @@ def swoole_flags(php: str) -> list[str] | None:
     """How PHP is started with Swoole; None where it has none."""
     for flags in ([], ["-d", "extension=swoole"]):
         probe = ["-r", "exit(defined('SWOOLE_HOOK_PDO_PGSQL') && extension_loaded('pdo_pgsql') ? 0 : 1);"]
-        if subprocess.run([php, *flags, *probe], capture_output=True, check=False).returncode == 0:
+        if subprocess.run([php, *flags, *probe], capture_output=True, check=False, timeout=20).returncode == 0:
             return flags
     return None
 
 
 @asynccontextmanager
-async def open_peer(name: str, beside: Subject) -> AsyncIterator[Subject]:
+async def open_peer(name: str, beside: Subject, *, workers: int = 1) -> AsyncIterator[Subject]:
     """A peer on the database, the merchants and the stub PSP of a Florin that runs. Raises `SubjectError`."""
     if reason := missing_peer(name):
         raise SubjectError(f"{name} is left out: {reason}")
     assert beside.home is not None
-    merchants = beside.merchants
-    with free_socket() as listening:
+    merchants, log = beside.merchants, beside.home / f"{name}.log"
+    with free_socket() as listening, _private(log) as out:
         port = listening.getsockname()[1]
         configuration = {
             "database_url": beside.database_url,
@@ -271,46 +277,66 @@ async def open_peer(name: str, beside: Subject) -> AsyncIterator[Subject]:
             "connections_max": 1_024,
             "descriptor": listening.fileno(),
             "port": port,
+            "workers": workers,
         }
         path = beside.home / f"{name}.json"
         write_private(path, msgspec.json.encode(configuration))
         if name == "swoole":
-            listening.close()  # Swoole binds by itself
+            listening.close()  # Swoole binds by itself, and has its own workers
             php = shutil.which("php") or ""
-            command = [php, *(swoole_flags(php) or []), str(HOUSE / "bench" / "peers" / "swoole.php"), str(path)]
+            commands = [[php, *(swoole_flags(php) or []), str(HOUSE / "bench" / "peers" / "swoole.php"), str(path)]]
         else:
-            command = [sys.executable, "-m", _MODULES[name], str(path)]
+            commands = [children.python(_MODULES[name], str(path))] * workers
         descriptors = [listening.fileno()] if name != "swoole" else []
-        log = beside.home / f"{name}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(  # noqa: ASYNC220 - it only forks
-                command, cwd=HOUSE, pass_fds=descriptors, stdout=out, stderr=out, start_new_session=True
-            )
+        processes = [
+            children.spawn(command, death_signal=signal.SIGKILL, pass_fds=descriptors, stdout=out, stderr=out)
+            for command in commands
+        ]
+        listening.close()
         try:
-            await _until_it_listens(process, port, log)
+            await _until_it_listens(processes, port, log)
+            components = {**beside.components, "worker": lambda: [pid for one in processes for pid in family(one.pid)]}
             yield replace(
                 beside,
                 name=name,
                 url=f"http://127.0.0.1:{port}",
-                components={**beside.components, "worker": lambda: family(process.pid)},
+                components=components,
                 has_metrics=False,
+                processes=processes,
+                log=log,
             )
-            if process.poll() is not None:
-                raise SubjectError(f"{name} has ended: {log.read_text()[-600:].strip()}")
         finally:
-            for pid in reversed(family(process.pid)):
-                os.kill(pid, signal.SIGKILL)
-            process.wait()
+            for process in processes:
+                for pid in reversed(family(process.pid)) if process.poll() is None else ():
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                process.wait()
 
 
-async def _until_it_listens(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+def require_alive(subject: Subject) -> None:
+    """Raises `SubjectError` where a process of it has ended: what it seems to measure then is nothing."""
+    if any(process.poll() is not None for process in subject.processes):
+        said = subject.log.read_text()[-600:].strip() if subject.log is not None else ""
+        raise SubjectError(f"{subject.name} has ended: {said}")
+
+
+@contextmanager
+def _private(path: Path) -> Iterator[IO[bytes]]:
+    """A log that only its owner may read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as out:
+        yield out
+
+
+async def _until_it_listens(processes: Sequence["subprocess.Popen[bytes]"], port: int, log: Path) -> None:
+    """Wait until it answers anything at all: 404 is an answer."""
     with trio.move_on_after(READY_SECONDS):
-        while process.poll() is None:
+        while all(process.poll() is None for process in processes):
             try:
-                stream = await trio.open_tcp_stream("127.0.0.1", port)
-            except OSError:
-                await trio.sleep(0.05)
-            else:
-                await stream.aclose()
-                return
+                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                    await stream.send_all(b"GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
+                    if await stream.receive_some(16):
+                        return
+            except (OSError, trio.BrokenResourceError):
+                pass
+            await trio.sleep(0.05)
     raise SubjectError(f"the peer did not start: {log.read_text()[-600:].strip()}")

@@ -83,7 +83,10 @@ WITH applied AS (
       FROM told t JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled
     RETURNING endpoint_id, event_seq
 )
-SELECT s.event_seq, e.id, e.url FROM sent s JOIN webhook_endpoints e ON e.merchant_id = :merchant_id::uuid AND e.id = s.endpoint_id
+SELECT s.event_seq, e.id, e.url
+  FROM applied a
+  LEFT JOIN sent s ON true
+  LEFT JOIN webhook_endpoints e ON e.merchant_id = a.merchant_id AND e.id = s.endpoint_id
 SQL;
 
 const DELIVERED = <<<'SQL'
@@ -227,9 +230,15 @@ final class Server
             'body' => $body,
             'receivable' => 'psp_receivable:' . str_replace('-', '', $this->configuration['psp_account_id']),
         ]);
+        if ($sent === []) {
+            throw new RuntimeException('the payment has changed meanwhile');
+        }
         $response->status(201);
         $response->end($body);
         foreach ($sent as [$seq, $endpointId, $url]) {
+            if ($url === null) {
+                continue; // the merchant has no endpoint
+            }
             Coroutine::create(fn () => $this->deliver($merchantId, $endpointId, $url, (int) $seq, $eventId, $body));
         }
     }
@@ -339,7 +348,7 @@ final class Server
 $configuration = json_decode((string) file_get_contents($argv[1]), true, 8, JSON_THROW_ON_ERROR);
 $http = new Swoole\Http\Server('127.0.0.1', $configuration['port'], SWOOLE_BASE);
 $http->set([
-    'worker_num' => 1,
+    'worker_num' => $configuration['workers'],
     'enable_coroutine' => true,
     'max_coroutine' => 100000,
     'hook_flags' => SWOOLE_HOOK_TCP | SWOOLE_HOOK_UNIX | SWOOLE_HOOK_PDO_PGSQL | SWOOLE_HOOK_SLEEP,

@@ -84,7 +84,13 @@ class Sender:
         self.attempt_seconds = attempt_seconds
         self._now = now
         self._publish = publish
-        self._destinations = Remembered(self._find, seconds=ENDPOINT_CACHE_SECONDS, most=ENDPOINT_CACHE_MAX)
+        # That one is disabled is asked anew each time: what is given up by such a word stays given up.
+        self._destinations = Remembered[tuple[MerchantId, EndpointId], Destination | DisabledReason](
+            self._find,
+            seconds=ENDPOINT_CACHE_SECONDS,
+            most=ENDPOINT_CACHE_MAX,
+            keeps=lambda found: isinstance(found, Destination),
+        )
 
     async def attempt(self, claimed: ClaimedDelivery, *, too_old_at: float) -> Attempted | NotMade:
         """Send it, once, unless it is too late for that. Never raises but for cancellation."""
@@ -133,6 +139,7 @@ class Sender:
         client = self._http if url[:5].lower() == "http:" else self._https
         body = encode_event(claimed.event)
         headers = signed_headers(destination.secrets, claimed.event, body, now=self._now())
+        asked_at = trio.current_time()
         try:
             # The merchant tells repetitions by the message's id.
             response = await client.request(
@@ -145,7 +152,7 @@ class Sender:
                 asker=claimed.event.merchant_id,
             )
         except ClientError as error:
-            is_late = trio.current_time() - began >= self.attempt_seconds
+            is_late = trio.current_time() - asked_at >= self.attempt_seconds
             said = f"no answer within {self.attempt_seconds:g} s" if is_late else str(error)
             await self._note_failure(destination)
             return self._failed(claimed, began, error=said, was_slow=True)

@@ -147,7 +147,10 @@ async def _ask(services: Services, payment: Payment, opening: Opening, risk: Ris
     """Call the PSP: the payment as it stood at the last call, and what was learned; None for nothing."""
     is_first = opening.is_first
     try:
-        adapter = await services.psps.of(payment.psp_account_id)
+        adapter = services.psps.loaded(payment.psp_account_id)
+        if adapter is None:
+            with trio.fail_after(services.psp_seconds):
+                adapter = await services.psps.of(payment.psp_account_id)
         if opening.token is not None and not adapter.capabilities.charges_in_two_steps:
             return payment, await adapter.charge(payment, opening.token)  # one call, which its wire bounds in time
         with trio.fail_after(services.psp_seconds):

@@ -24,10 +24,13 @@ class _Flight(Generic[V]):
 
 
 class Remembered(Generic[K, V]):
-    """Values by key. `find` looks one up; what it raises is not remembered."""
+    """Values by key. `find` looks one up; what it raises is not remembered, nor what `keeps` says no to."""
 
-    def __init__(self, find: Callable[[K], Awaitable[V]], *, seconds: float, most: int) -> None:
+    def __init__(
+        self, find: Callable[[K], Awaitable[V]], *, seconds: float, most: int, keeps: Callable[[V], bool] = lambda _: True
+    ) -> None:
         self._find = find
+        self._keeps = keeps
         self._seconds = seconds
         self._most = most
         self._known: dict[K, tuple[V, float]] = {}
@@ -52,21 +55,23 @@ class Remembered(Generic[K, V]):
         while (flight := self._flights.get(key)) is not None:
             await flight.ended.wait()
             if flight.error is not None:
-                raise flight.error
+                raise flight.error.with_traceback(None)  # else it would grow by each who waited
             if flight.found:
                 return flight.found[0]
         flight = self._flights[key] = _Flight()
+        began = trio.current_time()
         try:
             value = await self._find(key)
         except Exception as error:
             flight.error = error
             raise
         else:
-            flight.found.append(value)
             self._known.pop(key, None)
-            if len(self._known) >= self._most:
-                self._known.clear()
-            self._known[key] = (value, trio.current_time() + self._seconds)
+            if self._keeps(value):
+                flight.found.append(value)
+                if len(self._known) >= self._most:
+                    self._known.clear()
+                self._known[key] = (value, began + self._seconds)
             return value
         finally:
             del self._flights[key]

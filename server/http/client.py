@@ -27,6 +27,9 @@ from server.http.url import Origin, parse_origin, split
 
 ORIGINS_MAX = 1_024
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+ANSWER_SHARE = 0.2
+"""Of a call's time that must be left when it is sent: what is sent too late is an outcome that nobody knows, for nothing."""
+
 _OURS = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding"})
 
 
@@ -126,11 +129,13 @@ class Client:
         pool = self._pools_by_text.get(text) or self._add_pool(text)
         data = _request_bytes(method, target, pool.host_header, headers, body)
         bodiless = method == "HEAD"
-        ends_at = trio.current_time() + (self._options.total_seconds if total_seconds is None else total_seconds)
+        total = self._options.total_seconds if total_seconds is None else total_seconds
+        ends_at = trio.current_time() + total
+        sends_before = ends_at - ANSWER_SHARE * total
         if pool.in_use < self._options.connections_per_origin_max:
             pool.in_use += 1  # nobody waits, or they would have it
         else:
-            await self._wait_for_place(pool, ends_at)
+            await self._wait_for_place(pool, sends_before)
         try:
             lost: OutcomeUnknown | None = None
             if connection := _take_idle(pool):
@@ -142,7 +147,9 @@ class Client:
                     if not idempotent or connection.expired or connection.heard:
                         raise
                     lost = error
-            return await self._call_anew(pool, data, asker, bodiless=bodiless, ends_at=ends_at, after=lost)
+            return await self._call_anew(
+                pool, data, asker, bodiless=bodiless, sends_before=sends_before, ends_at=ends_at, after=lost
+            )
         finally:
             pool.give_place_back()
 
@@ -164,12 +171,13 @@ class Client:
         asker: Hashable | None,
         *,
         bodiless: bool,
+        sends_before: float,
         ends_at: float,
         after: OutcomeUnknown | None,
     ) -> Response:
         """Call on a new connection. What cannot be sent now may have arrived by the call that was lost before, `after` it."""
         try:
-            connection = await self._connect(pool, asker, ends_at)
+            connection = await self._connect(pool, asker, sends_before)
             return await connection.exchange(data, bodiless=bodiless, ends_at=ends_at)
         except NotSent as error:
             if after is None:
@@ -199,18 +207,18 @@ class Client:
                     pool.idle.pop().close()
                 return
 
-    async def _wait_for_place(self, pool: _Pool, ends_at: float) -> None:
+    async def _wait_for_place(self, pool: _Pool, before: float) -> None:
         """A place among the origin's connections, first come first served. Raises `NotSent`."""
         seconds = self._options.connect_seconds
-        with trio.move_on_at(min(trio.current_time() + seconds, ends_at)) as scope:
+        with trio.move_on_at(min(trio.current_time() + seconds, before)) as scope:
             await pool.waiting.park()
         if scope.cancelled_caught:
             raise NotSent(f"no free connection to {pool.origin} within {seconds:g} s")
 
-    async def _connect(self, pool: _Pool, asker: Hashable | None, ends_at: float) -> ClientConnection:
+    async def _connect(self, pool: _Pool, asker: Hashable | None, before: float) -> ClientConnection:
         """A new connection. Whatever goes wrong, nothing has been sent: raises `NotSent`."""
         origin, options = pool.origin, self._options
-        with trio.move_on_at(min(trio.current_time() + options.connect_seconds, ends_at)):
+        with trio.move_on_at(min(trio.current_time() + options.connect_seconds, before)):
             try:
                 lookups = self._lookups.of(asker)
                 connected = await dial(origin.host, origin.port, check=options.check, lookups=lookups)

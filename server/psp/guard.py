@@ -132,8 +132,10 @@ class Guard:
         return admission
 
     async def _require_probe(self) -> None:
+        may_probe = False
         try:
-            may_probe = await self._shared.may_probe()
+            with trio.move_on_after(self._patience_seconds):
+                may_probe = await self._shared.may_probe()
         except (DatabaseUnavailable, Overloaded) as error:
             raise PspBusy(f"the workers cannot agree on who tries the PSP: {error}") from error
         if not may_probe:

@@ -63,6 +63,10 @@ class Routing:
         adapters = (self._adapters.get(account_id) for account_id in account_ids)
         return any(adapter is not None and adapter.is_enabled and adapter.mode == mode for adapter in adapters)
 
+    def loaded(self, account_id: PspAccountId) -> Adapter | None:
+        """The adapter of an account that this worker knows already."""
+        return self._adapters.get(account_id)
+
     async def find(self, account_id: PspAccountId) -> Adapter | None:
         """The adapter of an account, looking again for one that is new at most once in `RELOAD_SECONDS_MIN`."""
         if account_id not in self._adapters and trio.current_time() - self._loaded_at > RELOAD_SECONDS_MIN:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given
@@ -23,7 +24,7 @@ from bench.loop import Loop
 from bench.plan import Plan
 from bench.profiling import REST, flame_graph, part_of, parts, read_stacks
 from bench.results import Report, ReportError, read_report
-from bench.run import BenchError, require_loopback
+from bench.run import BenchError, command_line, require_loopback
 
 
 @given(st.integers(1, 5), st.floats(1, 500), st.floats(0.5, 5))
@@ -71,18 +72,40 @@ def test_two_rounds_are_too_few() -> None:
         compare([], [])
 
 
-@pytest.mark.parametrize(
-    "url", ["http://10.0.0.1:8080", "https://shop.example", "http://192.168.1.1", "nonsense", "http://[::2]"]
-)
+@pytest.mark.parametrize("url", ["http://10.0.0.1:8080", "http://shop.example", "http://192.168.1.1", "http://[::2]"])
 def test_load_stays_at_home(url: str) -> None:
     with pytest.raises(BenchError, match="--allow-remote"):
         require_loopback(url, allow_remote=False)
     require_loopback(url, allow_remote=True)
 
 
+@pytest.mark.parametrize(
+    "url", ["nonsense", "http://", "https://127.0.0.1", "http://u:p@127.0.0.1", "http://127.0.0.1:99999", "http://[::1"]
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(BenchError, match="like http://127"):
+        require_loopback(url, allow_remote=True)
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8080", "http://localhost", "http://[::1]:1", "http://127.9.9.9"])
 def test_home_may_be_loaded(url: str) -> None:
     require_loopback(url, allow_remote=False)
+
+
+def test_a_report_shows_no_secrets() -> None:
+    given = [
+        "bench",
+        "sync",
+        "--key",
+        "fl_test_1",
+        "--key=fl_test_2",
+        "--set",
+        "FLORIN_METRICS_TOKEN=abc",
+        "--set",
+        "FLORIN_POOL_SIZE=5",
+    ]
+    shown = command_line(given)
+    assert shown == "florin bench sync --key … --key=… --set FLORIN_METRICS_TOKEN=… --set FLORIN_POOL_SIZE=5"
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
@@ -183,6 +206,19 @@ async def test_a_closed_loop_asks_a_stalled_server_less() -> None:
         load = await _offered(_hello(url, arrivals=Arrivals.CLOSED, rate=0))
     assert load.latency_ms(100) > 450
     assert load.latency_ms(99) < 100, "only one request has noticed"
+
+
+async def test_a_journey_that_is_given_up_leaves_nothing_behind() -> None:
+    """A server that stands still for longer than patience: its connection is closed, and the next journey has its own answer."""
+    with stalling_server(after=10, seconds=2.5) as url:
+        plan = msgspec.structs.replace(
+            _hello(url, arrivals=Arrivals.CONSTANT, rate=10), timeout_seconds=1.0, stages=[Stage(4.0, 10)]
+        )
+        load = await _offered(plan)
+    assert load.ended["timeout"] >= 10
+    assert load.ended["ok"] >= 10
+    assert set(load.ended) == {"ok", "timeout"}
+    assert load.latency_ms(100) < 1_500
 
 
 async def test_a_server_that_is_not_there_is_counted_and_not_waited_for() -> None:

@@ -92,6 +92,33 @@ async def test_one_who_gives_up_takes_nobody_with_him() -> None:
     assert found in (["a 1"], ["a 2"])  # whichever of the two was first
 
 
+async def test_what_is_not_kept_is_looked_up_by_each(autojump_clock: MockClock) -> None:
+    source, found = Source(), list[str]()
+    remembered = Remembered(source.find, seconds=SECONDS, most=10, keeps=lambda value: value.endswith("3"))
+
+    async def ask() -> None:
+        found.append(await remembered.look_up("a"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        source.may_answer.set()
+    assert sorted(found) == ["a 1", "a 2", "a 3", "a 3", "a 3"]
+    assert remembered.last("a") == "a 3"
+
+
+async def test_a_value_is_as_old_as_the_begin_of_its_look_up(autojump_clock: MockClock) -> None:
+    async def slowly(key: str) -> str:
+        await trio.sleep(SECONDS - 0.5)
+        return key
+
+    remembered = Remembered(slowly, seconds=SECONDS, most=10)
+    await remembered.look_up("a")
+    await trio.sleep(0.6)
+    assert remembered.get("a", now=trio.current_time()) is None
+
+
 async def test_no_more_is_remembered_than_was_agreed() -> None:
     source = Source()
     source.may_answer.set()
