@@ -79,11 +79,7 @@ _REFUNDED_OR_FOUND = """), found AS (
 """
 
 
-def _statement(*, is_usual: bool) -> str:
-    rare_input, rare_columns = ("", "") if is_usual else (_RARE_INPUT, _RARE_COLUMNS)
-    rare_join, rare_finding = ("", "") if is_usual else (_RARE_JOIN, ", r.finding")
-    requested, refunded = ("", "") if is_usual else (_REQUESTED, _REFUNDED_OR_FOUND)
-    return f"""
+_TEXT = f"""
 /* florin: payments change */
 WITH input AS (
     SELECT * FROM unnest(
@@ -95,7 +91,7 @@ WITH input AS (
             now, source, kind, code, log_reference, operation_id, operation_state, event_id,
             event_type, event_data, entries, psp_account_id, psp_event_id, psp_event_type, reply_key, reply_status,
             reply_body)
-{rare_input}), locked AS MATERIALIZED (
+{{rare_input}}), locked AS MATERIALIZED (
     SELECT p.id, p.status, p.ctid AS place
       FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $21::uuid[], $22::text[])
                        AS u (merchant_id, payment_id, version, psp_account_id, psp_event_id)
@@ -113,17 +109,17 @@ WITH input AS (
     UPDATE payment_requests p
        SET status = i.status, version = p.version + 1, reference = i.reference, payment_url = i.payment_url,
            captured_minor = i.captured_minor, due_at = i.due_at, updated_at = i.now,
-           live_order_id = CASE WHEN i.status IN ('PENDING', 'UNKNOWN', 'AUTHORIZED') THEN p.live_order_id END{rare_columns}
+           live_order_id = CASE WHEN i.status IN ('PENDING', 'UNKNOWN', 'AUTHORIZED') THEN p.live_order_id END{{rare_columns}}
       FROM locked l
       JOIN input i ON i.payment_id = l.id
-{rare_join}     WHERE p.ctid = l.place
-    RETURNING i.*, l.status AS from_status{rare_finding}, p.psp_account_id AS account_id
+{{rare_join}}     WHERE p.ctid = l.place
+    RETURNING i.*, l.status AS from_status{{rare_finding}}, p.psp_account_id AS account_id
 ), logs AS (
     INSERT INTO payment_logs (
         merchant_id, id, payment_id, version, source, kind, from_status, to_status, code, reference, created_at)
     SELECT merchant_id, log_id, payment_id, version + 1, source, kind, from_status, status, code, log_reference, now
       FROM applied
-{requested}), operations AS (
+{{requested}}), operations AS (
     UPDATE psp_operations o
        SET state = a.operation_state
       FROM applied a
@@ -134,7 +130,7 @@ WITH input AS (
     SELECT merchant_id, psp_account_id, psp_event_id, payment_id, psp_event_type, 'applied', now
       FROM applied WHERE psp_event_id IS NOT NULL
     ON CONFLICT (merchant_id, payment_id, psp_account_id, event_id) DO NOTHING
-{refunded}), sequences AS (
+{{refunded}}), sequences AS (
     INSERT INTO merchant_sequences AS s (merchant_id, last_seq, last_ledger_seq)
     SELECT merchant_id, count(event_type), sum(entries)
       FROM applied WHERE event_type IS NOT NULL OR entries > 0 GROUP BY merchant_id ORDER BY merchant_id
@@ -188,7 +184,19 @@ SELECT l.id, a.payment_id IS NOT NULL, t.seq, s.endpoint_id, s.is_ordered
   LEFT JOIN applied a ON a.payment_id = l.id
   LEFT JOIN told t ON t.payment_id = l.id
   LEFT JOIN sent s ON s.merchant_id = t.merchant_id AND s.event_seq = t.seq
-"""  # noqa: S608 - own parts
+"""  # noqa: S608 - own conditions
+
+
+def _statement(*, is_usual: bool) -> str:
+    parts = {
+        "rare_input": _RARE_INPUT,
+        "rare_columns": _RARE_COLUMNS,
+        "rare_join": _RARE_JOIN,
+        "rare_finding": ", r.finding",
+        "requested": _REQUESTED,
+        "refunded": _REFUNDED_OR_FOUND,
+    }
+    return _TEXT.format(**(dict.fromkeys(parts, "") if is_usual else parts))
 
 
 WRITE_ALL = _statement(is_usual=False)
