@@ -92,7 +92,7 @@ def table(ratios: Sequence[Ratio], *, a: str, b: str) -> Table:
 def warnings(a: Report, b: Report) -> list[str]:
     """What makes two reports hard to compare."""
     found = []
-    if a is not b:
+    if a != b:
         found.append("these are two runs: their rounds did not take turns, so that the hour of the day is in the ratio")
     if {one.scenario for one in a.measurements} != {one.scenario for one in b.measurements}:
         found.append("they are of different scenarios")

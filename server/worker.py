@@ -42,6 +42,7 @@ from server.http.client import Client, ClientOptions, open_client
 from server.http.dial import AddressCheck
 from server.http.forwarded import networks
 from server.http.listener import Listener, ListenerOptions
+from server.http.reaper import TICK_SECONDS
 from server.http.tls import server_tls
 from server.jobs import alert, chain, follow_up, inbox, listen, prune, psps, watch
 from server.jobs.batches import Batches
@@ -203,7 +204,8 @@ def _psp_client_options(settings: Settings) -> ClientOptions:
 
 def _deadlines(settings: Settings) -> Deadlines:
     """Our own deadlines end before those of the flows, so that what is known about a call comes out of it."""
-    seconds = OWN_SHARE * settings.psp_seconds
+    # The client's reaper looks only so often: with that, too, a call has ended when the flow's time is over.
+    seconds = min(OWN_SHARE * settings.psp_seconds, max(settings.psp_seconds - TICK_SECONDS, settings.psp_seconds / 2))
     connect_seconds = min(settings.connect_seconds, settings.psp_seconds / 2)
     read_seconds = min(settings.psp_read_seconds, seconds)
     return Deadlines(seconds=seconds, read_seconds=read_seconds, connect_seconds=connect_seconds)
