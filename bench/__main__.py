@@ -51,6 +51,7 @@ Workers = Annotated[int, typer.Option(min=1, max=64, help="How many workers.")]
 Generators = Annotated[int, typer.Option(min=1, max=16, help="How many load generators, a process each.")]
 Rounds = Annotated[int, typer.Option(min=1, max=50, help="How often; subjects take turns.")]
 Rate = Annotated[float | None, typer.Option(min=0.1, max=100_000, help="Open loop: so many a second.", show_default=False)]
+Steps = Annotated[str | None, typer.Option(help="Open loop: these rates by commas, one after the other.", show_default=False)]
 Spread = Annotated[Arrivals | None, typer.Option("--arrivals", help="How an open loop spreads them: poisson, or constant.")]
 Callers = Annotated[int | None, typer.Option(min=1, max=16_000, help="Closed loop: so many at a time.", show_default=False)]
 Seconds = Annotated[float | None, typer.Option(min=1, max=7_200, help="How long load is offered.", show_default=False)]
@@ -80,6 +81,7 @@ def _scenario_command(name: str) -> None:
         generators: Generators = 1,
         rounds: Rounds = 1,
         rate: Rate = None,
+        steps: Steps = None,
         arrivals: Spread = None,
         callers: Callers = None,
         seconds: Seconds = None,
@@ -102,6 +104,7 @@ def _scenario_command(name: str) -> None:
             generators=generators,
             rounds=rounds,
             rate=rate,
+            steps=_rates(steps),
             arrivals=arrivals,
             callers=callers,
             seconds=seconds,
@@ -126,6 +129,13 @@ def _scenario_command(name: str) -> None:
 def _defaults(name: str) -> str:
     defaults = SCENARIOS[name].defaults
     return f"{describe(Arrivals.POISSON, rate=defaults.rate, callers=defaults.callers)}, at most {defaults.seconds:g} s"
+
+
+def _rates(text: str | None) -> list[float]:
+    try:
+        return [float(one) for one in text.split(",")] if text else []
+    except ValueError as error:
+        raise BenchError(f"--steps takes rates by commas, as 100,200,400, not {text!r}") from error
 
 
 def _settings(given: list[str]) -> dict[str, str]:

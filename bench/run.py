@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
-from bench.arrivals import Arrivals, Stage
+from bench.arrivals import Arrivals, Stage, steps
 from bench.load import START_SECONDS, Generator, Load, offer, open_generators
 from bench.measure import CpuMeter, percentile
 from bench.plan import IN_FLIGHT_MAX, Plan
@@ -56,6 +56,7 @@ class Asked:
     generators: int = 1
     rounds: int = 1
     rate: float | None = None
+    steps: Sequence[float] = ()
     arrivals: Arrivals | None = None
     callers: int | None = None
     seconds: float | None = None
@@ -96,10 +97,17 @@ def require_sense(asked: Asked, scenario: Scenario) -> None:
     peers = [name for name in asked.subjects if name in PEERS]
     strangers = [name for name in asked.subjects if name not in PEERS and name != "florin" and not Path(name).is_dir()]
     wrong = {
-        "a loop is open (--rate) or closed (--callers), not both": asked.rate is not None and asked.callers is not None,
+        "a loop is open (--rate, --steps) or closed (--callers), not both": (
+            (asked.rate is not None or bool(asked.steps)) and asked.callers is not None
+        ),
+        "--rate is one rate and --steps several, one after the other: choose one": asked.rate is not None and bool(asked.steps),
+        "--steps takes rates from 0.1 to 100,000 by commas, as 100,200,400": any(
+            not 0.1 <= one <= 100_000 for one in asked.steps
+        ),
+        f"`{asked.scenario}` has a schedule of its own: give --rate, not --steps": scenario.is_timed and bool(asked.steps),
         "--arrivals closed is what --callers asks for": asked.arrivals is Arrivals.CLOSED,
         "--arrivals spreads an open loop: it needs --rate": (
-            asked.arrivals is not None and asked.rate is None and scenario.defaults.rate is None
+            asked.arrivals is not None and asked.rate is None and not asked.steps and scenario.defaults.rate is None
         ),
         f"`{asked.scenario}` is made by its schedule: give --rate, not --callers": scenario.is_timed
         and asked.callers is not None,
@@ -252,7 +260,8 @@ async def _control(subject: Subject, wanted: Mapping[str, Any]) -> None:
 def plan_of(asked: Asked, scenario: Scenario, subject: Subject) -> Plan:
     """The load, before it is shared out."""
     defaults = scenario.defaults
-    rate = asked.rate if asked.rate is not None else (defaults.rate if asked.callers is None else None)
+    rate = asked.steps[0] if asked.steps else asked.rate
+    rate = rate if rate is not None else (defaults.rate if asked.callers is None else None)
     seconds = asked.seconds if asked.seconds is not None else defaults.seconds
     callers = asked.callers or defaults.callers
     arrivals = Arrivals.CLOSED if rate is None else asked.arrivals or Arrivals.POISSON
@@ -263,7 +272,7 @@ def plan_of(asked: Asked, scenario: Scenario, subject: Subject) -> Plan:
         psp_url=subject.psp_url,
         keys=[],
         arrivals=arrivals,
-        stages=scenario.stages(seconds, rate or 0.0),
+        stages=steps(asked.steps, seconds=seconds / len(asked.steps)) if asked.steps else scenario.stages(seconds, rate or 0.0),
         callers=callers,
         count_max=max(count // SLOW_PEERS.get(subject.name, 1), 1),
         begin_at=0.0,

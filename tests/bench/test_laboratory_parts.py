@@ -15,7 +15,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.arrivals import Arrivals, Stage, intended_starts, spike
+from bench.arrivals import Arrivals, Stage, intended_starts, spike, steps
 from bench.charts import bars, lines
 from bench.compare import compare, ratio
 from bench.http import Served, listen
@@ -50,6 +50,11 @@ def test_a_spike_is_a_spike() -> None:
     stages = spike(10, factor=10, before_seconds=5, seconds=5, after_seconds=5)
     starts = list(intended_starts(stages, kind=Arrivals.CONSTANT, rng=random.Random(1)))
     assert [sum(low <= at < low + 5 for at in starts) for low in (0, 5, 10)] == [50, 500, 50]
+
+
+def test_steps_follow_each_other() -> None:
+    starts = list(intended_starts(steps([10, 20, 40], seconds=2), kind=Arrivals.CONSTANT, rng=random.Random(1)))
+    assert [sum(low <= at < low + 2 for at in starts) for low in (0, 2, 4)] == [20, 40, 80]
 
 
 @given(st.floats(0.2, 5), st.integers(3, 12))
