@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.arrivals import Arrivals
+from bench.asked import Asked, BenchError, require_sense
 from bench.compare import compare as compare_rounds
 from bench.compare import rounds_of, table, warnings
 from bench.growth import SIZE_MAX, grow
@@ -26,7 +27,7 @@ from bench.page import by_subject, render
 from bench.profile_run import profile_scenario
 from bench.profiling import ALARMS, BUDGETS_US, hottest
 from bench.results import Report, ReportError, read_report, write_report
-from bench.run import Asked, BenchError, require_sense, run
+from bench.run import run
 from bench.scenarios import SCENARIOS, describe
 from core.errors import FlorinError, leaves
 from server.children import allow_many_files

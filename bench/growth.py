@@ -12,10 +12,11 @@ from functools import partial
 import msgspec
 import trio
 
+from bench.asked import Asked
 from bench.load import Load, open_generators
 from bench.measure import CpuMeter
 from bench.results import Measurement, Report, new_report
-from bench.run import Asked, measure, warm_up
+from bench.run import measure, warm_up
 from bench.scenarios import SCENARIOS
 from bench.subjects import Setup, Subject, open_florin
 from server.db.arrays import uuids

@@ -10,9 +10,10 @@ import msgspec
 import trio
 
 from bench import wire
+from bench.asked import Asked
 from bench.load import Load, offer, open_generators
 from bench.profiling import Stacks, flame_graph, parts, read_stacks, recorder
-from bench.run import Asked, measure, plan_of, prepare, warm_up
+from bench.run import measure, plan_of, prepare, warm_up
 from bench.scenarios import SCENARIOS
 from bench.subjects import Setup, open_florin
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.arrivals import Arrivals, Stage, intended_starts, spike, steps
+from bench.asked import BenchError, command_line, require_loopback
 from bench.charts import bars, lines
 from bench.compare import compare, ratio
 from bench.http import Served, listen
@@ -24,7 +25,6 @@ from bench.loop import Loop
 from bench.plan import Plan
 from bench.profiling import REST, flame_graph, part_of, parts, read_stacks
 from bench.results import Report, ReportError, read_report
-from bench.run import BenchError, command_line, require_loopback
 
 
 @given(st.integers(1, 5), st.floats(1, 500), st.floats(0.5, 5))
