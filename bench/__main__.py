@@ -14,23 +14,23 @@ from typing import Annotated
 
 import trio
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from bench.arrivals import Arrivals
-from bench.asked import Asked, BenchError, require_sense
-from bench.compare import compare as compare_rounds
-from bench.compare import rounds_of, table, warnings
-from bench.growth import SIZE_MAX, grow
-from bench.live import Screen
-from bench.page import by_subject, render
-from bench.profile_run import profile_scenario
-from bench.profiling import ALARMS, BUDGETS_US, hottest
-from bench.results import Report, ReportError, read_report, write_report
-from bench.run import run
-from bench.scenarios import SCENARIOS, describe
+from bench.generator.arrivals import Arrivals
+from bench.lab.compare import compare as compare_rounds
+from bench.lab.compare import rounds_of, table, warnings
+from bench.lab.growth import SIZE_MAX, grow
+from bench.lab.live import Screen
+from bench.lab.options import Asked, BenchError, require_sense
+from bench.lab.page import render
+from bench.lab.profile_run import profile_scenario
+from bench.lab.profiling import ALARMS, BUDGETS_US, hottest
+from bench.lab.results import Report, ReportError, read_report, write_report
+from bench.lab.run import run
+from bench.lab.scenarios import SCENARIOS, describe
+from bench.lab.summary import console, is_good, show
 from core.errors import FlorinError, leaves
-from server.children import allow_many_files
+from server.child_process import allow_many_files
 from server.telemetry import configure_logs
 
 app = typer.Typer(
@@ -40,8 +40,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-
 Url = Annotated[str | None, typer.Option(help="An instance that runs; without it one is started and forgotten.")]
 Key = Annotated[
     str | None, typer.Option(envvar="FLORIN_API_KEY", help="A test merchant's API key, for --url.", show_default=False)
@@ -200,9 +198,9 @@ def _of_file(text: str) -> tuple[Report, str | None]:
 
 def _show_ratios(a: tuple[Report, str | None], b: tuple[Report, str | None], name_a: str, name_b: str) -> None:
     first, second = rounds_of(*a, None), rounds_of(*b, None)
-    _console.print(table(compare_rounds(first, second), a=name_a, b=name_b))
+    console.print(table(compare_rounds(first, second), a=name_a, b=name_b))
     for warning in warnings(a[0], b[0]):
-        _console.print(f"careful: {warning}")
+        console.print(f"careful: {warning}")
 
 
 @app.command()
@@ -227,11 +225,11 @@ def profile(
             ratio = f"{microseconds / found.request_us:.1f}"
             shown.add_row(part, f"{microseconds:,.0f}", f"{BUDGETS_US[part]}", ratio, f"{ALARMS[part]:.1f}")
         shown.add_row("together", f"{found.worker_us:,.0f}", f"{sum(BUDGETS_US.values())}")
-        _console.print(shown)
-        _console.print(f"a bare request of the wire costs {found.request_us:.0f} µs in this run")
+        console.print(shown)
+        console.print(f"a bare request of the wire costs {found.request_us:.0f} µs in this run")
     for frame, share in hottest(found.stacks, 20):
-        _console.print(f"{share:6.1%}  {frame}", markup=False)
-    _console.print(f"flame graph: {path}", markup=False)
+        console.print(f"{share:6.1%}  {frame}", markup=False)
+    console.print(f"flame graph: {path}", markup=False)
 
 
 @app.command()
@@ -257,7 +255,7 @@ def growth(
         cpu = [f"{statistics.median(one.cpu_us[name] for one in group):,.0f}" for name in ("worker", "PostgreSQL")]
         times = [statistics.median(one.latencies["ok"].milliseconds[label] for one in group) for label in ("p50", "p99")]
         shown.add_row(f"{size:,}", *cpu, *[f"{one:,.1f}" for one in times])
-    _console.print(shown)
+    console.print(shown)
 
 
 @app.command()
@@ -273,39 +271,7 @@ def report(
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error}. Choose another place with --out") from error
     show(found)
-    _console.print(f"page: {path}", markup=False)
-
-
-def show(found: Report) -> None:
-    """What was found, in short."""
-    names = list(dict.fromkeys(name for one in found.measurements for name in one.cpu_us))
-    shown = Table("subject", "round", "ok/s", "p50 ms", "p99 ms", "max ms", *[f"{name} µs" for name in names], "ended", box=None)
-    for one in (one for group in by_subject(found.measurements) for one in group):
-        latency = one.latencies["ok"].milliseconds if "ok" in one.latencies else {}
-        times = [f"{latency[label]:,.1f}" if label in latency else "–" for label in ("p50", "p99", "max")]
-        ended = ", ".join(f"{count} {how}" for how, count in one.ended.items())
-        cpu = [f"{one.cpu_us.get(name, 0):,.0f}" for name in names]
-        shown.add_row(one.subject, str(one.round), f"{one.rate:,.0f}", *times, *cpu, ended)
-    _console.print(shown)
-    for name, reason in found.left_out.items():
-        _console.print(f"{name} was left out: {reason}", markup=False)
-    for one in found.measurements:
-        for verdict in one.verdicts:
-            _console.print(f"{'met' if verdict.is_met else 'MISSED'}: {verdict.target}: {verdict.found}", markup=False)
-        for note in one.notes:
-            _console.print(f"careful: {note}", markup=False)
-    broken = {text for one in found.measurements for text in one.broken_promises or []}
-    unknown = all(one.broken_promises is None for one in found.measurements)
-    _console.print("promises: not looked at" if unknown else "all promises are kept" if not broken else "BROKEN PROMISES:")
-    for text in sorted(broken):
-        _console.print(f"  {text}", markup=False)
-
-
-def is_good(found: Report) -> bool:
-    """Whether everything holds that should."""
-    has_ok = all(one.ended.get("ok") for one in found.measurements)
-    is_whole = not any(one.broken_promises for one in found.measurements)
-    return has_ok and is_whole and all(verdict.is_met for one in found.measurements for verdict in one.verdicts)
+    console.print(f"page: {path}", markup=False)
 
 
 def _place(name: str) -> Path:
@@ -327,7 +293,7 @@ def _keep(found: Report, directory: Path) -> None:
         (directory / "report.html").write_text(render(found), encoding="utf-8")
     except OSError as error:
         raise ReportError(f"the report cannot be kept in {directory}: {error}. Choose another place with --out") from error
-    _console.print(f"report: {directory / 'report.html'}", markup=False)
+    console.print(f"report: {directory / 'report.html'}", markup=False)
 
 
 for _name in SCENARIOS:

@@ -2,7 +2,7 @@
 
 Invariants: money is taken at most once (`captured_minor`), what is given back never exceeds it (`refunded_minor`, pending refunds
 included), and at most one operation on it is under way (`pending`). `disputed_minor` is in open disputes, `lost_minor` went in
-lost ones. How it changes is `core.transition`'s, when a job must look at it `core.due`'s.
+lost ones. How it changes is `core.transition`'s, when a job must look at it `core.schedule`'s.
 """
 
 from collections.abc import Mapping

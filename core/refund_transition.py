@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
-from core.due import COMPLETE_AFTER_SECONDS, FIRST_LOOK_SECONDS, due_at, owes_late_refund
 from core.errors import Conflict, IllegalTransition
 from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import RefundId
@@ -18,6 +17,7 @@ from core.money import AMOUNT_MINOR_MAX, Money
 from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus, made_at_the_psp
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
+from core.schedule import COMPLETE_AFTER_SECONDS, FIRST_LOOK_SECONDS, due_at, owes_late_refund
 from core.values import replace
 
 REFUND_TRANSITIONS: Mapping[RefundStatus, Mapping[EvidenceKind, RefundStatus]] = {

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from core.errors import FlorinError
-from server.private_files import create_private
+from server.atomic_files import create_private
 
 _VERSION = b"\x01"
 _NONCE_BYTES = 12

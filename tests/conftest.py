@@ -18,11 +18,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from server import children, embedded
-from server.db.connection import Connection
-from server.db.migrate import migrate
+from server import child_process
+from server.db.connection import Connection, open_session
+from server.db.migrate import migrate, status
+from server.process import embedded_postgres
 from server.telemetry import configure_logs
-from tests.florin import Florin, open_florin
+from tests.support.florin import Florin, open_florin
 
 HOUSE = Path(__file__).parent.parent
 REQUIRE_ALL = "FLORIN_REQUIRE_ALL"
@@ -70,38 +71,76 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[embedded.Embedded]:
+def postgres() -> Iterator[embedded_postgres.Embedded]:
     """The embedded PostgreSQL, with a migrated template database."""
     made = make_reachable_directory()
-    server = embedded.start(made)
+    server = embedded_postgres.start(made)
     try:
         trio.run(_prepare_template, server)
         yield server
     finally:
-        trio.run(lambda: children.stop(server.process, first=signal.SIGINT, seconds=10))
+        trio.run(lambda: child_process.stop(server.process, first=signal.SIGINT, seconds=10))
         shutil.rmtree(made, ignore_errors=True)
 
 
-async def _prepare_template(server: embedded.Embedded) -> None:
-    await embedded.until_ready(server)
+async def _prepare_template(server: embedded_postgres.Embedded) -> None:
+    await embedded_postgres.until_ready(server)
     connection = await Connection.open(server.url)
     await migrate(connection)
     connection.discard()
 
 
-def database_of(server: embedded.Embedded, name: str) -> str:
+def database_of(server: embedded_postgres.Embedded, name: str) -> str:
     """The address of another database of the same server."""
     return server.tcp_url.rpartition("/")[0] + "/" + name
 
 
+@pytest.fixture(scope="session")
+def debian_server() -> Iterator[embedded_postgres.Embedded]:
+    """Debian's PostgreSQL, with a login user who may make roles and nothing else."""
+    directory = make_reachable_directory()
+    server = embedded_postgres.start(directory, binaries=debian_postgres())
+    try:
+        trio.run(embedded_postgres.until_ready, server)
+        with psycopg.connect(server.tcp_url, autocommit=True) as connection:
+            connection.execute("CREATE ROLE shop LOGIN CREATEROLE PASSWORD 'shop'")
+        yield server
+    finally:
+        trio.run(lambda: child_process.stop(server.process, first=signal.SIGINT, seconds=10))
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `any_postgres` run on the embedded PostgreSQL and on Debian's, under a user who is no superuser there."""
+    if metafunc.definition.get_closest_marker("any_postgres") is not None:
+        metafunc.parametrize("database_url", ["embedded", "debian"], indirect=True)
+
+
 @pytest.fixture
-def database_url(postgres: embedded.Embedded) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """A migrated, empty database for one test."""
     name = f"test_{uuid4().hex}"
+    if getattr(request, "param", "embedded") == "debian":
+        debian: embedded_postgres.Embedded = request.getfixturevalue("debian_server")
+        host = debian.tcp_url.rpartition("@")[2].rpartition("/")[0]
+        made = f"postgresql://shop:shop@{host}/{name}"
+        with psycopg.connect(debian.tcp_url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} OWNER shop")
+            trio.run(_migrate, made)
+            yield made
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        return
+    postgres: embedded_postgres.Embedded = request.getfixturevalue("postgres")
     with psycopg.connect(database_of(postgres, "postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE florin")
         yield database_of(postgres, name)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _migrate(url: str) -> None:
+    async with open_session(url) as session:
+        assert await migrate(session)
+        assert all(applied_at for _, applied_at in await status(session))
 
 
 @pytest.fixture

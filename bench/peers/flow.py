@@ -35,7 +35,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 
 def read_configuration(path: str) -> Configuration:
-    """From the file that `bench.subjects` wrote."""
+    """From the file that `bench.lab.subjects` wrote."""
     return msgspec.json.decode(Path(path).read_bytes(), type=Configuration)
 
 

@@ -10,33 +10,29 @@ import trio
 from core.errors import FlorinError, InvalidId, Malformed, NotFound, TooLarge, Unauthenticated
 from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
 from server.api.authentication import Authentication
-from server.api.batch_routes import batch_routes
-from server.api.batches import BatchesApi
-from server.api.bodies import read_query
-from server.api.call import BODY_BYTES_MAX, Call, Route, Router, allowed
+from server.api.batches.handlers import BatchesApi
+from server.api.batches.routes import batch_routes
 from server.api.docs import page
-from server.api.endpoints import EndpointsApi
-from server.api.events import EventsApi
-from server.api.ledger import LedgerApi
+from server.api.events.handlers import EventsApi
+from server.api.events.routes import event_routes
+from server.api.events.stream import StreamApi
+from server.api.ledger.handlers import LedgerApi
+from server.api.ledger.routes import ledger_routes
 from server.api.openapi import document
-from server.api.operations import OperationsApi
-from server.api.payments import JSON, PaymentsApi
+from server.api.parsing import read_query
+from server.api.payments.handlers import PaymentsApi
+from server.api.payments.operations import OperationsApi
+from server.api.payments.routes import operation_routes, payment_routes
 from server.api.problems import send_error, send_problem, status_of
-from server.api.routes import (
-    delivery_routes,
-    endpoint_routes,
-    event_routes,
-    ledger_routes,
-    letter_routes,
-    operation_routes,
-    payment_routes,
-)
-from server.api.stream import StreamApi
-from server.flows import receive as psp_events
+from server.api.replies import JSON
+from server.api.routing import BODY_BYTES_MAX, Call, Route, Router, allowed
+from server.api.webhooks.handlers import EndpointsApi
+from server.api.webhooks.routes import delivery_routes, endpoint_routes, letter_routes
+from server.flows.payments import psp_events as psp_events
 from server.flows.services import Services
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
-from server.new_ids import uuid7
 from server.telemetry import Metrics
+from server.uuid7 import uuid7
 
 HEALTH_SECONDS = 2.0
 STREAM_PATH = "/v1/stream"

@@ -4,12 +4,12 @@ import trio
 
 from core.errors import Unauthenticated
 from core.ids import MerchantId
-from server.api.call import Caller
-from server.db.merchants import find_key_owner
+from server.api.routing import Caller
+from server.concurrency.single_flight_cache import Remembered
+from server.credentials import key_hash, merchant_of_key
+from server.db.merchants.merchants import find_key_owner
 from server.db.pool import Pool
-from server.flows.remembered import Remembered
 from server.http.asgi import Scope, header
-from server.new_ids import key_hash, merchant_of_key
 
 CACHE_SECONDS = 2.0
 """How long a revoked key may still be accepted by a worker that has just seen it."""

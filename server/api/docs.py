@@ -8,7 +8,7 @@ import jinja2
 import msgspec
 
 from core.events import API_VERSION, ENDPOINT_DISABLED, EVENT_TYPES
-from server import shapes
+from server import resources
 
 _NOW = datetime(2026, 11, 21, 8, 30, tzinfo=UTC)
 
@@ -30,7 +30,7 @@ def page(document: dict[str, Any]) -> bytes:
     return rendered.encode()
 
 
-def example(event_type: str) -> shapes.Event:
+def example(event_type: str) -> resources.Event:
     """An event of that type, as it might come."""
     family = event_type.partition(".")[0]
     data: Any = _payment(event_type)
@@ -45,7 +45,7 @@ def example(event_type: str) -> shapes.Event:
             "enabled": not is_disabled,
             "disabled_reason": "failing" if is_disabled else None,
         }
-    return shapes.Event(
+    return resources.Event(
         id="evt_01936a1c2e5b7c3d8f10a2b3c4d5e6f7",
         type=event_type,
         seq=42,
@@ -55,11 +55,11 @@ def example(event_type: str) -> shapes.Event:
     )
 
 
-def _payment(event_type: str) -> shapes.Payment:
+def _payment(event_type: str) -> resources.Payment:
     word = event_type.partition(".")[2]
     status: Any = {"authorization_expiring": "AUTHORIZED"}.get(word, "SUCCEEDED" if word.startswith("disput") else word.upper())
     took = 1_990 if status == "SUCCEEDED" else 0
-    return shapes.Payment(
+    return resources.Payment(
         id="pay_01936a1c2e5b7c3d8f10a2b3c4d5e6f7",
         object="payment",
         status=status,
@@ -89,9 +89,9 @@ def _payment(event_type: str) -> shapes.Payment:
     )
 
 
-def _refund(event_type: str) -> shapes.Refund:
+def _refund(event_type: str) -> resources.Refund:
     is_failed = event_type.endswith("failed")
-    return shapes.Refund(
+    return resources.Refund(
         id="ref_01936a1c2e5b7c3d8f10a2b3c4d5e6f7",
         object="refund",
         payment_id="pay_01936a1c2e5b7c3d8f10a2b3c4d5e6f7",
@@ -105,7 +105,7 @@ def _refund(event_type: str) -> shapes.Refund:
     )
 
 
-def _pretty(event: shapes.Event) -> str:
+def _pretty(event: resources.Event) -> str:
     return json.dumps(msgspec.to_builtins(event), indent=2)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from core.events import API_VERSION, EVENT_TYPES
-from server import shapes
-from server.api.call import Parameter, Route
+from server import resources
+from server.api.routing import Parameter, Route
 
 _PROBLEM = "application/problem+json"
 _ALWAYS = (401, 413, 500, 503)
@@ -42,7 +42,7 @@ sequence, the same documents.
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """The whole document. Deterministic, so that it can be compared."""
     shown = [route for route in routes if not route.is_hidden]
-    types = [shapes.Problem, *dict.fromkeys(one for route in shown for one in _types(route))]
+    types = [resources.Problem, *dict.fromkeys(one for route in shown for one in _types(route))]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schema_of = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -54,7 +54,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "security": [{"key": []}],
         "tags": [{"name": tag} for tag in dict.fromkeys(route.tag for route in shown)],
         "paths": paths,
-        "webhooks": {name: _webhook(name, text, schema_of[shapes.Event]) for name, text in EVENT_TYPES.items()},
+        "webhooks": {name: _webhook(name, text, schema_of[resources.Event]) for name, text in EVENT_TYPES.items()},
         "components": {
             "schemas": dict(sorted(components.items())),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "bearerFormat": "fl_test_... or fl_live_..."}},
@@ -85,7 +85,7 @@ def _operation(route: Route, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
         is_needed = any(field.required for field in msgspec.structs.fields(route.body))
         operation["requestBody"] = {"required": is_needed, "content": {"application/json": {"schema": schema_of[route.body]}}}
     for status in sorted({*route.problems, *_ALWAYS} - set(route.replies)):
-        content = {_PROBLEM: {"schema": schema_of[shapes.Problem]}}
+        content = {_PROBLEM: {"schema": schema_of[resources.Problem]}}
         operation["responses"][str(status)] = {"description": _REASONS[status], "content": content}
     return operation
 

@@ -10,26 +10,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from core.errors import FlorinError, leaves
-from server.cli import (
-    alert,
-    batch,
-    dlq,
-    doctor,
-    explain,
-    haproxy,
-    listen,
-    merchant,
-    migrate,
-    payout,
-    psp,
-    receipt,
-    serve,
-    smoke,
-    trigger,
-    up,
-    wallet,
-)
+from server.cli import alert, dlq, doctor, explain, haproxy, migrate, serve, smoke, up
+from server.cli.batch import commands as batch
 from server.cli.doctor import NotChecked
+from server.cli.events import listen, trigger
+from server.cli.ledger import payout, receipt, wallet
+from server.cli.merchants import merchant
+from server.cli.psp import commands as psp
 
 app = typer.Typer(
     name="florin",

@@ -10,13 +10,13 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from core.errors import FlorinError
-from server.alert_channels import channels_of
-from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
+from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
+from server.clock import utc_now
 from server.db.alerts import Alert, NotedAlert, list_alerts
 from server.db.connection import Connection
-from server.flows.alerting import Channels
-from server.flows.destination import Destinations
-from server.flows.services import utc_now
+from server.flows.alerts import Channels
+from server.flows.webhooks.destinations import Destinations
+from server.process.alert_channels import channels_of
 from server.settings import load_alert_settings, webhook_networks
 
 app = typer.Typer(help="Alerts: list them, and send one to see that it arrives.", no_args_is_help=True)

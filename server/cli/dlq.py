@@ -11,16 +11,16 @@ from rich.table import Column, Table
 
 from core.errors import InvalidId, NotFound, Unprocessable
 from core.ids import ENDPOINT, MERCHANT, EndpointId, MerchantId, decode_id, encode_id
-from server.cli.connect import DatabaseUrl, DataDirectory, find_database, merchant_id_of, with_database
 from server.cli.operators import Operator, act
-from server.db.audit import record_act
+from server.cli.options import DatabaseUrl, DataDirectory, find_database, merchant_id_of, with_database
 from server.db.connection import Connection
-from server.db.dead_letters import LETTERS_AT_ONCE_MAX, DeadLetter, Letters, list_dead_letters
-from server.db.delivery_log import FailedAttempt, find_delivery, list_failed_attempts
-from server.db.endpoints import find_endpoint_owner
-from server.db.psp_inbox import NOBODY, InboxItem, InboxState, list_events, move_event
-from server.flows import dead_letters
-from server.flows.dead_letters import Verb
+from server.db.merchants.audit import record_act
+from server.db.psps.inbox import NOBODY, InboxItem, InboxState, list_events, move_event
+from server.db.webhooks.dead_letters import LETTERS_AT_ONCE_MAX, DeadLetter, Letters, list_dead_letters
+from server.db.webhooks.delivery_log import FailedAttempt, find_delivery, list_failed_attempts
+from server.db.webhooks.endpoints import find_endpoint_owner
+from server.flows.webhooks import dead_letters
+from server.flows.webhooks.dead_letters import Verb
 
 app = typer.Typer(help="Dead letters: list, show, retry, drop.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)

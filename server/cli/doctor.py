@@ -4,8 +4,8 @@ import typer
 from rich.console import Console
 
 from core.errors import FlorinError
-from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
-from server.db.promises import CHECKS, ROWS_MAX, Violation, broken_promises
+from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
+from server.db.doctor.run import CHECKS, ROWS_MAX, Violation, broken_promises
 from server.db.roles import Role
 
 _console = Console(highlight=False, soft_wrap=True)

@@ -7,11 +7,11 @@ from rich.console import Console
 
 from core.errors import NotFound
 from core.ids import PAYMENT, PaymentId, decode_id
-from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
+from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
 from server.db.connection import Connection
-from server.db.payments import find_owner
+from server.db.payments.payments import find_owner
+from server.db.payments.timeline import Entry, timeline
 from server.db.roles import Role
-from server.db.timeline import Entry, timeline
 
 _console = Console(highlight=False, soft_wrap=True)
 

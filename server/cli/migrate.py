@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.cli.connect import DatabaseUrl, DataDirectory, find_database, with_database
+from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
 from server.db.migrate import migrate, status
 
 _console = Console(highlight=False)

@@ -8,9 +8,9 @@ import typer
 
 from core.errors import Unprocessable
 from core.ids import MerchantId
-from server.db.audit import Act
-from server.flows.services import utc_now
-from server.new_ids import uuid7
+from server.clock import utc_now
+from server.db.merchants.audit import Act
+from server.uuid7 import uuid7
 
 Operator = Annotated[
     str | None,

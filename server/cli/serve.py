@@ -14,12 +14,12 @@ from rich.console import Console
 from server.cli.signals import stop_on_signal
 from server.db.connection import open_session
 from server.db.migrate import require_current
-from server.http.listener import bind_shared, bind_unix
+from server.http.server.listener import bind_shared, bind_unix
 from server.http.tls import server_tls
-from server.instance import InstanceError, cannot_listen
+from server.process.instance import InstanceError, cannot_listen
+from server.process.supervisor import Supervisor
 from server.sealing import Sealer
 from server.settings import API_PORT, Settings, SettingsError, load_settings
-from server.supervisor import Supervisor
 from server.telemetry import configure_logs
 
 _console = Console(highlight=False, soft_wrap=True)

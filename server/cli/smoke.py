@@ -18,18 +18,18 @@ from rich.console import Console
 
 from core.errors import FlorinError
 from core.ids import PAYMENT, PaymentId, decode_id
-from server.cli.connect import DataDirectory, data_directory, running_instance
 from server.cli.doctor import print_diagnosis
 from server.cli.explain import print_timeline
+from server.cli.options import DataDirectory, data_directory, running_instance
 from server.db.connection import Connection, open_session
-from server.db.payments import find_owner
-from server.db.promises import broken_promises
+from server.db.doctor.run import broken_promises
+from server.db.payments.payments import find_owner
+from server.db.payments.timeline import Entry, timeline
 from server.db.roles import Role
-from server.db.timeline import Entry, timeline
-from server.demo import Demo, load_or_draw
-from server.http.client import Client, open_client
-from server.http.response import Response
-from server.instance import Running
+from server.http.client.client import Client, open_client
+from server.http.client.response import Response
+from server.process.demo import Demo, load_or_draw
+from server.process.instance import Running
 from server.sandbox.intents import PAID_CARD, REFUSED_CARDS, TOKENS
 
 PATIENCE_SECONDS = 20.0

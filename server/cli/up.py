@@ -11,9 +11,9 @@ import trio
 import typer
 from rich.console import Console
 
-from server.cli.connect import DataDirectory, data_directory
+from server.cli.options import DataDirectory, data_directory
 from server.cli.signals import stop_on_signal
-from server.instance import Instance, Options, open_instance
+from server.process.instance import Instance, Options, open_instance
 from server.settings import API_PORT, PSP_PORT, SHOP_PORT, SettingsError, environment, load_settings
 from server.telemetry import configure_logs
 

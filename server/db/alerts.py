@@ -1,4 +1,4 @@
-"""Alerts: what the people who run this have to know. Written with what they are about, sent by `server.jobs.alert`.
+"""Alerts: what the people who run this have to know. Written with what they are about, sent by `server.jobs.alerts`.
 
 One row a key: what is noted again while it was told of lately is counted, and told again only after `REPEAT_SECONDS`. The time of
 a note is when the thing happened: to note the same occurrence again changes nothing.

@@ -8,12 +8,12 @@ from functools import partial
 import trio
 
 from core.idempotency import StoredKey
-from server.db.change_batch import Applied, ChangeBatch, ChangeRow, Lost
-from server.db.committer import Committer, Observe
-from server.db.create_batch import CreateBatch, Creation, OrderIsLive
-from server.db.deliveries import DeliveryResult, DeliveryResultBatch
+from server.db.group_commit import Committer, Observe
+from server.db.payments.changes import Applied, ChangeBatch, ChangeRow, Lost
+from server.db.payments.creations import CreateBatch, Creation, OrderIsLive
 from server.db.pool import Pool, open_pool
 from server.db.roles import Role
+from server.db.webhooks.deliveries import DeliveryResult, DeliveryResultBatch
 
 
 @dataclass(frozen=True, slots=True)

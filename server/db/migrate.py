@@ -61,8 +61,11 @@ async def migrate(connection: Connection) -> list[str]:
         await connection.execute(
             """
             CREATE TABLE IF NOT EXISTS schema_migrations (
-                number integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT
-                now() )
+                number integer PRIMARY KEY,
+                name text NOT NULL,
+                sha256 text NOT NULL,
+                applied_at timestamptz NOT NULL DEFAULT now()
+            )
             """
         )
         await ensure_roles(connection)

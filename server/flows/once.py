@@ -13,10 +13,10 @@ from uuid import UUID
 from core.errors import RequestError
 from core.idempotency import InFlight, Mismatch, Replay
 from core.ids import PaymentId, RefundId
-from server.db.keys import forget_key
-from server.flows.idempotent import Request, answer, claim, give_up
+from server.db.payments.idempotency_keys import forget_key
+from server.flows.idempotency import Request, answer, claim, give_up
 from server.flows.services import Services
-from server.new_ids import uuid7
+from server.uuid7 import uuid7
 
 _PLACE = "idempotency_keys.reply"
 

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from server.db.change_batch import Applied
+from server.concurrency.background import Background
+from server.concurrency.wakeup import Bell
+from server.concurrency.worker_count import Workers
 from server.db.database import Database
-from server.flows.acks import Acks
-from server.flows.background import Background
-from server.flows.bell import Bell
-from server.flows.destination import Destinations
-from server.flows.feeds import Feeds
-from server.flows.fraud import FraudCheck
-from server.flows.workers import Workers
+from server.db.payments.changes import Applied
+from server.flows.events.acknowledgements import Acks
+from server.flows.events.live_feeds import Feeds
+from server.flows.payments.fraud import FraudCheck
+from server.flows.webhooks.destinations import Destinations
 from server.psp.routing import Routing
 from server.sealing import Sealer
 from server.telemetry import Metrics
@@ -39,8 +39,3 @@ class Services:
     destinations: Destinations
     metrics: Metrics
     fraud: FraudCheck | None = None
-
-
-def utc_now() -> datetime:
-    """The current time, with its zone."""
-    return datetime.now(UTC)

@@ -1,9 +1,9 @@
 """An ASGI application on hypercorn's trio worker, for what wants HTTP/2 or Quart and little traffic, on a private listener.
 
-hypercorn 0.18 leaves traps, which are contained here: whatever one connection's bytes make it raise ends that connection and not
-the process; a client that never reads cannot hold up the end, although hypercorn shields what it sends from cancellation; and
-the number of connections is bounded. Not contained: it holds a stalled body for ever, reads laxly what `server.http.parser`
-refuses, and cancels a handler whose client hangs up. So it is never exposed, and takes no payments.
+hypercorn 0.18 leaves traps, which are contained here: whatever one connection's bytes make it raise ends that connection and
+not the process; a client that never reads cannot hold up the end, although hypercorn shields what it sends from cancellation;
+and the number of connections is bounded. Not contained: it holds a stalled body for ever, reads laxly what
+`server.http.server.parser` refuses, and cancels a handler whose client hangs up. So it is never exposed, and takes no payments.
 """
 
 import socket
@@ -21,7 +21,7 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import wrap_app
 
 from server.http.asgi import Application
-from server.http.lifespan import open_lifespan
+from server.http.server.lifespan import open_lifespan
 
 CONNECTIONS_MAX = 256
 DRAIN_SECONDS = 5.0

@@ -8,11 +8,11 @@ import trio
 from core.batch import RESUMABLE_DAYS
 from core.errors import DatabaseUnavailable, Overloaded
 from server.db.alerts import prune_alerts
-from server.db.batches import forget_items
-from server.db.delivery_log import prune_attempts
-from server.db.keys import prune_keys
-from server.db.psp_inbox import prune_events
-from server.db.streams import prune_tickets
+from server.db.batches.batches import forget_items
+from server.db.events.consumers import prune_tickets
+from server.db.payments.idempotency_keys import prune_keys
+from server.db.psps.inbox import prune_events
+from server.db.webhooks.delivery_log import prune_attempts
 from server.flows.services import Services
 
 PIECE = 1_000

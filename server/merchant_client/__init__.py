@@ -12,7 +12,7 @@ from core.errors import InvalidSignature
 from server.merchant_client.calls import ApiError, FlorinUnavailable, Gap
 from server.merchant_client.client import AsyncFlorin, Florin
 from server.merchant_client.webhooks import verify_webhook
-from server.shapes import Event, Payment, Refund
+from server.resources import Event, Payment, Refund
 
 __all__ = [
     "ApiError",

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
-from server.shapes import Consumer, Event, EventPage, Payment, Problem, Refund
+from server.resources import Consumer, Event, EventPage, Payment, Problem, Refund
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import httpx2
 
 from server.merchant_client import calls
 from server.merchant_client.calls import TRIES_MAX, Again, Ask, FlorinUnavailable, Following, read, wait_seconds
-from server.shapes import Event, Payment, Refund
+from server.resources import Event, Payment, Refund
 
 T = TypeVar("T")
 

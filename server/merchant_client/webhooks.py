@@ -7,7 +7,7 @@ import msgspec
 
 from core.errors import InvalidSignature
 from core.signing import verify_standard
-from server.shapes import Event
+from server.resources import Event
 
 _event = msgspec.json.Decoder(Event)
 

@@ -3,7 +3,7 @@
 Each account has a guard of its own, so that a slow PSP keeps nobody waiting but its own callers. Invariants: a call that is
 refused here, or that gives up waiting here, has sent nothing (`PspBusy`); waiting is bounded in number and time; nobody overtakes
 who has waited longer for the same thing. What the workers of all processes share (the schedule of the rate, an open breaker, the
-number of workers that divide the concurrency) comes from the database through `Shared`, see `server.db.psp_states`.
+number of workers that divide the concurrency) comes from the database through `Shared`, see `server.db.psps.shared_state`.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ import trio
 
 from core.breaker import Admission, Breaker, BreakerState
 from core.errors import DatabaseUnavailable, Overloaded, PspBusy
-from core.limits import AdaptiveLimit, Slots
+from core.throttling import AdaptiveLimit, Slots
 
 WAITING_MAX = 20_000
 SHARE_SECONDS = 0.2

@@ -1,7 +1,7 @@
 """Which account at which PSP a payment goes to, and the adapter of an account that a payment is at.
 
-Accounts are few and change seldom: they are loaded at the start, once a second by `server.jobs.psps`, and when one is asked for
-that is not known; so a kill switch, a rotated secret or a new limit needs no restart.
+Accounts are few and change seldom: they are loaded at the start, once a second by `server.jobs.psp_sync`, and when one is asked
+for that is not known; so a kill switch, a rotated secret or a new limit needs no restart.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence

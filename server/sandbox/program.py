@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import trio
 
-from server.children import allow_many_files, say_ready
-from server.http.client import open_client
-from server.http.listener import Listener, ListenerOptions
+from server.child_process import allow_many_files, say_ready
+from server.http.client.client import open_client
+from server.http.server.listener import Listener, ListenerOptions
 from server.sandbox.intents import Intents
 from server.sandbox.journal import Journal
 from server.sandbox.psp import Psp

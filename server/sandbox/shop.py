@@ -15,9 +15,9 @@ import trio
 from core.errors import InvalidSignature
 from core.signing import verify_standard
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
-from server.http.client import Client
-from server.http.errors import ClientError
-from server.http.response import Response
+from server.http.client.client import Client
+from server.http.client.errors import ClientError
+from server.http.client.response import Response
 from server.sandbox.journal import Journal
 from server.sandbox.pages import form, query, redirect, send_page
 

@@ -10,9 +10,9 @@ import structlog
 import trio
 
 from core.signing import sign_timestamped
-from server.http.client import Client
-from server.http.errors import ClientError
-from server.http.response import Response
+from server.http.client.client import Client
+from server.http.client.errors import ClientError
+from server.http.client.response import Response
 
 QUEUE_MAX = 100_000
 RECENT_MAX = 1_000

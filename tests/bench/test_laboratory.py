@@ -4,10 +4,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from bench.profile_run import profile_scenario
-from bench.profiling import ALARMS
-from bench.results import read_report
-from tests.e2e.command import FLORIN
+from bench.lab.profile_run import profile_scenario
+from bench.lab.profiling import ALARMS
+from bench.lab.results import read_report
+from tests.support.command import FLORIN
 
 SECONDS = 110
 

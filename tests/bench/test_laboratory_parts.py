@@ -15,16 +15,16 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.arrivals import Arrivals, Stage, intended_starts, spike, steps
-from bench.asked import BenchError, command_line, require_loopback
-from bench.charts import bars, lines
-from bench.compare import compare, ratio
-from bench.http import Served, listen
-from bench.load import Load, free_socket, offer, open_generators
-from bench.loop import Loop
-from bench.plan import Plan
-from bench.profiling import REST, flame_graph, part_of, parts, read_stacks
-from bench.results import Report, ReportError, read_report
+from bench.generator.arrivals import Arrivals, Stage, intended_starts, spike, steps
+from bench.generator.http import Served, listen
+from bench.generator.loop import Loop
+from bench.generator.plan import Plan
+from bench.lab.charts import bars, lines
+from bench.lab.compare import compare, ratio
+from bench.lab.load import Load, free_socket, offer, open_generators
+from bench.lab.options import BenchError, command_line, require_loopback
+from bench.lab.profiling import REST, flame_graph, part_of, parts, read_stacks
+from bench.lab.results import Report, ReportError, read_report
 
 
 @given(st.integers(1, 5), st.floats(1, 500), st.floats(0.5, 5))
@@ -124,14 +124,23 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_sample_belongs_to_the_part_nearest_to_the_leaf(tmp_path: Path) -> None:
-    serve = ("run (trio/_core/_run.py:1)", "_call (server/http/connection.py:2)", "create (server/flows/create.py:3)")
+    serve = (
+        "run (trio/_core/_run.py:1)",
+        "_call (server/http/server/connection.py:2)",
+        "create (server/flows/payments/create.py:3)",
+    )
     assert part_of([*serve, "apply (core/transition.py:1)", "replace (core/values.py:2)"]) == REST
     assert (
-        part_of([*serve, "call (server/psp/wire.py:1)", "request (server/http/client.py:2)", "wait (trio/x.py:1)"]) == "PSP call"
+        part_of([*serve, "call (server/psp/transport.py:1)", "request (server/http/client/client.py:2)", "wait (trio/x.py:1)"])
+        == "PSP call"
     )
-    assert part_of([*serve, "submit (server/db/committer.py:1)"]) == "commits"
+    assert part_of([*serve, "submit (server/db/group_commit.py:1)"]) == "commits"
     assert part_of(serve[:2]) == "HTTP in"
-    deliver = ("_attempt (server/jobs/deliver.py:1)", "attempt (server/flows/deliver.py:2)", "request (server/http/client.py:3)")
+    deliver = (
+        "_attempt (server/jobs/webhooks/parallel.py:1)",
+        "attempt (server/flows/webhooks/send.py:2)",
+        "request (server/http/client/client.py:3)",
+    )
     assert part_of(deliver) == "notification"
     path = tmp_path / "stacks"
     path.write_text(f"{';'.join(serve)} 3\n{';'.join(deliver)} 1\n")

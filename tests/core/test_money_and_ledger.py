@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.card import contains_card_number
+from core.card_numbers import contains_card_number
 from core.errors import InvalidId, InvalidMoney, UnbalancedTransfer
 from core.evidence import EvidenceKind
 from core.ids import PAYMENT, decode_id, encode_id
 from core.ledger import Posting, Transfer, TransferKind, transfer_of
 from core.money import AMOUNT_MINOR_MAX, CURRENCY_EXPONENTS, Money, payable
 from core.transition import apply
-from tests.core.test_payment import NOW, a_payment, evidence
+from tests.support.domain import NOW, a_payment, evidence
 
 ANY_MONEY = st.builds(Money, st.integers(-(10**15), 10**15), st.sampled_from(["EUR", "JPY", "TND"]))
 

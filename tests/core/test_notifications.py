@@ -15,9 +15,9 @@ from core.events import EVENT_TYPES, is_wanted, parse_types
 from core.ids import EndpointId, MerchantId
 from core.redaction import EXCERPT_LENGTH_MAX, excerpt, redacted_data, redacted_url
 from core.retry import retry_after_seconds
-from server.db.endpoints import Endpoint
-from server.jobs.lane import CONCURRENCY_AT_FIRST, Lane
-from server.new_ids import uuid7
+from server.db.webhooks.endpoints import Endpoint
+from server.jobs.webhooks.endpoint_lane import CONCURRENCY_AT_FIRST, Lane
+from server.uuid7 import uuid7
 
 NOW = datetime(2026, 11, 22, 8, tzinfo=UTC)
 PRIVATE = [

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.breaker import CALLS_MIN, OPEN_SECONDS, WINDOW_SECONDS, Admission, Breaker, BreakerState
-from core.limits import AdaptiveLimit, Slots
+from core.throttling import AdaptiveLimit, Slots
 
 
 def fail(breaker: Breaker, times: int, *, now: float = 0.0) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from core.money import Money
 from core.payment import Payment, Status
 from core.values import quick, replace
-from tests.core.test_payment import a_payment
+from tests.support.domain import a_payment
 
 
 @quick

@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 
 from core.errors import FlorinError
 from server.cli import app
-from server.cli.batch_files import BadFile, read_rows
-from tests.e2e.command import FLORIN, Up, up
-from tests.e2e.test_commands import here
+from server.cli.batch.files import BadFile, read_rows
+from tests.support.command import FLORIN, Up, here, up
 
 HEADING = "order_id,amount,currency,token"
 

@@ -12,9 +12,9 @@ import pytest
 import trio
 
 from server.db.connection import Connection
-from server.db.promises import broken_promises
-from server.instance import Instance, Options, open_instance
-from tests.florin import eventually
+from server.db.doctor.run import broken_promises
+from server.process.instance import Instance, Options, open_instance
+from tests.support.florin import eventually
 
 KILLS, KILLS_LONG = 2, 20
 ITEMS_PER_KILL = 40

@@ -1,22 +1,22 @@
-"""Costs, watched as ratios to their peers within one run; `python -m bench.wire` and `python -m bench.commit` measure them
-properly.
+"""Costs, watched as ratios to their peers within one run; `python -m bench.micro.http` and `python -m bench.micro.commit`
+measure them properly.
 """
 
 from pathlib import Path
 from statistics import median
 
-from bench import commit, wire
+from bench.micro import commit, http
 
 
 def test_the_server_is_as_cheap_as_those_in_c() -> None:
     """The target is 1.0. This is to notice what makes it worse, on machines where the same code has shown 0.9 and 1.25."""
-    ratios = wire.server(rounds=3, requests=10_000)
+    ratios = http.server(rounds=3, requests=10_000)
     assert ratios["uvicorn"] < 1.4
     assert ratios["quart_trio"] < 1 / 12
 
 
 def test_the_client_is_cheaper_than_its_peers() -> None:
-    ratios = wire.client(rounds=3, requests=10_000)
+    ratios = http.client(rounds=3, requests=10_000)
     assert ratios["aiohttp"] < 0.7
     assert ratios["httpx"] < 1 / 30
 

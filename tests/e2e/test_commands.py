@@ -18,13 +18,10 @@ import psutil
 import psycopg
 import pytest
 import standardwebhooks
-from typer.testing import CliRunner
 
-from core.errors import leaves
-from server.cli import app
-from server.http.listener import bind
+from server.http.server.listener import bind
 from server.sealing import create_key_file
-from tests.e2e.command import FLORIN, STOP_SECONDS, run, up
+from tests.support.command import FLORIN, STOP_SECONDS, here, run, up
 
 
 def test_up_smoke_stop_and_up_again(directory: Path) -> None:
@@ -127,16 +124,6 @@ def test_merchants_and_keys(directory: Path) -> None:
         assert "there is no merchant" in run("merchant", "key", "add", "mer_" + "0" * 32, *data, code=1)
         assert "there is no payment" in run("explain", "pay_" + "0" * 32, *data, code=1)
         assert "up to date" in run("migrate", *data)
-
-
-def here(*arguments: str, code: int = 0) -> str:
-    """Run a command within this process, which spares its start; its output, or what it ended with."""
-    result = CliRunner().invoke(app, arguments)
-    failed = result.exit_code != 0
-    assert failed == (code != 0), (result.output, result.exception)
-    ended = result.exception
-    errors = leaves(ended) if isinstance(ended, BaseExceptionGroup) else [ended]
-    return result.output + ("; ".join(map(str, errors)) if failed else "")
 
 
 def eventually_reply(ask: Callable[[str], httpx2.Response], status: int) -> Any:

@@ -13,11 +13,11 @@ import pytest
 import trio
 
 from server.db.connection import Connection
-from server.db.promises import broken_promises
+from server.db.doctor.run import broken_promises
 from server.http.asgi import Receive, Scope, Send
-from server.instance import Instance, Options, open_instance
-from tests.florin import eventually, order
-from tests.receiver import Receiver, receiving
+from server.process.instance import Instance, Options, open_instance
+from tests.support.florin import eventually, order
+from tests.support.receiver import Receiver, receiving
 
 KILLS, KILLS_LONG = 3, 50
 CUSTOMERS = 4

@@ -26,9 +26,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from core.ids import PAYMENT, decode_id
 from server.db.connection import Connection
-from server.db.promises import broken_promises
-from server.instance import Instance, Options, open_instance
-from tests.florin import PAID, REFUSED
+from server.db.doctor.run import broken_promises
+from server.process.instance import Instance, Options, open_instance
+from tests.support.florin import PAID, REFUSED
 
 AMOUNT = 1_000
 PATIENCE_SECONDS = 30.0

@@ -21,12 +21,12 @@ from selenium.webdriver.common.by import By
 
 from server.cli import haproxy
 from server.db.connection import Connection
-from server.db.promises import broken_promises
-from server.http.client import Client, open_client
-from server.http.errors import ClientError
-from server.instance import Instance, Options, open_instance
+from server.db.doctor.run import broken_promises
+from server.http.client.client import Client, open_client
+from server.http.client.errors import ClientError
+from server.process.instance import Instance, Options, open_instance
 from tests.conftest import program
-from tests.florin import PAID, eventually, order
+from tests.support.florin import PAID, eventually, order
 
 KILLS = 5
 CUSTOMERS = 16

@@ -1,0 +1,178 @@
+"""What a run of the laboratory has found, as it is kept in JSON: enough to judge the figures without having been there.
+
+Times are UTC; latencies are in milliseconds since the intended start (closed loop: the actual one); CPU is user and system time
+of processes by /proc, in µs for each payment that ended well. The format is `FORMAT`; a reader refuses another.
+"""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from core.errors import FlorinError
+
+FORMAT = 1
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+_PACKAGES = ("trio", "httptools", "psycopg", "msgspec", "uvicorn", "uvloop", "starlette", "asyncpg", "aiohttp", "hypercorn")
+
+
+class ReportError(FlorinError):
+    """A report cannot be read; the text says what to do."""
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What it was measured on."""
+
+    processor: str
+    cores: int
+    memory_gib: float
+    system: str
+    python: str
+    postgres: str
+    packages: dict[str, str]
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the journeys that ended well, or up to a mark on their way. `histogram` is HdrHistogram's compressed form, in µs."""
+
+    count: int
+    milliseconds: dict[str, float]
+    histogram: str
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """One second. `cpu_seconds` and `resident_bytes` are of the components; `batch_items` the mean size of a commit's batch."""
+
+    second: int
+    begun: int
+    ok: int
+    failed: int
+    in_flight: int
+    told: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    cpu_seconds: dict[str, float] = {}
+    resident_bytes: dict[str, int] = {}
+    batch_items: float = 0.0
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """A target, and whether it was met."""
+
+    target: str
+    found: str
+    is_met: bool
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One scenario of one subject, once.
+
+    `ended`: how many journeys ended how; `not_begun`: what the schedule asked for and the generator had no room for. `rate` is of
+    payments that ended well. `broken_promises` must be empty; None where it could not be looked.
+    """
+
+    scenario: str
+    subject: str
+    round: int
+    began_at: datetime
+    settings: dict[str, Any]
+    seconds: float
+    begun: int
+    not_begun: int
+    ended: dict[str, int]
+    told: int
+    payments: int
+    rate: float
+    latencies: dict[str, Latency]
+    series: list[Moment]
+    cpu_us: dict[str, float]
+    peak_bytes: dict[str, int]
+    batch_items: float
+    broken_promises: list[str] | None
+    verdicts: list[Verdict]
+    notes: list[str]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One run."""
+
+    format: int
+    florin: str
+    commit: str
+    command: str
+    began_at: datetime
+    machine: Machine
+    measurements: list[Measurement]
+    left_out: dict[str, str]
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Keep it, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
+    part.replace(path)
+
+
+def read_report(path: Path) -> Report:
+    """Raises `ReportError`."""
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=Report)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ReportError(f"{path} is no report of `florin bench`: {error}") from error
+    if report.format != FORMAT:
+        raise ReportError(f"{path} has format {report.format}, and this version reads {FORMAT}: measure again")
+    return report
+
+
+def new_report(command: str, measurements: list[Measurement], left_out: dict[str, str], *, postgres: str) -> Report:
+    """With what there is to say about machine and versions."""
+    return Report(
+        format=FORMAT,
+        florin=metadata.version("florin"),
+        commit=commit_of(Path(__file__).parent.parent.parent),
+        command=command,
+        began_at=measurements[0].began_at if measurements else datetime.now(UTC),
+        machine=machine(postgres=postgres),
+        measurements=measurements,
+        left_out=left_out,
+    )
+
+
+def machine(*, postgres: str) -> Machine:
+    """This one."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Machine(
+        processor=names[0] if names else platform.processor(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=round(memory, 1),
+        system=f"{platform.system()} {platform.release()}",
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        postgres=postgres,
+        packages=found,
+    )
+
+
+def commit_of(house: Path) -> str:
+    """The commit of a checkout, with a `+` where it was changed since; nothing where it is none."""
+    git = ["git", "-C", str(house)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed else "")

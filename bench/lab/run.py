@@ -1,0 +1,345 @@
+"""One run: start what is measured, warm it up, offer the load, let it come to rest, check every promise, and write it down.
+
+Subjects take turns, round after round, so that what changes on the machine meanwhile meets all of them.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from bench.generator.arrivals import Arrivals, Stage, steps
+from bench.generator.plan import IN_FLIGHT_MAX, Plan
+from bench.lab.load import START_SECONDS, Generator, Load, offer, open_generators
+from bench.lab.options import Asked, BenchError, command_line, shown_settings
+from bench.lab.results import PERCENTILES, Latency, Measurement, Moment, Report, new_report
+from bench.lab.sampler import Sample, Sampler
+from bench.lab.scenarios import Scenario
+from bench.lab.subjects import HOUSE, Merchants, Setup, Subject, missing_peer, open_florin, open_peer, require_alive
+from bench.measure import CpuMeter, percentile
+from server.db.connection import Connection, open_session
+from server.db.doctor.run import broken_promises
+from server.http.client.client import open_client
+
+SETTLE_SECONDS = 150.0
+PROMISES_SECONDS = 300.0
+SLOW_PEERS = {"trio": 10, "asyncio": 2}
+"""What costs so much more is given a share of the count, so that a round ends."""
+
+
+Told = Callable[[str, Load | None], None]
+"""Is told what is going on, and each second what the load has found."""
+
+
+async def run(asked: Asked, scenario: Scenario, told: Told) -> Report:
+    """Everything. Raises `BenchError` or `SubjectError`."""
+    measurements: list[Measurement] = []
+    left_out: dict[str, str] = {}
+    postgres = "unknown"
+    async with open_generators(asked.generators) as generators, AsyncExitStack() as stack:
+        told("starting", None)
+        subjects = await _open(asked, scenario, generators, stack, left_out)
+        if not subjects:
+            raise BenchError("nothing is left to measure: " + "; ".join(left_out.values()))
+        for subject in subjects:
+            told(f"{subject.name}: warming up", None)
+            await prepare(asked, scenario, subject)
+            await warm_up(asked, scenario, subject, generators)
+        for number in range(1, asked.rounds + 1):
+            # Every second round the other way round: what comes first or last has neither advantage each time.
+            for subject in subjects if number % 2 else reversed(subjects):
+                title = subject.name + (f", round {number} of {asked.rounds}" if asked.rounds > 1 else "")
+                await _rest(subject)
+                measurements.append(await measure(asked, scenario, subject, generators, partial(told, title), number=number))
+        told("checking every promise", None)
+        for database_url in dict.fromkeys(one.database_url for one in subjects if one.database_url is not None):
+            postgres, broken = await _promises(database_url)
+            names = {one.name for one in subjects if one.database_url == database_url}
+            measurements = [
+                msgspec.structs.replace(one, broken_promises=broken) if one.subject in names else one for one in measurements
+            ]
+    return new_report(command_line(sys.argv[1:]), measurements, left_out, postgres=postgres)
+
+
+async def _promises(database_url: str) -> tuple[str, list[str]]:
+    """What PostgreSQL it is, and what `florin doctor` finds there."""
+    async with open_session(database_url) as connection:
+        said = [str((await connection.query(f"SHOW {name}"))[0][0]) for name in ("server_version", "fsync", "synchronous_commit")]
+        with trio.fail_after(PROMISES_SECONDS):
+            broken = [f"{one.check.name}: {len(one.rows)} rows" for one in await broken_promises(connection)]
+    return f"{said[0]}, fsync {said[1]}, synchronous_commit {said[2]}", broken
+
+
+async def _rest(subject: Subject) -> None:
+    """What was written in the rounds before is written out, so that no round pays for another one's."""
+    if subject.database_url is not None:
+        async with open_session(subject.database_url) as connection:
+            await connection.execute("CHECKPOINT")
+
+
+async def _open(
+    asked: Asked, scenario: Scenario, generators: Sequence[Generator], stack: AsyncExitStack, left_out: dict[str, str]
+) -> list[Subject]:
+    if asked.url is not None:
+        return [_existing(asked, generators)]
+    setup = Setup(
+        workers=asked.workers,
+        merchants=asked.merchants or scenario.defaults.merchants,
+        environment={**scenario.environment, **asked.settings},
+        has_stub=not scenario.pages,
+    )
+    beside: Subject | None = None
+    found: list[Subject] = []
+    for name in asked.subjects:
+        if name == "florin" or Path(name).is_dir():
+            checkout = HOUSE if name == "florin" else Path(name).resolve()
+            title = name if all(one.name != name for one in found) else f"{name} again"
+            one = await stack.enter_async_context(open_florin(replace(setup, checkout=checkout), generators, name=title))
+            beside = beside or one
+            found.append(one)
+        elif reason := missing_peer(name):
+            left_out[name] = reason
+        else:
+            if beside is None:  # whose database and PSP it uses
+                beside = await stack.enter_async_context(open_florin(setup, generators))
+            found.append(await stack.enter_async_context(open_peer(name, beside, workers=asked.workers)))
+    return found
+
+
+def _existing(asked: Asked, generators: Sequence[Generator]) -> Subject:
+    """An instance that runs: what can be known of it from outside."""
+    assert asked.url is not None
+    keys = [[asked.key or ""] for _ in generators]
+    components = {"load": lambda: [one.process.pid for one in generators]}
+    return Subject(name=asked.url, url=asked.url.rstrip("/"), psp_url=None, components=components, merchants=Merchants(keys))
+
+
+async def prepare(asked: Asked, scenario: Scenario, subject: Subject) -> None:
+    """Have the PSP behave as the scenario wants."""
+    psp_ms = asked.psp_ms if asked.psp_ms is not None else scenario.defaults.psp_ms
+    if subject.psp_url is None or not (psp_ms or scenario.loses_webhooks):
+        return
+    wanted: dict[str, Any] = {"latency": {"seconds": psp_ms / 1_000} if psp_ms else None}
+    if scenario.loses_webhooks:
+        wanted["webhooks"] = "lose"
+    await _control(subject, wanted)
+
+
+async def _control(subject: Subject, wanted: Mapping[str, Any]) -> None:
+    """Tell the PSP how to behave."""
+    async with open_client() as http:
+        response = await http.request("POST", f"{subject.psp_url}/control", body=msgspec.json.encode(wanted))
+    if response.status != 200:
+        raise BenchError(f"the PSP would not {wanted}: {response.status}")
+
+
+def plan_of(asked: Asked, scenario: Scenario, subject: Subject) -> Plan:
+    """The load, before it is shared out."""
+    defaults = scenario.defaults
+    rate = asked.steps[0] if asked.steps else asked.rate
+    rate = rate if rate is not None else (defaults.rate if asked.callers is None else None)
+    seconds = asked.seconds if asked.seconds is not None else defaults.seconds
+    callers = asked.callers or defaults.callers
+    arrivals = Arrivals.CLOSED if rate is None else asked.arrivals or Arrivals.POISSON
+    count = asked.count or defaults.count
+    return Plan(
+        scenario=scenario.journey,
+        url=subject.url,
+        psp_url=subject.psp_url,
+        keys=[],
+        arrivals=arrivals,
+        stages=steps(asked.steps, seconds=seconds / len(asked.steps)) if asked.steps else scenario.stages(seconds, rate or 0.0),
+        callers=callers,
+        count_max=max(count // SLOW_PEERS.get(subject.name, 1), 1),
+        begin_at=0.0,
+        connections_max=callers if rate is None else IN_FLIGHT_MAX,
+        timeout_seconds=330.0 if scenario.journey == "batch" else 60.0,
+        hears_webhooks=scenario.hears_webhooks and asked.url is None,
+        hears_stream=scenario.hears_stream,
+        sockets=asked.sockets if asked.sockets is not None else defaults.sockets,
+        items=(asked.items or defaults.items) if scenario.journey == "batch" else 1,
+    )
+
+
+async def warm_up(asked: Asked, scenario: Scenario, subject: Subject, generators: Sequence[Generator]) -> None:
+    """Load it for a moment, unmeasured. Raises `BenchError` where nothing ends well: then there is nothing to measure."""
+    if asked.warm_up_seconds <= 0:
+        return
+    plan = plan_of(asked, scenario, subject)
+    seconds = asked.warm_up_seconds
+    stages = [Stage(seconds, plan.stages[0].rate)]
+    count = max(plan.count_max // 5, plan.callers) if scenario.journey != "batch" else 1
+    items = min(plan.items, 100)
+    plan = msgspec.structs.replace(plan, stages=stages, count_max=count, items=items)
+    load = await offer(generators, plan, subject.merchants.keys)
+    if not load.succeeded:
+        raise BenchError(f"{subject.name}: not one of {load.begun} {scenario.journey} journeys ended well: {load.ended}")
+    await _settle(subject)
+    await _told_late(generators, plan, subject)
+
+
+async def measure(
+    asked: Asked,
+    scenario: Scenario,
+    subject: Subject,
+    generators: Sequence[Generator],
+    on_second: Callable[[Load | None], None],
+    *,
+    number: int,
+) -> Measurement:
+    """One scenario of one subject, once."""
+    plan = plan_of(asked, scenario, subject)
+    sampler = Sampler(subject)
+    began_at = datetime.now(UTC)
+    meter = CpuMeter.start(subject.components)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sampler.run)
+        if scenario.outage is not None and subject.psp_url is not None:
+            nursery.start_soon(partial(_go_away, subject, *scenario.outage(plan.seconds)))
+        began = time.monotonic()
+        load = await offer(generators, plan, subject.merchants.keys, on_second)
+        nursery.cancel_scope.cancel()
+    require_alive(subject)
+    is_settled = await _settle(subject)
+    load.told += await _told_late(generators, plan, subject)
+    used = meter.used_seconds()
+    payments = load.succeeded * plan.items
+    series = _moments(load, sampler.samples, began)
+    return Measurement(
+        scenario=asked.scenario,
+        subject=subject.name,
+        round=number,
+        began_at=began_at,
+        settings=_settings(asked, plan),
+        seconds=load.seconds,
+        begun=load.begun,
+        not_begun=load.not_begun,
+        ended=load.ended,
+        told=load.told,
+        payments=payments,
+        rate=payments / load.seconds if load.seconds else 0.0,
+        latencies={name: _latency(load, name) for name in sorted(load.histograms)},
+        series=series,
+        cpu_us={name: seconds / payments * 1e6 for name, seconds in used.items()} if payments else {},
+        peak_bytes=sampler.peaks(),
+        batch_items=await sampler.batch_items(),
+        broken_promises=None,
+        verdicts=scenario.verdicts(load, series, plan.seconds),
+        notes=_notes(asked, plan, load, is_settled=is_settled),
+    )
+
+
+async def _told_late(generators: Sequence[Generator], plan: Plan, subject: Subject) -> int:
+    """How many notifications came after the end of a plan: a plan that asks for nothing counts them."""
+    silence = msgspec.structs.replace(plan, arrivals=Arrivals.CLOSED, stages=[Stage(0.1, 0.0)], callers=0, hears_stream=False)
+    return (await offer(generators, silence, subject.merchants.keys)).told
+
+
+async def _go_away(subject: Subject, begin: float, end: float) -> None:
+    """The PSP's outage."""
+    await trio.sleep(begin)
+    await _control(subject, {"down": True})
+    try:
+        await trio.sleep(end - begin)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            await _control(subject, {"down": False})
+
+
+async def _settle(subject: Subject) -> bool:
+    """Wait until nothing is on its way any more; whether that was so in time."""
+    if subject.database_url is None:
+        await trio.sleep(1.0)
+        return True
+    async with open_session(subject.database_url) as connection:
+        with trio.move_on_after(SETTLE_SECONDS):
+            while not await _is_settled(connection):  # noqa: ASYNC110 - a database tells nobody that it has come to rest
+                await trio.sleep(0.1)
+            return True
+    return False
+
+
+async def _is_settled(connection: Connection) -> bool:
+    rows = await connection.query(
+        """
+        SELECT NOT EXISTS (SELECT FROM payment_requests WHERE due_at IS NOT NULL AND status IN ('PENDING', 'UNKNOWN'))
+           AND NOT EXISTS (SELECT FROM deliveries WHERE due_at IS NOT NULL)
+        """
+    )
+    return bool(rows[0][0])
+
+
+def _latency(load: Load, name: str) -> Latency:
+    histogram = load.histograms[name]
+    return Latency(
+        count=histogram.get_total_count(),
+        milliseconds={label: load.latency_ms(at, name) for label, at in PERCENTILES.items()},
+        histogram=histogram.encode().decode(),
+    )
+
+
+def _moments(load: Load, samples: Sequence[Sample], began: float) -> list[Moment]:
+    found = []
+    for second in load.series:
+        ended = began + START_SECONDS + second.number
+        near = [one for one in samples if abs(one.at - ended) <= 0.5]
+        sample = near[0] if near else Sample(ended, {}, {}, 0.0)
+        values = [float(value) / 1_000 for value in second.latencies_us]
+        ok = second.ended.get("ok", 0)
+        found.append(
+            Moment(
+                second=second.number,
+                begun=second.begun,
+                ok=ok,
+                failed=sum(second.ended.values()) - ok,
+                in_flight=second.in_flight,
+                told=second.told,
+                p50_ms=percentile(values, 0.5),
+                p99_ms=percentile(values, 0.99),
+                max_ms=second.max_us / 1_000,
+                cpu_seconds=sample.cpu_seconds,
+                resident_bytes=sample.resident_bytes,
+                batch_items=sample.batch_items,
+            )
+        )
+    return found
+
+
+def _settings(asked: Asked, plan: Plan) -> dict[str, Any]:
+    return {
+        "arrivals": plan.arrivals.value,
+        "stages": [(stage.seconds, stage.rate) for stage in plan.stages],
+        "callers": plan.callers if plan.arrivals is Arrivals.CLOSED else None,
+        "count_max": plan.count_max,
+        "generators": asked.generators,
+        "workers": asked.workers if asked.url is None else None,
+        "merchants": asked.merchants,
+        "warm_up_seconds": asked.warm_up_seconds,
+        "psp_ms": asked.psp_ms,
+        "items": plan.items,
+        "sockets": plan.sockets,
+        **shown_settings(asked.settings),
+    }
+
+
+def _notes(asked: Asked, plan: Plan, load: Load, *, is_settled: bool) -> list[str]:
+    """What a reader has to know to believe the figures, or not to."""
+    notes = []
+    lag = load.latency_ms(99.0, "lag")
+    if lag > 5:
+        notes.append(f"the generators were late: p99 {lag:.1f} ms behind the schedule, which the latencies include")
+    if load.not_begun:
+        notes.append(f"{load.not_begun} journeys were not begun: more were in flight than the generators have room for")
+    if asked.count is None and load.begun >= plan.count_max:
+        notes.append(f"it ended after {plan.count_max:,} journeys, which is the most without --count")
+    if not is_settled:
+        notes.append(f"not everything had come to rest {SETTLE_SECONDS:.0f} s after the load")
+    return notes

@@ -1,0 +1,93 @@
+"""`python -m bench.micro.batch`: a batch of many charges against a PSP that takes two seconds for each, over the API of one
+worker.
+
+An instance of its own: a worker, PostgreSQL, the sandbox PSP and this client share the cores. At the end `florin doctor`'s checks
+have to hold.
+"""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import uuid4
+
+import msgspec
+import trio
+import typer
+from rich.console import Console
+
+from bench.measure import CpuMeter, family, peak_bytes
+from server.child_process import allow_many_files
+from server.cli.doctor import print_diagnosis
+from server.db.connection import open_session
+from server.db.doctor.run import Violation, broken_promises
+from server.http.client.client import ClientOptions, open_client
+from server.process.instance import Instance, Options, open_instance
+from server.telemetry import configure_logs
+
+SECONDS_MAX = 900
+PATIENT = ClientOptions(response_bytes_max=64 * 1_048_576, header_seconds=SECONDS_MAX, total_seconds=SECONDS_MAX)
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def main(
+    items: Annotated[int, typer.Option(min=1, max=10_000, help="How many items.")] = 5_000,
+    latency: Annotated[float, typer.Option(min=0, max=60, help="Seconds that the PSP takes for each call.")] = 2.0,
+    concurrency: Annotated[int, typer.Option(min=1, max=2_500, help="How many items at once.")] = 1_800,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="How many batches, one after the other.")] = 3,
+) -> None:
+    """Charge a batch of tokens at a slow PSP."""
+    configure_logs("error")
+    allow_many_files()
+    with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o711)
+        settings = {"FLORIN_LOG_LEVEL": "error"}
+        options = Options(data_directory=Path(name), workers=1, port=0, psp_port=0, shop_port=0, settings=settings)
+        violations = trio.run(_run, options, items, latency, concurrency, rounds)
+    if violations:
+        print_diagnosis(violations, _console)
+        raise typer.Exit(1)
+    _console.print("all promises are kept")
+
+
+async def _run(options: Options, items: int, latency: float, concurrency: int, rounds: int) -> list[Violation]:
+    async with open_instance(options) as instance, open_client(PATIENT) as http:
+        control = partial(http.request, "POST", f"{instance.running.psp_url}/control")
+        await control(body=b'{"webhooks": "lose"}')
+        await control(body=msgspec.json.encode({"latency": {"seconds": latency} if latency else None}))
+        for number in range(rounds):
+            await _measure(instance, http, number, items, concurrency)
+        async with open_session(instance.running.database_url) as connection:
+            return await broken_promises(connection)
+
+
+async def _measure(instance: Instance, http: Any, number: int, items: int, concurrency: int) -> None:
+    worker = instance.supervisor.pids[0]
+    groups = {"worker": lambda: [worker]}
+    if instance.postgres is not None:
+        postgres = instance.postgres.pid
+        groups["PostgreSQL"] = lambda: family(postgres)
+    charges = [
+        {"type": "charge", "order_id": f"{number}-{item}", "amount": 1_990, "currency": "EUR", "token": "tok_paid"}
+        for item in range(items)
+    ]
+    body = msgspec.json.encode({"items": charges, "concurrency": concurrency})
+    headers = [
+        ("authorization", f"Bearer {instance.demo.api_key}"),
+        ("idempotency-key", str(uuid4())),
+        ("content-type", "application/json"),
+    ]
+    meter, began = CpuMeter.start(groups), trio.current_time()
+    response = await http.request("POST", f"{instance.api_url}/v1/batches", headers=headers, body=body, total_seconds=SECONDS_MAX)
+    seconds = trio.current_time() - began
+    used = ", ".join(f"{name} {cpu / items * 1e6:,.0f}" for name, cpu in meter.used_seconds().items())
+    batch = msgspec.json.decode(response.body)
+    outcomes = {name: count for name, count in batch["outcomes"].items() if count}
+    _console.print(
+        f"{items} items, {concurrency} at once: answered {response.status} after {seconds:.2f} s, {outcomes}; "
+        f"CPU µs an item: {used}; peak memory of the worker {peak_bytes(worker) / 1_048_576:,.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,140 @@
+"""`python -m bench.micro.verify`: how fast one worker asks a slow PSP about many payments, and what memory that takes.
+
+The payments are made and paid on a Florin that is started for it; the PSP tells nothing of it, so that only asking finds out.
+Then one worker, this process, asks about all of them at once, and each result is committed by itself.
+"""
+
+import resource
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+from uuid import uuid4
+
+import msgspec
+import trio
+import typer
+from rich.console import Console
+
+from bench.measure import cpu_seconds, family
+from core.evidence import Source
+from core.ids import MerchantId
+from core.payment import Payment, Status
+from server.child_process import allow_many_files
+from server.cli.doctor import print_diagnosis
+from server.db.connection import open_session
+from server.db.doctor.run import Violation, broken_promises
+from server.db.payments.payments import Filter, list_payments
+from server.flows.payments.verify import Verified, verify_all
+from server.http.client.client import Client, ClientOptions, open_client
+from server.http.server.listener import bind
+from server.process.instance import Instance, Options, open_instance
+from server.process.worker import open_worker
+from server.sandbox.intents import PAID_CARD
+from server.settings import Settings
+from server.telemetry import configure_logs
+
+PAGE = 100
+CUSTOMERS = 64
+PAY_SECONDS_MAX = 600
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def main(
+    payments: Annotated[int, typer.Option(min=1, max=100_000, help="How many payments to ask about.")] = 5_000,
+    latency: Annotated[float, typer.Option(min=0, max=60, help="Seconds that the PSP takes for each answer.")] = 2.0,
+    concurrency: Annotated[int, typer.Option(min=1, max=8_000, help="How many calls at once.")] = 2_500,
+) -> None:
+    """Ask a slow PSP about many payments at once."""
+    configure_logs("error")
+    allow_many_files()
+    with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o711)
+        settings = {"FLORIN_LOG_LEVEL": "error"}
+        options = Options(data_directory=Path(name), workers=1, port=0, psp_port=0, shop_port=0, settings=settings)
+        violations = trio.run(_run, options, payments, latency, concurrency)
+    if violations:
+        print_diagnosis(violations, _console)
+        raise typer.Exit(1)
+    _console.print("all promises are kept")
+
+
+async def _run(options: Options, payments: int, latency: float, concurrency: int) -> list[Violation]:
+    async with open_instance(options) as instance, open_client(ClientOptions(connections_per_origin_max=64)) as http:
+        control = partial(http.request, "POST", f"{instance.running.psp_url}/control")
+        await control(body=b'{"webhooks": "lose"}')
+        await _pay(instance, http, payments)
+        async with open_session(instance.running.database_url) as connection:  # two workers share it, and one of them is idle
+            await connection.run("UPDATE psp_accounts SET concurrency_max = $1", 2 * concurrency)
+        wanted = msgspec.json.encode({"latency": {"seconds": latency} if latency else None})
+        await control(body=wanted)
+        await _measure(instance, latency, concurrency)
+        await control(body=b'{"latency": null}')
+        async with open_session(instance.running.database_url) as connection:
+            return await broken_promises(connection)
+
+
+async def _pay(instance: Instance, http: Client, payments: int) -> None:
+    """Open so many pages and pay them."""
+    headers = [("authorization", f"Bearer {instance.demo.api_key}"), ("content-type", "application/json")]
+    wanted = msgspec.json.encode({"amount": 1_990, "currency": "EUR", "order_id": "bench"})
+    left = iter(range(payments))
+
+    async def customer() -> None:
+        for _ in left:
+            key = ("idempotency-key", uuid4().hex)
+            response = await http.request("POST", f"{instance.api_url}/v1/payments", headers=[*headers, key], body=wanted)
+            await http.request("POST", msgspec.json.decode(response.body)["payment_url"], body=f"card={PAID_CARD}".encode())
+
+    with trio.fail_after(PAY_SECONDS_MAX):
+        async with trio.open_nursery() as nursery:
+            for _ in range(CUSTOMERS):
+                nursery.start_soon(customer)
+
+
+async def _measure(instance: Instance, latency: float, concurrency: int) -> None:
+    settings = Settings(database_url=instance.running.database_url, key_file=Path(instance.running.key_file), sweep_seconds=3_600)
+    listening = bind("127.0.0.1", 0)
+    async with open_worker(settings, listening) as services:
+        payments = await _stored(instance)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        postgres = instance.postgres.pid if instance.postgres else None
+        postgres_before = cpu_seconds(family(postgres)) if postgres else 0.0
+        ends: dict[Status, int] = {}
+        failures = 0
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            send, receive = trio.open_memory_channel[Verified](100)
+            nursery.start_soon(partial(verify_all, services, payments, send, source=Source.RECHECK, concurrency=concurrency))
+            async for one in receive:
+                ends[one.payment.status] = ends.get(one.payment.status, 0) + 1
+                failures += one.failure is not None
+        seconds = trio.current_time() - began
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        count = len(payments)
+        shown = ", ".join(f"{number} {status}" for status, number in ends.items())
+        _console.print(
+            f"{count} payments at {latency:g} s each, {concurrency} at once: {seconds:.2f} s; {shown}, {failures} failures"
+        )
+        _console.print(f"CPU µs per verification: worker {cpu / count * 1e6:,.0f}", end="")
+        _console.print(f", PostgreSQL {(cpu_seconds(family(postgres)) - postgres_before) / count * 1e6:,.0f}" if postgres else "")
+        peak, rest = after.ru_maxrss / 1_024, before.ru_maxrss / 1_024
+        _console.print(f"memory of the worker at most: {peak:,.0f} MiB, {rest:,.0f} before it began")
+
+
+async def _stored(instance: Instance) -> list[Payment]:
+    """All payments of the demo merchant that are open here."""
+    found: list[Payment] = []
+    async with open_session(instance.running.database_url) as connection:
+        after = None
+        while True:
+            wanted = Filter(status=Status.PENDING)
+            page, after = await list_payments(connection, MerchantId(instance.demo.merchant_id), wanted, after=after, limit=PAGE)
+            found += page
+            if after is None:
+                return found
+
+
+if __name__ == "__main__":
+    typer.run(main)

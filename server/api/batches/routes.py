@@ -1,0 +1,69 @@
+"""The routes of batches, with what the OpenAPI document says of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from server import resources
+from server.api.batches.bodies import BODY_BYTES_MAX, CreateBatch, ResumeBatch
+from server.api.batches.handlers import BatchesApi
+from server.api.routing import CURSOR, LIMIT, PREFER, Parameter, Route, get, post
+from server.resources import Batch
+
+BATCHES = "Batches"
+_OF_BATCH = "/v1/batches/{batch_id}"
+
+
+def batch_routes(batches: BatchesApi) -> Sequence[Route]:
+    """`/v1/batches`."""
+    after = Parameter("after", {"type": "integer", "minimum": 0}, "`position` of the last item that you have")
+    ended: dict[int, Any] = {200: resources.BatchReport, 202: resources.Batch}
+    lines = "; with `Accept: application/x-ndjson`, a line per item as it is known, and a summary"
+    return [
+        post(
+            "/v1/batches",
+            batches.create,
+            BATCHES,
+            f"Carry out many payments under one deadline{lines}, or the 408 problem",
+            ended,
+            body=CreateBatch,
+            parameters=[PREFER],
+            problems=[408],
+            body_bytes_max=BODY_BYTES_MAX,
+            reads_body=True,
+            tells_lines=True,
+        ),
+        get(
+            "/v1/batches", batches.list, BATCHES, "List batches, newest first", resources.Page[Batch], parameters=[CURSOR, LIMIT]
+        ),
+        get(_OF_BATCH, batches.read, BATCHES, f"Read a batch{lines}", Batch, parameters=[after, PREFER], problems=[404]),
+        get(
+            f"{_OF_BATCH}/items",
+            batches.items,
+            BATCHES,
+            "What came of items, in the order in which it became known",
+            resources.BatchItemPage,
+            parameters=[after, LIMIT],
+            problems=[404],
+        ),
+        post(
+            f"{_OF_BATCH}/stop",
+            batches.stop,
+            BATCHES,
+            "Start no more items; those under way come to their end",
+            {202: Batch},
+            needs_key=False,
+            problems=[404],
+        ),
+        post(
+            f"{_OF_BATCH}/resume",
+            batches.resume,
+            BATCHES,
+            "Find out what is UNKNOWN and start what was never started; a token is good once",
+            ended,
+            body=ResumeBatch,
+            parameters=[PREFER],
+            needs_key=False,
+            problems=[404, 408],
+            tells_lines=True,
+        ),
+    ]

@@ -1,0 +1,59 @@
+"""The routes of events, consumers and the stream's tickets, with what the OpenAPI document says of them."""
+
+from collections.abc import Sequence
+
+from server import resources
+from server.api.events.bodies import CONSUMER_PATTERN, CreateTicket, PlaceConsumer
+from server.api.events.handlers import EventsApi
+from server.api.parsing import WAIT_SECONDS_MAX
+from server.api.routing import AFTER, EPOCH, LIMIT, TYPES, Parameter, Route, get, post
+
+EVENTS = "Events"
+CONSUMER = Parameter("consumer", {"type": "string", "pattern": CONSUMER_PATTERN}, "begin at its cursor")
+
+
+def event_routes(events: EventsApi) -> Sequence[Route]:
+    """Events by asking for them, and what the stream needs."""
+    wait = Parameter("wait", {"type": "integer", "minimum": 0, "maximum": WAIT_SECONDS_MAX}, "seconds to wait for one")
+    name = "/v1/consumers/{name}"
+    return [
+        get(
+            "/v1/events",
+            events.list_all,
+            EVENTS,
+            "What follows an event, in order; with `wait` as soon as there is something",
+            resources.EventPage,
+            parameters=(AFTER, LIMIT, TYPES, wait, CONSUMER, EPOCH),
+            problems=[409, 503],
+        ),
+        get("/v1/events/{seq}", events.read, EVENTS, "Read an event by its number", resources.Event, problems=[404]),
+        get("/v1/consumers", events.consumers, EVENTS, "List consumers", resources.Whole[resources.Consumer]),
+        Route(
+            method="PUT",
+            path=name,
+            handle=events.place_consumer,
+            tag=EVENTS,
+            summary="Acknowledge: put a consumer's cursor there, forward or back",
+            replies={200: resources.Consumer},
+            body=PlaceConsumer,
+            problems=(400, 409, 422),
+        ),
+        Route(
+            method="DELETE",
+            path=name,
+            handle=events.remove_consumer,
+            tag=EVENTS,
+            summary="Forget a consumer",
+            replies={204: None},
+            problems=(404,),
+        ),
+        post(
+            "/v1/stream/tickets",
+            events.ticket,
+            EVENTS,
+            "A ticket that opens the stream once, within 30 s, from a browser",
+            {201: resources.StreamTicket},
+            body=CreateTicket,
+            needs_key=False,
+        ),
+    ]

@@ -1,0 +1,265 @@
+"""`GET /v1/stream`: a merchant's events over a websocket, from where it stopped, without a hole and without a repetition.
+
+The first frame says where it goes on: `{"epoch", "recovered", "seq", "api_version"}`. Then events follow, the same documents that
+webhooks carry. What is past is read from the table, and waits for the client; what is live is sent as it happens, and who is more
+than a megabyte behind is cut off with 1013. A client may send `{"ack": seq}`, which moves its named consumer.
+
+Closing codes: 1012 the server restarts and 1013 too far behind, both of which mean: reconnect from where you are; 1008 a message
+that cannot be understood; 4401 the key was revoked.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from uuid import UUID
+
+import msgspec
+import structlog
+import trio
+
+from core.errors import DatabaseUnavailable, FlorinError, NotFound, Overloaded, RequestError, Unauthenticated
+from core.events import API_VERSION, is_wanted
+from core.ids import MerchantId
+from core.resumption import Resumption, Sequence
+from server.api.authentication import Authentication
+from server.api.events.bodies import read_ack
+from server.api.events.handlers import read_position, read_types
+from server.api.parsing import read_query
+from server.api.problems import send_error
+from server.api.routing import Caller
+from server.credentials import key_hash, merchant_of_ticket
+from server.db.events.consumers import use_ticket
+from server.db.events.events import list_events
+from server.db.merchants.merchants import revoked_keys
+from server.flows.events.cursors import Position, begin
+from server.flows.events.envelope import encode_event
+from server.flows.events.live_feeds import Feed, Reader
+from server.flows.services import Services
+from server.http.asgi import Message, Receive, Scope, Send, header
+from server.http.websocket.frame import FRAME_EXTENSION
+from server.uuid7 import uuid7
+
+STREAMS_PER_MERCHANT_MAX = 10_000
+PAGE_EVENTS = 200
+WATCH_SECONDS = 1.0
+JOINING_MAX = 4
+"""How many may read what they missed from the database at the same time."""
+
+JOIN_SECONDS = 15.0
+
+POLICY, RESTART, TRY_AGAIN_LATER, KEY_REVOKED = 1008, 1012, 1013, 4401
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """Who reads, what, and from where."""
+
+    merchant_id: MerchantId
+    key: tuple[MerchantId, UUID]
+    types: tuple[str, ...] | None
+    position: Position
+
+
+class _Ends:
+    """How one stream is told to end, by whoever has a reason."""
+
+    def __init__(self) -> None:
+        self._wanted = trio.Event()
+        self._code, self._reason = RESTART, ""
+
+    def end(self, code: int, reason: str) -> None:
+        """End it so. The first reason counts."""
+        if not self._wanted.is_set():
+            self._code, self._reason = code, reason
+            self._wanted.set()
+
+    def begin_anew(self) -> None:
+        """Its numbers mean other events now."""
+        self.end(RESTART, "the events are numbered anew: reconnect")
+
+    async def run(self, send: Send) -> None:
+        """Wait for a reason, and close."""
+        await self._wanted.wait()
+        await _close(send, self._code, self._reason)
+
+
+class StreamApi:
+    """The handler, and the watch over the keys by which streams were opened."""
+
+    def __init__(self, services: Services, authentication: Authentication) -> None:
+        self._services = services
+        self._authentication = authentication
+        self._by_key: dict[tuple[MerchantId, UUID], set[_Ends]] = {}
+        self._open: dict[MerchantId, int] = {}
+        self._joining = trio.Semaphore(JOINING_MAX)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Close the streams of keys that end, until cancelled."""
+        task_status.started()
+        while True:
+            await trio.sleep(WATCH_SECONDS)
+            try:
+                await self._close_revoked()
+            except Exception as error:  # noqa: BLE001 - a look that fails must not end the worker
+                _log.warning("cannot look whether keys were revoked", error=str(error))
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one websocket to its end."""
+        await receive()
+        request_id = f"req_{uuid7().hex}"
+        try:
+            with trio.move_on_after(JOIN_SECONDS) as patience:
+                async with self._joining:  # thousands may come back at once, and payments need the database too
+                    admitted = await self._admit(scope)
+                    sequence, resumption = await begin(self._services, admitted.merchant_id, admitted.position)
+            if patience.cancelled_caught:
+                raise Overloaded("too many join the stream at the moment: come back in a few seconds")
+            if self._open.get(admitted.merchant_id, 0) >= STREAMS_PER_MERCHANT_MAX:
+                raise Overloaded(f"a merchant has at most {STREAMS_PER_MERCHANT_MAX} streams open here")
+        except FlorinError as error:
+            await send_error(partial(_deny, send), error, request_id=request_id)
+            return
+        with self._counted(admitted) as ends:
+            try:
+                await send({"type": "websocket.accept"})
+                await self._serve(receive, send, admitted, (sequence, resumption), ends)
+            except OSError:
+                return  # the peer is gone
+            except Overloaded as error:
+                await _close(send, TRY_AGAIN_LATER, str(error))
+
+    async def _admit(self, scope: Scope) -> _Admitted:
+        """Raises `Unauthenticated`, `Unprocessable`, `NotFound`."""
+        if FRAME_EXTENSION not in scope.get("extensions", ()):
+            raise NotFound("there is no stream here: this server would let one slow reader hold up the others")
+        fields = read_query(scope, "after", "types", "consumer", "epoch", "ticket")
+        if "ticket" not in fields:
+            caller: Caller = await self._authentication.caller_of(scope)
+            key = (caller.merchant.id, caller.key_id)
+            return _Admitted(caller.merchant.id, key, read_types(fields), read_position(fields))
+        if "types" in fields or "consumer" in fields:
+            raise Unauthenticated("a ticket says itself which types and which consumer it is for", code="ticket_scope")
+        merchant_id = merchant_of_ticket(fields["ticket"])
+        ticket = None
+        if merchant_id is not None:
+            async with self._services.db.pool.connection() as connection:
+                digest = key_hash(fields["ticket"])
+                ticket = await use_ticket(connection, merchant_id, ticket_sha256=digest, now=self._services.now())
+        if ticket is None or (header(scope, b"origin") or "").lower() != ticket.origin:
+            raise Unauthenticated("this ticket is unknown, was used, is too old or is for another origin", code="ticket_invalid")
+        asked = read_position(fields)
+        position = Position(after_seq=asked.after_seq, epoch=asked.epoch, consumer=ticket.consumer)
+        return _Admitted(ticket.merchant_id, (ticket.merchant_id, ticket.key_id), ticket.event_types, position)
+
+    async def _serve(
+        self,
+        receive: Receive,
+        send: Send,
+        admitted: _Admitted,
+        begun: tuple[Sequence, Resumption],
+        ends: _Ends,
+    ) -> None:
+        sequence, resumption = begun
+        hello = {
+            "epoch": str(sequence.epoch),
+            "recovered": resumption.recovered,
+            "seq": resumption.after_seq,
+            "api_version": API_VERSION,
+        }
+        await send({"type": "websocket.send", "text": msgspec.json.encode(hello).decode()})
+        reader = Reader(send, ends.begin_anew, types=admitted.types)
+        with self._services.feeds.reading(admitted.merchant_id, last_seq=sequence.last_seq) as feed:
+            async with trio.open_nursery() as nursery:
+                try:
+                    nursery.start_soon(ends.run, send)
+                    nursery.start_soon(self._catch_up, feed, reader, send, resumption.after_seq)
+                    await self._hear(receive, send, feed, admitted, last_seq=sequence.last_seq)
+                finally:
+                    feed.leave(reader)
+                    nursery.cancel_scope.cancel()
+
+    async def _catch_up(self, feed: Feed, reader: Reader, send: Send, seq: int) -> None:
+        """Send what is past, until there is nothing between it and what is live; then join, with no moment in between."""
+        try:
+            while seq != feed.last_seq:
+                if feed.is_void:
+                    await _close(send, RESTART, "the events are numbered anew: reconnect")
+                    return
+                if seq > feed.last_seq:
+                    await feed.until_after(seq - 1)
+                    continue
+                async with self._joining, self._services.db.pool.connection() as connection:
+                    page = await list_events(connection, feed.merchant_id, after_seq=seq, limit=PAGE_EVENTS)
+                if not page or feed.is_void:
+                    await _close(send, RESTART, "the events are numbered anew: reconnect")
+                    return
+                for event in page:
+                    if event.seq > feed.last_seq:
+                        break
+                    if is_wanted(event.type, reader.types):
+                        await send({"type": "websocket.send", "text": encode_event(event).decode()})
+                    seq = event.seq
+            feed.join(reader)
+        except OSError:
+            return  # the peer is gone
+        except (DatabaseUnavailable, Overloaded) as error:
+            _log.warning("a stream cannot catch up", error=str(error))
+            await _close(send, TRY_AGAIN_LATER, "the events cannot be read at the moment: reconnect")
+
+    async def _hear(self, receive: Receive, send: Send, feed: Feed, admitted: _Admitted, *, last_seq: int) -> None:
+        """Take acknowledgements until the client leaves."""
+        consumer = admitted.position.consumer
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                seq = read_ack(message.get("text") or "").ack
+            except RequestError as error:
+                await _close(send, POLICY, f'expected {{"ack": seq}}: {error}')
+                return
+            if consumer is None or seq > max(feed.last_seq, last_seq):
+                why = "only a named consumer acknowledges" if consumer is None else "an event that was not sent"
+                await _close(send, POLICY, why)
+                return
+            self._services.acks.note(admitted.merchant_id, consumer, seq)
+
+    @contextmanager
+    def _counted(self, admitted: _Admitted) -> Iterator[_Ends]:
+        merchant_id, ends = admitted.merchant_id, _Ends()
+        self._open[merchant_id] = self._open.get(merchant_id, 0) + 1
+        self._by_key.setdefault(admitted.key, set()).add(ends)
+        try:
+            yield ends
+        finally:
+            of_key = self._by_key[admitted.key]
+            of_key.discard(ends)
+            if not of_key:
+                del self._by_key[admitted.key]
+            self._open[merchant_id] -= 1
+            if not self._open[merchant_id]:
+                del self._open[merchant_id]
+
+    async def _close_revoked(self) -> None:
+        keys = list(self._by_key)
+        for at in range(0, len(keys), 1_000):
+            async with self._services.db.pool.connection() as connection:
+                ended = await revoked_keys(connection, keys[at : at + 1_000])
+            for key in keys[at : at + 1_000]:
+                if key[1] in ended:
+                    for ends in self._by_key.get(key, ()):
+                        ends.end(KEY_REVOKED, "the API key was revoked")
+
+
+async def _deny(send: Send, message: Message) -> None:
+    """Answer the handshake with a problem instead (ASGI's extension websocket.http.response)."""
+    await send({**message, "type": "websocket." + message["type"]})
+
+
+async def _close(send: Send, code: int, reason: str) -> None:
+    try:
+        await send({"type": "websocket.close", "code": code, "reason": reason[:100]})
+    except OSError:
+        return  # it has closed already

@@ -1,0 +1,145 @@
+"""Parsing that all requests share: bodies, query strings, cursors and the Prefer header."""
+
+import base64
+import binascii
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, TypeVar
+from urllib.parse import parse_qsl
+from uuid import UUID
+
+import msgspec
+
+from core.card_numbers import contains_card_number
+from core.errors import Malformed, NotFound, Unprocessable
+from core.events import parse_types
+from server.http.asgi import Scope, header
+
+WAIT_SECONDS_MAX = 60
+PAGE_DEFAULT = 20
+PAGE_MAX = 100
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+LongText = Annotated[str, msgspec.Meta(max_length=1_000)]
+T = TypeVar("T")
+
+
+def read_query(scope: Scope, *allowed: str) -> dict[str, str]:
+    """The fields of a query string. Raises `Unprocessable` for one that is unknown or given twice."""
+    try:
+        pairs = parse_qsl(scope["query_string"].decode("ascii"), keep_blank_values=True, max_num_fields=20, errors="strict")
+    except ValueError as error:
+        raise Unprocessable("the query string cannot be read", code="invalid_query") from error
+    fields = dict(pairs)
+    unknown = next((name for name in fields if name not in allowed), None)
+    if unknown is not None:
+        known = f"only {', '.join(allowed)}" if allowed else "nor any other"
+        raise Unprocessable(f"there is no parameter {unknown[:40]!r} here, {known}", code="invalid_query")
+    if len(fields) < len(pairs) or any("\x00" in value for value in fields.values()):
+        raise Unprocessable("a parameter is given twice or holds the character U+0000", code="invalid_query")
+    return fields
+
+
+def read_limit(fields: dict[str, str]) -> int:
+    """How many items a page has."""
+    text = fields.get("limit", str(PAGE_DEFAULT))
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= PAGE_MAX and text[0] != "0"):
+        raise Unprocessable(f"limit is from 1 to {PAGE_MAX}", code="invalid_query", path="limit")
+    return int(text)
+
+
+def read_time(fields: dict[str, str], name: str) -> datetime | None:
+    """A moment in RFC 3339, with its zone. Raises `Unprocessable`."""
+    text = fields.get(name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None or not 1970 <= moment.year <= 9000:
+        raise Unprocessable(f"{name} is a time like 2026-11-21T08:00:00Z", code="invalid_query", path=name)
+    return moment
+
+
+def reply_within_seconds(scope: Scope) -> float | None:
+    """What the Prefer header (RFC 7240) asks for: 0 for respond-async, N for wait=N, with or without it, None for neither."""
+    found: float | None = None
+    for preference in (header(scope, b"prefer") or "").lower().replace(";", ",").split(","):
+        name, _, value = (part.strip() for part in preference.partition("="))
+        if name == "wait" and value.isascii() and value.isdigit():
+            return float(min(int(value[:6]), WAIT_SECONDS_MAX))
+        if name == "respond-async":
+            found = 0.0
+    return found
+
+
+def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """What a body says. Raises `Malformed` for what is not JSON, `Unprocessable`, with the field, for what is not as it should
+    be.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `")
+        if path:
+            path = path.rstrip("`")
+        elif "field `" in message:
+            path = "$." + message.partition("field `")[2].rstrip("`")
+        raise Unprocessable(message, code="invalid_field", path=path or "$") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"the body is not JSON: {error}", code="malformed_json") from error
+
+
+def require_harmless(texts: Iterable[tuple[str, str | None]]) -> None:
+    """Raises `Unprocessable` for a text, given with its field, that holds a card number or what cannot be stored."""
+    for name, text in texts:
+        if text is not None and contains_card_number(text):
+            raise Unprocessable(
+                "this looks like a card number, which must never be sent here",
+                code="card_number_refused",
+                path=f"$.{name}",
+            )
+        if text is not None and "\x00" in text:
+            raise Unprocessable("text must not contain the character U+0000", code="invalid_field", path=f"$.{name}")
+
+
+SEQ_MAX = 2**63 - 1
+Types = Annotated[
+    list[Annotated[str, msgspec.Meta(max_length=60)]],
+    msgspec.Meta(max_length=32, description="types like payment.succeeded or payment.*; empty for all"),
+]
+
+
+def require_types(types: list[str]) -> None:
+    """Raises `Unprocessable` for what are no types of events."""
+    parse_types(types, path="$.event_types")
+
+
+def encode_cursor(last: UUID) -> str:
+    """What a page's `next_cursor` says."""
+    return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
+
+
+def decode_cursor(text: str) -> UUID:
+    """Where a page goes on. Raises `Unprocessable`."""
+    try:
+        return UUID(bytes=base64.urlsafe_b64decode(text.encode("ascii") + b"=="))
+    except (ValueError, binascii.Error) as error:
+        raise Unprocessable("this cursor was not made here", code="invalid_query", path="cursor") from error
+
+
+def decode_seq(text: str) -> int:
+    """The number of an event in a path. Raises `NotFound`."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise NotFound("no such event")
+    return int(text)
+
+
+def read_seq(fields: dict[str, str], name: str) -> int | None:
+    """The number of an event in a query. Raises `Unprocessable`."""
+    text = fields.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= SEQ_MAX):
+        raise Unprocessable(f"{name} is the number of an event", code="invalid_query", path=name)
+    return int(text)

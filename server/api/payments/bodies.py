@@ -1,0 +1,138 @@
+"""The bodies of requests about payments, validated as a whole before anything happens."""
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from core.card_numbers import contains_card_number
+from core.errors import InvalidMoney, Unprocessable
+from core.money import CURRENCY_EXPONENTS, Money, payable
+from core.payment import Capture
+from server.api.parsing import LongText, Text, decode_body, require_harmless
+from server.flows.payments.create import NewPayment
+
+EXPIRES_IN_SECONDS_DEFAULT = 1_800
+EXPIRES_IN_SECONDS_MAX = 604_800
+METADATA_MAX = 50
+Url = Annotated[str, msgspec.Meta(min_length=1, max_length=2_000)]
+Descriptor = Annotated[str, msgspec.Meta(min_length=1, max_length=22, pattern=r"^[ -~]*\Z")]
+MetadataKey = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+MetadataValue = Annotated[str, msgspec.Meta(max_length=500)]
+
+
+class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/payments`. `amount` is in minor units: 1999 EUR is 19.99 €.
+
+    With `confirm` the PSP's `token` is charged at once; without it the customer pays on the page at `payment_url`. The customer
+    comes back to `return_url`, from the page or from the bank's question (3-D Secure).
+    """
+
+    amount: int
+    currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3)]
+    order_id: Text
+    description: LongText | None = None
+    return_url: Url | None = None
+    expires_in: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_IN_SECONDS_MAX)] | None = None
+    confirm: bool = False
+    token: Text | None = None
+    capture: Literal["automatic", "manual"] = "automatic"
+    statement_descriptor: Descriptor | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], msgspec.Meta(max_length=METADATA_MAX)] = {}
+
+
+class CapturePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/payments/{id}/capture`; without `amount`, all that is authorized."""
+
+    amount: int | None = None
+
+
+class CancelPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/payments/{id}/cancel`: an empty object, or nothing."""
+
+
+class RefundPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/payments/{id}/refunds`; without `amount`, all that is left."""
+
+    amount: int | None = None
+    reason: Text | None = None
+
+
+_TEXTS = ("order_id", "description", "return_url", "token", "statement_descriptor")
+_create = msgspec.json.Decoder(CreatePayment)
+_capture = msgspec.json.Decoder(CapturePayment)
+_cancel = msgspec.json.Decoder(CancelPayment)
+_refund = msgspec.json.Decoder(RefundPayment)
+
+
+def read_create(body: bytes, key: str) -> tuple[CreatePayment, NewPayment]:
+    """The request, and what it asks for. Raises `Malformed` or `Unprocessable`."""
+    request = decode_body(_create, body)
+    if contains_card_number(key):
+        raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
+    return request, new_payment(request)
+
+
+def new_payment(request: CreatePayment) -> NewPayment:
+    """What a request asks for. Raises `Unprocessable`."""
+    require_harmless((name, getattr(request, name)) for name in _TEXTS)
+    require_harmless(("metadata", f"{name} {text}") for name, text in request.metadata.items())
+    if request.return_url is not None and not _is_web_address(request.return_url):
+        raise Unprocessable("expected an http or https address", code="invalid_field", path="$.return_url")
+    _require_one_way(request)
+    return NewPayment(
+        money=_money(request.amount, request.currency),
+        order_id=request.order_id,
+        description=request.description,
+        return_url=request.return_url,
+        expires_in_seconds=request.expires_in or EXPIRES_IN_SECONDS_DEFAULT,
+        token=request.token,
+        capture=Capture(request.capture),
+        statement_descriptor=request.statement_descriptor,
+        metadata=request.metadata,
+    )
+
+
+def read_capture(body: bytes) -> CapturePayment:
+    """The request. Raises `Malformed` or `Unprocessable`."""
+    return decode_body(_capture, body or b"{}")
+
+
+def read_cancel(body: bytes) -> CancelPayment:
+    """The request. Raises `Malformed` or `Unprocessable`."""
+    return decode_body(_cancel, body or b"{}")
+
+
+def read_refund(body: bytes) -> RefundPayment:
+    """The request. Raises `Malformed` or `Unprocessable`."""
+    request = decode_body(_refund, body or b"{}")
+    require_harmless([("reason", request.reason)])
+    if request.amount is not None and request.amount <= 0:
+        raise Unprocessable("a refund is of at least 1 minor unit", code="invalid_amount", path="$.amount")
+    return request
+
+
+def _require_one_way(request: CreatePayment) -> None:
+    """A payment is charged by token or paid on a page, not both."""
+    if request.confirm and request.token is None:
+        raise Unprocessable("confirm needs the token that the PSP gave for the card", code="invalid_field", path="$.token")
+    if request.token is not None and not request.confirm:
+        raise Unprocessable("a token is charged at once: say so with confirm: true", code="invalid_field", path="$.confirm")
+    if request.confirm and request.expires_in is not None:
+        raise Unprocessable("this is for hosted pages; with confirm there is none", code="invalid_field", path="$.expires_in")
+
+
+def _money(amount: int, currency: str) -> Money:
+    try:
+        return payable(amount, currency)
+    except InvalidMoney as error:
+        path = "$.amount" if currency in CURRENCY_EXPONENTS else "$.currency"
+        raise Unprocessable(str(error), code="invalid_money", path=path) from error
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isascii() and text.isprintable()

@@ -1,0 +1,200 @@
+"""`/v1/payments`: create, read, list; a payment's logs and refunds."""
+
+from typing import Any
+
+import msgspec
+import trio
+
+from core.errors import InvalidId, NotFound, Unprocessable
+from core.events import payment_data, refund_data
+from core.evidence import Source
+from core.idempotency import fingerprint, parse_key
+from core.ids import PAYMENT, PaymentId, decode_id
+from core.payment import UNSETTLED, Payment, Status
+from server.api.parsing import decode_cursor, encode_cursor, read_limit, read_query, read_time, reply_within_seconds
+from server.api.payments.bodies import read_create
+from server.api.problems import send_problem
+from server.api.replies import ACCEPTED, JSON, send_decision
+from server.api.routing import Call
+from server.db.merchants.merchants import Merchant
+from server.db.payments.log import list_logs
+from server.db.payments.payments import Filter, find_payment, list_payments
+from server.db.payments.refunds import list_refunds
+from server.flows.idempotency import Request
+from server.flows.payments.create import Opened, create
+from server.flows.payments.settle import encode_payment
+from server.flows.payments.submit import CREATED
+from server.flows.payments.verify import verify, verify_if_possible
+from server.flows.services import Services
+from server.http.asgi import Send, header, respond
+
+ACCESS_CHECK_SECONDS = 2.0
+"""How long a reader waits for the PSP's view of an open payment, and how often one payment is asked for."""
+ACCESS_CHECKS_MAX = 10_000
+WAITERS_MAX = 1_000
+POLL_SECONDS = 0.2
+_FILTERS = ("status", "order_id", "created_from", "created_before", "cursor", "limit")
+
+
+class PaymentsApi:
+    """The handlers, and when each open payment was last checked on access."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._checked_at: dict[PaymentId, float] = {}
+        self._waiters = 0
+
+    async def create(self, call: Call) -> None:
+        """`POST /v1/payments`."""
+        merchant, send, request_id = call.merchant, call.send, call.request_id
+        key = parse_key(header(call.scope, b"idempotency-key"))
+        decoded, wanted = read_create(call.body, key)
+        wait = reply_within_seconds(call.scope)
+        digest = fingerprint("POST", "/v1/payments", msgspec.json.encode(decoded))
+        request = Request(merchant.id, key, digest, wait_seconds=wait or 0.0)
+        outcome = await create(self._services, merchant, wanted, request, reply_within_seconds=wait)
+        if isinstance(outcome, Opened):
+            await _send_opened(send, outcome, request_id=request_id)
+        else:
+            await send_decision(send, outcome)
+
+    async def read(self, call: Call, payment_text: str) -> None:
+        """`GET /v1/payments/{id}`. An open payment is checked at the PSP first, so a reader may be ahead of the webhook.
+
+        `Prefer: wait=N` waits until it is settled, or N seconds.
+        """
+        payment = await self._checked(await find_payment_of(self._services, call.merchant, payment_text))
+        wait = reply_within_seconds(call.scope) or 0.0
+        if wait and payment.status in UNSETTLED and self._waiters < WAITERS_MAX:
+            self._waiters += 1
+            try:
+                payment = await self._wait(payment, seconds=wait)
+            finally:
+                self._waiters -= 1
+        await respond(call.send, 200, encode_payment(payment), content_type=JSON)
+
+    async def verify(self, call: Call, payment_text: str) -> None:
+        """`POST /v1/payments/{id}/verify`: ask the PSP now. It only asks, so it needs no key."""
+        payment = await verify(
+            self._services, await find_payment_of(self._services, call.merchant, payment_text), source=Source.ACCESS
+        )
+        await respond(call.send, 200, encode_payment(payment), content_type=JSON)
+
+    async def list(self, call: Call) -> None:
+        """`GET /v1/payments`: newest first, a page at a time."""
+        fields = read_query(call.scope, *_FILTERS)
+        limit = read_limit(fields)
+        status = fields.get("status")
+        if status is not None and status not in set(Status):
+            raise Unprocessable(f"status is one of {', '.join(Status)}", code="invalid_query", path="status")
+        wanted = Filter(
+            status=Status(status) if status is not None else None,
+            order_id=fields.get("order_id"),
+            created_from=read_time(fields, "created_from"),
+            created_before=read_time(fields, "created_before"),
+        )
+        after = decode_cursor(fields["cursor"]) if "cursor" in fields else None
+        async with self._services.db.pool.connection() as connection:
+            payments, following = await list_payments(connection, call.merchant.id, wanted, after=after, limit=limit)
+        page = {
+            "data": [payment_data(payment) for payment in payments],
+            "has_more": following is not None,
+            "next_cursor": encode_cursor(following) if following is not None else None,
+        }
+        await respond(call.send, 200, msgspec.json.encode(page), content_type=JSON)
+
+    async def logs(self, call: Call, payment_text: str) -> None:
+        """`GET /v1/payments/{id}/logs`: every step, oldest first."""
+        payment = await find_payment_of(self._services, call.merchant, payment_text)
+        async with self._services.db.pool.connection() as connection:
+            logs = await list_logs(connection, payment.merchant_id, payment.id)
+        await respond(call.send, 200, msgspec.json.encode({"data": logs}), content_type=JSON)
+
+    async def refunds(self, call: Call, payment_text: str) -> None:
+        """`GET /v1/payments/{id}/refunds`, oldest first."""
+        payment = await find_payment_of(self._services, call.merchant, payment_text)
+        async with self._services.db.pool.connection() as connection:
+            refunds = await list_refunds(connection, payment.merchant_id, payment.id)
+        body = msgspec.json.encode({"data": [refund_data(refund) for refund in refunds]})
+        await respond(call.send, 200, body, content_type=JSON)
+
+    async def _checked(self, payment: Payment) -> Payment:
+        if not self._is_worth_a_check(payment):
+            return payment
+        return await verify_if_possible(self._services, payment, source=Source.ACCESS, seconds=ACCESS_CHECK_SECONDS)
+
+    async def _wait(self, payment: Payment, *, seconds: float) -> Payment:
+        """Look again and again: another worker may be the one that learns of it."""
+        with trio.move_on_after(seconds):
+            while payment.status in UNSETTLED:
+                await trio.sleep(POLL_SECONDS)
+                async with self._services.db.pool.connection() as connection:
+                    payment = await find_payment(connection, payment.merchant_id, payment.id) or payment
+                payment = await self._checked(payment)
+        return payment
+
+    def _is_worth_a_check(self, payment: Payment) -> bool:
+        if payment.status not in UNSETTLED or (payment.payment_url is None and not payment.is_sync):
+            return False
+        now = trio.current_time()
+        if now - self._checked_at.get(payment.id, float("-inf")) < ACCESS_CHECK_SECONDS:
+            return False
+        if len(self._checked_at) >= ACCESS_CHECKS_MAX:
+            self._checked_at.clear()
+        self._checked_at[payment.id] = now
+        return True
+
+
+async def find_payment_of(services: Services, merchant: Merchant, payment_text: str) -> Payment:
+    """The merchant's payment that a path names. Raises `NotFound`."""
+    payment_id = decode_payment_id(payment_text)
+    async with services.db.pool.connection() as connection:
+        payment = await find_payment(connection, merchant.id, payment_id)
+    if payment is None:
+        raise NotFound("no such payment")
+    return payment
+
+
+def decode_payment_id(text: str) -> PaymentId:
+    """The payment that a path names. Raises `NotFound`."""
+    try:
+        return PaymentId(decode_id(PAYMENT, text))
+    except InvalidId as error:
+        raise NotFound("no such payment") from error
+
+
+async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
+    """The reply to a create: what happened at the PSP decides its status."""
+    payment = opened.payment
+    headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")] if opened.replayed else []
+
+    async def fail(status: int, **said: Any) -> None:
+        await send_problem(send, status, request_id=request_id, headers=headers, payment=payment_data(payment), **said)
+
+    match payment.status, payment.decline_code:
+        case ((Status.PENDING | Status.UNKNOWN), _) if opened.is_waiting:
+            location = (b"location", f"/v1/payments/{payment_data(payment)['id']}".encode())
+            await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=[*headers, location])
+        case Status.UNKNOWN, _:
+            detail = "the payment provider did not answer; the payment is UNKNOWN until it is found out: read it again later"
+            await fail(504, code="psp_timeout", detail=detail)
+        case Status.CANCELED, "psp_unreachable":
+            detail = "the payment provider could not be reached and received nothing; the payment is canceled: use a new key"
+            await fail(502, code="psp_unreachable", detail=detail)
+        case Status.CANCELED, "psp_rejected":
+            detail = "the payment provider refused to open this payment; it is canceled"
+            await fail(502, code="psp_rejected", detail=detail)
+        case Status.CANCELED, "fraud_denied":
+            await fail(402, code="declined", detail="the payment was refused by the fraud check", decline_code="fraud_denied")
+        case Status.CANCELED, "fraud_check_unavailable":
+            detail = "the fraud check does not answer and the amount is not small; nothing was charged: try again with a new key"
+            await fail(503, code="fraud_check_unavailable", detail=detail, retry_after_seconds=5)
+        case Status.DECLINED, code if payment.is_sync:
+            await fail(402, code="declined", detail=f"the payment was declined: {code}", decline_code=code)
+        case Status.PENDING, _ if payment.is_sync:
+            await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=headers)
+        case Status.PENDING, _ if payment.payment_url is None:
+            detail = "the payment provider, or the fraud check, cannot be reached yet: repeat the request with the same key"
+            await fail(502, code="psp_unreachable", detail=detail)
+        case _:
+            await respond(send, CREATED, encode_payment(payment), content_type=JSON, headers=headers)

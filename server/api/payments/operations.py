@@ -1,0 +1,118 @@
+"""`POST /v1/payments/{id}/capture`, `/cancel` and `/refunds`: what merchants ask of a payment that exists."""
+
+from typing import Any
+
+import msgspec
+
+from core.card_numbers import contains_card_number
+from core.errors import PspError, Unprocessable
+from core.events import payment_data, refund_data
+from core.idempotency import fingerprint, parse_key
+from core.ids import PaymentId
+from server.api.parsing import reply_within_seconds
+from server.api.payments.bodies import read_cancel, read_capture, read_refund
+from server.api.payments.handlers import decode_payment_id
+from server.api.problems import send_problem, status_of
+from server.api.replies import JSON, send_decision
+from server.api.routing import Call
+from server.flows.idempotency import Request
+from server.flows.payments.cancel import cancel
+from server.flows.payments.capture import DONE, Done, capture
+from server.flows.payments.refund import CREATED, Refunded, refund
+from server.flows.payments.settle import encode_payment, encode_refund
+from server.flows.services import Services
+from server.http.asgi import Send, header, respond
+
+
+class OperationsApi:
+    """The handlers."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def capture(self, call: Call, payment_text: str) -> None:
+        """`POST /v1/payments/{id}/capture`."""
+        payment_id, wanted = decode_payment_id(payment_text), read_capture(call.body)
+        request = _request(call, payment_id, "capture", wanted)
+        outcome = await capture(self._services, request, payment_id, wanted.amount)
+        if isinstance(outcome, Done):
+            await _send_done(call.send, outcome, request_id=call.request_id)
+        else:
+            await send_decision(call.send, outcome)
+
+    async def cancel(self, call: Call, payment_text: str) -> None:
+        """`POST /v1/payments/{id}/cancel`."""
+        payment_id = decode_payment_id(payment_text)
+        request = _request(call, payment_id, "cancel", read_cancel(call.body))
+        outcome = await cancel(self._services, request, payment_id)
+        if isinstance(outcome, Done):
+            await _send_done(call.send, outcome, request_id=call.request_id)
+        else:
+            await send_decision(call.send, outcome)
+
+    async def refund(self, call: Call, payment_text: str) -> None:
+        """`POST /v1/payments/{id}/refunds`."""
+        payment_id, wanted = decode_payment_id(payment_text), read_refund(call.body)
+        request = _request(call, payment_id, "refunds", wanted)
+        outcome = await refund(self._services, request, payment_id, amount_minor=wanted.amount, reason=wanted.reason)
+        if isinstance(outcome, Refunded):
+            await _send_refunded(call.send, outcome, request_id=call.request_id)
+        else:
+            await send_decision(call.send, outcome)
+
+
+def _request(call: Call, payment_id: PaymentId, verb: str, wanted: msgspec.Struct) -> Request:
+    key = parse_key(header(call.scope, b"idempotency-key"))
+    if contains_card_number(key):
+        raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
+    digest = fingerprint("POST", f"/v1/payments/{payment_id.hex}/{verb}", msgspec.json.encode(wanted))
+    return Request(call.merchant.id, key, digest, wait_seconds=reply_within_seconds(call.scope) or 0.0)
+
+
+def _replayed(was_replayed: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 - the only argument
+    return [(b"idempotent-replayed", b"true")] if was_replayed else []
+
+
+async def _send_done(send: Send, done: Done, *, request_id: str) -> None:
+    headers = _replayed(done.replayed)
+    if done.failure is None:
+        await respond(send, DONE, encode_payment(done.payment), content_type=JSON, headers=headers)
+        return
+    now = f"the payment is {done.payment.status.value}"
+    await _send_failure(send, done.failure, now, headers, request_id=request_id, payment=payment_data(done.payment))
+
+
+async def _send_refunded(send: Send, refunded: Refunded, *, request_id: str) -> None:
+    headers = _replayed(refunded.replayed)
+    if refunded.failure is None:
+        await respond(send, CREATED, encode_refund(refunded.refund), content_type=JSON, headers=headers)
+        return
+    now = f"the refund is accepted, {refunded.refund.status.value}, and will be followed up"
+    await _send_failure(send, refunded.failure, now, headers, request_id=request_id, refund=refund_data(refunded.refund))
+
+
+async def _send_failure(
+    send: Send, failure: PspError, now: str, headers: list[tuple[bytes, bytes]], *, request_id: str, **thing: Any
+) -> None:
+    """Why the PSP has not carried it out, and how the thing stands now."""
+    await send_problem(
+        send,
+        status_of(failure),
+        code=failure.code,
+        detail=f"{_explained(failure)}; {now}",
+        request_id=request_id,
+        headers=headers,
+        **thing,
+    )
+
+
+def _explained(failure: PspError) -> str:
+    match failure.code:
+        case "psp_timeout":
+            return "the payment provider did not answer"
+        case "psp_busy":
+            return "the payment provider has no room, or is left alone because it fails"
+        case "psp_unreachable":
+            return "the payment provider cannot be reached"
+        case _:
+            return "the payment provider refused"

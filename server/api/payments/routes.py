@@ -1,0 +1,89 @@
+"""The routes of payments, with what the OpenAPI document says of them."""
+
+from collections.abc import Sequence
+
+from core.payment import Status
+from server import resources
+from server.api.payments.bodies import CancelPayment, CapturePayment, CreatePayment, RefundPayment
+from server.api.payments.handlers import PaymentsApi
+from server.api.payments.operations import OperationsApi
+from server.api.routing import CURSOR, LIMIT, PREFER, TIME, Parameter, Route, get, post
+from server.db.payments.log import Log
+from server.resources import Payment, Refund
+
+PAYMENTS = "Payments"
+_PSP_PROBLEMS = (402, 502, 503, 504)
+PAYMENT_PATH = "/v1/payments/{payment_id}"
+
+
+def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
+    """`/v1/payments`."""
+    filters = (
+        Parameter("status", {"type": "string", "enum": [one.value for one in Status]}, "only these"),
+        Parameter("order_id", {"type": "string"}, "only this order's"),
+        Parameter("created_from", TIME, "created then or later"),
+        Parameter("created_before", TIME, "created before then"),
+        CURSOR,
+        LIMIT,
+    )
+    opened = {201: Payment, 202: Payment}
+    return [
+        post(
+            "/v1/payments",
+            payments.create,
+            PAYMENTS,
+            "Create a payment: a page for the customer, or with `confirm` a charge of the PSP's token",
+            opened,
+            body=CreatePayment,
+            parameters=[PREFER],
+            problems=[403, *_PSP_PROBLEMS],
+        ),
+        get("/v1/payments", payments.list, PAYMENTS, "List payments, newest first", resources.Page[Payment], parameters=filters),
+        get(PAYMENT_PATH, payments.read, PAYMENTS, "Read a payment", Payment, parameters=[PREFER], problems=[404]),
+        get(f"{PAYMENT_PATH}/logs", payments.logs, PAYMENTS, "Every step of a payment", resources.Whole[Log], problems=[404]),
+        get(
+            f"{PAYMENT_PATH}/refunds", payments.refunds, PAYMENTS, "A payment's refunds", resources.Whole[Refund], problems=[404]
+        ),
+        Route(
+            method="POST",
+            path=f"{PAYMENT_PATH}/verify",
+            handle=payments.verify,
+            tag=PAYMENTS,
+            summary="Ask the PSP now how the payment stands",
+            replies={200: Payment},
+            problems=(404, 409, *_PSP_PROBLEMS),
+        ),
+    ]
+
+
+def operation_routes(operations: OperationsApi) -> Sequence[Route]:
+    """What is asked of a payment that exists."""
+    return [
+        post(
+            f"{PAYMENT_PATH}/capture",
+            operations.capture,
+            PAYMENTS,
+            "Take what is authorized, or a part of it; the rest is released",
+            {200: Payment},
+            body=CapturePayment,
+            problems=[404, *_PSP_PROBLEMS],
+        ),
+        post(
+            f"{PAYMENT_PATH}/cancel",
+            operations.cancel,
+            PAYMENTS,
+            "Close the page, or void the authorization",
+            {200: Payment},
+            body=CancelPayment,
+            problems=[404, *_PSP_PROBLEMS],
+        ),
+        post(
+            f"{PAYMENT_PATH}/refunds",
+            operations.refund,
+            PAYMENTS,
+            "Give back what was taken, or a part of it",
+            {201: Refund},
+            body=RefundPayment,
+            problems=[404, *_PSP_PROBLEMS],
+        ),
+    ]

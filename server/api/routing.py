@@ -1,0 +1,159 @@
+"""One request on its way to its handler, and the table that finds the handler.
+
+A route says everything about itself: what it answers to, what it reads and what it replies. The OpenAPI document and the `Allow`
+header are made from the same table that requests are routed by, so they cannot disagree.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from core.values import quick
+from server.api.parsing import PAGE_DEFAULT, PAGE_MAX, SEQ_MAX, WAIT_SECONDS_MAX
+from server.db.merchants.merchants import Merchant
+from server.http.asgi import Receive, Scope, Send
+
+BODY_BYTES_MAX = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: a merchant, by one of its keys."""
+
+    merchant: Merchant
+    key_id: UUID
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request whose body was read. `caller` is None only where the route is public."""
+
+    scope: Scope
+    body: bytes
+    send: Send
+    request_id: str
+    caller: Caller | None = None
+    receive: Receive | None = None
+    """After the body nothing comes any more, but the news that the client has gone."""
+
+    async def until_gone(self) -> None:
+        """Wait until the client has gone."""
+        assert self.receive is not None
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    @property
+    def merchant(self) -> Merchant:
+        """The merchant who calls."""
+        assert self.caller is not None
+        return self.caller.merchant
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A field of the query string, or a header. `schema` is JSON Schema."""
+
+    name: str
+    schema: Mapping[str, Any]
+    description: str
+    is_header: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What is served at a path. `replies`: by status, a type, or the name of a media type, or None where there is no body.
+
+    `reads_body`: the handler reads the body itself, once the caller is known, for it may be large. `tells_lines`:
+    who accepts `application/x-ndjson` gets that.
+
+    `body`: the type that the request's body is validated by. `needs_key`: an Idempotency-Key.
+    """
+
+    method: str
+    path: str
+    handle: Callable[..., Awaitable[None]]
+    tag: str
+    summary: str
+    replies: Mapping[int, Any]
+    body: Any = None
+    parameters: Sequence[Parameter] = ()
+    problems: Sequence[int] = ()
+    needs_key: bool = False
+    body_bytes_max: int = BODY_BYTES_MAX
+    reads_body: bool = False
+    tells_lines: bool = False
+    is_public: bool = False
+    is_hidden: bool = False
+
+    @property
+    def takes_query(self) -> bool:
+        """Whether the query string may hold anything."""
+        return any(not one.is_header for one in self.parameters)
+
+
+class Router:
+    """Finds routes by path, segment by segment."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._root: dict[str, Any] = {}
+        for route in routes:
+            node = self._root
+            for segment in route.path.strip("/").split("/"):
+                node = node.setdefault("{}" if segment.startswith("{") else segment, {})
+            node.setdefault("/", {})[route.method] = route
+
+    def find(self, path: str) -> tuple[Mapping[str, Route], list[str]]:
+        """What can be asked of a path, by method, and what stands in its variable places; empty where there is nothing."""
+        node = self._root
+        given: list[str] = []
+        for segment in path.strip("/").split("/"):
+            following = node.get(segment) if segment != "{}" else None
+            if following is None:
+                following = node.get("{}")
+                if following is None or not segment:
+                    return {}, given
+                given.append(segment)
+            node = following
+        return node.get("/", {}), given
+
+
+def allowed(routes: Mapping[str, Route]) -> bytes:
+    """The value of an Allow header."""
+    methods = sorted({*routes, *(["HEAD"] if "GET" in routes else [])})
+    return ", ".join(methods).encode()
+
+
+TIME = {"type": "string", "format": "date-time"}
+SEQ = {"type": "integer", "minimum": 0, "maximum": SEQ_MAX}
+LIMIT = Parameter(
+    "limit",
+    {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_DEFAULT},
+    "how many at most",
+)
+CURSOR = Parameter("cursor", {"type": "string"}, "`next_cursor` of the page before")
+TYPES = Parameter("types", {"type": "string", "example": "payment.*"}, "only these types of events, separated by commas")
+AFTER = Parameter("after", SEQ, "`seq` of the last event that you have")
+EPOCH = Parameter("epoch", {"type": "string", "format": "uuid"}, "`epoch` that came with it")
+PREFER = Parameter(
+    "Prefer",
+    {"type": "string", "example": "wait=10"},
+    f"`wait=N`: reply with the outcome, after N seconds at the latest ({WAIT_SECONDS_MAX} at most); "
+    "`respond-async`: reply 202 at once",
+    is_header=True,
+)
+
+
+def post(path: str, handle: Any, tag: str, summary: str, replies: dict[int, Any], **more: Any) -> Route:
+    """A route that changes something, with a key unless it says that it needs none."""
+    more = {"needs_key": True, **more}
+    problems = (400, 409, 422, *more.pop("problems", ()))
+    return Route(method="POST", path=path, handle=handle, tag=tag, summary=summary, replies=replies, problems=problems, **more)
+
+
+def get(path: str, handle: Any, tag: str, summary: str, reply: Any, **more: Any) -> Route:
+    """A route that only reads."""
+    problems = tuple(more.pop("problems", ())) + ((422,) if more.get("parameters") else ())
+    replies = reply if isinstance(reply, dict) else {200: reply}
+    return Route(method="GET", path=path, handle=handle, tag=tag, summary=summary, replies=replies, problems=problems, **more)

@@ -1,0 +1,263 @@
+"""What `florin batch run` reads and writes: rows of CSV or NDJSON as items of a batch, and results as CSV.
+
+Reading is all or nothing, and names the line of every mistake. A column or field is called what the API calls it; an empty cell
+is none. Whether an item makes sense is the server's to say.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from core.batch import COUNT_MAX
+from core.errors import FlorinError, InvalidItems
+from server.api.batches.bodies import BODY_BYTES_MAX, read_batch
+
+NOT_STARTED, NOT_KNOWN = MISSING = ("NOT_STARTED", "NOT_KNOWN")
+FILE_BYTES_MAX = 64 * 1_048_576
+MISTAKES_SHOWN = 20
+COLUMNS = (
+    "type",
+    "order_id",
+    "amount",
+    "currency",
+    "token",
+    "payment_id",
+    "description",
+    "capture",
+    "statement_descriptor",
+    "reason",
+)
+METADATA_PREFIX = "metadata."
+_DELIMITERS = (",", ";", "\t")
+_ZIP = b"PK\x03\x04"
+_RESULT_COLUMNS = (
+    "line",
+    "item",
+    "type",
+    "status",
+    "success",
+    "order_id",
+    "amount",
+    "currency",
+    "payment_id",
+    "payment_status",
+    "refund_id",
+    "did_check_again",
+    "code",
+    "detail",
+)
+
+
+HEADING = ",".join(_RESULT_COLUMNS)
+"""Of a file of results that holds none."""
+
+
+class BadFile(FlorinError):
+    """The file cannot be carried out; the text names the lines."""
+
+    code = "bad_file"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The items of a file, the line that each begins on, and the digest of the file."""
+
+    path: Path
+    items: list[dict[str, Any]]
+    lines: list[int]
+    sha256: str
+
+    def line(self, number: int) -> int:
+        """Where an item is, by its number from 1."""
+        return self.lines[number - 1]
+
+
+def read_rows(path: Path) -> Rows:
+    """Read a file. Raises `BadFile`."""
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise BadFile(f"{path} is larger than {FILE_BYTES_MAX // 1_048_576} MiB: split it")
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadFile(f"cannot read {path}: {error.strerror or error}") from error
+    if data[:4] == _ZIP:
+        raise BadFile(f"{path} is a workbook: save it as CSV first, in Excel as 'CSV UTF-8'")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadFile(f"{path}, line {line}: this is not UTF-8; save the file as UTF-8, in Excel as 'CSV UTF-8'") from error
+    is_json = path.suffix.lower() in (".ndjson", ".jsonl", ".json") or text.lstrip().startswith("{")
+    mistakes: list[tuple[int, str]] = []
+    found = list(_json_rows(text, mistakes) if is_json else _csv_rows(path, text, mistakes))
+    if len(found) > COUNT_MAX:
+        raise BadFile(f"{path} has {len(found):,} rows; a batch has at most {COUNT_MAX:,}: split it")
+    rows = Rows(path, [item for _, item in found], [line for line, _ in found], hashlib.sha256(data).hexdigest())
+    mistakes += _wrong_items(rows)
+    if mistakes:
+        raise BadFile(told(path, mistakes))
+    return rows
+
+
+def _wrong_items(rows: Rows) -> list[tuple[int, str]]:
+    """What the server would refuse, by line."""
+    body = msgspec.json.encode({"items": rows.items})
+    if len(body) > BODY_BYTES_MAX:
+        raise BadFile(f"{rows.path} is too large for one batch, which takes {BODY_BYTES_MAX // 1_048_576} MiB: split it")
+    if not rows.items:
+        return []
+    try:
+        trio.run(read_batch, body)
+    except InvalidItems as error:
+        return mistakes_of(rows, [{"item": one.item, "path": one.path, "detail": one.detail} for one in error.errors])
+    return []
+
+
+def mistakes_of(rows: Rows, errors: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
+    """The mistakes of items, as people look for them: by line."""
+    found: list[tuple[int, str]] = []
+    for one in errors:
+        name = one["path"].partition("].")[2]
+        detail = re.sub(r"^item (\d+) has", lambda match: f"line {rows.line(int(match[1]))} has", one["detail"])
+        if name == "amount" and isinstance(rows.items[one["item"] - 1].get("amount"), str):
+            detail = f"a whole number of minor units, 1999 for 19.99, and not {rows.items[one['item'] - 1]['amount'][:40]!r}"
+        found.append((rows.line(one["item"]), f"{name}: {detail}" if name else detail))
+    return found
+
+
+def told(path: Path, mistakes: Sequence[tuple[int, str]]) -> str:
+    """All mistakes of a file, by line, or the first of many."""
+    count = len(mistakes)
+    lines = [f"{path}, line {line}: {said[:300]}" for line, said in sorted(mistakes)[:MISTAKES_SHOWN]]
+    if count > MISTAKES_SHOWN:
+        lines.append(f"and {count - MISTAKES_SHOWN:,} more lines")
+    return "\n".join([f"nothing was begun: {count:,} line{'s are' if count > 1 else ' is'} wrong", *lines])
+
+
+def _json_rows(text: str, mistakes: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, said in enumerate(text.split("\n"), start=1):
+        if not said.strip():
+            continue
+        try:
+            row = msgspec.json.decode(said)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            mistakes.append((line, f"this is not JSON: {error}"))
+            continue
+        if isinstance(row, dict):
+            yield line, {"type": "charge", **row}
+        else:
+            mistakes.append((line, 'expected an object like {"type": "verify", "payment_id": "pay_..."}'))
+
+
+def _csv_rows(path: Path, text: str, mistakes: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    heading = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=heading.count)
+    csv.field_size_limit(FILE_BYTES_MAX)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip().lower() for name in next(reader, [])]
+        _require_columns(path, names)
+        begins = reader.line_num + 1
+        for cells in reader:
+            if len(cells) > len(names):
+                mistakes.append((begins, f"this line has {len(cells)} cells, the heading {len(names)}"))
+            elif any(cell.strip() for cell in cells):
+                yield begins, _item(dict(zip(names, cells, strict=False)))
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise BadFile(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _require_columns(path: Path, names: list[str]) -> None:
+    if not names:
+        raise BadFile(f"{path} is empty: its first line names the columns, e.g. order_id,amount,currency,token")
+    unknown = [name for name in names if name not in COLUMNS and not name.startswith(METADATA_PREFIX)]
+    if unknown:
+        named = ", ".join(repr(name[:40]) for name in unknown[:10])
+        raise BadFile(f"{path}, line 1: there is no column {named}; there are {', '.join(COLUMNS)} and metadata.NAME")
+    if len(set(names)) < len(names):
+        raise BadFile(f"{path}, line 1: a column is named twice")
+
+
+def _item(cells: dict[str, str]) -> dict[str, Any]:
+    item: dict[str, Any] = {"type": "charge"}
+    metadata = {}
+    for name, cell in cells.items():
+        text = cell.strip()
+        if not text:
+            continue
+        if name.startswith(METADATA_PREFIX):
+            metadata[name.removeprefix(METADATA_PREFIX)] = text
+        elif name == "amount":
+            is_whole = text.isascii() and text.isdigit() and len(text) <= 15
+            item["amount"] = int(text) if is_whole else text
+        else:
+            item[name] = text.lower() if name in ("type", "capture") else text
+    return {**item, "metadata": metadata} if metadata else item
+
+
+def write_results(path: Path, rows: Rows, results: dict[int, dict[str, Any]], *, missing: str) -> None:
+    """Write what came of every item, in the order of the file; the file is there as a whole or not at all.
+
+    `missing`: the status of an item without a result.
+    """
+    made = io.StringIO(newline="")
+    writer = csv.writer(made)
+    writer.writerow(_RESULT_COLUMNS)
+    for number, (line, item) in enumerate(zip(rows.lines, rows.items, strict=True), start=1):
+        result = results.get(number) or {"status": missing, "success": 0}
+        asked: dict[str, Any] = {
+            name: item[name] for name in ("type", "order_id", "amount", "currency", "payment_id") if name in item
+        }
+        known = {name: value for name, value in result.items() if value is not None}
+        cells: dict[str, Any] = {"line": line, "item": number, **asked, **known}
+        writer.writerow([_cell(cells.get(name)) for name in _RESULT_COLUMNS])
+    write_whole(path, made.getvalue().encode())
+
+
+def read_results(path: Path) -> dict[int, dict[str, Any]]:
+    """What an earlier run has written, by item; nothing where it has not."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            found = {int(row["item"]): dict(row) for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, csv.Error):
+        return {}
+    return {number: row for number, row in found.items() if row.get("status") not in (*MISSING, None, "")}
+
+
+def write_whole(path: Path, data: bytes, *, is_new: bool = False) -> None:
+    """Replace a file at once; with `is_new` there must be none. Raises `BadFile`."""
+    try:
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=path.name + ".", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                if is_new:
+                    path.open("xb").close()  # only one of two that begin at the same moment goes on
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except FileExistsError as error:
+        raise BadFile(f"{path} is there: another run of this file has just begun") from error
+    except OSError as error:
+        raise BadFile(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _cell(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula."""
+    if isinstance(value, bool):
+        return int(value)
+    text = "" if value is None else str(value)
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -1,0 +1,251 @@
+"""`florin listen`: a developer's ear on the stream. It prints events, forwards them signed, and comes back where it was."""
+
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import msgspec
+import trio
+import trio_websocket as tw
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from core.errors import Unauthenticated, Unprocessable, leaves
+from core.events import parse_types
+from core.money import CURRENCY_EXPONENTS
+from core.signing import sign_standard, standard_secret
+from server.cli.options import DataDirectory, data_directory, running_instance
+from server.http.client.client import Client, open_client
+from server.http.client.errors import ClientError
+from server.http.client.url import parse_origin, split
+from server.process.demo import load_or_draw
+from server.settings import environment
+
+FORWARD_SECONDS = 30.0
+PING_SECONDS = 20.0
+PONG_SECONDS = 10.0
+RECONNECT_DELAYS_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
+KEY_REVOKED = 4401
+_HOPELESS = (400, 401, 403, 404, 409, 422)
+_LOST = (tw.HandshakeError, tw.ConnectionClosed, OSError, trio.TooSlowError)
+_console = Console(highlight=False, soft_wrap=True)
+_errors = Console(highlight=False, soft_wrap=True, stderr=True)
+
+
+def command(
+    forward: Annotated[
+        str | None, typer.Option("--forward", help="Send every event there too, signed, e.g. http://localhost:3000/hook.")
+    ] = None,
+    types: Annotated[
+        str, typer.Option("--types", help="Only these, by commas, e.g. payment.succeeded,refund.*", show_default=False)
+    ] = "",
+    after: Annotated[
+        int | None, typer.Option("--after", min=0, help="Begin behind this event's number; 0 is the beginning.")
+    ] = None,
+    consumer: Annotated[
+        str | None, typer.Option("--consumer", help="Keep the place under this name on the server, and go on there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as they are, one a line.")] = False,
+    api_url: Annotated[str | None, typer.Option("--api-url", help="Default: the instance that runs.", show_default=False)] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help="Default: FLORIN_API_KEY, else the demo's.", show_default=False)
+    ] = None,
+    data_dir: DataDirectory = None,
+) -> None:
+    """Print events as they happen, until Ctrl-C; with --forward, also send them to a program of yours."""
+    parse_types([one.strip() for one in types.split(",") if one.strip()], path="--types")
+    url, key = address(api_url, api_key, data_dir)
+    if forward is not None:
+        _require_address(forward)
+    wanted = {"types": types, "consumer": consumer}
+    ear = Ear(url, key, {name: text for name, text in wanted.items() if text}, forward, as_json=as_json, seq=after)
+    try:
+        trio.run(ear.run)
+    except* KeyboardInterrupt:
+        ear.say_goodbye()
+        sys.exit(130)
+
+
+def address(api_url: str | None, api_key: str | None, data_dir: Any) -> tuple[str, str]:
+    """The API and a key for it: given, or of the instance that runs. Raises `NothingRuns`, `Unprocessable`."""
+    key = api_key or environment("API_KEY")
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise Unprocessable("the API key holds what no key of Florin's does: copy it again")
+    if api_url is not None:
+        _require_address(api_url)
+        if key is None:
+            raise Unprocessable("--api-url needs a key: give --api-key, or set FLORIN_API_KEY")
+        return api_url.rstrip("/"), key
+    running = running_instance(data_dir)
+    return running.api_urls[0], key or load_or_draw(data_directory(data_dir) / "demo.json").api_key
+
+
+def forwarding_secret(api_key: str) -> str:
+    """What forwarded events are signed with: the same each time, so that it can be kept in a configuration."""
+    return standard_secret(hashlib.sha256(b"florin listen " + api_key.encode()).digest())
+
+
+def _require_address(url: str) -> None:
+    try:
+        parse_origin(split(url)[0])
+    except ClientError as error:
+        raise Unprocessable(str(error)) from error
+
+
+@dataclass(slots=True)
+class Ear:
+    """One run of the command. `seq` is the last event that was dealt with."""
+
+    url: str
+    api_key: str
+    query: dict[str, str]
+    forward: str | None
+    as_json: bool
+    seq: int | None = None
+    _epoch: str | None = field(default=None, init=False)
+    _secret: str = field(default="", init=False)
+    _is_busy: bool = field(default=False, init=False)
+
+    async def run(self) -> None:
+        """Listen until cancelled. Raises `FlorinError` where listening again would not help."""
+        self._secret = forwarding_secret(self.api_key)
+        if self.forward is not None:
+            _errors.print(f"forwarding to {escape(self.forward)}, signed with {self._secret}")
+        failures = 0
+        async with open_client() as http:
+            while True:
+                began = trio.current_time()
+                lost = await self._listen(http)
+                failures = 0 if trio.current_time() - began > PING_SECONDS else failures + 1
+                seconds = RECONNECT_DELAYS_SECONDS[min(failures, len(RECONNECT_DELAYS_SECONDS)) - 1] if failures else 0.2
+                _errors.print(f"disconnected ({escape(lost)}); again in {seconds:g} s")
+                await trio.sleep(seconds)
+
+    def say_goodbye(self) -> None:
+        """How to go on from here."""
+        if self.seq is not None and "consumer" not in self.query:
+            _errors.print(f"\nstopped; go on with: florin listen --after {self.seq}")
+
+    async def _listen(self, http: Client) -> str:
+        """One connection; why it ended."""
+        query = dict(self.query)
+        if self.seq is not None:
+            query["after"] = str(self.seq)
+        if self._epoch is not None:
+            query["epoch"] = self._epoch
+        url = f"{self.url.replace('http', 'ws', 1)}/v1/stream?{urlencode(query)}"
+        headers = [(b"authorization", f"Bearer {self.api_key}".encode())]
+        try:
+            async with (
+                tw.open_websocket_url(url, extra_headers=headers, connect_timeout=10, disconnect_timeout=2) as socket,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(self._keep_alive, socket)
+                await self._take_all(socket, http)
+        except (*_LOST, ExceptionGroup) as error:
+            return self._explained(leaves(error) if isinstance(error, ExceptionGroup) else [error])
+        return "closed"
+
+    def _explained(self, errors: Sequence[BaseException]) -> str:
+        """Why the connection was lost. Raises what is no such loss, and `FlorinError` where another try would end alike."""
+        for error in errors:
+            if not isinstance(error, _LOST):
+                raise error
+        first = next((one for one in errors if isinstance(one, tw.ConnectionClosed)), errors[0])
+        if isinstance(first, tw.ConnectionRejected):
+            self._refused(first)
+            return f"answered {first.status_code}"
+        if isinstance(first, tw.ConnectionClosed) and first.reason is not None:
+            if first.reason.code == KEY_REVOKED:
+                raise Unauthenticated("the API key was revoked")
+            return str(first.reason.reason or first.reason.code)
+        return str(first) or type(first).__name__
+
+    async def _keep_alive(self, socket: tw.WebSocketConnection) -> None:
+        """Notice a server that has gone without a word."""
+        while True:
+            await trio.sleep(PING_SECONDS)
+            with trio.move_on_after(PONG_SECONDS) as patience:
+                await socket.ping()
+            if patience.cancelled_caught and not self._is_busy:
+                raise trio.TooSlowError
+
+    async def _take_all(self, socket: tw.WebSocketConnection, http: Client) -> None:
+        hello = msgspec.json.decode(await socket.get_message())
+        if self._epoch is None or not hello["recovered"]:
+            begin = "what happens from now on" if self.seq is None else f"what follows no. {hello['seq']}"
+            _errors.print(f"listening to {escape(self.url)}: {begin}")
+        if self.seq is not None and not hello["recovered"]:
+            _errors.print(f"events after no. {self.seq} cannot be had; going on after no. {hello['seq']}")
+        self.seq, self._epoch = hello["seq"], hello["epoch"]
+        while True:
+            message = await socket.get_message()
+            body = message.encode() if isinstance(message, str) else message
+            event = msgspec.json.decode(body)
+            self._is_busy = True  # what is behind this event, pongs too, is not read meanwhile
+            answer = await self._forward(http, event, body) if self.forward is not None else ""
+            self._is_busy = False
+            if self.as_json:
+                print(body.decode(), flush=True)
+            else:
+                _console.print(f"{_line(event)}{answer}")
+            if answer and self.as_json:
+                _errors.print(f"no. {event['seq']}{answer}")
+            self.seq = event["seq"]
+            if "consumer" in self.query:
+                await socket.send_message(msgspec.json.encode({"ack": self.seq}).decode())
+
+    async def _forward(self, http: Client, event: dict[str, Any], body: bytes) -> str:
+        """Send it as a webhook; what was answered."""
+        assert self.forward is not None
+        timestamp = int(time.time())
+        signature = sign_standard([self._secret], message_id=event["id"], timestamp=timestamp, body=body)
+        headers = [
+            ("content-type", "application/json"),
+            ("user-agent", "florin-listen/1"),
+            ("webhook-id", event["id"]),
+            ("webhook-timestamp", str(timestamp)),
+            ("webhook-signature", signature),
+        ]
+        began = trio.current_time()
+        try:
+            response = await http.request(
+                "POST", self.forward, headers=headers, body=body, idempotent=True, total_seconds=FORWARD_SECONDS
+            )
+        except ClientError as error:
+            return f"  [red]→ {escape(str(error))}[/]"
+        colour = "green" if 200 <= response.status < 300 else "red"
+        return f"  [{colour}]→ {response.status}[/] in {(trio.current_time() - began) * 1_000:.0f} ms"
+
+    def _refused(self, error: tw.ConnectionRejected) -> None:
+        """Raises where the same request would be refused again."""
+        try:
+            problem = msgspec.json.decode(error.body or b"{}")
+            detail = str(problem.get("detail", ""))
+        except (msgspec.DecodeError, AttributeError):
+            detail = ""
+        if error.status_code in (401, 403):
+            raise Unauthenticated(f"the server refuses this key: {detail or error.status_code}")
+        if error.status_code in _HOPELESS:
+            raise Unprocessable(detail or f"the server answered {error.status_code}: is {self.url} a Florin?")
+
+
+def _line(event: dict[str, Any]) -> str:
+    data = event["data"]
+    words = [str(data.get("id", ""))]
+    if isinstance(data.get("amount"), int):
+        words.append(_money(data["amount"], str(data.get("currency"))))
+    words += [escape(str(data[name])) for name in ("order_id", "decline_code", "disabled_reason") if data.get(name)]
+    moment = str(event["timestamp"])[11:19]
+    return f"{moment}  no. {event['seq']}  [bold]{escape(event['type'])}[/]  {'  '.join(words)}"
+
+
+def _money(amount_minor: int, currency: str) -> str:
+    digits = CURRENCY_EXPONENTS.get(currency, 0)
+    text = str(amount_minor).rjust(digits + 1, "0")
+    return f"{text[:-digits]}.{text[-digits:]} {currency}" if digits else f"{text} {currency}"

@@ -1,0 +1,156 @@
+"""`florin payout`: a merchant's money on its way to its bank. One operator asks for it, another approves it."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from core.errors import InvalidMoney, NotFound, Unprocessable
+from core.ids import MERCHANT, PAYOUT, PayoutId, decode_id, encode_id
+from core.money import payable
+from core.payout import Payout, PayoutStatus
+from server.cli.operators import Operator, act, operator_name
+from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
+from server.clock import utc_now
+from server.db.connection import Connection
+from server.db.ledger import payouts
+from server.db.merchants.merchants import find_merchant
+from server.uuid7 import uuid7
+
+app = typer.Typer(help="Ask for, approve and end payouts to merchants' banks.", no_args_is_help=True)
+_console = Console(highlight=False, soft_wrap=True)
+_wide_console = Console(highlight=False, width=240)  # ids are for copying: never cut
+
+PayoutText = Annotated[str, typer.Argument(help="The payout's id, po_…", metavar="PAYOUT")]
+Reference = Annotated[str | None, typer.Option(help="What the bank calls it.")]
+
+
+@app.command("request")
+def request(
+    merchant: MerchantText,
+    amount: Annotated[int, typer.Argument(help="How much, in minor units: 1990 EUR is 19.90 €.")],
+    currency: Annotated[str, typer.Argument(help="The currency, like EUR.")],
+    operator: Operator = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
+    """Set available money aside for a payout. Another operator has to approve it."""
+    merchant_id = merchant_id_of(merchant)
+    try:
+        money = payable(amount, currency)
+    except InvalidMoney as error:
+        raise Unprocessable(str(error)) from error
+    now = utc_now()
+    payout = Payout(
+        id=PayoutId(uuid7()),
+        merchant_id=merchant_id,
+        money=money,
+        status=PayoutStatus.PENDING,
+        requested_by=operator_name(operator),
+        approved_by=None,
+        reference=None,
+        failure=None,
+        created_at=now,
+        updated_at=now,
+    )
+    made = act(operator, merchant_id, "payout.request", f"{encode_id(PAYOUT, payout.id)} of {money}")
+
+    async def work(connection: Connection) -> None:
+        if await find_merchant(connection, merchant_id) is None:
+            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+        await payouts.add_payout(connection, payout, made)
+
+    with_database(find_database(data_dir, database_url), work)
+    _console.print(
+        f"{encode_id(PAYOUT, payout.id)}: {money} set aside; another operator approves it with `florin payout approve`"
+    )
+
+
+@app.command("approve")
+def approve(
+    payout: PayoutText, operator: Operator = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None
+) -> None:
+    """Approve a payout that another operator has asked for."""
+    payout_id = PayoutId(decode_id(PAYOUT, payout))
+
+    async def work(connection: Connection) -> Payout:
+        owner = await payouts.find_payout_owner(connection, payout_id)
+        return await payouts.approve(connection, owner, payout_id, act(operator, owner, "payout.approve", payout))
+
+    approved = with_database(find_database(data_dir, database_url), work)
+    _console.print(f"{payout}: {approved.money} approved; tell the bank, then `florin payout succeed` or `florin payout fail`")
+
+
+@app.command("succeed")
+def succeed(
+    payout: PayoutText,
+    reference: Reference = None,
+    operator: Operator = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
+    """The bank has the money."""
+    _end(payout, PayoutStatus.SUCCEEDED, operator, find_database(data_dir, database_url), reference=reference)
+
+
+@app.command("fail")
+def fail(
+    payout: PayoutText,
+    reason: Annotated[str, typer.Option(help="What the bank says.")] = "refused by the bank",
+    operator: Operator = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
+    """The bank has refused or returned the money, or the payout is not approved: it goes back to the wallet."""
+    _end(payout, PayoutStatus.FAILED, operator, find_database(data_dir, database_url), failure=reason)
+
+
+@app.command("list")
+def show(
+    merchant: Annotated[str | None, typer.Option("--merchant", help="Only this merchant's.")] = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
+    """List payouts, newest first."""
+    merchant_id = merchant_id_of(merchant) if merchant else None
+    found = with_database(find_database(data_dir, database_url), lambda connection: payouts.list_payouts(connection, merchant_id))
+    if not found:
+        _console.print("There are no payouts: ask for one with `florin payout request MERCHANT AMOUNT CURRENCY`.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("payout", "merchant", "amount", "status", "asked for by", "approved by", "since"):
+        table.add_column(column, no_wrap=True)
+    for one in found:
+        table.add_row(
+            encode_id(PAYOUT, one.id),
+            encode_id(MERCHANT, one.merchant_id),
+            str(one.money),
+            one.status.value + (f" ({escape(one.failure)})" if one.failure else ""),
+            escape(one.requested_by),
+            escape(one.approved_by or ""),
+            one.created_at.isoformat(timespec="seconds"),
+        )
+    _wide_console.print(table)
+
+
+def _end(
+    payout: str,
+    status: PayoutStatus,
+    operator: str | None,
+    url: str,
+    *,
+    reference: str | None = None,
+    failure: str | None = None,
+) -> None:
+    payout_id = PayoutId(decode_id(PAYOUT, payout))
+
+    async def work(connection: Connection) -> Payout:
+        owner = await payouts.find_payout_owner(connection, payout_id)
+        detail = " ".join(filter(None, (payout, reference, failure)))
+        made = act(operator, owner, f"payout.{status.value.lower()}", detail)
+        return await payouts.end(connection, owner, payout_id, status, made, reference=reference, failure=failure)
+
+    ended = with_database(url, work)
+    _console.print(f"{payout}: {ended.money} {ended.status.value}")

@@ -1,0 +1,44 @@
+"""`florin receipt verify`: is this receipt ours and unchanged? Works offline, with the published keys."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from core.errors import Unprocessable
+from core.money import Money
+from server.flows.ledger.receipt import read
+
+app = typer.Typer(help="Verify receipts, offline.", no_args_is_help=True)
+_console = Console(highlight=False, soft_wrap=True)
+
+
+class _KeySet(msgspec.Struct):
+    keys: list[dict[str, str]]
+
+
+@app.callback()
+def receipts() -> None:
+    """Verify receipts, offline."""
+
+
+@app.command("verify")
+def verify(
+    receipt: Annotated[Path, typer.Argument(help="The receipt, as GET /v1/payments/{id}/receipt gives it.")],
+    keys: Annotated[Path, typer.Option(help="The keys, as GET /v1/receipt-keys gives them. Keep them: they prove old receipts.")],
+) -> None:
+    """Check signature and hashes of a receipt; prints what it says. Exit code 0 only if all is well."""
+    try:
+        key_set = msgspec.json.decode(keys.read_bytes(), type=_KeySet)
+        text = receipt.read_text()
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise Unprocessable(f"cannot read the receipt or the keys: {error}") from error
+    found = read(text, key_set.keys)
+    _console.print(f"genuine: payment {found.payment['id']}, issued {found.issued_at:%Y-%m-%d %H:%M:%S %Z}", markup=False)
+    for entry in found.entries:
+        money = Money(entry.amount_minor, entry.currency)
+        _console.print(
+            f"{entry.created_at:%Y-%m-%d %H:%M:%S}  no. {entry.seq}  {entry.kind}  {money}  {entry.account}", markup=False
+        )

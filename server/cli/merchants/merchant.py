@@ -1,0 +1,174 @@
+"""`florin merchant`: merchants and their API keys. A key and a webhook secret are shown once, when they are made."""
+
+import secrets
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from core.errors import NotFound, Unprocessable
+from core.ids import API_KEY, MERCHANT, EndpointId, MerchantId, decode_id, encode_id
+from core.signing import standard_secret
+from server.cli.merchants import terms
+from server.cli.options import (
+    DatabaseUrl,
+    DataDirectory,
+    KeyFile,
+    MerchantText,
+    Mode,
+    find_database,
+    find_key_file,
+    merchant_id_of,
+    with_database,
+)
+from server.clock import utc_now
+from server.credentials import api_key, key_hash
+from server.db.connection import Connection
+from server.db.merchants import merchants
+from server.db.psps.accounts import list_psp_accounts
+from server.db.webhooks.endpoints import Endpoint, add_endpoint
+from server.flows.webhooks.destinations import Destinations
+from server.process.instance import LOOPBACK
+from server.sealing import Sealer
+from server.settings import environment, parse_networks
+from server.uuid7 import uuid7
+
+app = typer.Typer(help="Add and list merchants, add and revoke their API keys.", no_args_is_help=True)
+keys = typer.Typer(help="Add, list and revoke API keys.", no_args_is_help=True)
+app.add_typer(keys, name="key")
+_console = Console(highlight=False, soft_wrap=True)
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="What the merchant is called.")],
+    webhook_url: Annotated[
+        str | None, typer.Option("--webhook-url", help="Where its events go; https, or http for a test merchant.")
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="A live merchant needs a live PSP account.")] = Mode.TEST,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Add a merchant with a first API key."""
+    if not 1 <= len(name) <= 200 or not name.isprintable():
+        raise Unprocessable("a merchant's name has 1 to 200 printable characters")
+    url = find_database(data_dir, database_url)
+    sealer = Sealer.from_file(find_key_file(data_dir, key_file)) if webhook_url else None
+
+    async def work(connection: Connection) -> tuple[MerchantId, str, str | None]:
+        now = utc_now()
+        if webhook_url is not None:
+            networks = parse_networks(environment("WEBHOOK_NETWORKS") or (LOOPBACK if mode is Mode.TEST else ""))
+            await Destinations(networks).require(webhook_url, is_live=mode is Mode.LIVE, path="--webhook-url")
+        accounts = [one for one in await list_psp_accounts(connection) if one.mode == mode]
+        if not accounts:
+            raise NotFound(
+                f"there is no {mode} PSP account, so payments would have nowhere to go: "
+                "add one with `florin psp add`; `florin up` makes the sandbox's on its database"
+            )
+        account = accounts[0]
+        if sealer is not None:  # a secret that is sealed with another key than the workers' would never be sent
+            sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id)
+        merchant = merchants.Merchant(MerchantId(uuid7()), name, mode.value, account.id, now)
+        secret = None
+        async with connection.atomic():
+            await merchants.add_merchant(connection, merchant)
+            key = await _add_key(connection, merchant)
+            if webhook_url is not None and sealer is not None:
+                endpoint_id = EndpointId(uuid7())
+                secret = standard_secret(secrets.token_bytes(32))
+                sealed = sealer.seal(secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant.id)
+                endpoint = Endpoint(
+                    id=endpoint_id, merchant_id=merchant.id, url=webhook_url, sealed_secret=sealed, created_at=now, updated_at=now
+                )
+                await add_endpoint(connection, endpoint)
+        return merchant.id, key, secret
+
+    merchant_id, key, secret = with_database(url, work)
+    _console.print(f"merchant        {encode_id(MERCHANT, merchant_id)}")
+    _console.print(f"API key         {key}")
+    if secret:
+        _console.print(f"webhook secret  {secret}")
+    _console.print("Keep these now: they are not shown again.")
+
+
+app.command("show")(terms.show)
+app.command("set")(terms.change)
+
+
+@app.command("list")
+def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+    """List all merchants."""
+    found = with_database(find_database(data_dir, database_url), merchants.list_merchants)
+    if not found:
+        _console.print("There are no merchants yet: add one with `florin merchant add NAME`.")
+        return
+    table = Table("merchant", "name", "mode", "since", box=None, pad_edge=False)
+    for merchant in found:
+        since = merchant.created_at.date().isoformat()
+        table.add_row(encode_id(MERCHANT, merchant.id), escape(merchant.name), merchant.mode, since)
+    _console.print(table)
+
+
+@keys.command("add")
+def key_add(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+    """Make another API key for a merchant."""
+    merchant_id = merchant_id_of(merchant)
+
+    async def work(connection: Connection) -> str:
+        found = await merchants.find_merchant(connection, merchant_id)
+        if found is None:
+            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+        return await _add_key(connection, found)
+
+    _console.print(f"API key  {with_database(find_database(data_dir, database_url), work)}")
+    _console.print("Keep it now: it is not shown again.")
+
+
+@keys.command("list")
+def key_list(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+    """List a merchant's API keys; the secrets cannot be shown."""
+    merchant_id = merchant_id_of(merchant)
+    url = find_database(data_dir, database_url)
+
+    async def work(connection: Connection) -> list[merchants.ApiKey]:
+        if await merchants.find_merchant(connection, merchant_id) is None:
+            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+        return await merchants.list_api_keys(connection, merchant_id)
+
+    found = with_database(url, work)
+    if not found:
+        _console.print("This merchant has no API keys: add one with `florin merchant key add`.")
+        return
+    table = Table("key", "ends in", "since", "revoked", box=None, pad_edge=False)
+    for key in found:
+        revoked = key.revoked_at.isoformat(timespec="seconds") if key.revoked_at else ""
+        table.add_row(encode_id(API_KEY, key.id), key.hint, key.created_at.date().isoformat(), revoked)
+    _console.print(table)
+
+
+@keys.command("revoke")
+def key_revoke(
+    merchant: MerchantText,
+    key: Annotated[str, typer.Argument(help="The key's id, key_…, from `florin merchant key list`.")],
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
+    """End an API key; workers stop accepting it within two seconds."""
+    merchant_id = merchant_id_of(merchant)
+    key_id = decode_id(API_KEY, key)
+    url = find_database(data_dir, database_url)
+    revoked = with_database(url, lambda connection: merchants.revoke_api_key(connection, merchant_id, key_id, now=utc_now()))
+    if not revoked:
+        raise NotFound("this merchant has no such key, or it was revoked before")
+    _console.print(f"revoked {key}")
+
+
+async def _add_key(connection: Connection, merchant: merchants.Merchant) -> str:
+    mode: Literal["test", "live"] = "live" if merchant.mode == Mode.LIVE else "test"
+    key = api_key(mode, merchant.id)
+    await merchants.add_api_key(connection, merchant.id, uuid7(), secret_sha256=key_hash(key), hint=key[-4:], now=utc_now())
+    return key

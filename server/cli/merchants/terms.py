@@ -1,0 +1,147 @@
+"""`florin merchant set` and `florin merchant show`: what was agreed with a merchant. New terms are for new payments."""
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from core.errors import NotFound, Unprocessable
+from core.ids import MERCHANT, encode_id
+from core.money import CURRENCY_EXPONENTS, Money
+from server.cli.operators import Operator, act
+from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
+from server.db.connection import Connection
+from server.db.merchants import merchants
+
+_console = Console(highlight=False, soft_wrap=True)
+_FEE = re.compile(r"([A-Z]{3}):(\d{1,5})(?:\+(\d{1,12}))?")
+_LIMIT = re.compile(r"([A-Z]{3}):(\d{1,12})")
+
+
+NegativeLimit = Annotated[
+    list[str] | None,
+    typer.Option(help="CURRENCY:MINOR, like EUR:100000: how far refunds may take the wallet below zero. May be repeated."),
+]
+FallbackLimit = Annotated[
+    list[str] | None,
+    typer.Option(help="CURRENCY:MINOR: up to which amount a payment passes while the fraud check does not answer."),
+]
+
+
+class Late(StrEnum):
+    """What becomes of money that comes after its payment was over."""
+
+    KEEP = "keep"
+    REFUND = "refund"
+
+
+def show(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+    """Show what was agreed with a merchant."""
+    merchant_id = merchant_id_of(merchant)
+
+    async def work(connection: Connection) -> merchants.Merchant:
+        found = await merchants.find_merchant(connection, merchant_id)
+        if found is None:
+            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+        return found
+
+    _print(with_database(find_database(data_dir, database_url), work))
+
+
+def change(
+    merchant: MerchantText,
+    payments: Annotated[
+        bool | None, typer.Option("--payments/--no-payments", help="Take new payments, or stop them: the kill switch.")
+    ] = None,
+    one_live_payment_per_order: Annotated[
+        bool | None,
+        typer.Option("--one-live-payment-per-order/--many-payments-per-order", help="Refuse a second live payment of an order."),
+    ] = None,
+    statement_descriptor: Annotated[
+        str | None, typer.Option(help="What customers read on their statements, up to 22 characters; empty for none.")
+    ] = None,
+    late: Annotated[Late | None, typer.Option(help="Keep or refund money that comes after its payment was over.")] = None,
+    settlement_delay: Annotated[
+        int | None, typer.Option(min=0, max=31_536_000, help="Seconds until what was charged is available.")
+    ] = None,
+    fee: Annotated[
+        list[str] | None,
+        typer.Option(help="CURRENCY:BASIS_POINTS+FIXED, like EUR:150+25 for 1.5 % and 0.25 €. May be repeated."),
+    ] = None,
+    refund_fee: Annotated[
+        bool | None, typer.Option("--refund-fee/--keep-fee", help="Give the fee back with a refund, or keep it.")
+    ] = None,
+    negative_limit: NegativeLimit = None,
+    fallback_limit: FallbackLimit = None,
+    operator: Operator = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
+    """Change what was agreed with a merchant. Workers know it within two seconds; it is for payments made from then on."""
+    merchant_id = merchant_id_of(merchant)
+    if statement_descriptor is not None and not re.fullmatch(r"[ -~]{0,22}", statement_descriptor):
+        raise Unprocessable("--statement-descriptor has up to 22 printable ASCII characters")
+    wanted = merchants.NewTerms(
+        accepts_payments=payments,
+        one_live_payment_per_order=one_live_payment_per_order,
+        statement_descriptor=statement_descriptor,
+        refunds_late=None if late is None else late is Late.REFUND,
+        refunds_fee=refund_fee,
+        settlement_delay_seconds=settlement_delay,
+        fees=[_fee(text) for text in fee or ()],
+        negative_limits=[_limit("--negative-limit", text) for text in negative_limit or ()],
+        fallback_limits=[_limit("--fallback-limit", text) for text in fallback_limit or ()],
+    )
+    made = act(operator, merchant_id, "merchant.set", _summary(wanted))
+
+    async def work(connection: Connection) -> merchants.Merchant:
+        changed = await merchants.set_terms(connection, merchant_id, wanted, made)
+        if changed is None:
+            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+        return changed
+
+    _print(with_database(find_database(data_dir, database_url), work))
+
+
+def _summary(wanted: merchants.NewTerms) -> str:
+    if wanted == merchants.NewTerms():
+        raise Unprocessable("nothing to change: see `florin merchant set --help` for what can be set")
+    return wanted.summary()
+
+
+def _fee(text: str) -> tuple[str, int, int]:
+    match = _FEE.fullmatch(text)
+    if match is None or match[1] not in CURRENCY_EXPONENTS or int(match[2]) > 10_000:
+        raise Unprocessable(f"--fee is like EUR:150+25 (1.5 % and 0.25 €), not {text!r}")
+    return match[1], int(match[2]), int(match[3] or 0)
+
+
+def _limit(option: str, text: str) -> tuple[str, int]:
+    match = _LIMIT.fullmatch(text)
+    if match is None or match[1] not in CURRENCY_EXPONENTS:
+        raise Unprocessable(f"{option} is like EUR:100000 (1,000.00 €), not {text!r}")
+    return match[1], int(match[2])
+
+
+def _print(merchant: merchants.Merchant) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("merchant", encode_id(MERCHANT, merchant.id))
+    table.add_row("name", escape(merchant.name))
+    table.add_row("payments", "taken" if merchant.accepts_payments else "stopped")
+    table.add_row("live payments per order", "one" if merchant.one_live_payment_per_order else "many")
+    table.add_row("statement descriptor", escape(merchant.statement_descriptor or "none"))
+    table.add_row("late money", "refunded" if merchant.refunds_late else "kept")
+    delay = merchant.settlement_delay_seconds
+    table.add_row("available", f"{delay} s after the charge" if delay else "at once")
+    table.add_row("fee of a refunded payment", "given back" if merchant.refunds_fee else "kept")
+    for one in merchant.currencies:
+        percent = f"{one.fee_basis_points / 100:g} % + {Money(one.fee_fixed_minor, one.currency)}"
+        limit = Money(-one.negative_limit_minor, one.currency)
+        fallback = Money(one.fallback_limit_minor, one.currency)
+        without = f"; without a fraud check up to {fallback}" if one.fallback_limit_minor else ""
+        table.add_row(f"in {one.currency}", f"fee {percent}; refunds may take the wallet to {limit}{without}")
+    _console.print(table)

@@ -1,0 +1,110 @@
+"""Options that commands share, and how a command finds its database: a flag, the environment, or the instance that runs."""
+
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+import trio
+import typer
+
+from core.errors import FlorinError, InvalidId
+from core.ids import MERCHANT, MerchantId, decode_id
+from server.db.connection import Connection, open_session
+from server.db.roles import Role
+from server.process.instance import Running, running_file
+from server.settings import default_data_directory, environment
+
+T = TypeVar("T")
+
+
+class Mode(StrEnum):
+    """Test and live share no key, wallet or PSP account."""
+
+    TEST = "test"
+    LIVE = "live"
+
+
+DataDirectory = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Where data lives. Default: /var/lib/florin as root, else ~/.local/share/florin."),
+]
+MerchantText = Annotated[str, typer.Argument(help="The merchant's id, mer_…", metavar="MERCHANT")]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        help="PostgreSQL 15 or newer. Default: FLORIN_DATABASE_URL, else that of the instance that runs.",
+        show_default=False,
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        help="The key that seals secrets. Default: FLORIN_KEY_FILE, else that of the instance that runs.",
+        show_default=False,
+    ),
+]
+
+
+class NothingRuns(FlorinError):
+    """The command needs a running instance or an address."""
+
+    code = "nothing_runs"
+
+
+def data_directory(given: Path | None) -> Path:
+    """The data directory, as an absolute path."""
+    if given == Path():
+        raise NothingRuns("--data-dir is empty: name a directory")
+    return (given or default_data_directory()).expanduser().absolute()
+
+
+def running_instance(directory: Path | None) -> Running:
+    """The instance that runs on this data directory. Raises `NothingRuns`."""
+    path = running_file(data_directory(directory))
+    try:
+        running = msgspec.json.decode(path.read_bytes(), type=Running)
+    except (OSError, msgspec.DecodeError):
+        raise NothingRuns(
+            f"no Florin runs on {path.parent}: start one with `florin up`, or name its --data-dir or a --database-url"
+        ) from None
+    if not Path(f"/proc/{running.pid}").exists():
+        raise NothingRuns(f"the Florin on {path.parent} has ended: start it again with `florin up`")
+    return running
+
+
+def find_database(directory: Path | None, database_url: str | None) -> str:
+    """The database to work on: the flag, else the instance of the directory that was named, else the environment, else the
+    instance of the default directory. Raises `NothingRuns`.
+    """
+    if database_url or directory is not None:
+        return database_url or running_instance(directory).database_url
+    return environment("DATABASE_URL") or running_instance(None).database_url
+
+
+def find_key_file(directory: Path | None, key_file: Path | None) -> Path:
+    """The sealing key to work with, found like the database. Raises `NothingRuns`."""
+    if key_file or directory is not None:
+        return key_file or Path(running_instance(directory).key_file)
+    return Path(environment("KEY_FILE") or running_instance(None).key_file)
+
+
+def with_database(url: str, work: Callable[[Connection], Awaitable[T]], *, role: Role | None = Role.CONSOLE) -> T:
+    """Run `work` on a connection of its own, as a role; None is whoever logs in."""
+
+    async def run() -> T:
+        async with open_session(url, role=role) as connection:
+            return await work(connection)
+
+    return trio.run(run)
+
+
+def merchant_id_of(text: str) -> MerchantId:
+    """The merchant that an argument names. Raises `InvalidId`."""
+    try:
+        return MerchantId(decode_id(MERCHANT, text))
+    except InvalidId as error:
+        raise InvalidId(f"{text!r} is not a merchant: {error}") from error

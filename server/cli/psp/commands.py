@@ -1,0 +1,337 @@
+"""`florin psp`: our accounts at payment service providers, which payments go where, and the events that could not be applied."""
+
+import re
+import secrets as random_secrets
+import sys
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from core.errors import InvalidId, NotFound, Unprocessable
+from core.ids import MERCHANT, PSP_ACCOUNT, PspAccountId, decode_id, encode_id
+from core.money import CURRENCY_EXPONENTS
+from server.cli.operators import Operator, act
+from server.cli.options import (
+    DatabaseUrl,
+    DataDirectory,
+    KeyFile,
+    MerchantText,
+    Mode,
+    find_database,
+    find_key_file,
+    merchant_id_of,
+    with_database,
+)
+from server.cli.psp.events import events
+from server.cli.psp.secrets import read_secret, require_key_of, require_webhook_secret
+from server.clock import utc_now
+from server.db.connection import Connection
+from server.db.merchants.merchants import find_merchant
+from server.db.psps.accounts import (
+    PspAccount,
+    Route,
+    add_psp_account,
+    list_psp_accounts,
+    rotate_webhook_secret,
+    set_psp_account,
+    set_routes,
+)
+from server.db.psps.inbox import NOBODY
+from server.db.psps.shared_state import list_open_breakers
+from server.http.client.url import parse_origin
+from server.sealing import Sealer
+from server.uuid7 import uuid7
+
+WIDTH = 200
+"""Of tables that go to a file or a program, so that nothing is cut off."""
+
+STRIPE_URL = "https://api.stripe.com"
+STRIPE_RATES = {"test": 25, "live": 100}
+"""Requests per second that Stripe takes of an account (docs: rate limits)."""
+
+app = typer.Typer(help="Accounts at payment service providers: add, limit, stop and route.", no_args_is_help=True)
+app.add_typer(events, name="events")
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+_RULE = re.compile(r"(acct_[0-9a-f]{32})(?::([A-Z]{3})(?::(\d{1,15})?-(\d{1,15})?)?)?")
+
+AccountText = Annotated[str, typer.Argument(help="The account's id, acct_…", metavar="ACCOUNT")]
+KeyPath = Annotated[
+    Path | None, typer.Option("--api-key-file", help="A file with the secret API key, - for standard input. Default: ask.")
+]
+SecretPath = Annotated[
+    Path | None,
+    typer.Option("--webhook-secret-file", help="A file with the webhook's signing secret, - for standard input. Default: ask."),
+]
+Concurrency = Annotated[int | None, typer.Option(min=1, max=100_000, help="Calls at once, of all workers together.")]
+Rate = Annotated[int | None, typer.Option(min=0, max=100_000, help="Requests per second, of all workers together; 0: no limit.")]
+
+
+class Psp(StrEnum):
+    """Whose account it is; the sandbox's is made by `florin up`."""
+
+    STRIPE = "stripe"
+
+
+@app.command("add")
+def add(
+    psp: Annotated[Psp, typer.Argument(help="The provider.")],
+    name: Annotated[str, typer.Option(help="What you call the account.")] = "",
+    mode: Annotated[Mode, typer.Option(help="Live accounts take real money.")] = Mode.TEST,
+    api_key_file: KeyPath = None,
+    webhook_secret_file: SecretPath = None,
+    base_url: Annotated[str, typer.Option(help="The provider's address.")] = STRIPE_URL,
+    concurrency: Concurrency = None,
+    rate: Rate = None,
+    operator: Operator = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Add an account. Workers know it within a second; route payments to it with `florin psp route`."""
+    if len(name) > 200 or not name.isprintable():
+        raise Unprocessable("--name has up to 200 printable characters")
+    _require_address(base_url, mode)
+    url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
+    if str(api_key_file) == str(webhook_secret_file) == "-":
+        raise Unprocessable("standard input can give one of the two secrets: give the other one in a file")
+    api_key = read_secret(api_key_file, "API key")
+    require_key_of(api_key, mode)
+    webhook_secret = read_secret(
+        webhook_secret_file, "webhook signing secret (empty: drawn now, to be set there)", may_be_empty=True
+    )
+    require_webhook_secret(webhook_secret)
+    drawn = webhook_secret or f"whsec_{random_secrets.token_urlsafe(32)}"
+    account_id = PspAccountId(uuid7())
+    limit = STRIPE_RATES[mode] if rate is None else rate
+    account = PspAccount(
+        id=account_id,
+        psp=psp.value,
+        mode=mode.value,
+        base_url=base_url.rstrip("/"),
+        sealed_api_key=sealer.seal(api_key, table="psp_accounts.api_key", row=account_id),
+        sealed_webhook_secret=sealer.seal(drawn, table="psp_accounts.webhook_secret", row=account_id),
+        name=name,
+        concurrency_max=concurrency or 200,
+        requests_per_second_max=limit or None,
+    )
+    done = act(operator, NOBODY, "psp.add", f"{psp} {mode} {encode_id(PSP_ACCOUNT, account_id)}")
+
+    async def work(connection: Connection) -> None:
+        await _require_own_key(connection, sealer)
+        await add_psp_account(connection, account, now=utc_now(), act=done)
+
+    with_database(url, work)
+    text = encode_id(PSP_ACCOUNT, account_id)
+    _console.print(f"account         {text}")
+    _console.print(f"webhooks        POST …/v1/psp/{psp}/{text}/webhooks on your public address")
+    if not webhook_secret:
+        _console.print(f"webhook secret  {drawn}")
+        _console.print("Keep it now: it is not shown again.")
+
+
+@app.command("list")
+def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+    """List the accounts, their limits, and which are left alone because they fail."""
+
+    async def work(connection: Connection) -> tuple[list[PspAccount], set[PspAccountId]]:
+        opened = {one.account_id for one in await list_open_breakers(connection)}
+        return await list_psp_accounts(connection), opened
+
+    accounts, opened = with_database(find_database(data_dir, database_url), work)
+    if not accounts:
+        _console.print("There are no accounts yet: add one with `florin psp add`; `florin up` makes the sandbox's.")
+        return
+    account = Column("account", no_wrap=True, min_width=len(encode_id(PSP_ACCOUNT, accounts[0].id)))
+    table = Table(account, "psp", "mode", "name", "payments", "at once", "per s", "address", box=None, pad_edge=False)
+    for one in accounts:
+        state = "stopped" if not one.enabled else "it fails: left alone" if one.id in opened else "taken"
+        rate = str(one.requests_per_second_max or "no limit")
+        table.add_row(
+            encode_id(PSP_ACCOUNT, one.id),
+            one.psp,
+            one.mode,
+            escape(one.name),
+            state,
+            str(one.concurrency_max),
+            rate,
+            one.base_url,
+        )
+    _console.print(table)
+
+
+@app.command("set")
+def change(
+    account: AccountText,
+    payments: Annotated[
+        bool | None,
+        typer.Option("--payments/--no-payments", help="Take new payments, or stop them: the kill switch. The rest goes on."),
+    ] = None,
+    concurrency: Concurrency = None,
+    rate: Rate = None,
+    name: Annotated[str | None, typer.Option(help="What you call the account.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Another address of the provider.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with a new API key, - for standard input.")] = None,
+    operator: Operator = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Stop an account, change its limits or its API key. Workers know it within a second."""
+    account_id = _account_id(account)
+    if (payments, concurrency, rate, name, base_url, api_key_file) == (None,) * 6:
+        raise Unprocessable("nothing to change: see `florin psp set --help` for what can be set")
+    url = find_database(data_dir, database_url)
+    sealer = Sealer.from_file(find_key_file(data_dir, key_file)) if api_key_file is not None else None
+    api_key = read_secret(api_key_file, "API key") if api_key_file is not None else None
+    given = [("payments", payments), ("concurrency", concurrency), ("rate", rate), ("name", name), ("base_url", base_url)]
+    given.append(("api_key", "new" if api_key else None))
+    done = act(
+        operator, NOBODY, "psp.set", f"{account}: " + ", ".join(f"{one}={value}" for one, value in given if value is not None)
+    )
+
+    async def work(connection: Connection) -> bool:
+        sealed = None
+        known = next((one for one in await list_psp_accounts(connection) if one.id == account_id), None)
+        if base_url is not None and known is not None:
+            _require_address(base_url, Mode(known.mode))
+        if sealer is not None and api_key is not None:
+            await _require_own_key(connection, sealer)
+            if known is not None and known.psp == Psp.STRIPE:
+                require_key_of(api_key, Mode(known.mode))
+            sealed = sealer.seal(api_key, table="psp_accounts.api_key", row=account_id)
+        return await set_psp_account(
+            connection,
+            account_id,
+            done,
+            enabled=payments,
+            concurrency_max=concurrency,
+            requests_per_second_max=rate,
+            sealed_api_key=sealed,
+            name=name,
+            base_url=base_url.rstrip("/") if base_url is not None else None,
+        )
+
+    _require_known(with_database(url, work), account)
+    _console.print(f"{account} is changed")
+
+
+@app.command("rotate-secret")
+def rotate(
+    account: AccountText,
+    webhook_secret_file: SecretPath = None,
+    overlap_hours: Annotated[float, typer.Option(min=0, max=720, help="How long the old secret is good.")] = 24,
+    operator: Operator = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Take a new webhook secret; the old one is good for a while, so that no event is lost."""
+    account_id = _account_id(account)
+    url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
+    secret = read_secret(webhook_secret_file, "new webhook signing secret")
+    require_webhook_secret(secret)
+    sealed = sealer.seal(secret, table="psp_accounts.webhook_secret", row=account_id)
+    done = act(operator, NOBODY, "psp.rotate_secret", account)
+    until = utc_now() + timedelta(hours=overlap_hours)
+
+    async def work(connection: Connection) -> bool:
+        await _require_own_key(connection, sealer)
+        return await rotate_webhook_secret(connection, account_id, done, sealed_secret=sealed, old_until=until)
+
+    _require_known(with_database(url, work), account)
+    _console.print(f"{account} has a new webhook secret; the old one is good until {until:%Y-%m-%d %H:%M} UTC")
+
+
+@app.command("route")
+def route(
+    merchant: MerchantText,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ACCOUNT, ACCOUNT:EUR or ACCOUNT:EUR:100-50000 (minor units), the one to prefer first. May be repeated."
+        ),
+    ] = None,
+    default: Annotated[str | None, typer.Option(help="The account for what no rule fits, and to fail over to.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all rules.")] = False,
+    operator: Operator = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
+    """Show where a merchant's payments go, or replace its rules. A payment goes to the first account that fits and is healthy."""
+    merchant_id = merchant_id_of(merchant)
+    routes = [_route(text) for text in rule or ()]
+    default_id = _account_id(default) if default is not None else None
+    if clear and routes:
+        raise Unprocessable("--clear removes all rules and --rule replaces them: give one of them")
+    changes = clear or bool(routes) or default_id is not None
+    done = act(operator, merchant_id, "psp.route", f"rules={rule or []} default={default}")
+
+    async def work(connection: Connection) -> tuple[list[Route], PspAccountId]:
+        found = await find_merchant(connection, merchant_id)
+        if found is None:
+            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+        modes = {one.id: one.mode for one in await list_psp_accounts(connection)}
+        for named in [*(one.psp_account_id for one in routes), *([default_id] if default_id else [])]:
+            if modes.get(named) != found.mode:
+                raise NotFound(f"there is no {found.mode} account {encode_id(PSP_ACCOUNT, named)}: see `florin psp list`")
+        if changes:
+            kept = routes if routes or clear else list(found.routes)
+            await set_routes(connection, merchant_id, kept, done, default=default_id)
+            found = await find_merchant(connection, merchant_id) or found
+        return list(found.routes), found.psp_account_id
+
+    rules, fallback = with_database(find_database(data_dir, database_url), work)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("merchant", encode_id(MERCHANT, merchant_id))
+    for position, one in enumerate(rules, start=1):
+        amounts = f"{one.amount_minor_min or 1} to {one.amount_minor_max or 'any'}" if one.currency else ""
+        table.add_row(f"rule {position}", encode_id(PSP_ACCOUNT, one.psp_account_id), one.currency or "any currency", amounts)
+    table.add_row("then", encode_id(PSP_ACCOUNT, fallback))
+    _console.print(table)
+
+
+def _route(text: str) -> Route:
+    match = _RULE.fullmatch(text)
+    if match is None or (match[2] is not None and match[2] not in CURRENCY_EXPONENTS):
+        raise Unprocessable(
+            f"--rule is like acct_…:EUR:100-50000, with the currency and the amounts left out where any will do, not {text!r}"
+        )
+    least, most = (int(match[one]) if match[one] else None for one in (3, 4))
+    if least == 0 or most == 0 or (least is not None and most is not None and least > most):
+        raise Unprocessable(f"the amounts of {text!r} go from a lower to a higher one, and are at least 1")
+    return Route(_account_id(match[1]), match[2], least, most)
+
+
+def _account_id(text: str) -> PspAccountId:
+    try:
+        return PspAccountId(decode_id(PSP_ACCOUNT, text))
+    except InvalidId as error:
+        raise InvalidId(f"{text!r} is not an account: {error}") from error
+
+
+def _require_known(touched: bool, account: str) -> None:
+    if not touched:
+        raise NotFound(f"there is no account {account}: see `florin psp list`")
+
+
+def _require_address(base_url: str, mode: Mode) -> None:
+    try:
+        origin = parse_origin(base_url.rstrip("/"))
+    except Exception as error:
+        raise Unprocessable(f"--base-url is an address like {STRIPE_URL}, not {base_url!r}") from error
+    if mode is Mode.LIVE and not origin.is_secure:
+        raise Unprocessable("a live account is reached by https only")
+
+
+async def _require_own_key(connection: Connection, sealer: Sealer) -> list[PspAccount]:
+    """The accounts. Raises `SealError` where others were sealed with another key: the workers could not open this one."""
+    accounts = await list_psp_accounts(connection)
+    for one in accounts:
+        sealer.open(one.sealed_api_key, table="psp_accounts.api_key", row=one.id)
+    return accounts

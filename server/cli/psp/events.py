@@ -1,0 +1,79 @@
+"""`florin psp events`: events of PSPs that could not be applied. They are tried again by themselves; these are for the rest."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from core.errors import NotFound
+from server.cli.operators import Operator, act
+from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
+from server.db.connection import Connection
+from server.db.merchants.audit import record_act
+from server.db.psps.inbox import NOBODY, InboxItem, InboxState, list_events, move_event
+
+events = typer.Typer(help="Events of providers that could not be applied: list, retry, drop.", no_args_is_help=True)
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+
+EventId = Annotated[str, typer.Argument(help="The provider's id of the event.", metavar="EVENT")]
+
+
+@events.command("list")
+def show(
+    state: Annotated[InboxState, typer.Option(case_sensitive=False, help="Which events.")] = InboxState.DEAD,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
+    """List dead letters, or the events in another state, the latest first."""
+
+    async def work(connection: Connection) -> list[InboxItem]:
+        return await list_events(connection, state, limit=limit)
+
+    found = with_database(find_database(data_dir, database_url), work)
+    if not found:
+        _console.print(f"No event is {state}.")
+        return
+    table = Table(Column("event", no_wrap=True, min_width=36), "type", "received", "attempts", "why", box=None, pad_edge=False)
+    for one in found:
+        received = f"{one.received_at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(escape(one.event_id), escape(one.type), received, str(one.attempts), escape(one.last_error))
+    _console.print(table)
+
+
+@events.command("retry")
+def retry(event: EventId, operator: Operator = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+    """Try a dead or dropped event again, now. Repeating what was applied changes nothing."""
+    _move(event, [InboxState.DEAD, InboxState.DROPPED, InboxState.WAITING], InboxState.WAITING, operator, database_url, data_dir)
+    _console.print(f"{event} is tried again")
+
+
+@events.command("drop")
+def drop(event: EventId, operator: Operator = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+    """Throw a dead or waiting event away. It is kept for the record."""
+    _move(event, [InboxState.DEAD, InboxState.WAITING], InboxState.DROPPED, operator, database_url, data_dir)
+    _console.print(f"{event} is dropped")
+
+
+def _move(
+    event: str,
+    from_states: list[InboxState],
+    to: InboxState,
+    operator: str | None,
+    database_url: DatabaseUrl,
+    data_dir: DataDirectory,
+) -> None:
+    done = act(operator, NOBODY, f"psp_event.{to.lower()}", event[:200])
+
+    async def work(connection: Connection) -> list[InboxItem]:
+        async with connection.atomic():
+            moved = await move_event(connection, event, from_states=from_states, to=to)
+            if moved:
+                await record_act(connection, done)
+        return moved
+
+    if not with_database(find_database(data_dir, database_url), work):
+        raise NotFound(f"no event {event} is {' or '.join(from_states)}: see `florin psp events list`")

@@ -1,0 +1,49 @@
+"""Secrets of PSP accounts as operators give them: read without being seen, and checked to be what they are given for."""
+
+import re
+import sys
+from pathlib import Path
+
+import typer
+
+from core.errors import Unprocessable
+from server.cli.options import Mode
+
+
+def require_key_of(api_key: str, mode: Mode) -> None:
+    """Stripe's keys say which mode they are of; the wrong one must not get in."""
+    other = Mode.LIVE if mode is Mode.TEST else Mode.TEST
+    if not re.match(r"[sr]k_(test|live)_", api_key):
+        raise Unprocessable(f"Stripe's secret keys begin with sk_{mode}_ or rk_{mode}_")
+    if re.match(rf"[a-z]+_{other.value}_", api_key):
+        raise Unprocessable(f"this is a {other} key: give a {mode} one, or --mode {other}")
+
+
+def require_webhook_secret(secret: str) -> None:
+    if secret and not secret.startswith("whsec_"):
+        raise Unprocessable("Stripe's webhook signing secrets begin with whsec_")
+
+
+def read_secret(path: Path | None, what: str, *, may_be_empty: bool = False) -> str:
+    """A secret from a file, standard input or the keyboard, never from the command line, where others could read it."""
+    if path is None:
+        if not sys.stdin.isatty():
+            if may_be_empty:
+                return ""
+            raise Unprocessable(f"there is no terminal to ask for the {what}: give it in a file")
+        text = str(typer.prompt(what, hide_input=True, default="" if may_be_empty else None, show_default=False))
+    else:
+        try:
+            text = sys.stdin.read(10_000) if str(path) == "-" else path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unprocessable(f"{path} cannot be read: {error}") from error
+    text = text.strip()
+    if (
+        not (text or (may_be_empty and path is None))
+        or len(text) > 500
+        or not text.isprintable()
+        or not text.isascii()
+        or " " in text
+    ):
+        raise Unprocessable(f"the {what} is one word of printable ASCII")
+    return text

@@ -1,0 +1,116 @@
+"""What came of a batch's items: written in groups under the batch's lease, read in the order in which it became known."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from core.batch import UNFINISHED, BatchId, ItemResult, ItemStatus, ItemType
+from core.ids import MerchantId, PaymentId, RefundId
+from core.payment import Status
+from server.db.array_literals import plain, quoted, uuids
+from server.db.batches.batches import ClaimedBatch
+from server.db.connection import Connection
+
+
+async def write_results(
+    connection: Connection, claimed: ClaimedBatch, results: Sequence[ItemResult], *, after: int, now: datetime
+) -> bool | None:
+    """Write results at the positions behind `after`; whether someone wants the batch stopped, None where the lease is lost, and
+    nothing was written.
+
+    A result that is there stays, unless it was UNKNOWN. Repeating it changes nothing.
+    """
+    rows = await connection.query(
+        """
+        WITH held AS (
+            SELECT merchant_id, id, is_stopping FROM batches
+             WHERE merchant_id = $1 AND id = $2 AND lease_token = $3 AND status = 'RUNNING' FOR NO KEY UPDATE
+        ), written AS (
+            INSERT INTO batch_items AS b (
+                merchant_id, batch_id, number, position, type, status, reference, payment_id, payment_status, refund_id,
+                did_check_again, code, detail, finished_at)
+            SELECT h.merchant_id, h.id, i.number, $4 + i.ordinality, i.type, i.status, i.reference, i.payment_id,
+                   i.payment_status, i.refund_id, i.did_check_again, i.code, i.detail, $5
+              FROM held h
+             CROSS JOIN unnest($6::int[], $7::text[], $8::text[], $9::text[], $10::uuid[], $11::text[], $12::uuid[], $13::bool[],
+                               $14::text[], $15::text[])
+                   WITH ORDINALITY AS i (number, type, status, reference, payment_id, payment_status, refund_id, did_check_again,
+                                         code, detail, ordinality)
+            ON CONFLICT (merchant_id, batch_id, number) DO UPDATE
+               SET position = excluded.position, status = excluded.status, payment_id = excluded.payment_id,
+                   payment_status = excluded.payment_status, refund_id = excluded.refund_id,
+                   did_check_again = excluded.did_check_again, code = excluded.code, detail = excluded.detail,
+                   finished_at = excluded.finished_at
+             WHERE b.status = 'UNKNOWN'
+        )
+        SELECT is_stopping FROM held
+        """,
+        claimed.batch.merchant_id,
+        claimed.batch.id,
+        claimed.token,
+        after,
+        now,
+        plain(one.number for one in results),
+        plain(one.type.value for one in results),
+        plain(one.status.value for one in results),
+        quoted(one.reference for one in results),
+        uuids(one.payment_id for one in results),
+        plain(one.payment_status.value if one.payment_status is not None else None for one in results),
+        uuids(one.refund_id for one in results),
+        plain(one.did_check_again for one in results),
+        quoted(one.code for one in results),
+        quoted(one.detail for one in results),
+    )
+    return rows[0][0] if rows else None
+
+
+async def finished_numbers(connection: Connection, claimed: ClaimedBatch) -> set[int]:
+    """The items that have their result."""
+    rows = await connection.query(
+        "SELECT number FROM batch_items WHERE merchant_id = $1 AND batch_id = $2 AND status <> ALL ($3::text[])",
+        claimed.batch.merchant_id,
+        claimed.batch.id,
+        plain(one.value for one in UNFINISHED),
+    )
+    return {row[0] for row in rows}
+
+
+async def count_results(connection: Connection, merchant_id: MerchantId, batch_id: BatchId) -> dict[ItemStatus, int]:
+    """How many items have come to what; those that were never started are not among them."""
+    rows = await connection.query(
+        "SELECT status, count(*) FROM batch_items WHERE merchant_id = $1 AND batch_id = $2 GROUP BY status", merchant_id, batch_id
+    )
+    return {ItemStatus(status): count for status, count in rows}
+
+
+async def list_results(
+    connection: Connection, merchant_id: MerchantId, batch_id: BatchId, *, after: int, limit: int
+) -> list[tuple[int, ItemResult]]:
+    """Results with their positions, in that order, behind a position. One that has changed stands where it did so last."""
+    rows = await connection.query(
+        """
+        SELECT position, number, type, status, reference, payment_id, payment_status, refund_id, did_check_again, code, detail
+          FROM batch_items WHERE merchant_id = $1 AND batch_id = $2 AND position > $3 ORDER BY position LIMIT $4
+        """,
+        merchant_id,
+        batch_id,
+        after,
+        limit,
+    )
+    return [(row[0], _result(row[1:])) for row in rows]
+
+
+def _result(row: Sequence[Any]) -> ItemResult:
+    number, kind, status, reference, payment_id, payment_status, refund_id, did_check_again, code, detail = row
+    return ItemResult(
+        number=number,
+        type=ItemType(kind),
+        status=ItemStatus(status),
+        reference=reference,
+        payment_id=PaymentId(payment_id) if payment_id else None,
+        payment_status=Status(payment_status) if payment_status else None,
+        refund_id=RefundId(refund_id) if refund_id else None,
+        did_check_again=did_check_again,
+        code=code,
+        detail=detail,
+    )

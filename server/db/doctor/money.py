@@ -1,0 +1,263 @@
+"""Promises 1 and 2: money is conserved, and every payment, refund, dispute and payout has its effect once."""
+
+from server.db.doctor.check import Check
+from server.db.ledger.hash_chain import CANONICAL
+
+MONEY_CHECKS = (
+    Check(
+        1,
+        "every transfer sums to zero per currency",
+        """
+        SELECT merchant_id, transfer_id, kind, currency, sum(amount_minor) AS off_by
+          FROM ledger_entries GROUP BY merchant_id, transfer_id, kind, currency HAVING sum(amount_minor) <> 0
+        """,
+    ),
+    Check(
+        1,
+        "every wallet is the sum of its ledger entries",
+        """
+        SELECT merchant_id, currency, kind, w.balance_minor, e.total
+          FROM (SELECT merchant_id, currency, kind, balance_minor FROM wallets) w
+          FULL JOIN (
+                SELECT merchant_id, currency, kind, sum(amount_minor) AS total
+                  FROM wallet_adjustments GROUP BY merchant_id, currency, kind
+               ) e USING (merchant_id, currency, kind)
+         WHERE coalesce(w.balance_minor, 0) <> coalesce(e.total, 0)
+        """,
+    ),
+    Check(
+        1,
+        "a merchant's ledger entries are numbered without a gap",
+        """
+        SELECT coalesce(s.merchant_id, e.merchant_id) AS merchant_id, s.last_ledger_seq, e.first, e.last, e.total
+          FROM merchant_sequences s
+          FULL JOIN (
+                SELECT merchant_id, min(seq) AS first, max(seq) AS last, count(*) AS total
+                  FROM ledger_entries GROUP BY merchant_id
+               ) e ON e.merchant_id = s.merchant_id
+         WHERE coalesce(s.last_ledger_seq, 0) <> coalesce(e.total, 0) OR e.first <> 1 OR e.last <> e.total
+        """,
+    ),
+    Check(
+        1,
+        "the hash chain of every merchant follows from its ledger",
+        f"""
+        WITH linked AS (
+            SELECT c.merchant_id, c.seq, c.hash,
+                   lag(c.seq) OVER w AS previous_seq,
+                   coalesce(lag(c.hash) OVER w, decode(repeat('00', 32), 'hex')) AS previous_hash
+              FROM ledger_chain c WINDOW w AS (PARTITION BY c.merchant_id ORDER BY c.seq)
+        )
+        SELECT l.merchant_id, l.seq, l.previous_seq, e.transfer_id
+          FROM linked l LEFT JOIN ledger_entries e ON e.merchant_id = l.merchant_id AND e.seq = l.seq
+         WHERE e.seq IS NULL OR coalesce(l.previous_seq, 0) <> l.seq - 1
+            OR l.hash <> sha256(l.previous_hash || convert_to({CANONICAL}, 'UTF8'))
+        """,  # noqa: S608 - a constant of ours
+    ),
+    Check(
+        1,
+        "ledger, chain, logs, events and audit are append-only",
+        """
+        SELECT wanted.name AS unprotected
+          FROM unnest(ARRAY['ledger_entries', 'ledger_chain', 'payment_logs', 'events', 'audit_log']) AS wanted (name)
+         WHERE NOT EXISTS (
+                SELECT FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
+                 WHERE t.tgrelid = wanted.name::regclass AND t.tgname = wanted.name || '_append_only' AND t.tgenabled = 'O'
+                   AND f.prosrc LIKE '%RAISE EXCEPTION%')
+        """,
+    ),
+    Check(
+        2,
+        "a payment is charged in the ledger exactly once if it succeeded, else never",
+        """
+        SELECT p.merchant_id, p.id, p.status, p.captured_minor, p.currency, c.credited, c.fee, c.receivable, c.currencies
+          FROM payment_requests p
+          FULL JOIN (
+                SELECT merchant_id, payment_id, string_agg(DISTINCT currency, ' ') AS currencies,
+                       coalesce(sum(amount_minor) FILTER (
+                           WHERE account IN ('merchant_available', 'merchant_pending')), 0) AS credited,
+                       coalesce(sum(amount_minor) FILTER (WHERE account = 'platform_fees'), 0) AS fee,
+                       sum(amount_minor) FILTER (WHERE account LIKE 'psp_receivable:%') AS receivable
+                  FROM ledger_entries WHERE kind = 'charge' GROUP BY merchant_id, payment_id
+               ) c ON c.merchant_id = p.merchant_id AND c.payment_id = p.id
+         WHERE p.id IS NULL
+            OR (c.currencies IS NULL AND p.captured_minor <> 0)
+            OR (c.currencies IS NOT NULL AND (c.credited + c.fee, c.receivable, c.currencies)
+                IS DISTINCT FROM (p.captured_minor, -p.captured_minor, p.currency))
+            OR c.fee <> least(
+                (p.captured_minor * p.fee_basis_points + 5000) / 10000 + p.fee_fixed_minor, p.captured_minor)
+        """,
+    ),
+    Check(
+        2,
+        "what was refunded is the sum of its refunds, each posted once and given back once where it failed",
+        """
+        SELECT p.merchant_id, p.id, p.refunded_minor, r.refunded, r.off
+          FROM payment_requests p
+          FULL JOIN (
+                SELECT r.merchant_id, r.payment_id,
+                       sum(r.amount_minor) FILTER (WHERE r.status <> 'FAILED') AS refunded,
+                       count(*) FILTER (
+                           WHERE coalesce(e.taken, 0) <> r.amount_minor
+                              OR coalesce(e.given, 0) <> CASE WHEN r.status = 'FAILED' THEN r.amount_minor ELSE 0 END) AS off
+                  FROM refunds r
+                  LEFT JOIN LATERAL (
+                        SELECT sum(amount_minor) FILTER (WHERE kind = 'refund') AS taken,
+                               -sum(amount_minor) FILTER (WHERE kind = 'refund_reversal') AS given
+                          FROM ledger_entries l
+                         WHERE l.merchant_id = r.merchant_id AND l.transfer_id = r.id AND l.account LIKE 'psp_receivable:%'
+                       ) e ON true
+                 GROUP BY r.merchant_id, r.payment_id
+               ) r ON r.merchant_id = p.merchant_id AND r.payment_id = p.id
+         WHERE p.id IS NULL OR p.refunded_minor <> coalesce(r.refunded, 0) OR r.off > 0
+        """,
+    ),
+    Check(
+        2,
+        "money in dispute is what the payments say",
+        """
+        SELECT coalesce(p.merchant_id, e.merchant_id) AS merchant_id, p.disputed, e.held
+          FROM (
+                SELECT merchant_id, currency, sum(disputed_minor) AS disputed FROM payment_requests GROUP BY merchant_id, currency
+               ) p
+          FULL JOIN (
+                SELECT merchant_id, currency, sum(amount_minor) AS held
+                  FROM ledger_entries WHERE account = 'disputes' GROUP BY merchant_id, currency
+               ) e USING (merchant_id, currency)
+         WHERE coalesce(p.disputed, 0) <> coalesce(e.held, 0)
+        """,
+    ),
+    Check(
+        2,
+        "a payout is in the ledger as its status says",
+        """
+        SELECT p.merchant_id, p.id, p.status, e.transit, e.bank
+          FROM payouts p
+          LEFT JOIN LATERAL (
+                SELECT coalesce(sum(amount_minor) FILTER (WHERE account = 'payouts_in_transit'), 0) AS transit,
+                       coalesce(sum(amount_minor) FILTER (WHERE account = 'bank'), 0) AS bank
+                  FROM ledger_entries l WHERE l.merchant_id = p.merchant_id AND l.transfer_id = p.id
+               ) e ON true
+         WHERE (e.transit, e.bank) IS DISTINCT FROM CASE p.status
+                   WHEN 'PENDING' THEN (p.amount_minor::numeric, 0::numeric)
+                   WHEN 'SUCCEEDED' THEN (0::numeric, p.amount_minor::numeric)
+                   ELSE (0::numeric, 0::numeric) END
+        """,
+    ),
+    Check(
+        2,
+        "money that matches no payment is in suspense, with a finding",
+        """
+        SELECT p.merchant_id, p.id, p.suspended, l.entries, f.findings
+          FROM payment_requests p
+          LEFT JOIN LATERAL (
+                SELECT count(*) AS entries FROM ledger_entries e
+                 WHERE e.merchant_id = p.merchant_id AND e.payment_id = p.id AND e.kind = 'suspense' AND e.account = 'suspense'
+               ) l ON true
+          LEFT JOIN LATERAL (
+                SELECT count(*) AS findings FROM findings f
+                 WHERE f.merchant_id = p.merchant_id AND f.payment_id = p.id AND f.kind = 'evidence_mismatch'
+               ) f ON true
+         WHERE p.suspended <> (l.entries > 0) OR (p.suspended AND f.findings = 0)
+        """,
+    ),
+    Check(
+        2,
+        "an idempotency key and its payment belong together",
+        """
+        SELECT coalesce(p.merchant_id, k.merchant_id) AS merchant_id, p.id, k.key, k.payment_id
+          FROM payment_requests p
+          FULL JOIN idempotency_keys k
+            ON k.merchant_id = p.merchant_id AND k.payment_id = p.id
+               AND (k.operation <> 'create' OR k.key = p.idempotency_key)
+         WHERE (p.id IS NULL AND k.operation NOT IN ('endpoint', 'batch'))
+            OR (p.created_at > (SELECT coalesce(min(created_at), 'infinity') FROM idempotency_keys)
+                AND NOT EXISTS (
+                    SELECT FROM idempotency_keys o WHERE o.merchant_id = p.merchant_id AND o.key = p.idempotency_key
+                       AND o.payment_id = p.id AND o.operation = 'create'))
+        """,
+    ),
+    Check(
+        1,
+        "every transfer belongs to something that is there, in its currency",
+        """
+        SELECT e.merchant_id, e.transfer_id, e.kind, e.currency, e.payment_id
+          FROM (SELECT DISTINCT merchant_id, transfer_id, kind, currency, payment_id FROM ledger_entries) e
+         WHERE NOT CASE
+                   WHEN e.kind IN ('charge', 'release') THEN e.transfer_id = e.payment_id AND EXISTS (
+                        SELECT FROM payment_requests p
+                         WHERE p.merchant_id = e.merchant_id AND p.id = e.payment_id AND p.currency = e.currency)
+                   WHEN e.kind IN ('refund', 'refund_reversal') THEN EXISTS (
+                        SELECT FROM refunds r
+                         WHERE r.merchant_id = e.merchant_id AND r.payment_id = e.payment_id AND r.id = e.transfer_id
+                           AND r.currency = e.currency)
+                   WHEN e.kind IN ('payout', 'payout_success', 'payout_reversal') THEN EXISTS (
+                        SELECT FROM payouts o
+                         WHERE o.merchant_id = e.merchant_id AND o.id = e.transfer_id AND o.currency = e.currency)
+                   WHEN e.kind IN ('dispute', 'dispute_won', 'dispute_lost', 'suspense') THEN EXISTS (
+                        SELECT FROM payment_requests p WHERE p.merchant_id = e.merchant_id AND p.id = e.payment_id)
+                   ELSE false END
+        """,
+    ),
+    Check(
+        1,
+        "fees given back are those of the refunds, and never more than the fee",
+        """
+        SELECT p.merchant_id, p.id, p.fee_returned_minor, r.fees, l.posted
+          FROM payment_requests p
+          LEFT JOIN LATERAL (
+                SELECT coalesce(sum(fee_minor), 0) AS fees FROM refunds r
+                 WHERE r.merchant_id = p.merchant_id AND r.payment_id = p.id AND r.status <> 'FAILED'
+               ) r ON true
+          LEFT JOIN LATERAL (
+                SELECT coalesce(-sum(amount_minor), 0) AS posted FROM ledger_entries e
+                 WHERE e.merchant_id = p.merchant_id AND e.payment_id = p.id
+                   AND e.account = 'platform_fees' AND e.kind <> 'charge'
+               ) l ON true
+         WHERE p.captured_minor > 0
+           AND (p.fee_returned_minor <> r.fees OR r.fees <> l.posted OR p.fee_returned_minor > least(
+                (p.captured_minor * p.fee_basis_points + 5000) / 10000 + p.fee_fixed_minor, p.captured_minor))
+        """,
+    ),
+    Check(
+        2,
+        "money is released once, and no more than its payment brought",
+        """
+        SELECT p.merchant_id, p.id, p.release_at, p.captured_minor, l.released
+          FROM payment_requests p
+          JOIN (
+                SELECT merchant_id, payment_id, sum(amount_minor) AS released
+                  FROM ledger_entries WHERE kind = 'release' AND account = 'merchant_available' GROUP BY merchant_id, payment_id
+               ) l ON l.merchant_id = p.merchant_id AND l.payment_id = p.id
+         WHERE p.release_at IS NOT NULL OR l.released > p.captured_minor - p.pending_taken_minor
+        """,
+    ),
+    Check(
+        1,
+        "the hash chain follows the ledger within an hour",
+        """
+        SELECT e.merchant_id, min(e.seq) AS first_missing, count(*) AS entries
+          FROM ledger_entries e
+         WHERE e.created_at < now() - interval '1 hour'
+           AND NOT EXISTS (SELECT FROM ledger_chain c WHERE c.merchant_id = e.merchant_id AND c.seq = e.seq)
+         GROUP BY e.merchant_id
+        """,
+    ),
+    Check(
+        1,
+        "pending money is of payments that are not released yet",
+        """
+        SELECT w.merchant_id, w.currency, w.balance_minor, p.unreleased
+          FROM wallets w
+          LEFT JOIN LATERAL (
+                SELECT coalesce(sum(
+                           captured_minor - pending_taken_minor
+                           - least((captured_minor * fee_basis_points + 5000) / 10000 + fee_fixed_minor, captured_minor)), 0
+                       ) AS unreleased
+                  FROM payment_requests p
+                 WHERE p.merchant_id = w.merchant_id AND p.currency = w.currency AND p.release_at IS NOT NULL
+               ) p ON true
+         WHERE w.kind = 'merchant_pending' AND w.balance_minor > p.unreleased
+        """,
+    ),
+)

@@ -1,0 +1,230 @@
+"""Promises 3 to 8: nothing is lost or forgotten, every step was logged and told, everything is bounded, no card enters."""
+
+from core.retry import DELIVERY_DELAYS_SECONDS, RECHECK_DELAYS_SECONDS
+from server.db.doctor.check import Check
+from server.db.events.events import IS_WANTED
+
+RECORD_CHECKS = (
+    Check(
+        3,
+        "a reply of success names a payment that is stored",
+        """
+        SELECT k.merchant_id, k.key, k.reply_status
+          FROM idempotency_keys k
+         WHERE k.reply_status BETWEEN 200 AND 299 AND k.operation <> 'endpoint'
+           AND NOT EXISTS (SELECT FROM payment_requests p WHERE p.merchant_id = k.merchant_id AND p.id = k.payment_id)
+        """,
+    ),
+    Check(
+        3,
+        "the server writes to disk before it answers",
+        """
+        SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'
+        """,
+    ),
+    Check(
+        4,
+        "an open or unknown payment is never forgotten",
+        """
+        SELECT p.merchant_id, p.id, p.status, p.checks, p.due_at
+          FROM payment_requests p
+         WHERE (p.status IN ('PENDING', 'UNKNOWN') OR p.pending_id IS NOT NULL OR p.release_at IS NOT NULL
+                OR (p.status = 'AUTHORIZED' AND p.capture_before IS NOT NULL))
+           AND (p.due_at IS NULL OR p.due_at < now() - interval '1 hour'
+                OR p.due_at > greatest(
+                    p.expires_at, p.capture_before, p.updated_at + interval '25 hours', now() + interval '25 hours',
+                    p.updated_at + make_interval(secs => p.settlement_delay_seconds) + interval '1 hour'))
+           AND NOT EXISTS (SELECT FROM findings f WHERE f.merchant_id = p.merchant_id AND f.payment_id = p.id)
+        """,
+    ),
+    Check(
+        4,
+        "an unsettled refund is never forgotten",
+        """
+        SELECT r.merchant_id, r.payment_id, r.id, r.status, r.due_at
+          FROM refunds r
+         WHERE r.status IN ('PENDING', 'UNKNOWN') AND (r.due_at IS NULL OR r.due_at < now() - interval '1 hour')
+           AND NOT EXISTS (SELECT FROM findings f WHERE f.merchant_id = r.merchant_id AND f.payment_id = r.payment_id)
+        """,
+    ),
+    Check(
+        4,
+        "every pending operation and every refund was committed as an operation",
+        """
+        SELECT p.merchant_id, p.id AS payment_id, p.pending_id AS operation_id FROM payment_requests p
+         WHERE p.pending_id IS NOT NULL AND NOT EXISTS (
+                SELECT FROM psp_operations o WHERE o.merchant_id = p.merchant_id AND o.payment_id = p.id AND o.id = p.pending_id)
+        UNION ALL
+        SELECT r.merchant_id, r.payment_id, r.id FROM refunds r
+         WHERE NOT EXISTS (
+                SELECT FROM psp_operations o
+                 WHERE o.merchant_id = r.merchant_id AND o.payment_id = r.payment_id AND o.id = r.id AND o.kind = 'refund')
+        """,
+    ),
+    Check(
+        4,
+        "a payment has its operation at the PSP, of its own amount",
+        """
+        SELECT p.merchant_id, p.id, p.operation_id, o.id AS operation, o.amount_minor
+          FROM payment_requests p
+          FULL JOIN (SELECT * FROM psp_operations WHERE kind IN ('intent', 'charge')) o
+            ON o.merchant_id = p.merchant_id AND o.payment_id = p.id AND o.id = p.operation_id
+         WHERE o.id IS NULL OR o.amount_minor <> p.amount_minor OR o.currency <> p.currency
+            OR (p.id IS NULL AND (o.state <> 'FAILED' OR NOT EXISTS (
+                SELECT FROM payment_requests q WHERE q.merchant_id = o.merchant_id AND q.id = o.payment_id)))
+        """,
+    ),
+    Check(
+        5,
+        "every change of a payment has its log row, and the logs lead from one status to the next",
+        """
+        WITH steps AS (
+            SELECT merchant_id, payment_id, version, from_status, to_status,
+                   lag(to_status) OVER w AS previous, row_number() OVER w AS number,
+                   count(*) OVER (PARTITION BY merchant_id, payment_id) AS total
+              FROM payment_logs WINDOW w AS (PARTITION BY merchant_id, payment_id ORDER BY version)
+        )
+        SELECT coalesce(p.merchant_id, s.merchant_id) AS merchant_id, p.id, p.status, p.version,
+               s.version AS step, s.from_status, s.previous
+          FROM payment_requests p
+          FULL JOIN steps s ON s.merchant_id = p.merchant_id AND s.payment_id = p.id
+         WHERE p.id IS NULL OR s.version IS NULL OR s.version <> s.number OR s.total <> p.version
+            OR s.from_status IS DISTINCT FROM s.previous OR (s.version = p.version AND s.to_status <> p.status)
+        """,
+    ),
+    Check(
+        6,
+        "a merchant's sequence of events has no gap",
+        """
+        SELECT coalesce(s.merchant_id, e.merchant_id) AS merchant_id, s.last_seq, e.first, e.last, e.total
+          FROM merchant_sequences s
+          FULL JOIN (
+                SELECT merchant_id, min(seq) AS first, max(seq) AS last, count(*) AS total FROM events GROUP BY merchant_id
+               ) e ON e.merchant_id = s.merchant_id
+         WHERE coalesce(s.last_seq, 0) <> coalesce(e.total, 0) OR e.first <> 1 OR e.last <> e.total
+        """,
+    ),
+    Check(
+        6,
+        "every settled status was told as an event, once",
+        """
+        SELECT coalesce(l.merchant_id, e.merchant_id) AS merchant_id, coalesce(l.payment_id, e.payment_id) AS payment_id,
+               type, l.total AS changes, e.total AS events
+          FROM (
+                SELECT merchant_id, payment_id, 'payment.' || lower(to_status) AS type, count(*) AS total
+                  FROM payment_logs
+                 WHERE from_status <> to_status AND to_status NOT IN ('PENDING', 'UNKNOWN')
+                 GROUP BY merchant_id, payment_id, type
+               ) l
+          FULL JOIN (
+                SELECT merchant_id, payment_id, type, count(*) AS total FROM events
+                 WHERE type IN ('payment.authorized', 'payment.succeeded', 'payment.declined', 'payment.expired',
+                                'payment.canceled')
+                 GROUP BY merchant_id, payment_id, type
+               ) e USING (merchant_id, payment_id, type)
+         WHERE l.total IS DISTINCT FROM e.total
+        """,
+    ),
+    Check(
+        6,
+        "every settled refund was told as an event, once",
+        """
+        SELECT r.merchant_id, r.payment_id, r.id, r.status, t.total
+          FROM refunds r
+          LEFT JOIN LATERAL (
+                SELECT count(*) AS total FROM events e
+                 WHERE e.merchant_id = r.merchant_id AND e.payment_id = r.payment_id AND e.type = 'refund.' || lower(r.status)
+                   AND e.data::json ->> 'id' = 'ref_' || replace(r.id::text, '-', '')
+               ) t ON true
+         WHERE r.status IN ('SUCCEEDED', 'FAILED') AND t.total <> 1
+        """,
+    ),
+    Check(
+        6,
+        "every event goes to every endpoint that was there and wants it",
+        f"""
+        SELECT t.merchant_id, t.seq, e.id AS endpoint_id
+          FROM events t
+          JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.enabled
+           AND e.updated_at + interval '5 seconds' < t.created_at
+           AND {IS_WANTED.format("t.type")}
+         WHERE t.type <> 'webhook_endpoint.test' AND NOT EXISTS (
+                SELECT FROM deliveries d
+                 WHERE d.merchant_id = t.merchant_id AND d.endpoint_id = e.id AND d.event_seq = t.seq)
+        """,  # noqa: S608 - own conditions
+    ),
+    Check(
+        6,
+        "every delivery has its event and its endpoint",
+        """
+        SELECT d.merchant_id, d.endpoint_id, d.event_seq
+          FROM deliveries d
+         WHERE NOT EXISTS (SELECT FROM events t WHERE t.merchant_id = d.merchant_id AND t.seq = d.event_seq)
+            OR NOT EXISTS (SELECT FROM webhook_endpoints e WHERE e.merchant_id = d.merchant_id AND e.id = d.endpoint_id)
+        """,
+    ),
+    Check(
+        6,
+        "a delivery to an endpoint that answers is never forgotten",
+        """
+        SELECT d.merchant_id, d.endpoint_id, d.event_seq, d.due_at
+          FROM deliveries d JOIN webhook_endpoints e ON e.merchant_id = d.merchant_id AND e.id = d.endpoint_id
+         WHERE e.enabled AND e.failing_since IS NULL AND d.state = 'PENDING'
+           AND coalesce(d.due_at, greatest(d.updated_at, e.held_until, e.lease_until)) < now() - interval '1 hour'
+           AND NOT EXISTS (
+                SELECT FROM deliveries o
+                 WHERE o.merchant_id = d.merchant_id AND o.endpoint_id = d.endpoint_id AND o.attempts > 0
+                   AND o.updated_at > now() - interval '1 hour')
+        """,
+    ),
+    Check(
+        6,
+        "no consumer is ahead of its merchant's events",
+        """
+        SELECT c.merchant_id, c.consumer, c.acked_seq, s.last_seq
+          FROM stream_cursors c LEFT JOIN merchant_sequences s ON s.merchant_id = c.merchant_id
+         WHERE c.acked_seq > coalesce(s.last_seq, 0)
+        """,
+    ),
+    Check(
+        7,
+        "attempts and checks are bounded",
+        f"""
+        SELECT merchant_id, event_seq::text AS what, attempts AS times
+          FROM deliveries WHERE attempts > {len(DELIVERY_DELAYS_SECONDS)}
+        UNION ALL
+        SELECT merchant_id, id::text, checks FROM payment_requests WHERE checks > {len(RECHECK_DELAYS_SECONDS)}
+        UNION ALL
+        SELECT merchant_id, id::text, checks FROM refunds WHERE checks > {len(RECHECK_DELAYS_SECONDS)}
+        """,  # noqa: S608 - numbers of ours
+    ),
+    Check(
+        8,
+        "no text holds a card number",
+        r"""
+        WITH found AS (
+            SELECT p.merchant_id, p.id, regexp_replace(m[1], '[ -]', '', 'g') AS digits
+              FROM payment_requests p,
+                   LATERAL regexp_matches(
+                       regexp_replace(
+                           concat_ws(' | ', p.order_id, p.description, p.return_url, p.idempotency_key,
+                                     p.statement_descriptor, p.metadata),
+                           '(?<![0-9A-Za-z])(?=[0-9-]*[A-Fa-f])([0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}'
+                               || '|[0-9A-Fa-f]{20,})(?![0-9A-Za-z])',
+                           '', 'g'),
+                       '(?:^|[^0-9])([2-6](?:[ -]?[0-9]){11,18})(?![0-9])', 'g') AS m
+        )
+        SELECT merchant_id, id, length(digits) AS digits
+          FROM found
+         WHERE CASE left(digits, 1)
+                   WHEN '2' THEN length(digits) = 16
+                   WHEN '3' THEN length(digits) IN (14, 15, 16)
+                   WHEN '4' THEN length(digits) IN (13, 16, 19)
+                   WHEN '5' THEN length(digits) = 16
+                   ELSE length(digits) IN (16, 17, 18, 19) END
+           AND (SELECT sum(CASE WHEN n % 2 = 1 THEN d WHEN d * 2 > 9 THEN d * 2 - 9 ELSE d * 2 END) % 10
+                  FROM (SELECT n, substr(reverse(digits), n, 1)::integer AS d
+                          FROM generate_series(1, length(digits)) AS n) AS each) = 0
+        """,
+    ),
+)

@@ -1,0 +1,98 @@
+"""Writes and reads the hash chain of merchants' ledgers, off the payment path.
+
+Two workers that extend the same chain write the same rows, so no lock is needed: a row that is there already stays.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from core.hash_chain import GENESIS, Entry, link
+from core.ids import MerchantId, PaymentId
+from server.db.array_literals import hexed, plain
+from server.db.connection import Connection
+
+CANONICAL = """
+concat_ws('|', e.seq, e.transfer_id, e.kind, e.account, coalesce(e.payment_id::text, ''), e.currency, e.amount_minor,
+          (extract(epoch FROM e.created_at) * 1000000)::bigint)
+"""
+"""`core.hash_chain.canonical` of the row `e`, in SQL: a worker need not build each entry anew. A test holds the two together."""
+
+_COLUMNS = "e.seq, e.transfer_id, e.kind, e.account, e.payment_id, e.currency, e.amount_minor, e.created_at"
+
+
+def entry_of(row: tuple[Any, ...]) -> Entry:
+    """A ledger entry from its columns."""
+    return Entry(
+        seq=row[0],
+        transfer_id=row[1],
+        kind=row[2],
+        account=row[3],
+        payment_id=row[4],
+        currency=row[5],
+        amount_minor=row[6],
+        created_at=row[7],
+    )
+
+
+async def merchants_behind(connection: Connection, *, limit: int) -> list[MerchantId]:
+    """Whose chain does not reach to the end of the ledger."""
+    rows = await connection.query(
+        """
+        SELECT s.merchant_id FROM merchant_sequences s
+         WHERE s.last_ledger_seq > 0 AND NOT EXISTS (
+                SELECT FROM ledger_chain c WHERE c.merchant_id = s.merchant_id AND c.seq = s.last_ledger_seq)
+         LIMIT $1
+        """,
+        limit,
+    )
+    return [MerchantId(row[0]) for row in rows]
+
+
+async def extend(connection: Connection, merchant_id: MerchantId, *, now: datetime, limit: int) -> int:
+    """Chain the merchant's next entries, at most `limit`; how many there were."""
+    last = await connection.query(
+        "SELECT seq, hash FROM ledger_chain WHERE merchant_id = $1 ORDER BY seq DESC LIMIT 1", merchant_id
+    )
+    seq, head = last[0] if last else (0, GENESIS)
+    rows = await connection.query(
+        f"SELECT e.seq, {CANONICAL} FROM ledger_entries e WHERE e.merchant_id = $1 AND e.seq > $2 ORDER BY e.seq LIMIT $3",  # noqa: S608 - own columns
+        merchant_id,
+        seq,
+        limit,
+    )
+    hashes = []
+    for _, text in rows:
+        head = link(head, text)
+        hashes.append(head)
+    await connection.run(
+        """
+        INSERT INTO ledger_chain (merchant_id, seq, hash, created_at)
+        SELECT $1, seq, hash, $4 FROM unnest($2::bigint[], $3::bytea[]) AS h (seq, hash) ORDER BY seq
+        ON CONFLICT (merchant_id, seq) DO NOTHING
+        """,
+        merchant_id,
+        plain(row[0] for row in rows),
+        hexed(hashes),
+        now,
+    )
+    return len(rows)
+
+
+async def chained_entries(
+    connection: Connection, merchant_id: MerchantId, payment_id: PaymentId
+) -> list[tuple[Entry, bytes, bytes]] | None:
+    """The entries of a payment, each with the hash before it and its own; None where one is not chained yet."""
+    rows = await connection.query(
+        f"""
+        SELECT {_COLUMNS}, p.hash, c.hash
+          FROM ledger_entries e
+          LEFT JOIN ledger_chain c ON c.merchant_id = e.merchant_id AND c.seq = e.seq
+          LEFT JOIN ledger_chain p ON p.merchant_id = e.merchant_id AND p.seq = e.seq - 1
+         WHERE e.merchant_id = $1 AND e.payment_id = $2 ORDER BY e.seq
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        payment_id,
+    )
+    if any(row[9] is None for row in rows):
+        return None
+    return [(entry_of(row[:8]), bytes(row[8] or GENESIS), bytes(row[9])) for row in rows]

@@ -1,0 +1,275 @@
+"""Merchants, their terms and their API keys."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from core.ids import MerchantId, PspAccountId
+from core.money import Money
+from core.payment import NO_TERMS, Terms
+from server.db.array_literals import uuids
+from server.db.connection import Connection
+from server.db.merchants.audit import Act, record_act
+from server.db.psps.accounts import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Merchant:
+    """Who sells. `mode` is test or live; the two share nothing."""
+
+    id: MerchantId
+    name: str
+    mode: str
+    psp_account_id: PspAccountId
+    created_at: datetime
+    accepts_payments: bool = True
+    one_live_payment_per_order: bool = False
+    statement_descriptor: str | None = None
+    refunds_late: bool = False
+    refunds_fee: bool = False
+    settlement_delay_seconds: int = 0
+    currencies: tuple["CurrencyTerms", ...] = ()
+    routes: tuple[Route, ...] = ()
+
+    def accounts_for(self, money: Money) -> list[PspAccountId]:
+        """The PSP accounts that a payment may go to, the one to prefer first: by the merchant's rules, and then its own."""
+        return [*(route.psp_account_id for route in self.routes if route.fits(money)), self.psp_account_id]
+
+    def fallback_limit_minor(self, currency: str) -> int:
+        """Up to which amount a payment passes while the fraud check does not answer."""
+        return next((one.fallback_limit_minor for one in self.currencies if one.currency == currency), 0)
+
+    def terms_in(self, currency: str) -> Terms:
+        """The terms of a payment made now."""
+        fee = next((one for one in self.currencies if one.currency == currency), _NO_FEE)
+        terms = Terms(
+            fee_basis_points=fee.fee_basis_points,
+            fee_fixed_minor=fee.fee_fixed_minor,
+            refunds_fee=self.refunds_fee,
+            settlement_delay_seconds=self.settlement_delay_seconds,
+            refunds_late=self.refunds_late,
+        )
+        return NO_TERMS if terms == NO_TERMS else terms
+
+
+@dataclass(frozen=True, slots=True)
+class CurrencyTerms:
+    """What is agreed with a merchant for one currency."""
+
+    currency: str
+    fee_basis_points: int = 0
+    fee_fixed_minor: int = 0
+    negative_limit_minor: int = 0
+    fallback_limit_minor: int = 0
+
+
+_NO_FEE = CurrencyTerms("")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTerms:
+    """What to change of a merchant's terms; None leaves it as it is. An empty statement descriptor takes it away.
+
+    `fees` are (currency, basis points, fixed minor units), `negative_limits` and `fallback_limits` (currency, minor units).
+    """
+
+    accepts_payments: bool | None = None
+    one_live_payment_per_order: bool | None = None
+    statement_descriptor: str | None = None
+    refunds_late: bool | None = None
+    refunds_fee: bool | None = None
+    settlement_delay_seconds: int | None = None
+    fees: list[tuple[str, int, int]] = field(default_factory=list)
+    negative_limits: list[tuple[str, int]] = field(default_factory=list)
+    fallback_limits: list[tuple[str, int]] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """What is changed, for the audit log."""
+        given = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return ", ".join(f"{name}={value}" for name, value in given if value not in (None, []))
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as it can be shown: its secret is stored as a hash only."""
+
+    id: UUID
+    hint: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+_MERCHANT = """
+m.merchant_id, m.name, m.mode, m.psp_account_id, m.created_at, m.accepts_payments, m.one_live_payment_per_order,
+m.statement_descriptor, m.refunds_late, m.refunds_fee, m.settlement_delay_seconds,
+(SELECT json_agg(json_build_array(c.currency, c.fee_basis_points, c.fee_fixed_minor, c.negative_limit_minor,
+                                  c.fallback_limit_minor) ORDER BY c.currency)
+   FROM merchant_currencies c WHERE c.merchant_id = m.merchant_id),
+(SELECT json_agg(json_build_array(r.psp_account_id, r.currency, r.amount_minor_min, r.amount_minor_max) ORDER BY r.position)
+   FROM psp_routes r WHERE r.merchant_id = m.merchant_id)
+"""
+
+
+def _merchant(row: tuple[Any, ...]) -> Merchant:
+    currencies = tuple(CurrencyTerms(*one) for one in row[11] or ())
+    created_at, accepts, exclusive, descriptor, refunds_late, refunds_fee, delay_seconds = row[4:11]
+    return Merchant(
+        MerchantId(row[0]),
+        row[1],
+        row[2],
+        PspAccountId(row[3]),
+        created_at,
+        accepts,
+        exclusive,
+        descriptor,
+        refunds_late,
+        refunds_fee,
+        delay_seconds,
+        currencies,
+        tuple(Route(PspAccountId(UUID(one[0])), *one[1:]) for one in row[12] or ()),
+    )
+
+
+async def add_merchant(connection: Connection, merchant: Merchant) -> None:
+    """Store a new merchant."""
+    await connection.run(
+        "INSERT INTO merchants (merchant_id, name, mode, psp_account_id, created_at) VALUES ($1, $2, $3, $4, $5)",
+        merchant.id,
+        merchant.name,
+        merchant.mode,
+        merchant.psp_account_id,
+        merchant.created_at,
+    )
+
+
+async def list_merchants(connection: Connection) -> list[Merchant]:
+    """All merchants, oldest first."""
+    rows = await connection.query(
+        f"SELECT {_MERCHANT} FROM merchants m ORDER BY created_at, merchant_id"  # noqa: S608 - own columns
+    )
+    return [_merchant(row) for row in rows]
+
+
+async def find_merchant(connection: Connection, merchant_id: MerchantId) -> Merchant | None:
+    """The merchant of that id."""
+    rows = await connection.query(
+        f"SELECT {_MERCHANT} FROM merchants m WHERE merchant_id = $1",  # noqa: S608 - own columns
+        merchant_id,
+    )
+    return _merchant(rows[0]) if rows else None
+
+
+async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTerms, act: Act) -> Merchant | None:
+    """Change a merchant's terms, audited; None where there is no such merchant."""
+    async with connection.atomic():
+        touched = await connection.run(
+            """
+            UPDATE merchants
+               SET accepts_payments = coalesce($2, accepts_payments),
+                   one_live_payment_per_order = coalesce($3, one_live_payment_per_order),
+                   statement_descriptor = CASE WHEN $4::text IS NULL THEN statement_descriptor ELSE nullif($4, '') END,
+                   refunds_late = coalesce($5, refunds_late), refunds_fee = coalesce($6, refunds_fee),
+                   settlement_delay_seconds = coalesce($7, settlement_delay_seconds)
+             WHERE merchant_id = $1
+            """,
+            merchant_id,
+            new.accepts_payments,
+            new.one_live_payment_per_order,
+            new.statement_descriptor,
+            new.refunds_late,
+            new.refunds_fee,
+            new.settlement_delay_seconds,
+        )
+        if not touched:
+            return None
+        for currency, basis_points, fixed_minor in new.fees:
+            await connection.run(
+                """
+                INSERT INTO merchant_currencies (merchant_id, currency, fee_basis_points, fee_fixed_minor) VALUES ($1, $2, $3, $4)
+                ON CONFLICT (merchant_id, currency)
+                DO UPDATE SET fee_basis_points = excluded.fee_basis_points, fee_fixed_minor = excluded.fee_fixed_minor
+                """,
+                merchant_id,
+                currency,
+                basis_points,
+                fixed_minor,
+            )
+        for column, limits in (("negative_limit_minor", new.negative_limits), ("fallback_limit_minor", new.fallback_limits)):
+            for currency, limit_minor in limits:
+                await connection.run(
+                    f"""
+                    INSERT INTO merchant_currencies (merchant_id, currency, {column}) VALUES ($1, $2, $3)
+                    ON CONFLICT (merchant_id, currency) DO UPDATE SET {column} = excluded.{column}
+                    """,  # noqa: S608 - own columns
+                    merchant_id,
+                    currency,
+                    limit_minor,
+                )
+        await record_act(connection, act)
+    return await find_merchant(connection, merchant_id)
+
+
+async def add_api_key(
+    connection: Connection, merchant_id: MerchantId, key_id: UUID, *, secret_sha256: bytes, hint: str, now: datetime
+) -> None:
+    """Store a key's hash."""
+    await connection.run(
+        "INSERT INTO api_keys (merchant_id, id, secret_sha256, hint, created_at) VALUES ($1, $2, $3, $4, $5)",
+        merchant_id,
+        key_id,
+        secret_sha256,
+        hint,
+        now,
+    )
+
+
+async def list_api_keys(connection: Connection, merchant_id: MerchantId) -> list[ApiKey]:
+    """A merchant's keys, oldest first."""
+    rows = await connection.query(
+        "SELECT id, hint, created_at, revoked_at FROM api_keys WHERE merchant_id = $1 ORDER BY created_at, id",
+        merchant_id,
+    )
+    return [ApiKey(*row) for row in rows]
+
+
+async def revoke_api_key(connection: Connection, merchant_id: MerchantId, key_id: UUID, *, now: datetime) -> bool:
+    """End a key; False where the merchant has no such key or it ended before."""
+    touched = await connection.run(
+        "UPDATE api_keys SET revoked_at = $3 WHERE merchant_id = $1 AND id = $2 AND revoked_at IS NULL",
+        merchant_id,
+        key_id,
+        now,
+    )
+    return touched == 1
+
+
+async def find_key_owner(
+    connection: Connection, merchant_id: MerchantId, *, secret_sha256: bytes
+) -> tuple[Merchant, UUID] | None:
+    """The merchant whose unrevoked key has this hash, and the key's id."""
+    rows = await connection.query(
+        f"""
+        SELECT {_MERCHANT}, k.id
+          FROM api_keys k JOIN merchants m ON m.merchant_id = k.merchant_id
+         WHERE k.merchant_id = $1 AND k.secret_sha256 = $2 AND k.revoked_at IS NULL
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        secret_sha256,
+    )
+    return (_merchant(rows[0]), rows[0][13]) if rows else None
+
+
+async def revoked_keys(connection: Connection, keys: Sequence[tuple[MerchantId, UUID]]) -> set[UUID]:
+    """Which of these keys have ended."""
+    rows = await connection.query(
+        """
+        SELECT k.id FROM api_keys k
+          JOIN unnest($1::uuid[], $2::uuid[]) AS i (merchant_id, id) ON (k.merchant_id, k.id) = (i.merchant_id, i.id)
+         WHERE k.revoked_at IS NOT NULL
+        """,
+        uuids([merchant_id for merchant_id, _ in keys]),
+        uuids([key_id for _, key_id in keys]),
+    )
+    return {row[0] for row in rows}

@@ -1,0 +1,69 @@
+"""Changes that depend on what a wallet holds: decided under its lock, in a transaction of their own.
+
+The batches of `server.db.payments.changes` add to wallets without reading them. A refund must not overdraw one and a release
+must not take more than there is, so these lock first, in the order of `server.db`: the payment, the merchant's sequences, the
+wallets; then they think, and write with the same statement as everything else.
+"""
+
+from collections.abc import Callable
+
+from core.ids import MerchantId, PaymentId, RefundId
+from core.ledger import WalletKind
+from core.payment import Payment
+from core.refund_transition import Balances
+from server.db.connection import Connection
+from server.db.payments.changes import Applied, ChangeBatch, ChangeRow, Lost
+from server.db.payments.payments import find_payment
+from server.db.payments.refunds import find_refund
+
+
+async def lock_balances(connection: Connection, merchant_id: MerchantId, currency: str) -> Balances:
+    """The merchant's balances in a currency, locked until the transaction ends."""
+    await connection.query("SELECT last_seq FROM merchant_sequences WHERE merchant_id = $1 FOR UPDATE", merchant_id)
+    rows = await connection.query(
+        "SELECT kind, balance_minor FROM wallets WHERE merchant_id = $1 AND currency = $2 ORDER BY kind FOR UPDATE",
+        merchant_id,
+        currency,
+    )
+    balances: dict[str, int] = dict(rows)
+    limits = await connection.query(
+        "SELECT negative_limit_minor FROM merchant_currencies WHERE merchant_id = $1 AND currency = $2", merchant_id, currency
+    )
+    return Balances(
+        available_minor=balances.get(WalletKind.AVAILABLE, 0),
+        pending_minor=balances.get(WalletKind.PENDING, 0),
+        negative_limit_minor=limits[0][0] if limits else 0,
+    )
+
+
+async def change_under_lock(
+    connection: Connection,
+    batch: ChangeBatch,
+    merchant_id: MerchantId,
+    payment_id: PaymentId,
+    decide: Callable[[Payment, Balances], ChangeRow | None],
+    *,
+    unless_refund: RefundId | None = None,
+) -> tuple[ChangeRow, Applied] | None:
+    """Change a payment by what its wallets hold; None where `decide` finds nothing to do or the payment is not there.
+
+    None as well where `unless_refund` is there already.
+
+    Raises what `decide` raises; then nothing was written.
+    """
+    async with connection.atomic():
+        locked = await connection.query(
+            "SELECT 1 FROM payment_requests WHERE merchant_id = $1 AND id = $2 FOR UPDATE", merchant_id, payment_id
+        )
+        payment = await find_payment(connection, merchant_id, payment_id) if locked else None
+        if payment is None:
+            return None
+        if unless_refund is not None and await find_refund(connection, merchant_id, payment_id, unless_refund) is not None:
+            return None
+        balances = await lock_balances(connection, merchant_id, payment.money.currency)
+        row = decide(payment, balances)
+        if row is None:
+            return None
+        applied = (await batch.write(connection, [row]))[0]
+        assert not isinstance(applied, Lost), "the payment is locked"
+    return row, applied

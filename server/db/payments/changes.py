@@ -1,0 +1,157 @@
+"""Transaction 2 and every later step of a payment, for a whole batch.
+
+One statement per batch: compare-and-set of the payment, its log row, the operations' states, the ledger postings, the wallets,
+the event with the merchant's next sequence number, the deliveries, the PSP event it came from, a finding, a refund, and the reply
+of the request that it answers. Invariants:
+
+- Rows are locked in the order of `server.db`: payments, keys, then sequences and wallets, each by key. The upserts lock in
+  the order of their sorted input.
+- Payments are locked by key, one at a time (LATERAL ... LIMIT 1), in order, and changed by their place (ctid): so the planner
+  knows how many there are, and joins the rest by hash. A row that was rewritten between the statement's snapshot and its lock, as
+  by a claim, has a place that the snapshot does not see: it was locked and not changed, and is written again.
+- A reply that is the event's own data is stored as the event's number.
+- A change that lost its compare-and-set, or whose PSP event was applied before, writes nothing at all and gets no sequence
+  number, so a merchant's sequences have no gaps and commit in order.
+- Deliveries are born leased to the worker that commits them; a dead worker's are taken over when the lease ends.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from core.ids import EndpointId, EventId, LogId
+from core.ledger import Transfer, WalletKind
+from core.payment import Change
+from core.values import quick
+from server.db.array_literals import plain, uuids
+from server.db.connection import Connection
+from server.db.events.events import Event
+from server.db.payments import change_parameters
+from server.db.payments.change_sql import WRITE_ALL, WRITE_USUAL
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The reply to the request with this idempotency key. It is no longer in flight; only a definitive reply is stored."""
+
+    key: str
+    definitive: tuple[int, bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PspEvent:
+    """The PSP's event that brought the evidence."""
+
+    id: str
+    type: str
+
+
+@quick
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeRow:
+    """A change with everything that is written with it. `event_data` is what merchants see of it, in JSON."""
+
+    change: Change
+    log_id: LogId
+    now: datetime
+    transfer: Transfer | None
+    event_id: EventId
+    event_type: str | None
+    event_data: bytes
+    psp_event: PspEvent | None = None
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An endpoint that an event goes to; where not in order, the first attempt is ours to make at once."""
+
+    endpoint_id: EndpointId
+    is_ordered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The change is in the database, with its event and where that goes."""
+
+    event: Event | None
+    targets: tuple[Target, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Another change of the payment, or the same PSP event, came first: read it again and think again."""
+
+
+TRIES_MAX = 10
+"""How often a row is written again that others rewrite all the time."""
+
+_RECOGNIZE = """
+SELECT l.id
+  FROM payment_logs l
+  JOIN unnest($1::uuid[], $2::uuid[], $3::integer[]) AS i (merchant_id, payment_id, version)
+    ON (l.merchant_id, l.payment_id, l.version) = (i.merchant_id, i.payment_id, i.version)
+"""
+
+_WALLET_ACCOUNTS = plain(WalletKind)
+
+
+class ChangeBatch:
+    """Writes changes. `delivery_lease_seconds`: how long a new delivery is left to the worker that committed it."""
+
+    def __init__(self, *, delivery_lease_seconds: float) -> None:
+        self._delivery_lease_seconds = delivery_lease_seconds
+
+    def conflict_key(self, item: ChangeRow) -> Hashable:
+        """One change per payment in a batch."""
+        return item.change.before.id
+
+    async def write(self, connection: Connection, items: Sequence[ChangeRow]) -> list[Applied | Lost]:
+        """Write the batch; a change whose payment has moved on meanwhile is `Lost`."""
+        applied: dict[UUID, tuple[int | None, list[Target]]] = {}
+        left = items
+        for _ in range(TRIES_MAX):
+            usual, rare = change_parameters.of(left)
+            settings = (_WALLET_ACCOUNTS, self._delivery_lease_seconds)
+            rows = await connection.query(WRITE_ALL if rare else WRITE_USUAL, *usual, *settings, *rare)
+            missed = set()
+            for payment_id, is_applied, seq, endpoint_id, is_ordered in rows:
+                if not is_applied:
+                    missed.add(payment_id)
+                    continue
+                _, targets = applied.setdefault(payment_id, (seq, []))
+                if endpoint_id is not None:
+                    targets.append(Target(endpoint_id, is_ordered))
+            if not missed:
+                break
+            left = [item for item in left if item.change.after.id in missed]
+        return [_result(item, applied.get(item.change.after.id)) for item in items]
+
+    async def recognize(self, connection: Connection, items: Sequence[ChangeRow]) -> list[Applied | Lost | None]:
+        """A change is recognized by its log id. Its event and deliveries are then left to whoever finds them."""
+        rows = await connection.query(
+            _RECOGNIZE,
+            uuids(item.change.after.merchant_id for item in items),
+            uuids(item.change.after.id for item in items),
+            plain(item.change.after.version for item in items),
+        )
+        written = {row[0] for row in rows}
+        return [Applied(None) if item.log_id in written else None for item in items]
+
+
+def _result(item: ChangeRow, applied: tuple[int | None, list[Target]] | None) -> Applied | Lost:
+    if applied is None:
+        return Lost()
+    seq, targets = applied
+    if seq is None:
+        return Applied(None)
+    event = Event(
+        merchant_id=item.change.after.merchant_id,
+        seq=seq,
+        id=item.event_id,
+        type=item.event_type or "",
+        data=item.event_data,
+        created_at=item.now,
+    )
+    return Applied(event, tuple(targets))

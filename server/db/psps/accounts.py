@@ -1,0 +1,189 @@
+"""Our accounts at PSPs, and which of them a merchant's payments go to. Secrets arrive sealed and leave sealed."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from core.ids import MerchantId, PspAccountId
+from core.money import Money
+from server.db.connection import Connection
+from server.db.merchants.audit import Act, record_act
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PspAccount:
+    """Our account at a PSP.
+
+    `enabled`: new payments may go there. The limits are for all workers together; no `requests_per_second_max` is no limit.
+    While a webhook secret rotates the old one is good until `old_secret_until`.
+    """
+
+    id: PspAccountId
+    psp: str
+    mode: str
+    base_url: str
+    sealed_api_key: bytes
+    sealed_webhook_secret: bytes
+    name: str = ""
+    enabled: bool = True
+    concurrency_max: int = 2_000
+    requests_per_second_max: int | None = None
+    sealed_old_secret: bytes | None = None
+    old_secret_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A rule: payments of this currency, and amount, go to this account. What is None does not matter."""
+
+    psp_account_id: PspAccountId
+    currency: str | None = None
+    amount_minor_min: int | None = None
+    amount_minor_max: int | None = None
+
+    def fits(self, money: Money) -> bool:
+        """Whether a payment is of this rule."""
+        if self.currency is not None and self.currency != money.currency:
+            return False
+        least, most = self.amount_minor_min, self.amount_minor_max
+        return (least is None or money.amount_minor >= least) and (most is None or money.amount_minor <= most)
+
+
+async def add_psp_account(connection: Connection, account: PspAccount, *, now: datetime, act: Act | None = None) -> None:
+    """Store an account, or move it to another address; audited where an operator did it."""
+    async with connection.atomic():
+        await _add(connection, account, now)
+        if act is not None:
+            await record_act(connection, act)
+
+
+async def _add(connection: Connection, account: PspAccount, now: datetime) -> None:
+    await connection.run(
+        """
+        INSERT INTO psp_accounts (
+            id, psp, mode, base_url, sealed_api_key, sealed_webhook_secret, created_at, name, concurrency_max,
+            requests_per_second_max)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+        ON CONFLICT (id) DO UPDATE SET base_url = excluded.base_url
+        """,
+        account.id,
+        account.psp,
+        account.mode,
+        account.base_url,
+        account.sealed_api_key,
+        account.sealed_webhook_secret,
+        now,
+        account.name,
+        account.concurrency_max,
+        account.requests_per_second_max,
+    )
+
+
+async def list_psp_accounts(connection: Connection) -> list[PspAccount]:
+    """All accounts, oldest first."""
+    rows = await connection.query(
+        """
+        SELECT id, psp, mode, base_url, sealed_api_key, sealed_webhook_secret, name, enabled, concurrency_max,
+               requests_per_second_max, sealed_old_webhook_secret, old_webhook_secret_until
+          FROM psp_accounts ORDER BY created_at, id
+        """
+    )
+    return [
+        PspAccount(
+            id=PspAccountId(row[0]),
+            psp=row[1],
+            mode=row[2],
+            base_url=row[3],
+            sealed_api_key=row[4],
+            sealed_webhook_secret=row[5],
+            name=row[6],
+            enabled=row[7],
+            concurrency_max=row[8],
+            requests_per_second_max=row[9],
+            sealed_old_secret=row[10],
+            old_secret_until=row[11],
+        )
+        for row in rows
+    ]
+
+
+async def set_psp_account(
+    connection: Connection,
+    account_id: PspAccountId,
+    act: Act,
+    *,
+    enabled: bool | None = None,
+    concurrency_max: int | None = None,
+    requests_per_second_max: int | None = None,
+    sealed_api_key: bytes | None = None,
+    name: str | None = None,
+    base_url: str | None = None,
+) -> bool:
+    """Change what is given of an account, audited; no limit per second is 0. False where there is no such account."""
+    async with connection.atomic():
+        touched = await connection.run(
+            """
+            UPDATE psp_accounts
+               SET enabled = coalesce($2, enabled), concurrency_max = coalesce($3, concurrency_max),
+                   requests_per_second_max = CASE WHEN $4::integer IS NULL THEN requests_per_second_max ELSE nullif($4, 0) END,
+                   sealed_api_key = coalesce($5, sealed_api_key), name = coalesce($6, name), base_url = coalesce($7, base_url)
+             WHERE id = $1
+            """,
+            account_id,
+            enabled,
+            concurrency_max,
+            requests_per_second_max,
+            sealed_api_key,
+            name,
+            base_url,
+        )
+        if touched:
+            await record_act(connection, act)
+    return touched == 1
+
+
+async def rotate_webhook_secret(
+    connection: Connection, account_id: PspAccountId, act: Act, *, sealed_secret: bytes, old_until: datetime
+) -> bool:
+    """Take a new webhook secret, and the old one until then; audited. False where there is no such account."""
+    async with connection.atomic():
+        touched = await connection.run(
+            """
+            UPDATE psp_accounts
+               SET sealed_old_webhook_secret = sealed_webhook_secret, old_webhook_secret_until = $3, sealed_webhook_secret = $2
+             WHERE id = $1
+            """,
+            account_id,
+            sealed_secret,
+            old_until,
+        )
+        if touched:
+            await record_act(connection, act)
+    return touched == 1
+
+
+async def set_routes(
+    connection: Connection, merchant_id: MerchantId, routes: list[Route], act: Act, *, default: PspAccountId | None = None
+) -> bool:
+    """Replace a merchant's rules, in their order, and its own account where one is given; audited. False: no such merchant."""
+    async with connection.atomic():
+        touched = await connection.run(
+            "UPDATE merchants SET psp_account_id = coalesce($2, psp_account_id) WHERE merchant_id = $1", merchant_id, default
+        )
+        if not touched:
+            return False
+        await connection.run("DELETE FROM psp_routes WHERE merchant_id = $1", merchant_id)
+        for position, route in enumerate(routes, start=1):
+            await connection.run(
+                """
+                INSERT INTO psp_routes (merchant_id, position, psp_account_id, currency, amount_minor_min, amount_minor_max)
+                VALUES ($1, $2, $3, $4, $5, $6)
+                """,
+                merchant_id,
+                position,
+                route.psp_account_id,
+                route.currency,
+                route.amount_minor_min,
+                route.amount_minor_max,
+            )
+        await record_act(connection, act)
+    return True

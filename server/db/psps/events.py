@@ -1,0 +1,85 @@
+"""Events of PSPs that changed nothing: seen before, out of date, of no concern, or of a payment we do not know.
+
+Those that changed a payment are written with their change, by `server.db.payments.changes`.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+
+from core.ids import MerchantId, PaymentId, PspAccountId
+from server.db.connection import Connection
+
+
+class Outcome(StrEnum):
+    """What became of the event. TOO_EARLY and DEAD are in the inbox, `server.db.psps.inbox`."""
+
+    APPLIED = "applied"
+    NOTHING_NEW = "nothing_new"
+    IGNORED = "ignored"
+    TOO_EARLY = "too_early"
+    DEAD = "dead"
+
+
+async def was_seen(
+    connection: Connection, merchant_id: MerchantId, payment_id: PaymentId, account_id: PspAccountId, *, event_id: str
+) -> bool:
+    """Whether the event was processed before."""
+    rows = await connection.query(
+        """
+        SELECT 1 FROM psp_events
+         WHERE merchant_id = $1 AND payment_id = $2 AND psp_account_id = $3 AND event_id = $4
+        """,
+        merchant_id,
+        payment_id,
+        account_id,
+        event_id,
+    )
+    return bool(rows)
+
+
+async def known_events(
+    connection: Connection, account_id: PspAccountId, events: Sequence[tuple[MerchantId, PaymentId, str]]
+) -> set[str]:
+    """The ids of those events that were processed before."""
+    rows = await connection.query(
+        """
+        SELECT e.event_id
+          FROM unnest($2::uuid[], $3::uuid[], $4::text[]) AS i (merchant_id, payment_id, event_id)
+          JOIN psp_events e ON e.merchant_id = i.merchant_id AND e.payment_id = i.payment_id AND e.psp_account_id = $1
+                           AND e.event_id = i.event_id
+        """,
+        account_id,
+        [merchant_id for merchant_id, _, _ in events],
+        [payment_id for _, payment_id, _ in events],
+        [event_id for _, _, event_id in events],
+    )
+    return {row[0] for row in rows}
+
+
+async def record(
+    connection: Connection,
+    merchant_id: MerchantId,
+    payment_id: PaymentId,
+    account_id: PspAccountId,
+    *,
+    event_id: str,
+    event_type: str,
+    outcome: Outcome,
+    now: datetime,
+) -> None:
+    """Remember the event; a second time changes nothing."""
+    await connection.run(
+        """
+        INSERT INTO psp_events (merchant_id, psp_account_id, event_id, payment_id, type, outcome, received_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)
+        ON CONFLICT (merchant_id, payment_id, psp_account_id, event_id) DO NOTHING
+        """,
+        merchant_id,
+        account_id,
+        event_id,
+        payment_id,
+        event_type,
+        outcome.value,
+        now,
+    )

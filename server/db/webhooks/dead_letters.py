@@ -1,0 +1,115 @@
+"""Dead letters: deliveries that used their attempts up, or whose endpoint takes no more. They stay until they are sent or
+dropped.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from core.ids import EndpointId, EventId, MerchantId
+from server.db.connection import Connection
+from server.db.webhooks.delivery_log import REPLAY_PER_SECOND
+
+LETTERS_AT_ONCE_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A delivery that was given up."""
+
+    merchant_id: MerchantId
+    endpoint_id: EndpointId
+    seq: int
+    event_id: EventId
+    event_type: str
+    attempts: int
+    last_status: int | None
+    last_error: str | None
+    died_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """Which dead letters: of a merchant, of one of its endpoints, one of those; None is all."""
+
+    merchant_id: MerchantId | None = None
+    endpoint_id: EndpointId | None = None
+    seq: int | None = None
+
+
+_DEAD = """
+ WHERE d.state = 'DEAD' AND ($1::uuid IS NULL OR d.merchant_id = $1) AND ($2::uuid IS NULL OR d.endpoint_id = $2)
+   AND ($3::bigint IS NULL OR d.event_seq = $3)
+"""
+
+
+async def list_dead_letters(
+    connection: Connection, letters: Letters, *, after: tuple[EndpointId, int] | None = None, limit: int
+) -> list[DeadLetter]:
+    """Dead letters by merchant, endpoint and number, those after one of them."""
+    rows = await connection.query(
+        f"""
+        SELECT d.merchant_id, d.endpoint_id, d.event_seq, e.id, e.type, d.attempts, d.last_status, d.last_error, d.updated_at
+          FROM deliveries d JOIN events e ON e.merchant_id = d.merchant_id AND e.seq = d.event_seq
+        {_DEAD} AND ($4::uuid IS NULL OR (d.endpoint_id, d.event_seq) > ($4, $5::bigint))
+         ORDER BY d.merchant_id, d.endpoint_id, d.event_seq LIMIT $6
+        """,  # noqa: S608 - own conditions
+        letters.merchant_id,
+        letters.endpoint_id,
+        letters.seq,
+        *(after or (None, None)),
+        limit,
+    )
+    return [
+        DeadLetter(
+            merchant_id=MerchantId(row[0]),
+            endpoint_id=EndpointId(row[1]),
+            seq=row[2],
+            event_id=EventId(row[3]),
+            event_type=row[4],
+            attempts=row[5],
+            last_status=row[6],
+            last_error=row[7],
+            died_at=row[8],
+        )
+        for row in rows
+    ]
+
+
+async def retry_dead_letters(connection: Connection, letters: Letters, *, per_second: float = REPLAY_PER_SECOND) -> int:
+    """Begin their attempts anew, spread out in time; those of a disabled endpoint stay dead; how many, at most 10,000."""
+    return await connection.run(
+        f"""
+        UPDATE deliveries d
+           SET state = 'PENDING', attempts = 0, updated_at = now(),
+               due_at = CASE WHEN d.is_ordered THEN NULL ELSE now() + make_interval(secs => (n.number - 1) / $4::float8) END
+          FROM (SELECT d.merchant_id, d.endpoint_id, d.event_seq,
+                       row_number() OVER (PARTITION BY d.endpoint_id ORDER BY d.event_seq) AS number
+                  FROM (SELECT d.merchant_id, d.endpoint_id, d.event_seq FROM deliveries d
+                          JOIN webhook_endpoints w ON w.merchant_id = d.merchant_id AND w.id = d.endpoint_id AND w.enabled
+                        {_DEAD} ORDER BY d.merchant_id, d.endpoint_id, d.event_seq LIMIT $5 FOR UPDATE OF d) d) n
+         WHERE d.merchant_id = n.merchant_id AND d.endpoint_id = n.endpoint_id AND d.event_seq = n.event_seq
+           AND d.state = 'DEAD'
+        """,  # noqa: S608 - own conditions
+        letters.merchant_id,
+        letters.endpoint_id,
+        letters.seq,
+        per_second,
+        LETTERS_AT_ONCE_MAX,
+    )
+
+
+async def drop_dead_letters(connection: Connection, letters: Letters) -> int:
+    """Give them up for good; how many, at most 10,000. They stay in the log."""
+    return await connection.run(
+        f"""
+        UPDATE deliveries d SET state = 'DROPPED', updated_at = now()
+          FROM (SELECT d.merchant_id, d.endpoint_id, d.event_seq FROM deliveries d {_DEAD}
+                 ORDER BY d.merchant_id, d.endpoint_id, d.event_seq LIMIT $4 FOR UPDATE) n
+         WHERE d.merchant_id = n.merchant_id AND d.endpoint_id = n.endpoint_id AND d.event_seq = n.event_seq
+           AND d.state = 'DEAD'
+        """,  # noqa: S608 - own conditions
+        letters.merchant_id,
+        letters.endpoint_id,
+        letters.seq,
+        LETTERS_AT_ONCE_MAX,
+    )

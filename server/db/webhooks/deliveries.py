@@ -1,0 +1,266 @@
+"""Deliveries of events to merchants' webhook endpoints: claiming what is due, and writing what came of it.
+
+`due_at` is both the schedule and the lease of a `parallel` delivery: a claim moves it a lease ahead and counts an attempt, so a
+message that kills its worker uses its attempts up as well. `attempts` is the fencing token: a result is written only by the
+claim that it belongs to. `ordered` deliveries have no time of their own; see `server.db.webhooks.ordered_deliveries`. What is
+due is looked for endpoint by endpoint, so that one with a million waiting costs a look what one with a single one does.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from core.ids import EndpointId, EventId, MerchantId
+from core.retry import DELIVERY_DELAYS_SECONDS
+from core.values import quick
+from server.db.array_literals import plain, quoted, times, uuids
+from server.db.connection import Connection
+from server.db.events.events import Event
+
+ATTEMPTS_MAX = len(DELIVERY_DELAYS_SECONDS)
+_START = (UUID(int=0), UUID(int=0))
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDelivery:
+    """A delivery that is ours until its lease ends. `attempt` counts from 1."""
+
+    event: Event
+    endpoint_id: EndpointId
+    attempt: int
+    is_ordered: bool = False
+
+
+@quick
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryResult:
+    """What came of an attempt: `retry_seconds` None and `delivered` False means no further attempt.
+
+    `id` names the attempt in the log. `response`: an excerpt of the answer, redacted.
+    """
+
+    id: UUID
+    claimed: ClaimedDelivery
+    delivered: bool
+    retry_seconds: float | None = None
+    status: int | None = None
+    error: str | None = None
+    response: str | None = None
+    milliseconds: int = 0
+    is_dropped: bool = False
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingEndpoint:
+    """An endpoint with deliveries that are not at their end. `is_due`: some could be attempted now."""
+
+    merchant_id: MerchantId
+    endpoint_id: EndpointId
+    is_ordered: bool
+    is_due: bool
+    is_enabled: bool
+
+
+async def endpoints_with_deliveries(
+    connection: Connection, *, after: tuple[UUID, UUID] = _START, is_ordered: bool, limit: int
+) -> list[WaitingEndpoint]:
+    """Endpoints with deliveries that wait, by merchant and endpoint, from one on: a loose index scan, one probe an endpoint."""
+    index = "is_ordered AND state = 'PENDING'" if is_ordered else "due_at IS NOT NULL"
+    order = "event_seq" if is_ordered else "due_at"
+    rows = await connection.query(
+        f"""
+        WITH RECURSIVE waiting AS (
+            (SELECT merchant_id, endpoint_id, due_at FROM deliveries
+              WHERE {index} AND (merchant_id, endpoint_id) > ($1, $2)
+              ORDER BY merchant_id, endpoint_id, {order} LIMIT 1)
+            UNION ALL
+            SELECT n.merchant_id, n.endpoint_id, n.due_at
+              FROM waiting w CROSS JOIN LATERAL (
+                    SELECT d.merchant_id, d.endpoint_id, d.due_at FROM deliveries d
+                     WHERE {index} AND (d.merchant_id, d.endpoint_id) > (w.merchant_id, w.endpoint_id)
+                     ORDER BY d.merchant_id, d.endpoint_id, d.{order} LIMIT 1) n
+        ), found AS (
+            SELECT merchant_id, endpoint_id, due_at FROM waiting LIMIT $3
+        )
+        SELECT f.merchant_id, f.endpoint_id, coalesce(e.enabled, false),
+               CASE WHEN f.due_at IS NOT NULL THEN f.due_at <= now()
+                    ELSE (e.held_until IS NULL OR e.held_until <= now()) AND (e.lease_until IS NULL OR e.lease_until <= now())
+                END IS NOT FALSE
+          FROM found f LEFT JOIN webhook_endpoints e ON e.merchant_id = f.merchant_id AND e.id = f.endpoint_id
+        """,  # noqa: S608 - own conditions
+        *after,
+        limit,
+    )
+    return [
+        WaitingEndpoint(
+            merchant_id=MerchantId(merchant_id),
+            endpoint_id=EndpointId(endpoint_id),
+            is_ordered=is_ordered,
+            is_enabled=is_enabled,
+            is_due=is_due,
+        )
+        for merchant_id, endpoint_id, is_enabled, is_due in rows
+    ]
+
+
+async def claim_due_deliveries(
+    connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, limit: int, lease_seconds: float
+) -> list[ClaimedDelivery]:
+    """Take due deliveries of one endpoint, the longest due first; one whose attempts are used up is dead."""
+    rows = await connection.query(
+        """
+        WITH due AS (
+            SELECT event_seq FROM deliveries
+             WHERE merchant_id = $1 AND endpoint_id = $2 AND due_at <= now() ORDER BY due_at LIMIT $3 FOR UPDATE
+        ), claimed AS (
+            UPDATE deliveries d
+               SET state = CASE WHEN d.attempts < $5 THEN d.state ELSE 'DEAD' END,
+                   due_at = CASE WHEN d.attempts < $5 THEN now() + make_interval(secs => $4::float8) END,
+                   attempts = least(d.attempts + 1, $5), updated_at = now(),
+                   last_error = CASE WHEN d.attempts < $5 THEN d.last_error
+                                     ELSE coalesce(d.last_error, 'the worker ended in the last attempt') END
+              FROM due
+             WHERE d.merchant_id = $1 AND d.endpoint_id = $2 AND d.event_seq = due.event_seq AND d.due_at <= now()
+            RETURNING d.event_seq, d.attempts, d.state
+        )
+        SELECT c.event_seq, c.attempts, e.id, e.type, e.data, e.created_at
+          FROM claimed c JOIN events e ON e.merchant_id = $1 AND e.seq = c.event_seq AND c.state = 'PENDING'
+         ORDER BY c.event_seq
+        """,
+        merchant_id,
+        endpoint_id,
+        limit,
+        lease_seconds,
+        ATTEMPTS_MAX,
+    )
+    return [
+        ClaimedDelivery(
+            Event(
+                merchant_id=merchant_id,
+                seq=seq,
+                id=EventId(event_id),
+                type=event_type,
+                data=data.encode(),
+                created_at=created_at,
+            ),
+            endpoint_id,
+            attempts,
+        )
+        for seq, attempts, event_id, event_type, data, created_at in rows
+    ]
+
+
+async def give_back(connection: Connection, claims: Sequence[tuple[ClaimedDelivery, float]]) -> None:
+    """Claims that were not attempted: the attempt does not count, and they are due again after so many seconds."""
+    await connection.run(
+        """
+        UPDATE deliveries d
+           SET attempts = d.attempts - 1, updated_at = now(),
+               due_at = CASE WHEN NOT d.is_ordered THEN now() + make_interval(secs => i.seconds) END
+          FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::integer[], $5::float8[])
+                           AS u (merchant_id, endpoint_id, event_seq, attempts, seconds)
+                 ORDER BY merchant_id, endpoint_id, event_seq) i
+         WHERE d.merchant_id = i.merchant_id AND d.endpoint_id = i.endpoint_id AND d.event_seq = i.event_seq
+           AND d.attempts = i.attempts AND d.state = 'PENDING'
+        """,
+        uuids([one.event.merchant_id for one, _ in claims]),
+        uuids([one.endpoint_id for one, _ in claims]),
+        plain([one.event.seq for one, _ in claims]),
+        plain([one.attempt for one, _ in claims]),
+        plain([seconds for _, seconds in claims]),
+    )
+
+
+async def bury(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, limit: int) -> int:
+    """Give up what waits for an endpoint that takes no more: dead letters, or for a deleted one nothing; how many there were."""
+    return await connection.run(
+        """
+        WITH endpoint AS (
+            SELECT disabled_reason FROM webhook_endpoints WHERE merchant_id = $1 AND id = $2 AND NOT enabled
+        ), waiting AS (
+            (SELECT event_seq FROM deliveries
+              WHERE merchant_id = $1 AND endpoint_id = $2 AND due_at <= now() ORDER BY due_at LIMIT $3)
+            UNION
+            (SELECT event_seq FROM deliveries
+              WHERE merchant_id = $1 AND endpoint_id = $2 AND is_ordered AND state = 'PENDING' ORDER BY event_seq LIMIT $3)
+        )
+        UPDATE deliveries d
+           SET state = CASE WHEN e.disabled_reason = 'deleted' THEN 'DROPPED' ELSE 'DEAD' END, due_at = NULL, updated_at = now(),
+               last_error = coalesce('the endpoint is disabled; before: ' || d.last_error, 'the endpoint is disabled')
+          FROM waiting w, endpoint e
+         WHERE d.merchant_id = $1 AND d.endpoint_id = $2 AND d.event_seq = w.event_seq AND d.state = 'PENDING'
+        """,
+        merchant_id,
+        endpoint_id,
+        limit,
+    )
+
+
+class DeliveryResultBatch:
+    """Writes results of attempts, and those that failed into the log; True where the claim still held."""
+
+    def conflict_key(self, item: DeliveryResult) -> Hashable:
+        """A delivery is in one batch once."""
+        return (item.claimed.endpoint_id, item.claimed.event.seq)
+
+    async def write(self, connection: Connection, items: Sequence[DeliveryResult]) -> list[bool]:
+        """Write the batch."""
+        events = [item.claimed.event for item in items]
+        rows = await connection.query(
+            """
+            WITH input AS (
+                SELECT * FROM unnest(
+                    $1::uuid[], $2::uuid[], $3::bigint[], $4::integer[], $5::text[], $6::float8[], $7::integer[], $8::text[],
+                    $9::integer[], $10::text[], $11::uuid[], $12::timestamptz[]
+                ) AS i (merchant_id, endpoint_id, event_seq, attempts, state, retry, status, error, milliseconds, response,
+                        id, at)
+            ), written AS (
+                UPDATE deliveries d
+                   SET state = i.state, updated_at = now(),
+                       due_at = CASE WHEN i.state = 'PENDING' AND NOT d.is_ordered
+                                     THEN now() + make_interval(secs => i.retry) END,
+                       last_status = i.status, last_error = i.error, last_milliseconds = i.milliseconds,
+                       last_response = i.response
+                  FROM input i
+                 WHERE d.merchant_id = i.merchant_id AND d.endpoint_id = i.endpoint_id AND d.event_seq = i.event_seq
+                   AND d.attempts = i.attempts AND d.state = 'PENDING'
+                RETURNING i.*
+            ), logged AS (
+                INSERT INTO delivery_attempts (
+                    merchant_id, endpoint_id, event_seq, id, attempt, status, error, milliseconds, response, created_at)
+                SELECT merchant_id, endpoint_id, event_seq, id, attempts, status, error, milliseconds, response, at
+                  FROM written WHERE error IS NOT NULL
+                ON CONFLICT (merchant_id, endpoint_id, event_seq, id) DO NOTHING
+            )
+            SELECT merchant_id, endpoint_id, event_seq FROM written
+            """,
+            uuids([event.merchant_id for event in events]),
+            uuids([item.claimed.endpoint_id for item in items]),
+            plain([event.seq for event in events]),
+            plain([item.claimed.attempt for item in items]),
+            plain([_state(item) for item in items]),
+            plain([item.retry_seconds for item in items]),
+            plain([item.status for item in items]),
+            quoted([item.error for item in items]),
+            plain([item.milliseconds for item in items]),
+            quoted([item.response for item in items]),
+            uuids([item.id for item in items]),
+            times([item.at for item in items]),
+        )
+        written = set(rows)
+        return [(item.claimed.event.merchant_id, item.claimed.endpoint_id, item.claimed.event.seq) in written for item in items]
+
+    async def recognize(self, connection: Connection, items: Sequence[DeliveryResult]) -> list[bool | None]:
+        """Writing a result twice changes nothing, so there is nothing to recognize."""
+        del connection
+        return [None] * len(items)
+
+
+def _state(item: DeliveryResult) -> str:
+    if item.delivered:
+        return "DELIVERED"
+    if item.is_dropped:
+        return "DROPPED"
+    return "DEAD" if item.retry_seconds is None else "PENDING"

@@ -1,0 +1,199 @@
+"""What became of deliveries, for their merchants, and what they can have done about it: sent once more, alone or a range.
+
+A retry by hand begins a whole new schedule of attempts. Many at once are spread out in time, so that an endpoint that has just
+recovered is not flooded.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from core.ids import EndpointId, EventId, MerchantId
+from server.db.connection import Connection
+from server.db.events.events import IS_WANTED
+from server.db.webhooks.deliveries import ATTEMPTS_MAX
+
+REPLAY_PER_SECOND = 50
+REPLAY_MAX = 10_000
+ATTEMPTS_SHOWN_MAX = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryRow:
+    """A delivery as it stands. `due_at` is None for one that waits for its turn, or is at its end."""
+
+    endpoint_id: EndpointId
+    seq: int
+    event_id: EventId
+    event_type: str
+    state: str
+    attempts: int
+    due_at: datetime | None
+    last_status: int | None
+    last_error: str | None
+    last_milliseconds: int | None
+    last_response: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedAttempt:
+    """An attempt that failed."""
+
+    id: UUID
+    attempt: int
+    status: int | None
+    error: str
+    milliseconds: int
+    response: str | None
+    created_at: datetime
+
+
+_COLUMNS = """
+d.endpoint_id, d.event_seq, e.id, e.type, d.state, d.attempts, d.due_at, d.last_status, d.last_error, d.last_milliseconds,
+d.last_response, d.created_at, d.updated_at
+"""
+
+
+def _row(row: tuple[Any, ...]) -> DeliveryRow:
+    return DeliveryRow(
+        endpoint_id=EndpointId(row[0]),
+        seq=row[1],
+        event_id=EventId(row[2]),
+        event_type=row[3],
+        state=row[4],
+        attempts=row[5],
+        due_at=row[6],
+        last_status=row[7],
+        last_error=row[8],
+        last_milliseconds=row[9],
+        last_response=row[10],
+        created_at=row[11],
+        updated_at=row[12],
+    )
+
+
+async def list_deliveries(
+    connection: Connection,
+    merchant_id: MerchantId,
+    endpoint_id: EndpointId,
+    *,
+    state: str | None,
+    before_seq: int | None,
+    limit: int,
+) -> list[DeliveryRow]:
+    """An endpoint's deliveries, the latest event first."""
+    rows = await connection.query(
+        f"""
+        SELECT {_COLUMNS} FROM deliveries d JOIN events e ON e.merchant_id = d.merchant_id AND e.seq = d.event_seq
+         WHERE d.merchant_id = $1 AND d.endpoint_id = $2 AND ($3::text IS NULL OR d.state = $3)
+           AND ($4::bigint IS NULL OR d.event_seq < $4)
+         ORDER BY d.event_seq DESC LIMIT $5
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        endpoint_id,
+        state,
+        before_seq,
+        limit,
+    )
+    return [_row(row) for row in rows]
+
+
+async def find_delivery(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int) -> DeliveryRow | None:
+    """One delivery."""
+    rows = await connection.query(
+        f"""
+        SELECT {_COLUMNS} FROM deliveries d JOIN events e ON e.merchant_id = d.merchant_id AND e.seq = d.event_seq
+         WHERE d.merchant_id = $1 AND d.endpoint_id = $2 AND d.event_seq = $3
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        endpoint_id,
+        seq,
+    )
+    return _row(rows[0]) if rows else None
+
+
+async def list_failed_attempts(
+    connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int
+) -> list[FailedAttempt]:
+    """A delivery's attempts that failed, the latest `ATTEMPTS_SHOWN_MAX`, oldest first."""
+    rows = await connection.query(
+        """
+        SELECT id, attempt, status, error, milliseconds, response, created_at FROM delivery_attempts
+         WHERE merchant_id = $1 AND endpoint_id = $2 AND event_seq = $3 ORDER BY id DESC LIMIT $4
+        """,
+        merchant_id,
+        endpoint_id,
+        seq,
+        ATTEMPTS_SHOWN_MAX,
+    )
+    return [
+        FailedAttempt(
+            id=row[0], attempt=row[1], status=row[2], error=row[3], milliseconds=row[4], response=row[5], created_at=row[6]
+        )
+        for row in reversed(rows)
+    ]
+
+
+async def resend(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int) -> bool:
+    """Send one event there now, whatever became of it before; False where there is no such event.
+
+    One that is at its end begins its attempts anew, out of turn; one that waits for its turn keeps that.
+    """
+    touched = await connection.run(
+        """
+        INSERT INTO deliveries AS d (
+            merchant_id, endpoint_id, event_seq, state, is_ordered, attempts, due_at, created_at, updated_at)
+        SELECT $1, $2, seq, 'PENDING', false, 0, now(), now(), now() FROM events WHERE merchant_id = $1 AND seq = $3
+        ON CONFLICT (merchant_id, endpoint_id, event_seq) DO UPDATE
+           SET state = 'PENDING', is_ordered = d.is_ordered AND d.state = 'PENDING',
+               attempts = CASE d.state WHEN 'PENDING' THEN least(d.attempts, $4 - 1) ELSE 0 END,
+               due_at = CASE WHEN d.is_ordered AND d.state = 'PENDING' THEN NULL ELSE now() END, updated_at = now()
+        """,
+        merchant_id,
+        endpoint_id,
+        seq,
+        ATTEMPTS_MAX,
+    )
+    return touched == 1
+
+
+async def replay(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, from_seq: int, to_seq: int) -> int:
+    """Send a range of events there once more, those that the endpoint wants and that are not under way; how many."""
+    return await connection.run(
+        f"""
+        INSERT INTO deliveries AS d (
+            merchant_id, endpoint_id, event_seq, state, is_ordered, attempts, due_at, created_at, updated_at)
+        SELECT t.merchant_id, e.id, t.seq, 'PENDING', e.mode = 'ordered', 0,
+               CASE e.mode WHEN 'ordered' THEN NULL
+                           ELSE now() + make_interval(secs => (row_number() OVER (ORDER BY t.seq) - 1) / $5::float8) END,
+               now(), now()
+          FROM events t JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.id = $2
+           AND {IS_WANTED.format("t.type")}
+         WHERE t.merchant_id = $1 AND t.seq BETWEEN $3 AND $4
+         ORDER BY t.seq
+        ON CONFLICT (merchant_id, endpoint_id, event_seq) DO UPDATE
+           SET state = 'PENDING', is_ordered = excluded.is_ordered, attempts = 0, due_at = excluded.due_at, updated_at = now()
+         WHERE d.state <> 'PENDING'
+        """,  # noqa: S608 - own conditions
+        merchant_id,
+        endpoint_id,
+        from_seq,
+        to_seq,
+        REPLAY_PER_SECOND,
+    )
+
+
+async def prune_attempts(connection: Connection, *, made_before: datetime, limit: int) -> int:
+    """Forget attempts that were made before then, at most so many; how many were forgotten."""
+    return await connection.run(
+        """
+        DELETE FROM delivery_attempts a
+         USING (SELECT merchant_id, endpoint_id, event_seq, id FROM delivery_attempts WHERE created_at < $1 LIMIT $2) old
+         WHERE (a.merchant_id, a.endpoint_id, a.event_seq, a.id) = (old.merchant_id, old.endpoint_id, old.event_seq, old.id)
+        """,
+        made_before,
+        limit,
+    )

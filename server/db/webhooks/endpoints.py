@@ -1,0 +1,270 @@
+"""Webhook endpoints: where a merchant wants its events, how, and how it goes.
+
+Secrets arrive sealed and leave sealed. One that is deleted keeps its row, for the log of its deliveries; its lease and
+`held_until` are of who sends in order (`server.db.webhooks.ordered_deliveries`).
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from core.ids import EndpointId, MerchantId
+from server.db.connection import Connection
+
+
+class EndpointMode(StrEnum):
+    """`ORDERED`: an event that fails holds back the later ones of this endpoint."""
+
+    PARALLEL = "parallel"
+    ORDERED = "ordered"
+
+
+class DisabledReason(StrEnum):
+    """Why an endpoint gets nothing: told so by its merchant, or by itself with 410, failing for days, or deleted."""
+
+    MERCHANT = "merchant"
+    GONE = "gone"
+    FAILING = "failing"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One endpoint. `event_types` None: all."""
+
+    id: EndpointId
+    merchant_id: MerchantId
+    url: str
+    sealed_secret: bytes
+    created_at: datetime
+    updated_at: datetime
+    enabled: bool = True
+    mode: EndpointMode = EndpointMode.PARALLEL
+    event_types: tuple[str, ...] | None = None
+    description: str = ""
+    requests_per_second_max: int | None = None
+    concurrency_max: int = 32
+    disabled_reason: DisabledReason | None = None
+    failing_since: datetime | None = None
+    sealed_old_secret: bytes | None = None
+    old_secret_until: datetime | None = None
+
+
+_COLUMNS = """
+e.id, e.merchant_id, e.url, e.sealed_secret, e.created_at, e.enabled, e.mode, e.event_types, e.description,
+e.requests_per_second_max, e.concurrency_max, e.disabled_reason, e.failing_since, e.sealed_old_secret, e.old_secret_until,
+e.updated_at
+"""
+
+
+def _endpoint(row: tuple[Any, ...]) -> Endpoint:
+    return Endpoint(
+        id=EndpointId(row[0]),
+        merchant_id=MerchantId(row[1]),
+        url=row[2],
+        sealed_secret=row[3],
+        created_at=row[4],
+        enabled=row[5],
+        mode=EndpointMode(row[6]),
+        event_types=tuple(row[7]) if row[7] is not None else None,
+        description=row[8],
+        requests_per_second_max=row[9],
+        concurrency_max=row[10],
+        disabled_reason=DisabledReason(row[11]) if row[11] else None,
+        failing_since=row[12],
+        sealed_old_secret=row[13],
+        old_secret_until=row[14],
+        updated_at=row[15],
+    )
+
+
+async def add_endpoint(connection: Connection, endpoint: Endpoint) -> Endpoint | None:
+    """Store an endpoint. One of that id which is there stays as it is, and is returned; None where it was deleted."""
+    await connection.run(
+        """
+        INSERT INTO webhook_endpoints (
+            merchant_id, id, url, sealed_secret, enabled, created_at, mode, event_types, description,
+            requests_per_second_max, concurrency_max, updated_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $6)
+        ON CONFLICT (merchant_id, id) DO NOTHING
+        """,
+        endpoint.merchant_id,
+        endpoint.id,
+        endpoint.url,
+        endpoint.sealed_secret,
+        endpoint.enabled,
+        endpoint.created_at,
+        endpoint.mode.value,
+        list(endpoint.event_types) if endpoint.event_types is not None else None,
+        endpoint.description,
+        endpoint.requests_per_second_max,
+        endpoint.concurrency_max,
+    )
+    return await find_endpoint(connection, endpoint.merchant_id, endpoint.id)
+
+
+async def move_endpoint(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, url: str) -> None:
+    """Give an endpoint another address."""
+    await connection.run(
+        "UPDATE webhook_endpoints SET url = $3 WHERE merchant_id = $1 AND id = $2", merchant_id, endpoint_id, url
+    )
+
+
+async def find_endpoint(
+    connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, for_update: bool = False
+) -> Endpoint | None:
+    """The merchant's endpoint of that id, unless it was deleted; locked where it is to be changed."""
+    rows = await connection.query(
+        f"""
+        SELECT {_COLUMNS} FROM webhook_endpoints e
+         WHERE e.merchant_id = $1 AND e.id = $2 AND e.disabled_reason IS DISTINCT FROM 'deleted'
+        {"FOR UPDATE" if for_update else ""}
+        """,  # noqa: S608 - own columns
+        merchant_id,
+        endpoint_id,
+    )
+    return _endpoint(rows[0]) if rows else None
+
+
+async def list_endpoints(connection: Connection, merchant_id: MerchantId) -> list[Endpoint]:
+    """A merchant's endpoints, oldest first."""
+    rows = await connection.query(
+        f"""
+        SELECT {_COLUMNS} FROM webhook_endpoints e
+         WHERE e.merchant_id = $1 AND e.disabled_reason IS DISTINCT FROM 'deleted' ORDER BY e.created_at, e.id
+        """,  # noqa: S608 - own columns
+        merchant_id,
+    )
+    return [_endpoint(row) for row in rows]
+
+
+async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: datetime) -> Endpoint:
+    """Store what a merchant may change of an endpoint, which the caller has locked.
+
+    Whether it fails, and until when nothing may be sent, is forgotten where it is enabled or moved.
+    """
+    await connection.run(
+        """
+        UPDATE webhook_endpoints
+           SET url = $3, mode = $4, event_types = $5, description = $6, requests_per_second_max = $7, concurrency_max = $8,
+               updated_at = $10, enabled = $9,
+               disabled_reason = CASE WHEN $9 THEN NULL ELSE coalesce(disabled_reason, 'merchant') END,
+               disabled_at = CASE WHEN $9 THEN NULL ELSE coalesce(disabled_at, $10) END,
+               failing_since = CASE WHEN ($9 AND NOT enabled) OR url <> $3 THEN NULL ELSE failing_since END,
+               held_until = CASE WHEN ($9 AND NOT enabled) OR url <> $3 THEN NULL ELSE held_until END
+         WHERE merchant_id = $1 AND id = $2
+        """,
+        endpoint.merchant_id,
+        endpoint.id,
+        endpoint.url,
+        endpoint.mode.value,
+        list(endpoint.event_types) if endpoint.event_types is not None else None,
+        endpoint.description,
+        endpoint.requests_per_second_max,
+        endpoint.concurrency_max,
+        endpoint.enabled,
+        now,
+    )
+    stored = await find_endpoint(connection, endpoint.merchant_id, endpoint.id)
+    assert stored is not None
+    return stored
+
+
+async def rotate_secret(
+    connection: Connection, endpoint: Endpoint, *, sealed_secret: bytes, old_until: datetime, now: datetime
+) -> Endpoint:
+    """Sign with a new secret from now on, and with the one before too until then. The caller has locked the endpoint."""
+    await connection.run(
+        """
+        UPDATE webhook_endpoints
+           SET sealed_old_secret = sealed_secret, old_secret_until = $4, sealed_secret = $3, updated_at = $5
+         WHERE merchant_id = $1 AND id = $2
+        """,
+        endpoint.merchant_id,
+        endpoint.id,
+        sealed_secret,
+        old_until,
+        now,
+    )
+    return replace(
+        endpoint,
+        sealed_secret=sealed_secret,
+        sealed_old_secret=endpoint.sealed_secret,
+        old_secret_until=old_until,
+        updated_at=now,
+    )
+
+
+async def release_holds(connection: Connection, merchant_id: MerchantId | None, endpoint_id: EndpointId | None) -> None:
+    """What waits its turn may be tried now: at one endpoint, or at all of a merchant, or at all."""
+    await connection.run(
+        """
+        UPDATE webhook_endpoints SET held_until = NULL
+         WHERE held_until IS NOT NULL AND ($1::uuid IS NULL OR merchant_id = $1) AND ($2::uuid IS NULL OR id = $2)
+        """,
+        merchant_id,
+        endpoint_id,
+    )
+
+
+async def disable_endpoint(
+    connection: Connection,
+    merchant_id: MerchantId,
+    endpoint_id: EndpointId,
+    reason: DisabledReason,
+    *,
+    now: datetime,
+    url: str | None = None,
+) -> bool:
+    """No more events go there; whether that is news. A deleted one stays so; one that has moved from `url` is left alone."""
+    touched = await connection.run(
+        """
+        UPDATE webhook_endpoints
+           SET enabled = false, disabled_reason = $3, disabled_at = $4, updated_at = $4
+         WHERE merchant_id = $1 AND id = $2 AND disabled_reason IS DISTINCT FROM 'deleted' AND (enabled OR $3 = 'deleted')
+           AND ($5::text IS NULL OR url = $5)
+        """,
+        merchant_id,
+        endpoint_id,
+        reason.value,
+        now,
+        url,
+    )
+    return touched == 1
+
+
+async def note_health(
+    connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, failing_since: datetime | None
+) -> datetime | None:
+    """An endpoint has begun to fail, or has ceased to (None); since when it fails, which is the first moment of all noted."""
+    rows = await connection.query(
+        """
+        UPDATE webhook_endpoints
+           SET failing_since = CASE WHEN $3::timestamptz IS NULL THEN NULL ELSE coalesce(failing_since, $3) END
+         WHERE merchant_id = $1 AND id = $2 AND enabled RETURNING failing_since
+        """,
+        merchant_id,
+        endpoint_id,
+        failing_since,
+    )
+    since: datetime | None = rows[0][0] if rows else None
+    return since
+
+
+async def count_endpoints(connection: Connection, merchant_id: MerchantId) -> int:
+    """How many a merchant has, under a lock that lets one more be added at a time."""
+    await connection.query("SELECT pg_advisory_xact_lock(hashtextextended('endpoints ' || $1::text, 0))", merchant_id)
+    rows = await connection.query(
+        "SELECT count(*) FROM webhook_endpoints WHERE merchant_id = $1 AND disabled_reason IS DISTINCT FROM 'deleted'",
+        merchant_id,
+    )
+    total: int = rows[0][0]
+    return total
+
+
+async def find_endpoint_owner(connection: Connection, endpoint_id: UUID) -> MerchantId | None:
+    """Whose endpoint it is; for operators, who have only its id."""
+    rows = await connection.query("SELECT merchant_id FROM webhook_endpoints WHERE id = $1", endpoint_id)
+    return MerchantId(rows[0][0]) if rows else None

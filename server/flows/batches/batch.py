@@ -1,0 +1,221 @@
+"""Batches as merchants see them: accept one, follow it, stop it, resume it. Who carries it out is `server.jobs.batches.runner`.
+
+A batch is durable before anything is answered, and whoever asks, at any worker, reads how it stands from the table.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import msgspec
+import trio
+
+from core.batch import RESUMABLE_DAYS, BatchId, BatchStatus, ItemResult, ItemStatus, parse_resume_token
+from core.errors import Conflict, DatabaseUnavailable, InvalidId, NotFound, Overloaded, Unprocessable
+from core.idempotency import Mismatch
+from core.ids import MerchantId
+from server.db.batches.batches import Batch, add_batch, count_running, find_batch, find_items, resume_batch, stop_batch
+from server.db.batches.items import count_results, list_results
+from server.db.payments.idempotency_keys import find_key
+from server.flows.batches.item import Item
+from server.flows.idempotency import Request
+from server.flows.services import Services
+from server.sealing import SealError
+from server.uuid7 import uuid7
+
+RUNNING_MAX = 4
+"""How many batches of one merchant may be under way."""
+
+FOLLOW_SECONDS = 0.2
+PAGE = 500
+FAILURES_MAX = 6
+_PLACE = "batches.sealed_items"
+_items = msgspec.json.Decoder(list[Item])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a batch is carried out."""
+
+    deadline_seconds: int
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A batch, and how many of its items have come to what."""
+
+    batch: Batch
+    counts: dict[ItemStatus, int]
+
+
+async def accept(services: Services, request: Request, items: Sequence[Item], terms: Terms) -> tuple[Batch, bool] | Mismatch:
+    """Accept a batch, once per key; with whether it is known from before. Raises `Conflict`, `Overloaded`."""
+    now = services.now()
+    batch = Batch(
+        merchant_id=request.merchant_id,
+        id=BatchId(uuid7()),
+        status=BatchStatus.RUNNING,
+        count=len(items),
+        concurrency=terms.concurrency,
+        deadline_seconds=terms.deadline_seconds,
+        deadline_at=now + timedelta(seconds=terms.deadline_seconds),
+        created_at=now,
+        started_at=now,
+    )
+    sealed = services.sealer.seal(msgspec.json.encode(items).decode(), table=_PLACE, row=batch.id, merchant=request.merchant_id)
+    async with services.db.pool.connection() as connection:
+        async with connection.atomic():
+            running = await count_running(connection, request.merchant_id)
+            stored = await find_key(connection, request.merchant_id, request.key)  # after the lock: not one's own twin
+            if stored is None:
+                _require_room(running)
+                await add_batch(connection, batch, sealed_items=sealed, key=request.key, fingerprint=request.fingerprint)
+        if stored is None:
+            services.batch_bell.ring()
+            return batch, False
+        if stored.fingerprint != request.fingerprint:
+            return Mismatch()
+        known = await find_batch(connection, request.merchant_id, BatchId(stored.payment_id))
+    if known is None:
+        return Mismatch()  # the key is a payment's
+    return known, True
+
+
+def open_items(services: Services, batch: Batch, sealed: bytes) -> list[Item]:
+    """What is to be done. Raises `SealError`, `msgspec.DecodeError`."""
+    return _items.decode(services.sealer.open(sealed, table=_PLACE, row=batch.id, merchant=batch.merchant_id))
+
+
+async def read(services: Services, merchant_id: MerchantId, batch_id: BatchId) -> Standing:
+    """A batch as it stands. Raises `NotFound`."""
+    async with services.db.pool.connection() as connection:
+        batch = await find_batch(connection, merchant_id, batch_id)
+        if batch is None:
+            raise NotFound("no such batch")
+        counts = await count_results(connection, merchant_id, batch_id)
+    not_started = batch.count - sum(counts.values())
+    return Standing(batch, {**counts, ItemStatus.NOT_STARTED: not_started} if not_started else counts)
+
+
+async def page(
+    services: Services, merchant_id: MerchantId, batch_id: BatchId, *, after: int, limit: int
+) -> list[tuple[int, ItemResult]]:
+    """Results behind a position, in the order in which they became known."""
+    async with services.db.pool.connection() as connection:
+        return await list_results(connection, merchant_id, batch_id, after=after, limit=limit)
+
+
+async def asked_for(services: Services, batch: Batch) -> list[Item]:
+    """What was to be done in a batch; empty where that is forgotten, or cannot be read any more."""
+    async with services.db.pool.connection() as connection:
+        sealed = await find_items(connection, batch.merchant_id, batch.id)
+    try:
+        return open_items(services, batch, sealed) if sealed is not None else []
+    except (SealError, msgspec.DecodeError):
+        return []
+
+
+async def follow(services: Services, batch: Batch, *, after: int = 0) -> AsyncIterator[list[tuple[int, ItemResult]]]:
+    """Results behind a position, a page at a time, as they become known, until the batch has ended.
+
+    While nothing is new, or the database is away for a moment, an empty page now and then. Raises `DatabaseUnavailable` and
+    `Overloaded` where that lasts.
+    """
+    failures = 0
+    while True:
+        found: list[tuple[int, ItemResult]] = []
+        now: Batch | None = batch
+        try:
+            async with services.db.pool.connection() as connection:
+                now = await find_batch(connection, batch.merchant_id, batch.id)  # before the results, so that none is missed
+                found = await list_results(connection, batch.merchant_id, batch.id, after=after, limit=PAGE)
+            failures = 0
+        except (DatabaseUnavailable, Overloaded):
+            failures += 1
+            if failures >= FAILURES_MAX:
+                raise
+        if found:
+            after = found[-1][0]
+        yield found
+        if len(found) < PAGE:
+            if not failures and (now is None or now.status is not BatchStatus.RUNNING):
+                return
+            await trio.sleep(FOLLOW_SECONDS * (1 + 10 * failures))
+
+
+async def wait(services: Services, batch: Batch, *, seconds: float) -> None:
+    """Wait until the batch has ended, or so long; a database that is away is waited for as well."""
+    with trio.move_on_after(seconds):
+        while True:
+            try:
+                async with services.db.pool.connection() as connection:
+                    now = await find_batch(connection, batch.merchant_id, batch.id)
+                if now is None or now.status is not BatchStatus.RUNNING:
+                    return
+            except (DatabaseUnavailable, Overloaded):
+                pass
+            await trio.sleep(FOLLOW_SECONDS)
+
+
+async def stop(services: Services, merchant_id: MerchantId, batch_id: BatchId) -> Standing:
+    """Have no more items started; those under way come to their end. Doing so twice changes nothing. Raises `NotFound`."""
+    async with services.db.pool.connection() as connection:
+        await stop_batch(connection, merchant_id, batch_id)
+    return await read(services, merchant_id, batch_id)
+
+
+async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId, token: str, wanted: Terms | None) -> Batch:
+    """Carry on with what is unfinished: UNKNOWN items are found out, what was never started is started.
+
+    A token is good for one resumption; who sends it again gets the batch that it has resumed. Raises `NotFound`, `Conflict`,
+    `Unprocessable`.
+    """
+    refusal = Unprocessable("this resume token is not of this batch", code="resume_token_wrong", path="$.resume_token")
+    try:
+        of, run = parse_resume_token(token)
+    except InvalidId as error:
+        raise refusal from error
+    if of != batch_id or run < 1:
+        raise refusal
+    batch = (await read(services, merchant_id, batch_id)).batch
+    if run > batch.run:
+        raise refusal
+    if run < batch.run - 1:
+        raise Conflict("the batch was resumed again since: read it for its newest token", code="batch_resumed")
+    if run == batch.run - 1:
+        return batch
+    if batch.status is BatchStatus.RUNNING:
+        raise Conflict("the batch is under way", code="batch_running")
+    now = services.now()
+    if not batch.is_resumable or now - batch.created_at >= timedelta(days=RESUMABLE_DAYS):
+        why = "everything is done" if batch.status is BatchStatus.COMPLETED else f"it was accepted {RESUMABLE_DAYS} days ago"
+        raise Conflict(f"the batch cannot be resumed: {why}", code="batch_not_resumable")
+    terms = wanted or Terms(deadline_seconds=batch.deadline_seconds, concurrency=batch.concurrency)
+    resumed = replace(
+        batch,
+        status=BatchStatus.RUNNING,
+        run=batch.run + 1,
+        concurrency=terms.concurrency,
+        deadline_seconds=terms.deadline_seconds,
+        deadline_at=now + timedelta(seconds=terms.deadline_seconds),
+        started_at=now,
+        finished_at=None,
+        is_stopping=False,
+        is_resumable=False,
+    )
+    async with services.db.pool.connection() as connection:
+        async with connection.atomic():
+            _require_room(await count_running(connection, merchant_id))
+            is_begun = await resume_batch(connection, resumed, created_after=now - timedelta(days=RESUMABLE_DAYS))
+        known = await find_batch(connection, merchant_id, batch_id)
+    if known is None or known.run != resumed.run:
+        raise Overloaded("the batch has just changed: try again")
+    if is_begun:
+        services.batch_bell.ring()
+    return known
+
+
+def _require_room(running: int) -> None:
+    if running >= RUNNING_MAX:
+        raise Conflict(f"{RUNNING_MAX} batches are under way: wait until one has ended", code="too_many_batches")

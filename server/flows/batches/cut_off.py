@@ -1,0 +1,68 @@
+"""What is known of an item of a batch that was cut off: by the deadline, by a stop, or by the end of its worker.
+
+A charge that may have been carried out is UNKNOWN, never declined, and is looked at again by the follow-up job.
+"""
+
+from dataclasses import replace
+
+from core.batch import ATTEMPTS_MAX, ItemResult, ItemStatus, ItemType, item_key, was_never_received
+from core.evidence import EvidenceKind, Source
+from core.idempotency import StoredKey
+from core.payment import UNSETTLED, evidence_about
+from server.db.connection import Connection
+from server.db.payments.idempotency_keys import end_flight, find_key
+from server.db.payments.payments import find_payment
+from server.db.payments.refunds import find_refund
+from server.flows.batches.item import Item, Place, cut_off, of_payment, of_refund
+from server.flows.payments.settle import settle
+from server.flows.services import Services
+
+
+async def leave(services: Services, place: Place, item: Item, *, is_ours: bool) -> ItemResult | None:
+    """What is known of an item that was cut off: None where it was never begun.
+
+    A charge whose answer is missing becomes UNKNOWN, so that it is found out. `is_ours`: nobody else works on it any more, so
+    that a resumption need not wait. Raises `DatabaseUnavailable`, `Overloaded`.
+    """
+    unknown = cut_off(place, item, code="deadline_passed", detail="the batch's end came before the answer")
+    if item.type is ItemType.VERIFY:
+        return unknown
+    async with services.db.pool.connection() as connection:
+        found = await _last_key(connection, place, item)
+        if found is None:
+            return None
+        key, stored = found
+        payment = await find_payment(connection, place.merchant_id, stored.payment_id)
+        if item.type is ItemType.REFUND and stored.refund_id is not None:
+            made = await find_refund(connection, place.merchant_id, stored.payment_id, stored.refund_id)
+            unknown = replace(unknown, payment_id=stored.payment_id, refund_id=stored.refund_id if made is not None else None)
+            return of_refund(unknown, made) if made is not None and stored.reply_status is not None else unknown
+    if payment is None:
+        return unknown
+    if item.type is ItemType.CAPTURE:
+        return of_payment(unknown, payment) if stored.reply_status is not None else replace(unknown, payment_id=payment.id)
+    if payment.status in UNSETTLED:
+        lost = evidence_about(payment, EvidenceKind.LOST, Source.CREATE)
+        settled = await settle(services, payment.merchant_id, payment.id, lost, known=payment)
+        payment = settled.payment if settled is not None else payment
+        if is_ours:
+            async with services.db.pool.connection() as connection:
+                await end_flight(connection, place.merchant_id, key, in_flight_until=stored.in_flight_until)
+    if was_never_received(payment):
+        return None  # between two attempts
+    told = of_payment(unknown, payment)
+    return (
+        told if told.status is not ItemStatus.UNKNOWN else replace(unknown, payment_id=payment.id, payment_status=payment.status)
+    )
+
+
+async def _last_key(connection: Connection, place: Place, item: Item) -> tuple[str, StoredKey] | None:
+    """The key of the item's last attempt, and what is stored under it."""
+    found: tuple[str, StoredKey] | None = None
+    for attempt in range(1, ATTEMPTS_MAX + 1 if item.type is ItemType.CHARGE else 2):
+        key = item_key(place.batch_id, place.number, attempt=attempt)
+        stored = await find_key(connection, place.merchant_id, key)
+        if stored is None:
+            break
+        found = key, stored
+    return found

@@ -1,0 +1,335 @@
+"""One item of a batch: carry it out under its own idempotency key, and say what came of it.
+
+Whatever happened before, another worker's death or an earlier run, is found out by the key and not done again. An item that its
+deadline cuts off in the middle leaves a payment that may have been charged: that is UNKNOWN, never declined, and is looked at
+again by the follow-up job.
+"""
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import trio
+
+from core.batch import (
+    ATTEMPTS_MAX,
+    BatchId,
+    ItemResult,
+    ItemStatus,
+    ItemType,
+    is_under_way,
+    item_key,
+    status_of_payment,
+    status_of_refund,
+    was_never_received,
+)
+from core.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    IllegalTransition,
+    InvalidMoney,
+    NotFound,
+    Overloaded,
+    PspBusy,
+    PspError,
+    PspRejected,
+    RequestError,
+)
+from core.evidence import Source
+from core.idempotency import InFlight, Mismatch, Replay, fingerprint
+from core.ids import MerchantId, PaymentId
+from core.payment import Payment
+from core.refund import Refund, RefundStatus
+from server.db.merchants.merchants import Merchant
+from server.db.payments.idempotency_keys import find_key
+from server.db.payments.payments import find_payment
+from server.db.payments.refunds import find_refund
+from server.flows.idempotency import Request
+from server.flows.payments.capture import Done, capture
+from server.flows.payments.create import NewPayment, Opened, create
+from server.flows.payments.refund import Refunded, refund
+from server.flows.payments.verify import verify_if_possible, verify_patiently
+from server.flows.services import Services
+
+BUSY_SECONDS, BUSY_SECONDS_MAX = 0.5, 8.0
+IN_FLIGHT_SECONDS = 0.5
+LOOKS_SECONDS = (0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0)
+DETAIL_LENGTH_MAX = 1_000
+_WAITS = (Overloaded, DatabaseUnavailable, PspBusy)
+"""Nothing was sent, and there is nothing wrong with the item: it waits, as long as its batch has time."""
+
+Outcome = Done | Refunded | Replay | Mismatch | InFlight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """What is asked for: a `charge`, or something of the payment `payment_id`; without an amount, all of it."""
+
+    type: ItemType
+    charge: NewPayment | None = None
+    payment_id: PaymentId | None = None
+    amount_minor: int | None = None
+    reason: str | None = None
+
+    @property
+    def reference(self) -> str | None:
+        """What the merchant calls it."""
+        return self.charge.order_id if self.charge is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an item stands: whose, in which batch, which. `merchant` gives the merchant as it is now.
+
+    `is_over`: nothing new may be begun any more, so that an item of which nothing is under way is given up.
+    """
+
+    merchant: Callable[[], Merchant]
+    batch_id: BatchId
+    number: int
+    is_over: Callable[[], bool]
+
+    @property
+    def merchant_id(self) -> MerchantId:
+        """Whose it is."""
+        return self.merchant().id
+
+    def request(self, item: Item, *, attempt: int = 1) -> Request:
+        """The request that it is carried out as."""
+        key = item_key(self.batch_id, self.number, attempt=attempt)
+        return Request(self.merchant_id, key, fingerprint("BATCH", item.type.value, key.encode()))
+
+
+class _GivenUp(Exception):
+    """Nothing is under way, and nothing new may be begun."""
+
+
+async def carry_out(services: Services, place: Place, item: Item) -> ItemResult | None:
+    """Do it, or find out what was done. Raises only what nobody expects; waits while nothing can be sent.
+
+    Cancelled, or None because it was given up, the item may have been carried out: `leave` says so.
+    """
+    bare = ItemResult(
+        number=place.number, type=item.type, status=ItemStatus.FAILED, reference=item.reference, payment_id=item.payment_id
+    )
+    try:
+        match item.type:
+            case ItemType.CHARGE:
+                return of_payment(bare, await _charge(services, place, item))
+            case ItemType.VERIFY:
+                return await _verify(services, place, item, bare)
+            case ItemType.CAPTURE:
+                return await _capture(services, place, item, bare)
+            case ItemType.REFUND:
+                return await _refund(services, place, item, bare)
+    except _GivenUp:
+        return None
+    except (RequestError, InvalidMoney, IllegalTransition) as error:
+        return replace(bare, code=error.code, detail=str(error)[:DETAIL_LENGTH_MAX])
+
+
+def cut_off(place: Place, item: Item, *, code: str, detail: str) -> ItemResult:
+    """The result of an item that may have been carried out."""
+    return ItemResult(
+        number=place.number,
+        type=item.type,
+        status=ItemStatus.UNKNOWN,
+        reference=item.reference,
+        payment_id=item.payment_id,
+        code=code,
+        detail=detail,
+    )
+
+
+def of_payment(bare: ItemResult, payment: Payment) -> ItemResult:
+    """The result that a payment as it stands is."""
+    status = status_of_payment(payment)
+    code, detail = None, None
+    match status:
+        case ItemStatus.DECLINED:
+            code = payment.decline_code or "declined"
+            detail = "the payment was declined" + (", and a second look has confirmed it" if payment.did_check_again else "")
+        case ItemStatus.UNKNOWN:
+            code, detail = "psp_timeout", "the payment provider did not answer; the payment is found out, and never charged again"
+        case ItemStatus.PENDING if payment.is_sync:
+            code, detail = "action_required", "the customer has to confirm the payment at its payment_url"
+        case ItemStatus.FAILED:
+            code = payment.decline_code or f"payment_{payment.status.value.lower()}"
+            detail = f"the payment is {payment.status.value}: nothing was charged"
+        case _:
+            pass
+    return replace(
+        bare,
+        status=status,
+        payment_id=payment.id,
+        payment_status=payment.status,
+        did_check_again=payment.did_check_again,
+        code=code,
+        detail=detail,
+    )
+
+
+async def _charge(services: Services, place: Place, item: Item) -> Payment:
+    """Charge it once. Another payment is opened only where the PSP has provably never received the one before."""
+    assert item.charge is not None
+    attempt = 1
+    while True:
+        payment = await _open(services, place, item.charge, place.request(item, attempt=attempt))
+        payment = await _found_out(services, payment)
+        if attempt == ATTEMPTS_MAX or not was_never_received(payment):
+            return payment
+        await _pause(place, BUSY_SECONDS * 2**attempt)
+        attempt += 1
+
+
+async def _found_out(services: Services, payment: Payment) -> Payment:
+    """Ask again about a charge whose answer was lost, for about as long as it takes until the PSP's not knowing it proves
+    something.
+    """
+    for seconds in LOOKS_SECONDS:
+        if not is_under_way(payment):
+            break
+        await trio.sleep(seconds)
+        payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
+    return payment
+
+
+async def _pause(place: Place, seconds: float) -> None:
+    """Wait before something is begun. Raises `_GivenUp` where nothing may be any more."""
+    pieces = math.ceil(seconds / BUSY_SECONDS)
+    for _ in range(pieces):
+        if place.is_over():
+            break
+        await trio.sleep(seconds / pieces)
+    if place.is_over():
+        raise _GivenUp
+
+
+async def _open(services: Services, place: Place, wanted: NewPayment, request: Request) -> Payment:
+    wait_seconds = BUSY_SECONDS
+    while True:
+        try:
+            outcome = await create(services, place.merchant(), wanted, request)
+            if isinstance(outcome, Replay):
+                return await _stored(services, request)
+        except _WAITS:
+            await _pause(place, wait_seconds)
+            wait_seconds = min(2 * wait_seconds, BUSY_SECONDS_MAX)
+            continue
+        match outcome:
+            case Opened(payment):
+                return payment
+            case InFlight():
+                await trio.sleep(IN_FLIGHT_SECONDS)
+            case Mismatch():
+                raise _other_request()
+
+
+async def _stored(services: Services, request: Request) -> Payment:
+    """The payment that a key names."""
+    async with services.db.pool.connection() as connection:
+        stored = await find_key(connection, request.merchant_id, request.key)
+        payment = await find_payment(connection, request.merchant_id, stored.payment_id) if stored is not None else None
+    if payment is None:
+        raise NotFound("the payment of this item cannot be found")
+    return payment
+
+
+def _other_request() -> Conflict:
+    return Conflict("this item was carried out as something else", code="idempotency_key_reused")
+
+
+async def _verify(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
+    payment = await _payment_of(services, place.merchant_id, item)
+    verified = await verify_patiently(services, payment, Source.ACCESS)
+    result = of_payment(bare, verified.payment)
+    if verified.failure is None:
+        return result
+    return replace(
+        result, status=ItemStatus.UNKNOWN, code=verified.failure.code, detail=str(verified.failure)[:DETAIL_LENGTH_MAX]
+    )
+
+
+async def _payment_of(services: Services, merchant_id: MerchantId, item: Item) -> Payment:
+    assert item.payment_id is not None
+    while True:
+        try:
+            async with services.db.pool.connection() as connection:
+                payment = await find_payment(connection, merchant_id, item.payment_id)
+        except _WAITS:
+            await trio.sleep(BUSY_SECONDS)
+            continue
+        if payment is None:
+            raise NotFound("no such payment", code="no_such_payment")
+        return payment
+
+
+async def _capture(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
+    assert item.payment_id is not None
+    request = place.request(item)
+
+    ask = partial(capture, services, request, item.payment_id, item.amount_minor)
+    done = await _repeated(place, ask)
+    if isinstance(done, Done):
+        return _failed(of_payment(bare, done.payment), done.failure, is_pending=done.payment.pending is not None)
+    return of_payment(bare, await _payment_of(services, place.merchant_id, item))
+
+
+async def _refund(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
+    assert item.payment_id is not None
+    request = place.request(item)
+
+    ask = partial(refund, services, request, item.payment_id, amount_minor=item.amount_minor, reason=item.reason)
+    done = await _repeated(place, ask)
+    if isinstance(done, Refunded):
+        return _failed(of_refund(bare, done.refund), done.failure, is_pending=done.refund.status is not RefundStatus.FAILED)
+    return of_refund(bare, await _made(services, request, item.payment_id))
+
+
+def of_refund(bare: ItemResult, refund: Refund) -> ItemResult:
+    """The result that a refund as it stands is."""
+    return replace(bare, status=status_of_refund(refund), refund_id=refund.id, code=refund.failure_code, detail=None)
+
+
+async def _made(services: Services, request: Request, payment_id: PaymentId) -> Refund:
+    """The refund that a key names."""
+    while True:
+        try:
+            async with services.db.pool.connection() as connection:
+                stored = await find_key(connection, request.merchant_id, request.key)
+                assert stored is not None
+                assert stored.refund_id is not None
+                made = await find_refund(connection, request.merchant_id, payment_id, stored.refund_id)
+        except _WAITS:
+            await trio.sleep(BUSY_SECONDS)
+            continue
+        if made is None:
+            raise NotFound("the refund of this item cannot be found")
+        return made
+
+
+async def _repeated(place: Place, ask: Callable[[], Awaitable[Outcome]]) -> Done | Refunded | Replay:
+    """Ask until something has come of it. Raises `RequestError`, `_GivenUp`."""
+    while True:
+        try:
+            outcome = await ask()
+        except _WAITS:
+            await _pause(place, BUSY_SECONDS)
+            continue
+        if isinstance(outcome, Mismatch):
+            raise _other_request()
+        if isinstance(outcome, InFlight):
+            await trio.sleep(IN_FLIGHT_SECONDS)
+        elif isinstance(outcome, Done | Refunded) and isinstance(outcome.failure, PspBusy):
+            await _pause(place, max(outcome.failure.retry_after_seconds, BUSY_SECONDS))
+        else:
+            return outcome
+
+
+def _failed(found: ItemResult, failure: PspError | None, *, is_pending: bool) -> ItemResult:
+    """What an operation has come to that the PSP did not carry out: it is followed up, unless the PSP has refused."""
+    if failure is None:
+        return found
+    status = ItemStatus.FAILED if isinstance(failure, PspRejected) and not is_pending else ItemStatus.UNKNOWN
+    return replace(found, status=status, code=failure.code, detail=str(failure)[:DETAIL_LENGTH_MAX])

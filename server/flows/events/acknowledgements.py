@@ -1,0 +1,65 @@
+"""What readers have acknowledged, gathered and written together.
+
+A lost one means that a consumer is sent again what it has dealt with, which is what at least once promises anyway.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+
+import structlog
+import trio
+
+from core.ids import MerchantId
+from server.db.events.consumers import Ack, write_acks
+from server.db.pool import Pool
+
+ACK_SECONDS = 0.5
+ACKS_AT_ONCE_MAX = 1_000
+ACKS_MAX = 100_000
+LAST_ACKS_SECONDS = 1.0
+_log = structlog.get_logger()
+
+
+class Acks:
+    """What this worker's readers have acknowledged, on its way into the table. `run` writes it."""
+
+    def __init__(self, pool: Pool, *, now: Callable[[], datetime]) -> None:
+        self._pool = pool
+        self._now = now
+        self._waiting: dict[tuple[MerchantId, str], Ack] = {}
+
+    def note(self, merchant_id: MerchantId, consumer: str, seq: int) -> None:
+        """Everything up to this event was dealt with. Never waits."""
+        key = (merchant_id, consumer)
+        known = self._waiting.get(key)
+        if known is None and len(self._waiting) >= ACKS_MAX:
+            return
+        if known is None or known.seq < seq:
+            self._waiting[key] = Ack(merchant_id, consumer, seq, self._now())
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write until cancelled, and then what is left."""
+        task_status.started()
+        try:
+            while True:
+                await trio.sleep(ACK_SECONDS)
+                await self.write()
+        finally:
+            with trio.move_on_after(LAST_ACKS_SECONDS, shield=True):
+                await self.write()
+
+    async def write(self) -> None:
+        """Write what is waiting; what cannot be written is tried again."""
+        acks, self._waiting = list(self._waiting.values()), {}
+        try:
+            while acks:
+                async with self._pool.connection() as connection:
+                    await write_acks(connection, acks[:ACKS_AT_ONCE_MAX])
+                del acks[:ACKS_AT_ONCE_MAX]
+        except Exception as error:  # noqa: BLE001 - whatever keeps one from being written must not end the worker
+            _log.warning("acknowledgements cannot be written yet", error=f"{type(error).__name__}: {error}")
+        finally:  # cancelled as well: the last write of all tries again
+            for ack in acks:
+                known = self._waiting.get((ack.merchant_id, ack.consumer))
+                if known is None or known.seq < ack.seq:
+                    self._waiting[ack.merchant_id, ack.consumer] = ack

@@ -1,0 +1,206 @@
+"""Capture and void: operations on money that is authorized.
+
+The operation is committed with the payment before the PSP is asked, so a request that dies is finished by the follow-up job,
+which asks first and then repeats the same operation, with its id as the PSP's idempotency key.
+"""
+
+from dataclasses import dataclass, replace
+
+import structlog
+import trio
+
+from core.errors import (
+    Conflict,
+    IllegalTransition,
+    NotFound,
+    PspError,
+    PspOutcomeUnknown,
+    PspRejected,
+    PspUnreachable,
+    Unprocessable,
+)
+from core.evidence import Evidence, EvidenceKind, Source
+from core.idempotency import InFlight, Mismatch, Replay
+from core.ids import OperationId, PaymentId
+from core.money import Money
+from core.payment import OperationKind, Payment, PendingOperation, Status, evidence_about
+from server.db.payments.payments import find_payment
+from server.flows.idempotency import Claimed, Request, answer, claim, give_up
+from server.flows.payments.settle import Answering, encode_payment, settle
+from server.flows.payments.submit import key_lifetime
+from server.flows.payments.verify import look, verify_if_possible
+from server.flows.services import Services
+from server.uuid7 import uuid7
+
+DONE = 200
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The payment as it stands after the operation; `failure` says why the PSP did not carry it out.
+
+    `is_answered`: the reply was stored with the change. Where a webhook was faster than our own answer it was not.
+    """
+
+    payment: Payment
+    failure: PspError | None = None
+    replayed: bool = False
+    is_answered: bool = False
+
+
+Outcome = Done | Replay | Mismatch | InFlight
+
+
+async def load(services: Services, request: Request, payment_id: PaymentId) -> Payment:
+    """The merchant's payment; one that is UNKNOWN is asked about first. Raises `NotFound`."""
+    async with services.db.pool.connection() as connection:
+        payment = await find_payment(connection, request.merchant_id, payment_id)
+    if payment is None:
+        raise NotFound("no such payment")
+    if payment.status is Status.UNKNOWN:
+        payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
+    return payment
+
+
+async def capture(services: Services, request: Request, payment_id: PaymentId, amount_minor: int | None) -> Outcome:
+    """Take authorized money, in full or in part, once; the PSP releases the rest.
+
+    Raises `NotFound`, `Unprocessable` for an impossible amount, `Conflict` where there is nothing to capture.
+    """
+    payment = await load(services, request, payment_id)
+    amount = amount_minor if amount_minor is not None else payment.money.amount_minor
+    if not 0 < amount <= payment.money.amount_minor:
+        raise Unprocessable(f"a capture takes from 1 to {payment.money.amount_minor}", code="invalid_amount", path="$.amount")
+    claimed = await claim(services, request, payment_id, operation="capture")
+    if not isinstance(claimed, Claimed):
+        return claimed
+    payment = await load(services, request, payment_id)
+    money = Money(amount, payment.money.currency)
+    wanted = evidence_about(
+        payment, EvidenceKind.CAPTURE_REQUESTED, Source.MERCHANT, requested_id=OperationId(uuid7()), money=money
+    )
+    return await _operate(services, request, claimed, payment, wanted)
+
+
+async def void(services: Services, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
+    """Release authorized money; the key is the caller's already. Raises `Conflict` where there is nothing to void."""
+    wanted = evidence_about(payment, EvidenceKind.VOID_REQUESTED, Source.MERCHANT, requested_id=payment.void_id)
+    return await _operate(services, request, claimed, payment, wanted)
+
+
+async def _operate(services: Services, request: Request, claimed: Claimed, payment: Payment, wanted: Evidence) -> Outcome:
+    capturing = wanted.kind is EvidenceKind.CAPTURE_REQUESTED
+    if claimed.resumed and _is_done(payment, wanted):
+        await answer(services, request, status=DONE, body=encode_payment(payment))
+        return Done(payment, replayed=True)
+    refusal: str | None = None
+    if not (claimed.resumed and _is_under_way(payment, wanted)):
+        try:
+            settled = await settle(services, payment.merchant_id, payment.id, wanted, known=payment)
+        except IllegalTransition as error:
+            refusal = str(error)
+        else:
+            assert settled is not None
+            payment = settled.payment
+    answering = Answering(request.key, DONE, lambda change: _is_done(change.after, wanted))
+    done = Done(payment) if refusal else await carry_out(services, payment, answering=answering)
+    if done.failure is None and done.payment.pending is None and _is_done(done.payment, wanted):
+        if not done.is_answered:
+            await answer(services, request, status=DONE, body=encode_payment(done.payment))
+        return replace(done, replayed=claimed.resumed)
+    await give_up(services, request, claimed)
+    if done.failure is not None:
+        return replace(done, replayed=claimed.resumed)
+    said = f"a payment that is {done.payment.status} cannot be {'captured' if capturing else 'voided'}"
+    raise Conflict(f"{said}: {refusal}" if refusal else said, code="not_capturable" if capturing else "not_cancelable")
+
+
+def _is_under_way(payment: Payment, wanted: Evidence) -> bool:
+    """Whether the payment's pending operation is the one that is wanted."""
+    if payment.pending is None:
+        return False
+    if wanted.money is None:
+        return payment.pending.kind is OperationKind.VOID
+    return payment.pending.kind is OperationKind.CAPTURE and payment.pending.amount_minor == wanted.money.amount_minor
+
+
+def _is_done(payment: Payment, wanted: Evidence) -> bool:
+    if wanted.money is None:
+        return payment.status is Status.CANCELED
+    return payment.status is Status.SUCCEEDED and payment.captured_minor == wanted.money.amount_minor
+
+
+async def carry_out(services: Services, payment: Payment, *, answering: Answering | None = None) -> Done:
+    """Ask the PSP for the payment's pending operation and apply what it says. Repeating it changes nothing.
+
+    Raises `DatabaseUnavailable`, `Overloaded`.
+    """
+    operation = payment.pending
+    if operation is None:
+        return Done(payment)
+    if services.now() - operation.since > await key_lifetime(services, payment):
+        return Done(payment, failure=PspOutcomeUnknown("the operation is too old to be repeated"))
+    failure: PspError | None = None
+    try:
+        with trio.fail_after(services.psp_seconds):
+            evidence = await _ask(services, payment, operation)
+    except PspUnreachable as error:
+        return Done(payment, failure=error)
+    except PspRejected as error:
+        _log.warning("the PSP refused an operation", payment=str(payment.id), operation=operation.kind, error=str(error))
+        failure, evidence = error, await _after_rejection(services, payment, operation)
+    except (PspOutcomeUnknown, trio.TooSlowError) as error:
+        failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
+        evidence = evidence_about(payment, EvidenceKind.LOST, Source.MERCHANT)
+    settled = await settle(
+        services,
+        payment.merchant_id,
+        payment.id,
+        evidence,
+        known=payment,
+        answering=answering,
+    )
+    assert settled is not None
+    failed = settled.payment.status is payment.status
+    return Done(settled.payment, failure=failure if failed else None, is_answered=settled.is_answered)
+
+
+async def finish(services: Services, payment: Payment) -> Payment:
+    """Finish an operation whose request has died: ask how it stands, and repeat it where the PSP has not done it.
+
+    Past the PSP's key lifetime it is not repeated. Raises `PspError` where nothing was learned.
+    """
+    assert payment.pending is not None
+    evidence = await look(services, payment, source=Source.RECHECK)
+    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
+    assert settled is not None
+    payment = settled.payment
+    if payment.pending is None:
+        return payment
+    done = await carry_out(services, payment)
+    if done.failure is not None:
+        raise done.failure
+    return done.payment
+
+
+async def _ask(services: Services, payment: Payment, operation: PendingOperation) -> Evidence:
+    adapter = await services.psps.of(payment.psp_account_id)
+    if operation.kind is OperationKind.CAPTURE:
+        return await adapter.capture(payment, operation)
+    return await adapter.void(payment, operation)
+
+
+async def _after_rejection(services: Services, payment: Payment, operation: PendingOperation) -> Evidence:
+    """What a refused operation means: an earlier try of it may have been carried out, so the PSP's own view comes first."""
+    try:
+        seen = await look(services, payment, source=Source.RECHECK)
+    except PspError as error:
+        _log.warning("a refused operation could not be looked at", payment=str(payment.id), error=str(error))
+        return evidence_about(payment, EvidenceKind.LOST, Source.MERCHANT)
+    is_over = seen.kind in (EvidenceKind.CAPTURED, EvidenceKind.CANCELED, EvidenceKind.EXPIRED)
+    return (
+        seen
+        if is_over
+        else evidence_about(payment, EvidenceKind.REJECTED, Source.MERCHANT, requested_id=operation.id, code="refused_by_the_psp")
+    )

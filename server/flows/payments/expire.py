@@ -1,0 +1,45 @@
+"""Expire a payment that nobody paid in time: the PSP is closed first, and has the last word.
+
+EXPIRED is written only when the PSP confirmed that its page can no longer be paid; if the customer was faster, the answer says
+captured and the payment succeeds. Where the PSP has never heard of the operation there is nothing to pay: that is EXPIRED too,
+once no request for it can be under way (`server.flows.payments.create` sends none when the time is nearly over) and unless
+another change of the payment came first. A sync payment that the PSP has never heard of ends as CANCELED, with
+`psp_unreachable`.
+"""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import trio
+
+from core.errors import PspOutcomeUnknown
+from core.evidence import EvidenceKind, Source
+from core.payment import Payment
+from core.schedule import COMPLETE_AFTER_SECONDS
+from server.flows.payments.settle import settle
+from server.flows.services import Services
+
+
+async def expire(services: Services, payment: Payment) -> Payment:
+    """Close the payment at the PSP and apply what the PSP says then.
+
+    Raises `PspError` where nothing was learned, `DatabaseUnavailable`, `Overloaded`.
+    """
+    end = EvidenceKind.CANCELED if payment.is_sync else EvidenceKind.EXPIRED
+    try:
+        with trio.fail_after(services.psp_seconds):
+            adapter = await services.psps.of(payment.psp_account_id)
+            evidence = await adapter.close(payment, as_kind=end, source=Source.EXPIRY)
+    except trio.TooSlowError as error:
+        raise PspOutcomeUnknown("the PSP did not answer in time") from error
+    is_absent = evidence.kind is EvidenceKind.NOT_FOUND
+    if is_absent and payment.reference is None and _is_long_ago(services, payment):
+        evidence = replace(evidence, kind=EvidenceKind.UNREACHABLE if payment.is_sync else EvidenceKind.EXPIRED)
+    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=is_absent)
+    assert settled is not None
+    return settled.payment
+
+
+def _is_long_ago(services: Services, payment: Payment) -> bool:
+    """Whether the first request has ended: it is older than any call to a PSP may be."""
+    return services.now() - payment.created_at > timedelta(seconds=COMPLETE_AFTER_SECONDS)

@@ -1,0 +1,252 @@
+"""Receive an event of a PSP, by webhook or from its list: verified before, applied once, remembered.
+
+An event that comes too early (its payment, refund or dispute is not here yet) is parked in the inbox and tried again from there,
+as is one whose processing failed. Five failures alike, or the end of the inbox's patience, make it a dead letter and a finding.
+"""
+
+import hashlib
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+
+import msgspec
+import structlog
+
+from core.errors import DatabaseUnavailable, FlorinError, Malformed, Overloaded, PspError
+from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding
+from core.ids import MerchantId, PaymentId, PspAccountId
+from core.ledger import dispute_transfer
+from core.payment import CLOSED, is_provisionally_declined
+from core.retry import INBOX_DELAYS_SECONDS
+from server.db.payments.changes import PspEvent
+from server.db.payments.findings import add_finding, has_transfer
+from server.db.payments.payments import find_payment
+from server.db.psps.events import Outcome, record, was_seen
+from server.db.psps.inbox import NOBODY, InboxItem, InboxState, end_event, give_back, note_failure, park
+from server.flows.payments.capture import carry_out
+from server.flows.payments.refund import adopt
+from server.flows.payments.settle import settle, settle_refund
+from server.flows.payments.verify import verify_again
+from server.flows.services import Services
+from server.psp.adapter import Adapter, Notice
+from server.uuid7 import uuid7
+
+ERROR_LENGTH_MAX = 300
+ASK_AGAIN_SECONDS = 30.0
+PATIENCE = timedelta(days=5)
+"""How long a parked event waits for a PSP that cannot be asked what it is about."""
+
+_log = structlog.get_logger()
+
+
+async def receive(services: Services, adapter: Adapter, notice: Notice) -> Outcome:
+    """Apply a verified notice. Returns after the commit; repeating it changes nothing.
+
+    TOO_EARLY is parked, and DEAD has failed often enough: neither is to be told again. Raises what went wrong, which the PSP then
+    has to tell again: `PspError` where it could not be asked what the event is about, which counts as no failure.
+    """
+    failure: Exception | None = None
+    outcome = Outcome.DEAD
+    try:
+        notice = await _resolved(adapter, notice)
+        outcome = await _apply(services, adapter, notice)
+    except (DatabaseUnavailable, Overloaded, PspError):
+        raise
+    except Exception as error:  # noqa: BLE001 - counted, and raised again below
+        failure = error
+    if failure is not None and await _failed(services, _item(services, adapter, notice, failure), notice) is InboxState.WAITING:
+        raise failure
+    if outcome is Outcome.TOO_EARLY:
+        await keep(services, adapter, notice)
+    services.metrics.psp_event(adapter.psp, outcome.value)
+    return outcome
+
+
+async def keep(services: Services, adapter: Adapter, notice: Notice) -> None:
+    """Park an event, to be tried again from the inbox."""
+    due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[0])
+    async with services.db.pool.connection() as connection:
+        await park(connection, _item(services, adapter, notice, None), due_at=due_at)
+
+
+async def receive_unreadable(services: Services, adapter: Adapter, body: bytes, error: Malformed) -> Outcome:
+    """A signed event that cannot be read. Raises `Malformed` again, until it has failed often enough."""
+    event_id = "sha256:" + hashlib.sha256(body).hexdigest()
+    notice = Notice(event_id=event_id, event_type="unreadable", merchant_id=None, payment_id=None)
+    item = replace(_item(services, adapter, notice, error), notice=None)
+    if await _failed(services, item, notice) is InboxState.WAITING:
+        raise error
+    services.metrics.psp_event(adapter.psp, Outcome.DEAD.value)
+    return Outcome.DEAD
+
+
+async def keep_unreadable(services: Services, adapter: Adapter, notice: Notice) -> None:
+    """Keep an event of a list that cannot be read, as a dead letter: it will not be told again."""
+    _log.error("an event of a PSP's list cannot be read", event_id=notice.event_id, type=notice.event_type, error=notice.problem)
+    item = replace(_item(services, adapter, notice, Malformed(notice.problem or "")), notice=None)
+    async with services.db.pool.connection() as connection:
+        await park(connection, item, due_at=services.now())
+
+
+async def retry(services: Services, item: InboxItem) -> None:
+    """Try a claimed event of the inbox again."""
+    error, outcome, notice = item.last_error, Outcome.DEAD, None
+    try:
+        if item.notice is not None:
+            notice = msgspec.json.decode(item.notice, type=Notice)
+            adapter = await services.psps.of(item.psp_account_id)
+            notice = await _resolved(adapter, notice)
+            outcome = await _apply(services, adapter, notice)
+            services.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
+    except (DatabaseUnavailable, Overloaded, PspError) as failure:
+        if services.now() - item.received_at < PATIENCE:
+            await put_back(services, item)
+            return
+        outcome, error = Outcome.TOO_EARLY, _text(failure)
+    except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
+        outcome, error = Outcome.TOO_EARLY, _text(failure)
+    is_over = item.attempts >= len(INBOX_DELAYS_SECONDS) or outcome is Outcome.DEAD
+    async with services.db.pool.connection() as connection:
+        if outcome not in (Outcome.TOO_EARLY, Outcome.DEAD):
+            await end_event(connection, item, InboxState.DONE, due_at=None, error=error)
+        elif not is_over:
+            due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[item.attempts])
+            await end_event(connection, item, InboxState.WAITING, due_at=due_at, error=error)
+        elif await end_event(connection, item, InboxState.DEAD, due_at=None, error=error) and notice is not None:
+            await _report(services, notice, error)
+
+
+async def put_back(services: Services, item: InboxItem) -> None:
+    """Put a claimed event back: nobody could be asked, and that was no attempt."""
+    async with services.db.pool.connection() as connection:
+        await give_back(connection, item, due_at=services.now() + timedelta(seconds=ASK_AGAIN_SECONDS))
+
+
+async def _resolved(adapter: Adapter, notice: Notice) -> Notice:
+    """The notice with the payment that it is about. Raises `PspError`."""
+    return await adapter.resolve(notice) if notice.merchant_id is None and notice.reference is not None else notice
+
+
+async def _apply(services: Services, adapter: Adapter, notice: Notice) -> Outcome:
+    if notice.merchant_id is None or notice.payment_id is None or not notice.evidence:
+        if notice.merchant_id is not None and notice.payment_id is not None:
+            await _remember(services, adapter.account_id, notice, Outcome.IGNORED)
+        _log.debug("a PSP event is of no concern", psp=adapter.psp, type=notice.event_type, event_id=notice.event_id)
+        return Outcome.IGNORED
+    ids = notice.merchant_id, notice.payment_id
+    if len(notice.evidence) > 1 or notice.evidence[0].refund_id is not None:
+        return await _apply_refunds(services, adapter, notice, ids)
+    evidence = notice.evidence[0]
+    if evidence.kind in DISPUTES and not await _is_its_turn(services, ids, evidence):
+        return Outcome.TOO_EARLY
+    # Other evidence is idempotent by itself; a refused attempt is logged each time, so its event must be new.
+    if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(services, adapter.account_id, notice, ids):
+        return Outcome.NOTHING_NEW
+    settled = await settle(services, *ids, evidence, psp_event=PspEvent(notice.event_id, notice.event_type))
+    if settled is None:
+        return Outcome.TOO_EARLY
+    if not settled.changed:
+        await _remember(services, adapter.account_id, notice, Outcome.NOTHING_NEW)
+        return Outcome.NOTHING_NEW
+    if is_provisionally_declined(settled.payment):
+        await verify_again(services, settled.payment)
+    if settled.payment.pending is not None and settled.payment.status in CLOSED:
+        await carry_out(services, settled.payment)  # money was authorized too late: it is released
+    return Outcome.APPLIED
+
+
+async def _is_its_turn(services: Services, ids: tuple[MerchantId, PaymentId], evidence: Evidence) -> bool:
+    """Whether what a dispute is about has been told: the charge, and for its end its opening."""
+    async with services.db.pool.connection() as connection:
+        payment = await find_payment(connection, *ids)
+        if payment is None or evidence.money is None or evidence.money.amount_minor <= 0:
+            return True
+        opening = dispute_transfer(payment, replace(evidence, kind=EvidenceKind.DISPUTED))
+        is_opening = evidence.kind is EvidenceKind.DISPUTED
+        return bool(payment.captured_minor) and (is_opening or await has_transfer(connection, payment.merchant_id, opening))
+
+
+async def _apply_refunds(services: Services, adapter: Adapter, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> Outcome:
+    """Refunds come several in one event; each is applied by itself, and the event is remembered when all are."""
+    outcome = Outcome.NOTHING_NEW
+    for evidence in notice.evidence:
+        assert evidence.refund_id is not None
+        apply = partial(settle_refund, services, *ids, evidence.refund_id, evidence)
+        settled = await apply()
+        if settled is None:
+            if not await adopt(services, adapter, *ids, evidence):
+                return Outcome.TOO_EARLY
+            settled = await apply()
+        if settled is not None and settled.changed:
+            outcome = Outcome.APPLIED
+    await _remember(services, adapter.account_id, notice, outcome)
+    return outcome
+
+
+async def _was_seen(services: Services, account_id: PspAccountId, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> bool:
+    async with services.db.pool.connection() as connection:
+        return await was_seen(connection, *ids, account_id, event_id=notice.event_id)
+
+
+async def _remember(services: Services, account_id: PspAccountId, notice: Notice, outcome: Outcome) -> None:
+    assert notice.merchant_id is not None
+    assert notice.payment_id is not None
+    async with services.db.pool.connection() as connection:
+        await record(
+            connection,
+            notice.merchant_id,
+            notice.payment_id,
+            account_id,
+            event_id=notice.event_id,
+            event_type=notice.event_type,
+            outcome=outcome,
+            now=services.now(),
+        )
+
+
+def _item(services: Services, adapter: Adapter, notice: Notice, error: Exception | None) -> InboxItem:
+    return InboxItem(
+        merchant_id=notice.merchant_id or NOBODY,
+        psp_account_id=adapter.account_id,
+        event_id=notice.event_id,
+        type=notice.event_type,
+        notice=msgspec.json.encode(notice).decode(),
+        state=InboxState.WAITING,
+        attempts=0,
+        last_error=_text(error) if error is not None else "what it is about is not here yet",
+        received_at=services.now(),
+    )
+
+
+def _text(error: Exception) -> str:
+    """What went wrong, short, and without anything that an unexpected exception may quote."""
+    said = f"{type(error).__name__}: {error}" if isinstance(error, FlorinError) else type(error).__name__
+    return said.replace("\0", "")[:ERROR_LENGTH_MAX]
+
+
+async def _failed(services: Services, item: InboxItem, notice: Notice) -> InboxState:
+    """Count a failure, and tell a person of a new dead letter."""
+    _log.warning("a PSP event could not be applied", event_id=notice.event_id, type=notice.event_type, error=item.last_error)
+    due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[-1])
+    async with services.db.pool.connection() as connection:
+        state, is_news = await note_failure(connection, item, due_at=due_at, now=services.now())
+    if state is InboxState.DEAD and is_news:
+        await _report(services, notice, item.last_error)
+    return state
+
+
+async def _report(services: Services, notice: Notice, error: str) -> None:
+    _log.error("a PSP event is a dead letter", event_id=notice.event_id, type=notice.event_type, error=error)
+    if notice.merchant_id is None or notice.payment_id is None:
+        return
+    told = ", ".join(f"{one.kind} {one.money or ''} as {one.reference}" for one in notice.evidence)
+    async with services.db.pool.connection() as connection:
+        await add_finding(
+            connection,
+            notice.merchant_id,
+            notice.payment_id,
+            uuid7(),
+            kind=Finding.UNMATCHED_EVENT,
+            detail=f"event {notice.event_id}, {told}: {error}",
+            now=services.now(),
+        )

@@ -1,0 +1,27 @@
+"""Make the money of a payment available to its merchant, once its settlement delay is over."""
+
+from core.evidence import EvidenceKind, Source
+from core.payment import Payment, Status, evidence_about
+from core.refund_transition import Balances
+from core.transition import apply
+from server.db.payments.balance_locked import change_under_lock
+from server.db.payments.changes import ChangeRow
+from server.flows.payments.settle import row_of
+from server.flows.services import Services
+
+
+async def release(services: Services, payment: Payment) -> None:
+    """Move what the payment brought from the pending wallet to the available one, once.
+
+    Refunds may have used some of the pending money: no more moves than there is. Raises `DatabaseUnavailable`, `Overloaded`.
+    """
+
+    def decide(locked: Payment, balances: Balances) -> ChangeRow | None:
+        if locked.release_at is None or locked.status is not Status.SUCCEEDED:
+            return None
+        evidence = evidence_about(locked, EvidenceKind.RELEASED, Source.POLICY)
+        change = apply(locked, evidence, now=services.now())
+        return row_of(change, pending_minor=balances.pending_minor) if change is not None else None
+
+    async with services.db.pool.connection() as connection:
+        await change_under_lock(connection, services.db.change_batch, payment.merchant_id, payment.id, decide)

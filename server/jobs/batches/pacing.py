@@ -1,0 +1,59 @@
+"""When the next item of a batch may begin: not faster than its PSP may be asked, so that items wait here, where waiting costs
+nothing.
+
+An item that began and then found no room at the PSP would have opened a payment for nothing. A tenth of the room is left to the
+payments of customers, who are there and wait.
+"""
+
+from collections.abc import Callable
+
+import trio
+
+from server.db.merchants.merchants import Merchant
+from server.flows.batches.item import Item
+from server.flows.payments.create import has_an_account, kind_of
+from server.flows.services import Services
+from server.psp.guard import Guard
+
+LOOK_SECONDS = 0.02
+SLACK_SECONDS = 0.02
+"""How much of the time that nothing was begun in may be made good."""
+
+
+class Pace:
+    """The pace of one batch. `under_way` is how many of its items are."""
+
+    def __init__(self, services: Services, under_way: Callable[[], int]) -> None:
+        self._services = services
+        self._under_way = under_way
+        self._next_at = float("-inf")
+
+    async def turn(self, merchant: Callable[[], Merchant], item: Item) -> None:
+        """Wait until the item may begin. The merchant, as it is then, may be stopped or get another account meanwhile."""
+        while True:
+            guards = self._guards(merchant(), item)
+            if guards is not None and not guards:
+                return  # the item says what is wrong
+            needs_health = item.charge is not None  # else its payment may be at another account, and finds out by itself
+            free = next((one for one in guards or () if (one.is_healthy or not needs_health) and self._has_room(one)), None)
+            if free is not None:
+                break
+            await trio.sleep(LOOK_SECONDS)
+        if free.interval_seconds:
+            await trio.sleep_until(self._next_at)
+            self._next_at = max(self._next_at, trio.current_time() - SLACK_SECONDS) + free.interval_seconds
+
+    def _guards(self, merchant: Merchant, item: Item) -> list[Guard] | None:
+        """The guards of the accounts that the item may go to; none where that is not for waiting, None where it is."""
+        psps = self._services.psps
+        if item.charge is None:
+            return [adapter.guard for adapter in psps.adapters if adapter.account_id == merchant.psp_account_id]
+        if not merchant.accepts_payments:
+            return []
+        candidates = psps.candidates(merchant.accounts_for(item.charge.money), kind_of(merchant, item.charge))
+        if not candidates and not has_an_account(self._services, merchant):
+            return None
+        return [adapter.guard for adapter in candidates]
+
+    def _has_room(self, guard: Guard) -> bool:
+        return not guard.is_crowded and self._under_way() < guard.room

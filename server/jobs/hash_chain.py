@@ -1,0 +1,36 @@
+"""Extends the hash chains of merchants' ledgers, some seconds behind the payments and never in their way."""
+
+import structlog
+import trio
+
+from core.errors import DatabaseUnavailable, Overloaded
+from server.db.ledger.hash_chain import extend, merchants_behind
+from server.flows.services import Services
+
+MERCHANTS_MAX = 100
+ENTRIES_MAX = 5_000
+_log = structlog.get_logger()
+
+
+async def run(services: Services, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Sweep until cancelled."""
+    task_status.started()
+    while True:
+        try:
+            chained = await sweep(services)
+        except (DatabaseUnavailable, Overloaded) as error:
+            _log.warning("cannot extend the hash chains", error=str(error))
+            chained = 0
+        if chained < ENTRIES_MAX:
+            await trio.sleep(sweep_seconds)
+
+
+async def sweep(services: Services) -> int:
+    """Extend the chains that are behind; how many entries were chained."""
+    chained = 0
+    async with services.db.pool.connection() as connection:
+        behind = await merchants_behind(connection, limit=MERCHANTS_MAX)
+    for merchant_id in behind:
+        async with services.db.pool.connection() as connection:
+            chained += await extend(connection, merchant_id, now=services.now(), limit=ENTRIES_MAX)
+    return chained

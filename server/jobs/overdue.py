@@ -1,0 +1,78 @@
+"""Looks for what people should know of: dead letters, findings, payments that nobody looks at in time. It only notes alerts.
+
+Every worker looks, about once in half a minute; that it is one alert is the key's doing (`server.db.alerts`).
+"""
+
+from datetime import datetime, timedelta
+
+import structlog
+import trio
+
+from core.errors import DatabaseUnavailable, Overloaded
+from core.ids import ENDPOINT, MERCHANT, encode_id
+from server.db.alerts import Alert, note_alert
+from server.db.connection import Connection
+from server.db.overdue import COUNT_MAX, DeadEndpoint, dead_deliveries, dead_psp_events, new_findings, overdue_payments
+from server.flows.services import Services
+
+LOOK_SECONDS = 30.0
+SINCE_SECONDS = 120.0
+"""How far back each look goes: a worker that was busy or replaced must not miss anything."""
+
+OVERDUE_SECONDS = 600.0
+_log = structlog.get_logger()
+
+
+async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Look until cancelled."""
+    task_status.started()
+    while True:
+        await trio.sleep(LOOK_SECONDS)
+        try:
+            await look(services)
+        except (DatabaseUnavailable, Overloaded) as error:
+            _log.warning("cannot look for what people should know", error=str(error))
+
+
+async def look(services: Services) -> None:
+    """Look once."""
+    now = services.now()
+    since = now - timedelta(seconds=SINCE_SECONDS)
+    async with services.db.pool.connection() as connection:
+        for one in await dead_deliveries(connection, since=since):
+            await note_alert(connection, _of_dead(one), now=one.latest_at)
+        count, latest_at = await dead_psp_events(connection, since=since)
+        if latest_at is not None:
+            title = f"{_counted(count)} events of PSPs could not be processed"
+            alert = Alert(key="psp_dead_letters", kind="dead_letters", title=title, detail="See `florin psp events`.")
+            await note_alert(connection, alert, now=latest_at)
+        for kind, count, latest_at in await new_findings(connection, since=since):
+            title = f"{count} new findings: {kind}"
+            detail = "Something at a PSP and something here do not agree, and a person has to look: table findings."
+            alert = Alert(key=f"findings:{kind}", kind="reconciliation", title=title, detail=detail)
+            await note_alert(connection, alert, now=latest_at)
+        for alert in await _overdue(connection, now):
+            await note_alert(connection, alert, now=now)
+
+
+def _of_dead(one: DeadEndpoint) -> Alert:
+    return Alert(
+        merchant_id=one.merchant_id,
+        key=f"dead_letters:{encode_id(ENDPOINT, one.endpoint_id)}",
+        kind="dead_letters",
+        title=f"{one.count} deliveries to {encode_id(ENDPOINT, one.endpoint_id)} have become dead letters",
+        detail=f"Of {encode_id(MERCHANT, one.merchant_id)}. See `florin dlq list`; retry them when the endpoint is well.",
+    )
+
+
+async def _overdue(connection: Connection, now: datetime) -> list[Alert]:
+    count = await overdue_payments(connection, due_before=now - timedelta(seconds=OVERDUE_SECONDS))
+    if not count:
+        return []
+    title = f"{_counted(count)} payments were due more than {OVERDUE_SECONDS / 60:.0f} minutes ago and are not looked at"
+    detail = "They should have been expired, rechecked or released. Are workers running, and do the PSPs answer?"
+    return [Alert(key="expiry_backlog", kind="expiry_backlog", title=title, detail=detail)]
+
+
+def _counted(count: int) -> str:
+    return f"{count:,}" if count < COUNT_MAX else f"{COUNT_MAX:,} or more"

@@ -1,0 +1,92 @@
+"""Keeps a worker's view of the PSP accounts that of all workers: settings, breakers, and how many share the limits.
+
+Once a second, and bounded: what this worker's breakers did is told, what the others' did is taken over, and the accounts are
+loaded anew. While the database is away each worker goes by what it knows, and an account with a rate is asked nothing.
+"""
+
+from uuid import UUID
+
+import structlog
+import trio
+
+from core.breaker import BreakerState
+from core.errors import FlorinError
+from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
+from server.db.alerts import Alert, note_alert
+from server.db.connection import Connection
+from server.db.psps.shared_state import close_breaker, forget_workers, list_open_breakers, open_breaker, see_worker
+from server.flows.services import Services
+from server.psp.guard import Guard
+from server.uuid7 import uuid7
+
+SYNC_SECONDS = 1.0
+FORGET_SECONDS = 3_600.0
+_log = structlog.get_logger()
+
+
+async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Keep up until cancelled. Usable after the first round."""
+    worker_id = uuid7()
+    is_first = has_failed = True
+    while True:
+        try:
+            await services.psps.reload()
+            await _sync(services, worker_id, is_first=has_failed)
+            has_failed = False
+        except FlorinError as error:
+            _log.warning("cannot keep up with the other workers about the PSPs", error=str(error))
+        if is_first:
+            is_first = False
+            task_status.started()
+        await trio.sleep(SYNC_SECONDS)
+
+
+async def _sync(services: Services, worker_id: UUID, *, is_first: bool) -> None:
+    guards = {adapter.account_id: adapter.guard for adapter in services.psps.adapters}
+    async with services.db.pool.connection() as connection:
+        workers = services.workers.count = await see_worker(connection, worker_id)
+        for account_id, guard in guards.items():
+            await _tell(services, connection, account_id, guard)
+        opened = {one.account_id: one.seconds_left for one in await list_open_breakers(connection)}
+        if is_first:
+            await forget_workers(connection, older_than_seconds=FORGET_SECONDS)
+    for account_id, guard in guards.items():
+        guard.share_with(workers)
+        _take_over(guard, opened.get(account_id))
+
+
+async def _tell(services: Services, connection: Connection, account_id: PspAccountId, guard: Guard) -> None:
+    news, guard.news = guard.news, None
+    try:
+        if news is BreakerState.OPEN:
+            _log.warning("a PSP fails and is left alone for a moment", account=encode_id(PSP_ACCOUNT, account_id))
+            await open_breaker(connection, account_id, seconds=guard.breaker.seconds_left(now=trio.current_time()))
+            await note_alert(connection, _breaker_alert(account_id), now=services.now())
+        elif news is BreakerState.CLOSED:
+            _log.warning("a PSP has recovered", account=encode_id(PSP_ACCOUNT, account_id))
+            await close_breaker(connection, account_id)
+    except BaseException:
+        guard.news = guard.news or news
+        raise
+
+
+def _breaker_alert(account_id: PspAccountId) -> Alert:
+    name = encode_id(PSP_ACCOUNT, account_id)
+    return Alert(
+        key=f"breaker:{name}",
+        kind="breaker",
+        title=f"PSP account {name} fails: at least half of its calls in 30 s",
+        detail="It is left alone and tried every 10 s. Payments go to another account of their merchant, or wait, or get 503.",
+    )
+
+
+def _take_over(guard: Guard, seconds_left: float | None) -> None:
+    """Another worker's breaker is ours, unless ours has just done something that the others do not know yet."""
+    if guard.news is not None:
+        return
+    state = guard.state
+    if seconds_left is None:
+        if state is not BreakerState.CLOSED:
+            guard.breaker.close()
+    elif state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and seconds_left > 0):
+        guard.breaker.open(until=trio.current_time() + max(seconds_left, 0.0))

@@ -1,0 +1,91 @@
+"""Sends what waits for one endpoint by its number, one after the other, as long as this worker holds the endpoint.
+
+Invariants: nothing is sent before what comes before it was delivered or has become a dead letter; a worker that lost its lease
+sends nothing more; an attempt is counted before it is made.
+"""
+
+from uuid import UUID
+
+import trio
+
+from core.ids import EndpointId, MerchantId
+from server.db.database import Database
+from server.db.webhooks.deliveries import give_back
+from server.db.webhooks.ordered_deliveries import claim_next, has_waiting, let_go, take_endpoint
+from server.flows.webhooks.send import NotMade, Sender
+from server.telemetry import Metrics
+from server.uuid7 import uuid7
+
+LET_GO_SECONDS = 2.0
+TURN_SECONDS = 10.0
+"""After how long an endpoint with much to send lets go, so that others get their turn where there are very many."""
+
+NOT_MADE_SECONDS = 1.0
+MARGIN = 1 / 3
+"""How much longer than its deadline an attempt may take, with all that is written about it."""
+
+
+async def send_in_order(
+    db: Database, sender: Sender, metrics: Metrics, merchant_id: MerchantId, endpoint_id: EndpointId, *, lease_seconds: float
+) -> bool:
+    """Send until nothing waits, or what is next failed, or another worker holds the endpoint, or the turn is over.
+
+    Whether more could be sent at once. Raises `DatabaseUnavailable`, `Overloaded`; the lease then ends by itself. Cancelled, it
+    lets the endpoint go.
+    """
+    token = uuid7()
+    async with db.pool.connection() as connection:
+        if not await take_endpoint(connection, merchant_id, endpoint_id, token, lease_seconds=lease_seconds):
+            return False
+    sending = _Sending(db, sender, metrics, merchant_id, endpoint_id)
+    turn_ends_at = trio.current_time() + TURN_SECONDS
+    try:
+        while await sending.send_next(token, lease_seconds=lease_seconds) and trio.current_time() < turn_ends_at:
+            pass
+    finally:
+        with trio.move_on_after(LET_GO_SECONDS, shield=True):
+            async with db.pool.connection() as connection:
+                await let_go(connection, merchant_id, endpoint_id, token, held_seconds=sending.held_seconds)
+    if sending.held_seconds:
+        return False
+    async with db.pool.connection() as connection:  # what was committed before the lease ended saw it held
+        return await has_waiting(connection, merchant_id, endpoint_id)
+
+
+class _Sending:
+    """The deliveries of one lease. `held_seconds`: how long nothing may be sent there, because the last one failed."""
+
+    def __init__(self, db: Database, sender: Sender, metrics: Metrics, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
+        self._db = db
+        self._sender = sender
+        self._metrics = metrics
+        self._merchant_id = merchant_id
+        self._endpoint_id = endpoint_id
+        self.held_seconds = 0.0
+
+    async def send_next(self, token: UUID, *, lease_seconds: float) -> bool:
+        """Send the next one; whether to go on."""
+        too_old_at = trio.current_time() + lease_seconds - (1 + MARGIN) * self._sender.attempt_seconds
+        async with self._db.pool.connection() as connection:
+            claimed, is_ours = await claim_next(
+                connection, self._merchant_id, self._endpoint_id, token, lease_seconds=lease_seconds
+            )
+        if claimed is None:
+            return is_ours
+        attempted = await self._sender.attempt(claimed, too_old_at=too_old_at)
+        if isinstance(attempted, NotMade):
+            self.held_seconds = NOT_MADE_SECONDS
+            async with self._db.pool.connection() as connection:
+                await give_back(connection, [(claimed, 0.0)])
+            return False
+        result = attempted.result
+        self._metrics.webhook_attempted(result.status, delivered=result.delivered)
+        if not result.delivered and result.retry_seconds is not None:
+            self.held_seconds = result.retry_seconds
+        is_written = await self._db.delivery_results.submit(result)
+        if not is_written or self.held_seconds:
+            return False
+        destination = self._sender.known(self._merchant_id, self._endpoint_id)
+        if destination is not None and destination.endpoint.requests_per_second_max:
+            await trio.sleep(1 / destination.endpoint.requests_per_second_max)
+        return True

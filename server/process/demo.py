@@ -1,0 +1,97 @@
+"""The demo merchant of `florin up`, and what the sandbox and Florin have to know of each other.
+
+Everything is drawn once and kept in `demo.json` in the data directory, readable by its owner only, so that the key that was shown
+still works after a restart. Writing it to the database again changes nothing.
+"""
+
+import secrets
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from core.errors import FlorinError
+from core.ids import PSP_ACCOUNT, EndpointId, MerchantId, PspAccountId, encode_id
+from core.signing import standard_secret
+from server.atomic_files import write_private
+from server.credentials import api_key, key_hash
+from server.db.connection import Connection
+from server.db.merchants import merchants
+from server.db.psps.accounts import PspAccount, add_psp_account
+from server.db.webhooks.endpoints import Endpoint, add_endpoint, move_endpoint
+from server.sealing import Sealer
+from server.uuid7 import uuid7
+
+_MODE: Literal["test"] = "test"
+
+
+class Demo(msgspec.Struct, frozen=True):
+    """The identities and secrets of the demo."""
+
+    merchant_id: UUID
+    api_key_id: UUID
+    api_key: str
+    endpoint_id: UUID
+    webhook_secret: str
+    psp_account_id: UUID
+    psp_api_key: str
+    psp_webhook_secret: str
+
+    def psp_webhook_url(self, api_url: str) -> str:
+        """Where the sandbox PSP sends its webhooks."""
+        return f"{api_url}/v1/psp/sandbox/{encode_id(PSP_ACCOUNT, self.psp_account_id)}/webhooks"
+
+
+def load_or_draw(path: Path) -> Demo:
+    """The demo of this data directory, drawn at first use."""
+    if path.exists():
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Demo)
+        except (msgspec.DecodeError, OSError) as error:
+            raise FlorinError(f"{path} cannot be read: {error}. Remove it to get a new demo merchant") from error
+    merchant_id = MerchantId(uuid7())
+    demo = Demo(
+        merchant_id=merchant_id,
+        api_key_id=uuid7(),
+        api_key=api_key(_MODE, merchant_id),
+        endpoint_id=uuid7(),
+        webhook_secret=standard_secret(secrets.token_bytes(32)),
+        psp_account_id=uuid7(),
+        psp_api_key=f"sandbox_{secrets.token_hex(24)}",
+        psp_webhook_secret=f"sandbox_whsec_{secrets.token_hex(24)}",
+    )
+    write_private(path, msgspec.json.encode(demo))
+    return demo
+
+
+async def provision(connection: Connection, demo: Demo, sealer: Sealer, *, psp_url: str, shop_url: str, now: datetime) -> None:
+    """Put the demo into the database, or bring its addresses up to date."""
+    account_id, merchant_id = PspAccountId(demo.psp_account_id), MerchantId(demo.merchant_id)
+    account = PspAccount(
+        id=account_id,
+        psp="sandbox",
+        mode=_MODE,
+        base_url=psp_url,
+        sealed_api_key=sealer.seal(demo.psp_api_key, table="psp_accounts.api_key", row=account_id),
+        sealed_webhook_secret=sealer.seal(demo.psp_webhook_secret, table="psp_accounts.webhook_secret", row=account_id),
+        name="Sandbox",
+    )
+    await add_psp_account(connection, account, now=now)
+    if await merchants.find_merchant(connection, merchant_id) is None:
+        async with connection.atomic():
+            await merchants.add_merchant(connection, merchants.Merchant(merchant_id, "Demo shop", _MODE, account_id, now))
+            await merchants.add_api_key(
+                connection,
+                merchant_id,
+                demo.api_key_id,
+                secret_sha256=key_hash(demo.api_key),
+                hint=demo.api_key[-4:],
+                now=now,
+            )
+    sealed = sealer.seal(demo.webhook_secret, table="webhook_endpoints", row=demo.endpoint_id, merchant=merchant_id)
+    endpoint_id, url = EndpointId(demo.endpoint_id), f"{shop_url}/webhooks"
+    endpoint = Endpoint(id=endpoint_id, merchant_id=merchant_id, url=url, sealed_secret=sealed, created_at=now, updated_at=now)
+    await add_endpoint(connection, endpoint)
+    await move_endpoint(connection, merchant_id, endpoint_id, url)

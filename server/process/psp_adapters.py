@@ -1,0 +1,146 @@
+"""The PSP accounts of a worker: their adapters, made anew when an account changes, and their guards, which live on.
+
+An account whose secrets cannot be opened is left out and must not stop the others.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+
+import structlog
+
+from core.errors import FlorinError
+from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
+from server.db.database import Database
+from server.db.psps.accounts import PspAccount, list_psp_accounts
+from server.db.psps.shared_state import claim_probe, reserve_slots
+from server.http.client.client import Client
+from server.psp.adapter import Adapter
+from server.psp.guard import Guard, Limits, Shared
+from server.psp.sandbox.adapter import SandboxAdapter
+from server.psp.stripe import api
+from server.psp.stripe.adapter import StripeAdapter
+from server.psp.stripe.api import StripeApi
+from server.psp.transport import Deadlines, Wire
+from server.sealing import Sealer, SealError
+from server.telemetry import Metrics
+
+PATIENCE_SHARE = 0.4
+"""How much of a call's time it may wait for its turn."""
+
+_log = structlog.get_logger()
+
+
+class Accounts:
+    """Makes the adapters. `load` is what `Routing` calls."""
+
+    def __init__(
+        self,
+        db: Database,
+        http: Client,
+        sealer: Sealer,
+        metrics: Metrics,
+        deadlines: Deadlines,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._db = db
+        self._http = http
+        self._sealer = sealer
+        self._metrics = metrics
+        self._deadlines = deadlines
+        self._now = now
+        self._rng = random.Random()  # noqa: S311 - jitter
+        self._guards: dict[PspAccountId, Guard] = {}
+        self._made: dict[PspAccountId, tuple[PspAccount, Adapter | None]] = {}
+
+    async def load(self) -> Sequence[Adapter]:
+        """The adapters of all accounts. Raises `SealError` where none can be opened."""
+        async with self._db.pool.connection() as connection:
+            stored = await list_psp_accounts(connection)
+        now = self._now()
+        accounts = [
+            account
+            if account.old_secret_until is None or account.old_secret_until > now
+            else replace(account, sealed_old_secret=None)
+            for account in stored
+        ]
+        for account in accounts:
+            known = self._made.get(account.id)
+            if known is None or known[0] != account:
+                self._made[account.id] = account, self._adapter(account)
+        adapters = [adapter for account in accounts if (adapter := self._made[account.id][1]) is not None]
+        if accounts and not adapters:
+            raise SealError("no PSP account can be opened with this sealing key: is it the right key file?")
+        return adapters
+
+    def _adapter(self, account: PspAccount) -> Adapter | None:
+        try:
+            api_key = self._sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id)
+            sealed = [account.sealed_webhook_secret, account.sealed_old_secret]
+            secrets = tuple(
+                self._sealer.open(one, table="psp_accounts.webhook_secret", row=account.id) for one in sealed if one is not None
+            )
+        except SealError as error:
+            _log.error("a PSP account cannot be used", account=encode_id(PSP_ACCOUNT, account.id), error=str(error))
+            return None
+        make = partial(self._wire, account)
+        match account.psp:
+            case "sandbox":
+                return SandboxAdapter(
+                    wire=make([("authorization", f"Bearer {api_key}"), ("content-type", "application/json")]),
+                    account_id=account.id,
+                    webhook_secrets=secrets,
+                    mode=account.mode,
+                    is_enabled=account.enabled,
+                )
+            case "stripe":
+                return StripeAdapter(
+                    api=StripeApi(make(api.headers(api_key), retry_header=api.RETRY_HEADER), self._now),
+                    account_id=account.id,
+                    webhook_secrets=secrets,
+                    mode=account.mode,
+                    is_enabled=account.enabled,
+                )
+            case _:
+                raise FlorinError(f"there is no adapter for the PSP {account.psp!r}")
+
+    def _wire(self, account: PspAccount, headers: list[tuple[str, str]], *, retry_header: bytes | None = None) -> Wire:
+        return Wire(
+            self._http,
+            self._guard(account),
+            base_url=account.base_url,
+            headers=headers,
+            deadlines=self._deadlines,
+            observe=partial(self._metrics.psp_called, encode_id(PSP_ACCOUNT, account.id), account.psp),
+            rng=self._rng,
+            retry_header=retry_header,
+        )
+
+    def _guard(self, account: PspAccount) -> Guard:
+        rate = account.requests_per_second_max
+        limits = Limits(concurrency=account.concurrency_max, requests_per_second=float(rate) if rate is not None else None)
+        guard = self._guards.get(account.id)
+        if guard is not None:
+            guard.move(limits)
+            return guard
+        shared = Shared(reserve=partial(self._reserve, account.id), may_probe=partial(self._may_probe, account.id))
+        guard = self._guards[account.id] = Guard(limits, shared, patience_seconds=PATIENCE_SHARE * self._deadlines.seconds)
+        self._metrics.watch_psp(
+            encode_id(PSP_ACCOUNT, account.id),
+            account.psp,
+            state=lambda: guard.state,
+            in_flight=lambda: guard.in_flight,
+            limit=lambda: guard.concurrency.limit,
+        )
+        return guard
+
+    async def _reserve(self, account_id: PspAccountId, slots: int, interval_seconds: float) -> float:
+        async with self._db.pool.connection() as connection:
+            return await reserve_slots(connection, account_id, slots=slots, interval_seconds=interval_seconds)
+
+    async def _may_probe(self, account_id: PspAccountId) -> bool:
+        async with self._db.pool.connection() as connection:
+            return await claim_probe(connection, account_id)

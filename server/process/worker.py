@@ -1,0 +1,267 @@
+"""One worker: the composition root. Opens the services, owns every nursery, and shuts down in order.
+
+    worker
+    └─ services: database (pool and committers), HTTP clients, PSP adapters     opened first, closed last
+       └─ jobs: deliveries, batches, feeds and acknowledgements of the stream, follow-up, inbox, PSP sync, hash chain,
+          prune, overdue, alerts, and what goes on behind a reply
+          └─ front: the listener, one task a connection
+
+SIGTERM: stop accepting, let requests in hand finish under a deadline, stop the jobs (what they had claimed comes back when its
+lease ends), commit what is queued, close. A client that hangs up cancels nothing.
+"""
+
+import gc
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+
+import structlog
+import trio
+
+from core.errors import FlorinError, leaves
+from server.api.app import Api
+from server.child_process import allow_many_files, say_ready
+from server.clock import utc_now
+from server.concurrency.background import Background
+from server.concurrency.wakeup import Bell
+from server.concurrency.worker_count import Workers
+from server.db.database import open_database
+from server.db.migrate import MigrationError, require_current
+from server.db.payments.changes import Applied
+from server.flows.events.acknowledgements import Acks
+from server.flows.events.live_feeds import Feeds
+from server.flows.payments.fraud import FraudCheck
+from server.flows.services import Services
+from server.flows.webhooks.destinations import Destinations
+from server.flows.webhooks.send import RESPONSE_BYTES_MAX, Sender
+from server.http.client.client import Client, ClientOptions, open_client
+from server.http.client.dial import AddressCheck
+from server.http.reaper import TICK_SECONDS
+from server.http.server.forwarded import networks
+from server.http.server.listener import Listener, ListenerOptions
+from server.http.tls import server_tls
+from server.jobs import alerts, event_hints, follow_up_payments, hash_chain, overdue, prune, psp_inbox, psp_sync
+from server.jobs.batches.runner import Batches
+from server.jobs.webhooks.endpoint_lane import Timing
+from server.jobs.webhooks.parallel import Deliverer
+from server.process.alert_channels import channels_of
+from server.process.psp_adapters import Accounts
+from server.psp.routing import Routing
+from server.psp.transport import Deadlines
+from server.sealing import Sealer, SealError
+from server.settings import Settings, SettingsError, load_settings, webhook_networks
+from server.telemetry import Metrics, configure_logs
+
+CHAIN_SWEEPS = 5
+"""How much less often than others the chain job looks: nobody waits for it."""
+
+PSP_CONNECTIONS_MAX = 8_192
+PSP_IDLE_SECONDS = 20.0
+"""Shorter than PSPs keep connections: a call that dies with one that was just closed is an UNKNOWN payment."""
+
+OWN_SHARE = 0.9
+"""How much of a flow's time for a PSP a call may use."""
+
+EXIT_SETUP_FAILED = 78  # EX_CONFIG: a restart will not help
+_log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_worker(
+    settings: Settings, listening: socket.socket, *, now: Callable[[], datetime] = utc_now
+) -> AsyncIterator[Services]:
+    """Everything of a worker, serving. At the end of the block it drains and closes in order."""
+    sealer = Sealer.from_file(settings.key_file)
+    metrics = Metrics()
+    destinations = Destinations(webhook_networks(settings))
+    async with (
+        open_database(
+            settings.database_url,
+            pool_size=settings.pool_size,
+            delivery_lease_seconds=settings.delivery_lease_seconds,
+            observe=metrics.committed,
+        ) as db,
+        open_client(_psp_client_options(settings)) as psp_http,
+        open_client(_client_options(settings)) as fraud_http,
+        _open_webhook_clients(settings, destinations) as (webhook_https, webhook_http),
+    ):
+        feeds, workers = Feeds(db.pool), Workers()
+        seconds = settings.delivery_seconds
+        sender = Sender(db.pool, webhook_https, webhook_http, sealer, attempt_seconds=seconds, now=now, publish=feeds.publish)
+        deliverer = Deliverer(db, sender, metrics, workers, _timing(settings))
+        accounts = Accounts(db, psp_http, sealer, metrics, _deadlines(settings), now=now)
+        services = Services(
+            db=db,
+            psps=Routing(accounts.load),
+            notify=partial(_tell, feeds, deliverer),
+            psp_seconds=settings.psp_seconds,
+            now=now,
+            background=Background(),
+            batch_bell=Bell(),
+            feeds=feeds,
+            acks=Acks(db.pool, now=now),
+            workers=workers,
+            sealer=sealer,
+            destinations=destinations,
+            receipt_key=sealer.receipt_key(),
+            metrics=metrics,
+            fraud=_fraud_check(fraud_http, settings),
+        )
+        await _require_ready(services)
+        api = Api(services, metrics, metrics_token=settings.metrics_token)
+        listener = Listener(api, listening, _listener_options(settings))
+        batches = Batches(services, sweep_seconds=settings.sweep_seconds)
+        async with trio.open_nursery() as jobs:
+            await _start_jobs(jobs, services, deliverer, batches, settings)
+            await jobs.start(api.run)
+            async with _serving(settings, api, listener, services, batches):
+                yield services
+            jobs.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _serving(settings: Settings, api: Api, listener: Listener, services: Services, batches: Batches) -> AsyncIterator[None]:
+    """The front: at the end of the block it drains."""
+    async with trio.open_nursery() as front:
+        await front.start(listener.run)
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                until = trio.current_time() + settings.drain_seconds
+                api.end_waits()
+                async with trio.open_nursery() as draining:
+                    draining.start_soon(partial(batches.drain, seconds=settings.drain_seconds))
+                    draining.start_soon(partial(listener.drain, seconds=settings.drain_seconds))
+                await services.background.drain(seconds=max(until - trio.current_time(), 0))
+            front.cancel_scope.cancel()
+
+
+async def _require_ready(services: Services) -> None:
+    """Raises `MigrationError` or `SealError` where this worker cannot serve this database."""
+    async with services.db.pool.connection() as connection:
+        await require_current(connection)
+    await services.psps.reload()
+
+
+async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliverer, batches: Batches, settings: Settings) -> None:
+    sweep_seconds = settings.sweep_seconds
+    await jobs.start(batches.run)
+    await jobs.start(deliverer.run)
+    await jobs.start(services.feeds.run)
+    await jobs.start(services.acks.run)
+    await jobs.start(partial(event_hints.run, services, settings.database_url))
+    await jobs.start(services.background.run)
+    await jobs.start(partial(psp_sync.run, services))
+    await jobs.start(partial(follow_up_payments.run, services, sweep_seconds=sweep_seconds))
+    await jobs.start(partial(psp_inbox.run, services, sweep_seconds=sweep_seconds))
+    await jobs.start(partial(hash_chain.run, services, sweep_seconds=CHAIN_SWEEPS * sweep_seconds))
+    await jobs.start(partial(prune.run, services))
+    await jobs.start(partial(overdue.run, services))
+    await jobs.start(partial(alerts.run, services, channels_of(settings, services.destinations)))
+
+
+def _client_options(settings: Settings) -> ClientOptions:
+    """What could not connect in time was not sent; that must be known before the PSP's deadline makes it unknown."""
+    return ClientOptions(connect_seconds=min(settings.connect_seconds, settings.psp_seconds / 2))
+
+
+def _timing(settings: Settings) -> Timing:
+    return Timing(lease_seconds=settings.delivery_lease_seconds, sweep_seconds=settings.sweep_seconds)
+
+
+def _fraud_check(http: Client, settings: Settings) -> FraudCheck | None:
+    return FraudCheck(http, url=settings.fraud_url, token=settings.fraud_token) if settings.fraud_url else None
+
+
+def _tell(feeds: Feeds, deliverer: Deliverer, applied: Applied) -> None:
+    """A committed event goes to who reads now, and to endpoints."""
+    if applied.event is not None:
+        feeds.publish(applied.event)
+        deliverer.notify(applied)
+
+
+@asynccontextmanager
+async def _open_webhook_clients(settings: Settings, destinations: Destinations) -> AsyncIterator[tuple[Client, Client]]:
+    """Apart from the PSPs', so that merchants' hosts cannot hold them up; https may go further than http."""
+    async with (
+        open_client(_webhook_client_options(settings, destinations.check)) as https,
+        open_client(_webhook_client_options(settings, destinations.check_private)) as http,
+    ):
+        yield https, http
+
+
+def _webhook_client_options(settings: Settings, check: AddressCheck) -> ClientOptions:
+    return replace(_client_options(settings), response_bytes_max=RESPONSE_BYTES_MAX, cuts_responses=True, check=check)
+
+
+def _psp_client_options(settings: Settings) -> ClientOptions:
+    """How many calls there may be is for each account's guard to say."""
+    return replace(_client_options(settings), connections_per_origin_max=PSP_CONNECTIONS_MAX, idle_seconds=PSP_IDLE_SECONDS)
+
+
+def _deadlines(settings: Settings) -> Deadlines:
+    """Our own deadlines end before those of the flows, so that what is known about a call comes out of it."""
+    # The client's reaper looks only so often: with that, too, a call has ended when the flow's time is over.
+    seconds = min(OWN_SHARE * settings.psp_seconds, max(settings.psp_seconds - TICK_SECONDS, settings.psp_seconds / 2))
+    connect_seconds = min(settings.connect_seconds, settings.psp_seconds / 2)
+    read_seconds = min(settings.psp_read_seconds, seconds)
+    return Deadlines(seconds=seconds, read_seconds=read_seconds, connect_seconds=connect_seconds)
+
+
+def _listener_options(settings: Settings) -> ListenerOptions:
+    try:
+        return ListenerOptions(
+            requests_in_flight_max=settings.requests_in_flight_max,
+            tls=server_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None,
+            proxy_protocol=settings.proxy_protocol,
+            trusted_proxies=networks(filter(None, settings.trusted_proxies.split(","))),
+            websockets=True,
+        )
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise SettingsError(f"the listener cannot be set up as configured: {error}") from error
+
+
+async def serve(settings: Settings, listening: socket.socket, *, ready: int) -> None:
+    """Serve until SIGTERM or SIGINT. `ready` is a descriptor that is told when requests can come."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_worker(settings, listening):
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(50_000, 20, 100)
+            say_ready(ready)
+            async for _ in signals:
+                break
+
+
+def main(listening_descriptor: int, ready_descriptor: int) -> int:
+    """A worker process of the supervisor, which passes the listening socket and a pipe. Its exit code."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        configure_logs("info")
+        _log.error("the worker cannot run", errors=[str(error)])
+        return EXIT_SETUP_FAILED
+    configure_logs(settings.log_level)
+    allow_many_files()
+    listening = socket.socket(fileno=listening_descriptor)
+    try:
+        trio.run(lambda: serve(settings, listening, ready=ready_descriptor))
+    except (FlorinError, BaseExceptionGroup) as error:
+        group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+        failures, rest = group.split(FlorinError)
+        if rest is not None or failures is None:
+            raise
+        _log.error("the worker cannot run", errors=[str(error) for error in leaves(failures)])
+        is_hopeless = failures.subgroup((MigrationError, SealError, SettingsError)) is not None
+        return EXIT_SETUP_FAILED if is_hopeless else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,66 @@
+"""Batches and their items as merchants see them."""
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from server.resources.payments import PaymentStatus
+
+ItemStatus = Literal["SUCCEEDED", "DECLINED", "PENDING", "UNKNOWN", "FAILED", "NOT_STARTED"]
+
+
+class BatchItem(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of an item of a batch. `success` is 1 exactly where it is SUCCEEDED; `item` is its number in the request, from 1.
+
+    UNKNOWN: the PSP was asked, or may have been; it is found out. FAILED: nothing was done, `code` and `detail` say why.
+    """
+
+    object: Literal["batch_item"]
+    item: int
+    position: int | None
+    type: Literal["charge", "verify", "capture", "refund"] | None
+    status: ItemStatus
+    success: Literal[0, 1]
+    order_id: str | None
+    payment_id: str | None
+    payment_status: PaymentStatus | None
+    refund_id: str | None
+    did_check_again: bool
+    code: str | None
+    detail: str | None
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch. `outcomes` counts its items by status, `unfinished` those that wait or are under way while it runs; with
+    `resume_token` what is unfinished is resumed, once.
+    """
+
+    id: str
+    object: Literal["batch"]
+    status: Literal["RUNNING", "COMPLETED", "TIMED_OUT", "STOPPED"]
+    count: int
+    unfinished: int
+    outcomes: dict[str, int]
+    concurrency: int
+    deadline_seconds: int
+    deadline_at: datetime
+    run: int
+    resume_token: str | None
+    created_at: datetime
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class BatchReport(Batch, frozen=True, kw_only=True):
+    """A batch that has ended, with all its items."""
+
+    items: list[BatchItem]
+
+
+class BatchItemPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Results in the order in which they became known. Ask again with `after=position`."""
+
+    data: list[BatchItem]
+    position: int
+    has_more: bool

@@ -1,0 +1,46 @@
+"""Events, consumers and tickets for the stream, as merchants see them."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened. `seq` numbers a merchant's events without a gap; `id` tells repetitions; `data` is the object as it was
+    then.
+    """
+
+    id: str
+    type: str
+    seq: int
+    api_version: str
+    timestamp: datetime
+    data: dict[str, Any]
+
+
+class Consumer(msgspec.Struct, frozen=True, kw_only=True):
+    """A named reader of events; everything up to `acked_seq` has been dealt with."""
+
+    name: str
+    acked_seq: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class StreamTicket(msgspec.Struct, frozen=True, kw_only=True):
+    """Opens the stream once, from pages of `origin`."""
+
+    ticket: str
+    url: str
+    expires_at: datetime
+
+
+class EventPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Events in order. Ask again with `after=seq`. `recovered`: these follow what you had without a gap."""
+
+    data: list[Event]
+    seq: int
+    has_more: bool
+    recovered: bool
+    epoch: str

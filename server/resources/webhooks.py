@@ -1,0 +1,81 @@
+"""Webhook endpoints, deliveries and dead letters as merchants see them."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A webhook endpoint. `secret` is there where it was just made; `event_types` empty means all."""
+
+    id: str
+    object: Literal["webhook_endpoint"]
+    url: str
+    description: str
+    enabled: bool
+    disabled_reason: Literal["merchant", "gone", "failing"] | None
+    failing_since: datetime | None
+    mode: Literal["parallel", "ordered"]
+    event_types: list[str]
+    requests_per_second_max: int | None
+    concurrency_max: int
+    old_secret_until: datetime | None
+    created_at: datetime
+    secret: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt to deliver. `response` is an excerpt of the answer without secrets."""
+
+    number: int
+    at: datetime
+    status: int | None
+    error: str | None
+    milliseconds: int | None
+    response: str | None
+
+
+class SentRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is sent, without signature and personal data."""
+
+    method: Literal["POST"]
+    url: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """An event on its way to an endpoint. `DEAD`: given up, a dead letter."""
+
+    endpoint_id: str
+    seq: int
+    event_id: str
+    event_type: str
+    state: Literal["PENDING", "DELIVERED", "DEAD", "DROPPED"]
+    attempts: int
+    next_attempt_at: datetime | None
+    last_status: int | None
+    last_error: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class DeliveryDetail(Delivery, frozen=True, kw_only=True):
+    """A delivery with its request and all attempts."""
+
+    request: SentRequest
+    log: list[Attempt]
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery that was given up."""
+
+    endpoint_id: str
+    seq: int
+    event_id: str
+    event_type: str
+    attempts: int
+    last_status: int | None
+    last_error: str | None
+    died_at: datetime

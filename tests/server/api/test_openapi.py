@@ -1,0 +1,106 @@
+"""The OpenAPI document and the docs page: true to what is served."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from core.events import EVENT_TYPES, endpoint_data, payment_data, refund_data
+from core.ids import EndpointId
+from server import resources
+from server.api.docs import example
+from server.uuid7 import uuid7
+from tests.support.florin import Florin
+from tests.support.payments import charge
+from tests.support.webhooks import call
+
+CHECKS = (
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "ignored_auth",
+    "missing_required_header",
+)
+ST = str(Path(sys.executable).with_name("st"))
+
+
+async def document(florin: Florin) -> dict[str, Any]:
+    """The document as it is served."""
+    response = await florin.http.get(f"{florin.api_url}/openapi.json")
+    assert response.status_code == 200
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def test_every_route_is_described_and_every_description_is_served(florin: Florin) -> None:
+    found = await document(florin)
+    assert found["openapi"] == "3.1.0"
+    assert set(found["webhooks"]) == set(EVENT_TYPES)
+    for path, methods in found["paths"].items():
+        concrete = re.sub(r"\{\w+\}", "x", path)
+        for method, operation in methods.items():
+            answer = await florin.http.request(method.upper(), f"{florin.api_url}{concrete}")
+            assert answer.status_code == (200 if operation.get("security") == [] else 401), (method, path)
+        other = await florin.http.request("PATCH" if "patch" not in methods else "PUT", f"{florin.api_url}{concrete}")
+        assert other.status_code == 405
+        assert {one.lower() for one in other.headers["allow"].split(", ")} - {"head"} == set(methods)
+    text = msgspec.json.encode(found).decode()
+    for reference in re.findall(r"#/components/schemas/(\w+)", text):
+        assert reference in found["components"]["schemas"]
+
+
+async def test_replies_have_the_fields_of_their_types(florin: Florin) -> None:
+    payment = await charge(florin)
+    refund = (await call(florin, "POST", f"payments/{payment['id']}/refunds", {})).json()
+    assert set(payment) == set(resources.Payment.__struct_fields__)
+    assert set(refund) == set(resources.Refund.__struct_fields__)
+    assert msgspec.convert(payment, resources.Payment, strict=False).id == payment["id"]
+    for name in EVENT_TYPES:
+        event = example(name)
+        real = {"payment": payment, "refund": refund, "webhook_endpoint": endpoint_data(EndpointId(uuid7()), url="", reason=None)}
+        assert set(event.data) == set(real[name.partition(".")[0]])
+    assert payment_data.__doc__
+    assert refund_data.__doc__
+
+
+async def test_the_docs_page_loads_nothing(florin: Florin) -> None:
+    response = await florin.http.get(f"{florin.api_url}/docs")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    page = response.text
+    assert not re.search(r"<(script|img|link|iframe|object)|@import|url\(|src=", page)
+    for name in EVENT_TYPES:
+        assert f"<code>{name}</code>" in page
+    assert 'id="stream"' in page
+
+
+@pytest.mark.timeout(240)
+async def test_schemathesis_finds_no_disagreement(florin: Florin, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Whatever can be asked is answered as the document says: its status, its media type, its fields."""
+    await charge(florin)
+    examples = "200" if request.config.getoption("--long") else "12"
+    command = [
+        ST,
+        "run",
+        f"{florin.api_url}/openapi.json",
+        "--header",
+        f"Authorization: Bearer {florin.demo.api_key}",
+        "--checks",
+        ",".join(CHECKS),
+        "--phases",
+        "examples,coverage,fuzzing",
+        "--max-examples",
+        examples,
+        "--seed",
+        "7",
+        "--request-timeout",
+        "10",
+        "--no-color",
+    ]
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()[-6_000:]

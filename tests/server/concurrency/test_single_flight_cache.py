@@ -1,0 +1,128 @@
+"""What is remembered for a moment is looked up once, however many ask."""
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from server.concurrency.single_flight_cache import Remembered
+
+SECONDS = 2.0
+
+
+class Source:
+    """Counts look-ups, and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.may_answer = trio.Event()
+        self.failure: Exception | None = None
+
+    async def find(self, key: str) -> str:
+        """Look one up."""
+        self.asked += 1
+        number = self.asked
+        await self.may_answer.wait()
+        if self.failure is not None:
+            raise self.failure
+        return f"{key} {number}"
+
+
+async def test_those_who_come_meanwhile_wait_for_the_same_look_up(autojump_clock: MockClock) -> None:
+    source, found = Source(), list[str]()
+    remembered = Remembered(source.find, seconds=SECONDS, most=10)
+
+    async def ask() -> None:
+        found.append(await remembered.look_up("a"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        source.may_answer.set()
+    assert (source.asked, set(found)) == (1, {"a 1"})
+    assert remembered.get("a", now=trio.current_time()) == "a 1"
+    await trio.sleep(SECONDS)
+    assert remembered.get("a", now=trio.current_time()) is None
+    assert remembered.last("a") == "a 1"
+    remembered.forget("a")
+    assert remembered.last("a") is None
+
+
+async def test_a_look_up_that_fails_fails_for_all_and_is_not_remembered() -> None:
+    source = Source()
+    source.failure = ValueError("gone")
+    remembered = Remembered(source.find, seconds=SECONDS, most=10)
+    failures = 0
+
+    async def ask() -> None:
+        nonlocal failures
+        with pytest.raises(ValueError, match="gone"):
+            await remembered.look_up("a")
+        failures += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        source.may_answer.set()
+    assert (source.asked, failures) == (1, 10)
+    source.failure = None
+    assert await remembered.look_up("a") == "a 2"
+
+
+async def test_one_who_gives_up_takes_nobody_with_him() -> None:
+    source, found = Source(), list[str]()
+    remembered = Remembered(source.find, seconds=SECONDS, most=10)
+
+    async def ask() -> None:
+        found.append(await remembered.look_up("a"))
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+
+            async def leave() -> None:
+                await wait_all_tasks_blocked()
+                scope.cancel()
+
+            nursery.start_soon(leave)
+            nursery.start_soon(ask)
+            await remembered.look_up("a")
+        await wait_all_tasks_blocked()
+        source.may_answer.set()
+    assert found in (["a 1"], ["a 2"])  # whichever of the two was first
+
+
+async def test_what_is_not_kept_is_looked_up_by_each(autojump_clock: MockClock) -> None:
+    source, found = Source(), list[str]()
+    remembered = Remembered(source.find, seconds=SECONDS, most=10, keeps=lambda value: value.endswith("3"))
+
+    async def ask() -> None:
+        found.append(await remembered.look_up("a"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        source.may_answer.set()
+    assert sorted(found) == ["a 1", "a 2", "a 3", "a 3", "a 3"]
+    assert remembered.last("a") == "a 3"
+
+
+async def test_a_value_is_as_old_as_the_begin_of_its_look_up(autojump_clock: MockClock) -> None:
+    async def slowly(key: str) -> str:
+        await trio.sleep(SECONDS - 0.5)
+        return key
+
+    remembered = Remembered(slowly, seconds=SECONDS, most=10)
+    await remembered.look_up("a")
+    await trio.sleep(0.6)
+    assert remembered.get("a", now=trio.current_time()) is None
+
+
+async def test_no_more_is_remembered_than_was_agreed() -> None:
+    source = Source()
+    source.may_answer.set()
+    remembered = Remembered(source.find, seconds=SECONDS, most=3)
+    for key in "abcdefg":
+        await remembered.look_up(key)
+        assert sum(remembered.last(one) is not None for one in "abcdefg") <= 3

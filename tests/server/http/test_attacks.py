@@ -1,0 +1,568 @@
+"""What attackers with fresh eyes found, kept so that it cannot come back: one test each."""
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+import trio
+from wsproto import events as ws
+from wsproto.connection import Connection, ConnectionType
+from wsproto.extensions import PerMessageDeflate
+
+from server.http.asgi import Receive, Scope, Send, respond
+from server.http.client.client import ClientOptions, open_client
+from server.http.client.connection import ClientConnection
+from server.http.client.errors import ClientError, OutcomeUnknown
+from server.http.reaper import Reaper
+from server.http.server import connection
+from server.http.tls import TlsTransport, server_tls
+from server.http.websocket import outbox, websocket
+from server.http.websocket.frame import Frame, send_frame
+from tests.support import websocket as sockets
+from tests.support.florin import until
+from tests.support.http import GET, TEXT, request, serving, talk
+from tests.support.websocket import HANDSHAKE, connected
+
+POST_HALF = request("POST / HTTP/1.1", "Host: a", "Content-Length: 10", body=b"hello")
+
+
+async def test_a_half_closed_websocket_with_unsent_data_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "WRITE_SECONDS", 30.0)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        with suppress(OSError):
+            while True:
+                await send({"type": "websocket.send", "bytes": b"x" * 100_000})
+
+    async with sockets.serving(app) as (listener, port), connected(port) as peer:
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        await peer.stream.send_eof()
+        await until(lambda: not listener._connections)
+
+
+async def test_one_that_cannot_be_expired_does_not_end_the_watch_over_all() -> None:
+    ended = trio.Event()
+
+    class Bad:
+        deadline = 0.0
+
+        def expire(self) -> None:
+            raise RuntimeError("on purpose")
+
+    class Good:
+        deadline = 0.0
+
+        def expire(self) -> None:
+            ended.set()
+
+    reaper = Reaper()
+    reaper.watched |= {Bad(), Good()}
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reaper.run)
+        with trio.fail_after(5):
+            await ended.wait()
+        await trio.sleep(0.6)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-length", b"2"), (b"content-length", b"2")],
+        [(b"content-length", b"abc")],
+        [(b"content-length", b"-2")],
+        [(b"transfer-encoding", b"chunked")],
+        [(b"content length", b"2")],
+        [(b"x:y", b"2")],
+        [(b"", b"2")],
+        [(b"x", b"a\0b")],
+    ],
+)
+async def test_what_frames_a_response_is_the_servers_to_say(headers: list[tuple[bytes, bytes]]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async with serving(app) as (_, port):
+        assert (await talk(port, GET + GET)).count(b"HTTP/1.1 500 ") == 2
+
+
+async def test_the_last_of_several_dates_is_sent_and_nothing_is_lost() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 200, b"hello", content_type=TEXT, headers=[(b"date", b"x"), (b"date", b"y")])
+
+    async with serving(app) as (_, port):
+        answer = await talk(port, GET + GET)
+    assert answer.count(b"content-length: 5") == 2
+    assert (answer.count(b"date: x"), answer.count(b"date: y")) == (0, 2)
+
+
+@pytest.mark.parametrize(("status", "line"), [(299, b"HTTP/1.1 299 "), (599, b"HTTP/1.1 599 "), (103, b"HTTP/1.1 500 ")])
+async def test_any_status_of_a_response_may_be_sent(status: int, line: bytes) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, status, b"ok", content_type=TEXT, headers=[(b"date", b"mine")])
+
+    async with serving(app) as (_, port):
+        answer = await talk(port, GET)
+    assert answer.startswith(line)
+    assert answer.lower().count(b"date:") == 1
+
+
+@pytest.mark.parametrize("kind", ["nothing", "start only", "another type", "raises"])
+async def test_whoever_is_not_answered_gets_500(kind: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if kind in ("start only", "another type"):
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        if kind == "another type":
+            await send({"type": "http.response.trailers", "headers": []})
+        if kind == "raises":
+            raise RuntimeError("on purpose")
+
+    async with serving(app) as (_, port):
+        assert (await talk(port, GET + b"\0garbage")).startswith(b"HTTP/1.1 500 ")
+        assert (await talk(port, GET + GET)).count(b"HTTP/1.1 500 ") == 2
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        SystemExit(3),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+        BaseExceptionGroup("", [SystemExit()]),
+        ExceptionGroup("", [ValueError()]),
+    ],
+)
+async def test_whatever_an_application_raises_ends_only_its_request(raised: BaseException) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        raise raised
+
+    async with serving(app) as (_, port):
+        assert (await talk(port, GET + GET)).count(b"HTTP/1.1 500 ") == 2
+    async with sockets.serving(app) as (_, port):
+        assert (await talk(port, HANDSHAKE)).startswith(b"HTTP/1.1 500 ")
+
+
+@pytest.mark.parametrize("stalls", ["the body", "the reading"])
+async def test_reading_and_writing_have_deadlines_of_their_own(stalls: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BODY_SECONDS", "WRITE_SECONDS"):
+        monkeypatch.setattr(connection, name, 0.5)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_body_quietly, receive)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            with suppress(OSError):
+                await send({"type": "http.response.body", "body": b"x" * 20_000_000, "more_body": True})
+                await trio.sleep_forever()
+
+    async def read_body_quietly(receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with serving(app) as (listener, port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(POST_HALF)
+        if stalls == "the body":
+            with trio.fail_after(10), suppress(trio.BrokenResourceError):
+                async for _ in stream:
+                    pass
+        else:
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            await stream.send_all(b"world")
+            await trio.sleep(1.5)
+        assert all(one._eof for one in listener._connections)
+        await stream.aclose()
+
+
+async def test_nothing_follows_a_write_that_was_interrupted() -> None:
+    failures: list[BaseException] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with trio.move_on_after(0.2):
+            await send({"type": "http.response.body", "body": b"A" * 30_000_000, "more_body": True})
+        try:
+            await send({"type": "http.response.body", "body": b"END"})
+        except OSError as error:
+            failures.append(error)
+
+    async with serving(app) as (_, port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(GET + GET)
+        await until(lambda: bool(failures))
+        received = b""
+        with suppress(trio.BrokenResourceError):
+            async for part in stream:
+                received += part
+        await stream.aclose()
+    assert b"END" not in received
+    assert received.count(b"HTTP/1.1") == 1
+
+
+async def test_two_tasks_that_send_take_turns() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def part(letter: bytes) -> None:
+            for _ in range(5):
+                await send({"type": "http.response.body", "body": letter * 700_000, "more_body": True})
+
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        async with trio.open_nursery() as nursery:
+            for letter in (b"a", b"b"):
+                nursery.start_soon(part, letter)
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(app) as (_, port), open_client(ClientOptions(response_bytes_max=20_000_000)) as client:
+        body = (await client.request("GET", f"http://127.0.0.1:{port}/")).body
+    assert len(body) == 7_000_000
+    assert all(len(set(body[at : at + 700_000])) == 1 for at in range(0, len(body), 700_000)), "no chunk holds both"
+
+
+@pytest.mark.parametrize("denies", [False, True])
+async def test_a_last_large_response_is_not_cut_off_by_what_the_client_still_says(denies: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        kind = "websocket.http.response" if denies else "http.response"
+        await receive()
+        await trio.sleep(0.2)
+        headers = [(b"content-length", b"3000000"), (b"connection", b"close")]
+        await send({"type": f"{kind}.start", "status": 401, "headers": headers})
+        await send({"type": f"{kind}.body", "body": b"x" * 3_000_000})
+
+    first = HANDSHAKE if denies else request("GET / HTTP/1.1", "Host: a", "Connection: close")
+    async with sockets.serving(app) as (_, port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(first)
+        await trio.sleep(0.1)
+        await stream.send_all(GET)
+        await trio.sleep(0.3)
+        received = 0
+        with trio.fail_after(10):
+            async for part in stream:
+                received += len(part)
+        await stream.aclose()
+    assert received > 3_000_000
+
+
+async def test_after_a_denial_a_websocket_has_ended() -> None:
+    told: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.close"})
+        told.append((await receive())["type"])
+
+    async with sockets.serving(app) as (_, port):
+        assert (await talk(port, HANDSHAKE)).startswith(b"HTTP/1.1 403 ")
+    assert told == ["websocket.disconnect"]
+
+
+async def test_a_client_that_leaves_before_it_was_accepted_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "ACCEPT_SECONDS", 0.2)
+    told: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        told.append((await receive())["type"])
+
+    async with sockets.serving(app) as (listener, port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(HANDSHAKE)
+        await stream.aclose()
+        await until(lambda: told == ["websocket.disconnect"] and not listener._connections)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(99_999, ""), ("1000", ""), (5, ""), (1005, ""), (1006, ""), (1000, 5), (2_999, "")]
+)
+async def test_a_code_that_cannot_be_sent_is_the_applications_mistake(code: object, reason: object) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async with sockets.serving(app) as (_, port), connected(port) as peer:
+        await peer.events()
+    assert peer.close_code == 1011
+
+
+async def test_a_burst_of_frames_reaches_a_healthy_reader_over_tls(certificate: tuple[str, str]) -> None:
+    """150 frames at once: more than a slow consumer may be behind with, but this one reads."""
+    frame = Frame.of("x" * 10_000)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        for _ in range(150):
+            await send_frame(scope, send, frame)
+
+    trust = ssl.create_default_context(cafile=certificate[0])
+    async with sockets.serving(app, tls=server_tls(*certificate)) as (_, port):
+        stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=trust, https_compatible=True)
+        await stream.send_all(HANDSHAKE)
+        received = b""
+        frames = Connection(ConnectionType.CLIENT)
+        while b"\r\n\r\n" not in received:
+            received += await stream.receive_some()
+        frames.receive_data(received.partition(b"\r\n\r\n")[2])
+        messages = 0
+        with trio.fail_after(10):
+            while messages < 150:
+                messages += sum(isinstance(one, ws.Message) and one.message_finished for one in frames.events())
+                if messages < 150:
+                    frames.receive_data(bytes(await stream.receive_some()))
+        await trio.aclose_forcefully(stream)
+
+
+async def test_tls_says_farewell_so_that_nobody_takes_an_end_for_a_cut(certificate: tuple[str, str]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 200, b"whole", content_type=TEXT, headers=[(b"connection", b"close")])
+
+    trust = ssl.create_default_context(cafile=certificate[0])
+    async with sockets.serving(app, tls=server_tls(*certificate)) as (_, port):
+        stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=trust, https_compatible=False)
+        await stream.send_all(GET)
+        received = b""
+        async for part in stream:  # would raise without a farewell
+            received += part
+        await stream.aclose()
+    assert received.endswith(b"whole")
+
+
+async def test_a_tls_handshake_has_the_time_of_a_header(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
+    async with sockets.serving(sockets.echo, tls=server_tls(*certificate)) as (_, port):
+        began = trio.current_time()
+        assert await talk(port, b"", half_close=False) == b""
+        assert trio.current_time() - began < 3
+
+
+async def test_a_ping_between_the_parts_of_a_compressed_message() -> None:
+    extension = PerMessageDeflate()
+    extension.finalize("permessage-deflate")
+    frames = Connection(ConnectionType.CLIENT, [extension])
+    parts = [ws.TextMessage("squeeze " * 50, message_finished=False), ws.Ping(b"p"), ws.TextMessage("end")]
+    sent = b"".join(bytes(frames.send(part)) for part in parts)
+    offer = HANDSHAKE[:-2] + b"Sec-WebSocket-Extensions: permessage-deflate%b\r\n\r\n"
+    app = sockets.Noting()
+    async with sockets.serving(app, websocket_deflate=True) as (_, port):
+        async with connected(port, offer % b"", rest=sent) as peer:
+            await until(lambda: bool(app.messages))
+            await peer.send(ws.CloseConnection(1000))
+        assert app.messages[0]["text"] == "squeeze " * 50 + "end"
+    for parameter in (b"; client_max_window_bits=abc", b'; client_max_window_bits="10"'):
+        async with sockets.serving(sockets.echo, websocket_deflate=True) as (_, port), connected(port, offer % parameter) as peer:
+            await peer.send(ws.TextMessage("plain"))
+            peer.frames.receive_data(bytes(await peer.stream.receive_some()))
+            assert list(peer.frames.events()) == [ws.TextMessage("plain")], "what cannot be read is declined"
+
+
+async def test_a_long_host_costs_nothing() -> None:
+    long = request("GET /s HTTP/1.1", "Host: xn--" + "b" * 30_000, *HANDSHAKE.decode().split("\r\n")[2:-2])
+    async with sockets.serving(sockets.echo) as (_, port):
+        began = time.process_time()
+        assert (await talk(port, long)).startswith(b"HTTP/1.1 400 ")
+        assert time.process_time() - began < 0.1
+
+
+async def test_lists_in_several_lines_are_one_list() -> None:
+    handshake = HANDSHAKE.replace(b"Connection: Upgrade\r\n", b"Connection: Upgrade\r\nConnection: keep-alive\r\n")
+    async with sockets.serving(sockets.echo) as (_, port), connected(port, handshake):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [
+        (b"http://b.example/x?y=z", b"/x y=z b.example"),
+        (b"HTTPS://b.example", b"/  b.example"),
+        (b"http://b.example?q", b"/ q b.example"),
+        (b"/x#y", b"400"),
+        (b"*", b"400"),
+        (b"x", b"400"),
+        (b"ftp://b/x", b"400"),
+        (b"http:///x", b"400"),
+    ],
+)
+async def test_the_forms_of_a_target(target: bytes, answer: bytes) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        host = dict(scope["headers"])[b"host"]
+        await respond(send, 200, b" ".join((scope["path"].encode(), scope["query_string"], host)), content_type=TEXT)
+
+    async with serving(app) as (_, port):
+        assert answer in await talk(port, GET.replace(b" / ", b" %b " % target))
+
+
+async def test_a_response_without_a_length_ends_before_the_application_does() -> None:
+    leave = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"all"})
+        await leave.wait()
+
+    async with serving(app) as (_, port):
+        assert (await talk(port, request("GET / HTTP/1.0"))).endswith(b"all")
+        leave.set()
+
+
+async def test_a_connection_that_broke_before_anything_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that resets at once: the caller may go elsewhere, for nothing has left."""
+    monkeypatch.setattr(ClientConnection, "take", lambda self: True)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        async with open_client() as client:
+            async with trio.open_nursery() as nursery:
+                outcomes: list[str] = []
+                nursery.start_soon(_outcome, client.request, f"http://127.0.0.1:{listening.getsockname()[1]}/", outcomes)
+                peer, _ = await trio.to_thread.run_sync(listening.accept)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                peer.close()
+            assert outcomes[0] in ("NotSent", "OutcomeUnknown")
+            assert client.connections == 0
+
+
+async def _outcome(call: Callable[..., Awaitable[object]], url: str, outcomes: list[str]) -> None:
+    try:
+        await call("POST", url, body=b"x")
+    except ClientError as error:
+        outcomes.append(type(error).__name__)
+
+
+@pytest.mark.parametrize("begun", [b"GET / HT", GET + b"GET", b"x" * 100])
+async def test_a_client_that_goes_is_noticed_behind_what_it_still_said(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "WATCH_SECONDS", 0.1)
+    told = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+        told.set()
+
+    async with serving(app) as (_, port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(GET + begun)
+        await stream.aclose()
+        with trio.fail_after(5):
+            await told.wait()
+
+
+# Over TLS, in both directions at once
+
+
+async def _transports(certificate: tuple[str, str]) -> tuple[TlsTransport, TlsTransport]:
+    """Two ends of a connection with small buffers, their hands shaken."""
+    ends = socket.socketpair()
+    for one in ends:
+        one.setblocking(False)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    ours = TlsTransport(ends[0], server_tls(*certificate))
+    trust = ssl.create_default_context(cafile=certificate[0])
+    theirs: list[TlsTransport] = []
+
+    async def connect() -> None:
+        theirs.append(await TlsTransport.connect(ends[1], trust, host="127.0.0.1"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connect)
+        await ours.begin()
+    return ours, theirs[0]
+
+
+async def test_over_tls_receiving_never_waits_for_sending(certificate: tuple[str, str]) -> None:
+    ends = await _transports(certificate)
+    received = [0, 0]
+    size = 500_000
+
+    async def receive(number: int) -> None:
+        while received[number] < size:
+            received[number] += len(await ends[number].receive())
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for number, end in enumerate(ends):
+                nursery.start_soon(end.send_all, b"x" * size)
+                nursery.start_soon(receive, number)
+    for end in ends:
+        end.close()
+
+
+async def test_over_tls_not_sent_means_that_nothing_has_left(certificate: tuple[str, str]) -> None:
+    """The first record of a large request may have arrived when the second fails: never sent again, never called unsent."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    posts = 0
+
+    def peer(listening: socket.socket) -> None:
+        nonlocal posts
+        while True:
+            try:
+                accepted, _ = listening.accept()
+                with context.wrap_socket(accepted, server_side=True) as one:
+                    while said := one.recv(16_384):
+                        if said.startswith(b"POST"):
+                            posts += 1
+                            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                            break
+                        one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            except OSError as error:
+                if isinstance(error, ssl.SSLError | ConnectionError):
+                    continue
+                return
+
+    options = ClientOptions(tls=ssl.create_default_context(cafile=certificate[0]))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=peer, args=(listening,), daemon=True)
+        thread.start()
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}/"
+        for number in range(1, 9):
+            async with open_client(options) as client:
+                await client.request("GET", url)
+                with pytest.raises(OutcomeUnknown):
+                    await client.request("POST", url, body=bytes(3_000_000))
+            assert posts == number
+        listening.shutdown(socket.SHUT_RDWR)
+        await trio.to_thread.run_sync(thread.join)
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+async def test_an_early_refusal_of_a_large_body_arrives(is_secure: bool, certificate: tuple[str, str]) -> None:
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await respond(send, 413, b"x" * 200_000, content_type=TEXT, headers=[(b"connection", b"close")])
+
+    options = ClientOptions(tls=ssl.create_default_context(cafile=certificate[0]))
+    tls = server_tls(*certificate) if is_secure else None
+    async with sockets.serving(refuse, tls=tls) as (_, port), open_client(options) as client:
+        for _ in range(4):
+            url = f"http{'s' if is_secure else ''}://127.0.0.1:{port}/"
+            response = await client.request("POST", url, body=bytes(12_000_000))
+            assert (response.status, len(response.body)) == (413, 200_000)
+
+
+async def test_a_farewell_waits_for_a_full_socket(certificate: tuple[str, str]) -> None:
+    ours, theirs = await _transports(certificate)
+    received = 0
+
+    async def answer() -> None:
+        await ours.send_all(b"x" * 300_000)
+        await ours.finish_sending()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            while part := await theirs.receive():
+                received += len(part)
+                await trio.lowlevel.checkpoint()
+    assert received == 300_000
+    assert theirs.ended_cleanly
+    for end in (ours, theirs):
+        end.close()

@@ -1,0 +1,89 @@
+"""The command `florin` as a person runs it: a process with an output."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from typer.testing import CliRunner
+
+from core.errors import leaves
+from server.cli import app
+
+FLORIN = str(Path(sys.executable).with_name("florin"))
+START_SECONDS = 60.0
+STOP_SECONDS = 10.0
+
+
+@dataclass
+class Up:
+    """A running `florin up`."""
+
+    process: subprocess.Popen[str]
+    lines: list[str]
+
+    def value(self, name: str) -> str:
+        """What the screen says behind a name."""
+        line = next(line for line in self.lines if line.startswith(name))
+        return line.removeprefix(name).split()[0]
+
+    def family(self) -> list[psutil.Process]:
+        """Everything it has started."""
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
+
+    def end(self, sign: signal.Signals) -> tuple[float, list[psutil.Process]]:
+        """Send a signal; how long it took until all was gone, and what was still there after `STOP_SECONDS`."""
+        family = self.family()
+        began = time.monotonic()
+        self.process.send_signal(sign)
+        _, left = psutil.wait_procs([psutil.Process(self.process.pid), *family], timeout=STOP_SECONDS, callback=self._reap)
+        return time.monotonic() - began, left
+
+    def _reap(self, process: psutil.Process) -> None:
+        if process.pid == self.process.pid:
+            self.process.wait()
+
+
+@contextmanager
+def up(*arguments: str, home: Path | None = None) -> Iterator[Up]:
+    """`florin up` on free ports, ready; ended at the latest at the end of the block."""
+    environment = {**os.environ, **({"HOME": str(home)} if home else {})}
+    ports = ["--port", "0", "--psp-port", "0", "--shop-port", "0"]
+    process = subprocess.Popen([FLORIN, "up", *ports, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if lines[-1] == "ready":
+                break
+        assert lines[-1] == "ready", lines
+        yield Up(process, lines)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """Run a command to its end; its output, both streams. It must end with `code`."""
+    done = subprocess.run([FLORIN, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def here(*arguments: str, code: int = 0) -> str:
+    """Run a command within this process, which spares its start; its output, or what it ended with."""
+    result = CliRunner().invoke(app, arguments)
+    failed = result.exit_code != 0
+    assert failed == (code != 0), (result.output, result.exception)
+    ended = result.exception
+    errors = leaves(ended) if isinstance(ended, BaseExceptionGroup) else [ended]
+    return result.output + ("; ".join(map(str, errors)) if failed else "")
