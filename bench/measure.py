@@ -1,13 +1,13 @@
-"""CPU time of processes, from /proc: the figure that a noisy machine cannot bend much; and programs to measure it of.
+"""CPU time of processes: the figure that a noisy machine cannot bend much; and programs to measure it of.
 
-A process's time includes its threads and the children that it has waited for. The kernel counts in ticks of 10 ms, so a
-measurement should last a second or more.
+A process's time includes its threads, to the nanosecond, and the children that it has waited for, in ticks of 10 ms.
 """
 
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +20,21 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """User and system time that these processes, their threads and their finished children have used so far."""
-    total = 0
+    total = 0.0
     for pid in pids:
         try:
             # The second field is the command in brackets and may hold anything; the rest is numbers.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
+            total += time.clock_gettime(_cpu_clock(pid))
+        except OSError:  # it has ended
             continue
-        total += sum(map(int, fields[11:15]))
-    return total / _TICKS_PER_SECOND
+        total += sum(map(int, fields[13:15])) / _TICKS_PER_SECOND
+    return total
+
+
+def _cpu_clock(pid: int) -> int:
+    """The id of a process's CPU clock, as clock_getcpuclockid(3) makes it; /proc counts in ticks, which hide a short run."""
+    return (~pid << 3) | 2
 
 
 def peak_bytes(pid: int) -> int:

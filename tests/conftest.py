@@ -29,6 +29,8 @@ HOUSE = Path(__file__).parent.parent
 REQUIRE_ALL = "FLORIN_REQUIRE_ALL"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # our programs are started a hundred times: compiling them once is enough
 configure_logs("warning")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind nohup: then our programs would ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from core.errors import FlorinError
 from server.cli import app
 from server.cli.batch.files import BadFile, read_rows
-from tests.support.command import FLORIN, Up, here, up
+from tests.support.command import FLORIN, Up, here, started, up
 
 HEADING = "order_id,amount,currency,token"
 
@@ -155,7 +155,7 @@ def test_ctrl_c_stops_and_can_be_gone_on_from(running: Up, tmp_path: Path) -> No
     where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
     command = [FLORIN, "batch", "run", str(file), "--out", str(out), "--concurrency", "2", *where]
     state = tmp_path / "out.csv.batch.json"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while not state.exists() or b"bat_" not in state.read_bytes():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
@@ -245,7 +245,7 @@ def test_what_an_earlier_run_has_come_to_is_not_this_ones(running: Up, tmp_path:
     where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
     command = [FLORIN, "batch", "run", str(file), "--out", str(out), "--again", "--concurrency", "1", *where]
     state = tmp_path / "out.csv.batch.json"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not state.exists() or b"bat_" not in state.read_bytes():
             assert process.poll() is None
         process.kill()
@@ -286,7 +286,7 @@ def test_an_answer_that_proves_nothing_keeps_the_key(tmp_path: Path, status: int
             "--api-key",
             "fl_test_x",
         ]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 process.wait(4)
             except subprocess.TimeoutExpired:
@@ -304,7 +304,7 @@ def test_a_resumption_that_is_killed_is_resumed(running: Up, tmp_path: Path) -> 
     assert "UNKNOWN" in {one["status"] for one in results(out)}
     where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
     command = [FLORIN, "batch", "run", str(file), "--out", str(out), "--resume", "--concurrency", "1", *where]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         with suppress(subprocess.TimeoutExpired):
             process.wait(4)
         process.kill()

@@ -21,7 +21,7 @@ import standardwebhooks
 
 from server.http.server.listener import bind
 from server.sealing import create_key_file
-from tests.support.command import FLORIN, STOP_SECONDS, here, run, up
+from tests.support.command import FLORIN, STOP_SECONDS, here, run, started, up
 
 
 def test_up_smoke_stop_and_up_again(directory: Path) -> None:
@@ -263,7 +263,7 @@ def test_serve_speaks_tls_or_says_why_not(directory: Path, database_url: str, ce
         assert "Traceback" not in done.stderr
         assert "--tls-key" in done.stderr
     tls = ["--tls-cert", certificate[0], "--tls-key", certificate[1]]
-    with subprocess.Popen([*command, *tls], stdout=subprocess.PIPE, text=True) as served:
+    with started([*command, *tls], stdout=subprocess.PIPE, text=True) as served:
         assert served.stdout is not None
         try:
             assert "with TLS" in served.stdout.readline()
@@ -280,7 +280,7 @@ def test_serve_takes_requests_until_it_is_told_to_stop(directory: Path, database
     key_file, path = directory / "sealing.key", directory / "florin.sock"
     create_key_file(key_file)
     command = [FLORIN, "serve", "--database-url", database_url, "--key-file", str(key_file), "--workers", "2"]
-    with subprocess.Popen([*command, "--unix-socket", str(path)], stdout=subprocess.PIPE, text=True) as served:
+    with started([*command, "--unix-socket", str(path)], stdout=subprocess.PIPE, text=True) as served:
         assert served.stdout is not None
         try:
             assert "ready: 2 worker(s)" in served.stdout.readline()
@@ -299,7 +299,7 @@ def test_listen_trigger_and_dead_letters(directory: Path) -> None:
     with up(*data, "--workers", "1") as running, _hook() as (url, got):
         headers = {"authorization": f"Bearer {running.value('API key')}"}
         command = [FLORIN, "listen", *data, "--forward", url, "--after", "0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as listening:
+        with started(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as listening:
             assert listening.stdout is not None
             said = [listening.stdout.readline() for _ in range(2)]
             assert "whsec_" in said[0]

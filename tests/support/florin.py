@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -192,6 +193,10 @@ class Florin:
         return encode_id(MERCHANT, self.demo.merchant_id)
 
 
+async def _was_list_read(connection: Connection) -> bool:
+    return bool(await connection.query("SELECT 1 FROM psp_states WHERE events_read_until IS NOT NULL AND events_due_at IS NULL"))
+
+
 def order(**fields: Any) -> dict[str, Any]:
     """The body of a payment request."""
     return {"amount": 1_990, "currency": "EUR", "order_id": "order-1", **fields}
@@ -232,6 +237,8 @@ async def open_florin(
             httpx2.AsyncClient(timeout=30) as http,
         ):
             headers = {"authorization": f"Bearer {demo.api_key}"}
+            # What the PSP lists is read at the start, and then not for a while: a test knows what has told Florin of something.
+            await eventually(partial(_was_list_read, connection))
             yield Florin(api_url, psp_url, shop_url, database_url, demo, http, connection, services, headers)
     finally:
         connection.discard()
