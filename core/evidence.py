@@ -1,12 +1,12 @@
 """What is learned about a payment, and from whom: the one form in which all of it meets the transition functions."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+import msgspec
+
 from core.ids import OperationId, PspAccountId, RefundId
 from core.money import Money
-from core.values import quick
 
 
 class EvidenceKind(StrEnum):
@@ -107,9 +107,7 @@ class Finding(StrEnum):
     DISPUTE = "dispute"
 
 
-@quick
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """One thing learned about a payment.
 
     `operation_id` is the operation that opened the payment: it names the object at the PSP. `reference` is the PSP's name of that

@@ -10,6 +10,8 @@ import string
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+
 from core.errors import Malformed
 from core.ids import PaymentId, RefundId
 
@@ -17,8 +19,7 @@ KEY_LENGTH_MAX = 255
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + string.punctuation + " ")
 
 
-@dataclass(frozen=True, slots=True)
-class StoredKey:
+class StoredKey(msgspec.Struct, frozen=True):
     """What is known of a key that was used before."""
 
     fingerprint: bytes

@@ -6,9 +6,10 @@ and accounts whenever it is computed, so that the ledger's primary key refuses a
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID, uuid5
+
+import msgspec
 
 from core.errors import UnbalancedTransfer
 from core.evidence import DISPUTES, Evidence, EvidenceKind
@@ -53,16 +54,14 @@ def psp_receivable(account: PspAccountId) -> str:
     return f"psp_receivable:{account.hex}"
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(msgspec.Struct, frozen=True):
     """One entry of a transfer."""
 
     account: str
     money: Money
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True):
     """Postings that happen together or not at all. `id` is the payment, refund or payout that they belong to.
 
     Raises `UnbalancedTransfer` unless it sums to zero in every currency.

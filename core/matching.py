@@ -2,10 +2,11 @@
 
 from datetime import datetime
 
+from msgspec.structs import replace
+
 from core.evidence import DISPUTES, FETCHED, Evidence, EvidenceKind, Finding
 from core.money import AMOUNT_MINOR_MAX
 from core.payment import FINAL, Change, Payment
-from core.values import replace
 
 
 def matches(payment: Payment, evidence: Evidence) -> bool:

@@ -4,7 +4,7 @@ Invariants: an amount is an int; a currency is a code of the table below; two am
 Source: ISO 4217:2015, list one (active codes and their minor-unit exponents). Funds codes, metals and test codes are left out.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from core.errors import InvalidMoney
 
@@ -26,8 +26,7 @@ AMOUNT_MINOR_MAX = 999_999_999_999
 """The largest amount of one payment. Far below 2**63, so that sums over a merchant's lifetime cannot overflow a bigint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Money:
+class Money(msgspec.Struct, frozen=True):
     """An amount in minor units of a currency. May be negative: postings and balances are."""
 
     amount_minor: int

@@ -6,16 +6,16 @@ lost ones. How it changes is `core.transition`'s, when a job must look at it `co
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from uuid import uuid5
+
+import msgspec
 
 from core.evidence import Evidence, EvidenceKind, Finding, Risk, Source
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId, RefundId
 from core.money import Money
 from core.refund import Refund
-from core.values import quick
 
 
 class Status(StrEnum):
@@ -52,8 +52,7 @@ class OperationKind(StrEnum):
     REFUND = "refund"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PendingOperation:
+class PendingOperation(msgspec.Struct, frozen=True, kw_only=True):
     """A capture or void that was committed and has not ended. `amount_minor` is what a capture takes, else None."""
 
     id: OperationId
@@ -62,8 +61,7 @@ class PendingOperation:
     since: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What was agreed with the merchant when the payment was made; later changes are for later payments.
 
     The fee is `fee_basis_points` hundredths of a percent of what is captured, rounded half up to a minor unit, plus
@@ -87,9 +85,7 @@ class Terms:
 NO_TERMS = Terms()
 
 
-@quick
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Payment:
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
     """A payment as it stands. `version` counts its changes; `due_at` is when a job must look at it next.
 
     `release_at` is when its money becomes available, None once it is. Refunds that did not fail have taken `pending_taken_minor`
@@ -132,7 +128,7 @@ class Payment:
     is_sync: bool = False
     is_exclusive: bool = False
     statement_descriptor: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     terms: Terms = NO_TERMS
     risk: Risk | None = None
 
@@ -159,9 +155,7 @@ class Payment:
         return OperationId(uuid5(self.id, "void"))
 
 
-@quick
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a payment, to be written by compare-and-set on `before.version`.
 
     `requested` is an operation that the change begins; `refund` is the refund that changes with it, `refund_before` as it was.

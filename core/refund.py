@@ -5,10 +5,11 @@ before the PSP is asked, and gets the money back if the PSP fails it, even after
 `core.refund_transition`'s.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from uuid import uuid5
+
+import msgspec
 
 from core.ids import MerchantId, PaymentId, PspAccountId, RefundId
 from core.money import Money
@@ -28,8 +29,7 @@ def made_at_the_psp(payment_id: PaymentId, reference: str) -> RefundId:
     return RefundId(uuid5(payment_id, reference))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refund:
+class Refund(msgspec.Struct, frozen=True, kw_only=True):
     """A refund as it stands.
 
     `from_pending_minor` of it came from the merchant's pending wallet, the rest from the available one, which got

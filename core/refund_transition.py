@@ -6,9 +6,11 @@ succeeded, gives back exactly what it took, once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
+
+import msgspec
+from msgspec.structs import replace
 
 from core.errors import Conflict, IllegalTransition
 from core.evidence import Evidence, EvidenceKind, Finding, Source
@@ -18,7 +20,6 @@ from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus, made_at_the_psp
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
 from core.schedule import COMPLETE_AFTER_SECONDS, FIRST_LOOK_SECONDS, due_at, owes_late_refund
-from core.values import replace
 
 REFUND_TRANSITIONS: Mapping[RefundStatus, Mapping[EvidenceKind, RefundStatus]] = {
     RefundStatus.PENDING: {
@@ -61,8 +62,7 @@ REFUSED = "refused_by_the_psp"
 _UNSETTLED = frozenset({RefundStatus.PENDING, RefundStatus.UNKNOWN})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Balances:
+class Balances(msgspec.Struct, frozen=True, kw_only=True):
     """What the merchant has in the payment's currency, read under the wallets' locks, and how far it may go below zero."""
 
     available_minor: int

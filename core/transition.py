@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
+from msgspec.structs import replace
+
 from core.errors import IllegalTransition
 from core.evidence import DISPUTES, FETCHED, Evidence, EvidenceKind, Finding, Source
 from core.matching import matches, mismatch
 from core.payment import CLOSED, UNSETTLED, Change, OperationKind, Payment, PendingOperation, Status
 from core.retry import RECHECK_DELAYS_SECONDS
 from core.schedule import due_at
-from core.values import replace
 
 CONFIRM_SECONDS = 900
 """How long a customer has for confirming a payment that was charged by token."""

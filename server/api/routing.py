@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from core.values import quick
+import msgspec
+
 from server.api.parsing import PAGE_DEFAULT, PAGE_MAX, SEQ_MAX, WAIT_SECONDS_MAX
 from server.db.merchants.merchants import Merchant
 from server.http.asgi import Receive, Scope, Send
@@ -25,9 +26,7 @@ class Caller:
     key_id: UUID
 
 
-@quick
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A request whose body was read. `caller` is None only where the route is public."""
 
     scope: Scope

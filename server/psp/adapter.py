@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+import msgspec
+
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import MerchantId, PaymentId, PspAccountId
 from core.money import Money
@@ -37,8 +39,7 @@ class Capabilities:
     page_seconds_max: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a PSP, verified and read. `evidence` is what it says, in order; empty for a type that is of no concern.
 
     `merchant_id` and `payment_id` are None where the event does not name them; then `reference` is the PSP's object to ask about.

@@ -129,7 +129,7 @@ def test_a_sample_belongs_to_the_part_nearest_to_the_leaf(tmp_path: Path) -> Non
         "_call (server/http/server/connection.py:2)",
         "create (server/flows/payments/create.py:3)",
     )
-    assert part_of([*serve, "apply (core/transition.py:1)", "replace (core/values.py:2)"]) == REST
+    assert part_of([*serve, "apply (core/transition.py:1)", "replace (core/payment.py:2)"]) == REST
     assert (
         part_of([*serve, "call (server/psp/transport.py:1)", "request (server/http/client/client.py:2)", "wait (trio/x.py:1)"])
         == "PSP call"

@@ -1,6 +1,5 @@
 """The transition function: its table, its laws, its ways with money."""
 
-from dataclasses import replace
 from datetime import timedelta
 from itertools import product
 from uuid import UUID
@@ -8,6 +7,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from core.errors import IllegalTransition
 from core.evidence import Evidence, EvidenceKind, Finding, Source
@@ -140,7 +140,7 @@ def test_money_wins_late() -> None:
 )
 def test_money_that_does_not_match_goes_to_suspense(wrong: dict[str, object]) -> None:
     payment, _ = run(a_payment(), [_OPENED])
-    strange = replace(evidence(EvidenceKind.CAPTURED), **wrong)  # type: ignore[arg-type]
+    strange = replace(evidence(EvidenceKind.CAPTURED), **wrong)
     payment, changes = run(payment, [strange, strange])
     assert payment.status is Status.PENDING
     assert {change.finding for change in changes} == {Finding.EVIDENCE_MISMATCH}

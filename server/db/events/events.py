@@ -6,13 +6,13 @@ one holds the lock of the merchant's row in `merchant_sequences`.
 """
 
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
+
 from core.ids import EndpointId, EventId, MerchantId
 from core.resumption import Sequence
-from core.values import quick
 from server.db.array_literals import uuids
 from server.db.connection import Connection
 
@@ -20,9 +20,7 @@ IS_WANTED = "(e.event_types IS NULL OR {0} = ANY (e.event_types) OR split_part({
 """Whether an endpoint `e` wants an event of a type, as `core.events.is_wanted` decides it."""
 
 
-@quick
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An event that was committed. `data` is what merchants see of what it is about, in JSON."""
 
     merchant_id: MerchantId

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
+
 from core.ids import EndpointId, EventId, LogId
 from core.ledger import Transfer, WalletKind
 from core.payment import Change
-from core.values import quick
 from server.db.array_literals import plain, uuids
 from server.db.connection import Connection
 from server.db.events.events import Event
@@ -47,9 +48,7 @@ class PspEvent:
     type: str
 
 
-@quick
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChangeRow:
+class ChangeRow(msgspec.Struct, frozen=True, kw_only=True):
     """A change with everything that is written with it. `event_data` is what merchants see of it, in JSON."""
 
     change: Change

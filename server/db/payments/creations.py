@@ -15,15 +15,12 @@ import msgspec
 from core.idempotency import StoredKey
 from core.ids import LogId
 from core.payment import NO_TERMS, OperationKind, Payment
-from core.values import quick
 from server.db.array_literals import hexed, plain, quoted, times, uuids
 from server.db.connection import Connection
 from server.db.payments.idempotency_keys import find_keys
 
 
-@quick
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Creation:
+class Creation(msgspec.Struct, frozen=True, kw_only=True):
     """A payment to be accepted, with the key of the request that asks for it."""
 
     payment: Payment

@@ -4,11 +4,12 @@ What is kept is what Florin has read from the event, never the PSP's own text, s
 here. An event that names no merchant of ours is kept under the nil UUID.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
+
+import msgspec
 
 from core.ids import MerchantId, PspAccountId
 from server.db.connection import Connection
@@ -27,8 +28,7 @@ class InboxState(StrEnum):
     DROPPED = "DROPPED"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InboxItem:
+class InboxItem(msgspec.Struct, frozen=True, kw_only=True):
     """An event that waits, or has ended. `notice` is JSON, None where the event could not be read."""
 
     merchant_id: MerchantId

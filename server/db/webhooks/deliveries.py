@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
+
 from core.ids import EndpointId, EventId, MerchantId
 from core.retry import DELIVERY_DELAYS_SECONDS
-from core.values import quick
 from server.db.array_literals import plain, quoted, times, uuids
 from server.db.connection import Connection
 from server.db.events.events import Event
@@ -22,8 +23,7 @@ ATTEMPTS_MAX = len(DELIVERY_DELAYS_SECONDS)
 _START = (UUID(int=0), UUID(int=0))
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedDelivery:
+class ClaimedDelivery(msgspec.Struct, frozen=True):
     """A delivery that is ours until its lease ends. `attempt` counts from 1."""
 
     event: Event
@@ -32,9 +32,7 @@ class ClaimedDelivery:
     is_ordered: bool = False
 
 
-@quick
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryResult:
+class DeliveryResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an attempt: `retry_seconds` None and `delivered` False means no further attempt.
 
     `id` names the attempt in the log. `response`: an excerpt of the answer, redacted.

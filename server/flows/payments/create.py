@@ -6,9 +6,11 @@ next one with its key, or by the follow-up job: both ask or repeat with the oper
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+
+import msgspec
+from msgspec.structs import replace
 
 from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, Overloaded, Unprocessable
 from core.evidence import EvidenceKind, Source
@@ -17,7 +19,6 @@ from core.ids import LogId, MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
 from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, evidence_about, is_provisionally_declined
 from core.schedule import first_due_at
-from core.values import quick, replace
 from server.concurrency.background import Work
 from server.db.merchants.merchants import Merchant
 from server.db.payments.creations import Creation, OrderIsLive, is_own
@@ -39,9 +40,7 @@ SYNC_EXPIRES_SECONDS = 60
 ORDER_CONSTRAINT = "one_live_payment_per_order"
 
 
-@quick
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPayment:
+class NewPayment(msgspec.Struct, frozen=True, kw_only=True):
     """What a merchant asks for, validated. With a `token` of the PSP it is charged at once, else it gets a hosted page."""
 
     money: Money
@@ -52,11 +51,10 @@ class NewPayment:
     token: str | None = None
     capture: Capture = Capture.AUTOMATIC
     statement_descriptor: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """The payment as it stands. `replayed`: an earlier request had accepted it; `is_waiting`: the PSP is still being asked."""
 
     payment: Payment

@@ -7,10 +7,10 @@ another change of the payment came first. A sync payment that the PSP has never 
 `psp_unreachable`.
 """
 
-from dataclasses import replace
 from datetime import timedelta
 
 import trio
+from msgspec.structs import replace
 
 from core.errors import PspOutcomeUnknown
 from core.evidence import EvidenceKind, Source

@@ -5,12 +5,12 @@ as is one whose processing failed. Five failures alike, or the end of the inbox'
 """
 
 import hashlib
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from core.errors import DatabaseUnavailable, FlorinError, Malformed, Overloaded, PspError
 from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding

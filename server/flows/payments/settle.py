@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from core.errors import Overloaded
 from core.events import event_type_of, payment_data, refund_data
@@ -19,7 +20,6 @@ from core.payment import Change, Payment
 from core.refund import Refund
 from core.refund_transition import apply_refund
 from core.transition import apply
-from core.values import replace
 from server.db.connection import Connection
 from server.db.payments.changes import Applied, ChangeRow, PspEvent, Reply
 from server.db.payments.findings import has_open_finding, has_transfer

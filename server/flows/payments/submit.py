@@ -6,17 +6,17 @@ At a PSP that charges in two steps the reference of its object is committed befo
 lost can be found out. Nothing here charges twice: an operation is sent by the request that made it, or asked about.
 """
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import msgspec
 import structlog
 import trio
+from msgspec.structs import replace
 
 from core.errors import PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
 from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
-from core.values import quick, replace
 from server.db.payments.idempotency_keys import store_reply
 from server.flows.payments.fraud import UNAVAILABLE
 from server.flows.payments.settle import Answering, encode_payment, settle
@@ -28,9 +28,7 @@ CREATED = 201
 _log = structlog.get_logger()
 
 
-@quick
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class Opening(msgspec.Struct, frozen=True, kw_only=True):
     """How to open a payment.
 
     `is_first`: no request for it can have left before. `until`: when a retry may take it up, so that no other account is asked so

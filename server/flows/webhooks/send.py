@@ -8,12 +8,13 @@ gets no more, and its merchant is told.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
 import structlog
 import trio
+from msgspec.structs import replace
 
 from core.errors import DatabaseUnavailable, Overloaded
 from core.events import ENDPOINT_DISABLED, endpoint_data
@@ -40,8 +41,7 @@ GONE = 410
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(msgspec.Struct, frozen=True):
     """What came of an attempt. `wait_seconds`: the endpoint asked to be left alone so long. `was_slow`: it did not answer."""
 
     result: DeliveryResult

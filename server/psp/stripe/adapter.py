@@ -7,9 +7,11 @@ an intent is captured or canceled once anyway, and a key would repeat a 500 for 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import quote
+
+from msgspec.structs import replace
 
 from core.errors import Malformed, PspOutcomeUnknown, PspRejected
 from core.evidence import Evidence, EvidenceKind, Source

@@ -6,11 +6,11 @@ something to ask about. Everything else is of no concern.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from core.errors import InvalidSignature, Malformed, PspOutcomeUnknown
 from core.evidence import Evidence, EvidenceKind, Source

@@ -5,13 +5,13 @@ payment's reference is its Checkout Session, since Stripe makes the PaymentInten
 PaymentIntent then names no reference.
 """
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from core.errors import InvalidMoney, PspOutcomeUnknown
 from core.evidence import Evidence, EvidenceKind, Source

@@ -6,12 +6,12 @@ Each test began as a defect that an attack on the running server had found.
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import PAYMENT, MerchantId, PaymentId, decode_id
