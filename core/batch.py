@@ -12,6 +12,7 @@ from typing import NewType
 from uuid import UUID
 
 from core.errors import InvalidId
+from core.idempotency import KeyedOperation
 from core.ids import PaymentId, RefundId, decode_id, encode_id
 from core.payment import Payment, Status
 from core.refund import Refund, RefundStatus
@@ -45,6 +46,14 @@ class ItemType(StrEnum):
     VERIFY = "verify"
     CAPTURE = "capture"
     REFUND = "refund"
+
+
+TYPE_BY_OPERATION = {
+    KeyedOperation.CREATE: ItemType.CHARGE,
+    KeyedOperation.CAPTURE: ItemType.CAPTURE,
+    KeyedOperation.REFUND: ItemType.REFUND,
+}
+"""What an item is, by the operation of its key."""
 
 
 class ItemStatus(StrEnum):

@@ -9,33 +9,55 @@ import hashlib
 import string
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 import msgspec
 
 from core.errors import Malformed
-from core.ids import PaymentId, RefundId
+from core.ids import ResourceId
 
 KEY_LENGTH_MAX = 255
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + string.punctuation + " ")
 
 
-class StoredKey(msgspec.Struct, frozen=True):
-    """What is known of a key that was used before."""
+class KeyedOperation(StrEnum):
+    """What a request with a key does, and so what its ids are of."""
 
+    CREATE = "create"
+    CAPTURE = "capture"
+    CANCEL = "cancel"
+    REFUND = "refund"
+    ENDPOINT = "endpoint"
+    BATCH = "batch"
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A definitive reply: its HTTP status, which the API decides and the flows carry, and its body."""
+
+    status: int
+    body: bytes
+
+
+class StoredKey(msgspec.Struct, frozen=True):
+    """What is known of a key that was used before.
+
+    `resource_id` is what the request is about, `made_id` the id that was drawn with the key for what it makes: of which kind
+    they are follows from the operation.
+    """
+
+    operation: KeyedOperation
     fingerprint: bytes
-    payment_id: PaymentId
+    resource_id: ResourceId
     in_flight_until: datetime
-    reply_status: int | None
-    reply_body: bytes | None
-    refund_id: RefundId | None = None
+    reply: Reply | None
+    made_id: ResourceId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
     """The first definitive reply, to be given again."""
 
-    status: int
-    body: bytes
+    reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +72,9 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The first request died without a reply: go on with its payment as it stands."""
+    """The first request died without a reply: go on from how things stand."""
 
-    payment_id: PaymentId
-    refund_id: RefundId | None = None
+    stored: StoredKey
 
 
 Decision = Replay | Mismatch | InFlight | Resume
@@ -71,11 +92,11 @@ def decide(stored: StoredKey, request_fingerprint: bytes, *, now: datetime) -> D
     """What to do with a request whose key was used before."""
     if stored.fingerprint != request_fingerprint:
         return Mismatch()
-    if stored.reply_status is not None and stored.reply_body is not None:
-        return Replay(stored.reply_status, stored.reply_body)
+    if stored.reply is not None:
+        return Replay(stored.reply)
     if now < stored.in_flight_until:
         return InFlight()
-    return Resume(stored.payment_id, stored.refund_id)
+    return Resume(stored)
 
 
 def parse_key(header: str | None) -> str:

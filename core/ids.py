@@ -12,6 +12,9 @@ from core.errors import InvalidId
 MerchantId = NewType("MerchantId", UUID)
 PaymentId = NewType("PaymentId", UUID)
 OperationId = NewType("OperationId", UUID)
+ResourceId = NewType("ResourceId", UUID)
+"""An id whose kind is known by what stands beside it: what an idempotency key is about, by its operation."""
+
 PspAccountId = NewType("PspAccountId", UUID)
 LogId = NewType("LogId", UUID)
 EventId = NewType("EventId", UUID)

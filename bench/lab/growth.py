@@ -19,7 +19,6 @@ from bench.lab.run import measure, warm_up
 from bench.lab.scenarios import SCENARIOS
 from bench.lab.subjects import Setup, Subject, open_florin
 from bench.measure import CpuMeter
-from server.db.array_literals import uuids
 from server.db.connection import Connection, open_session
 
 STEP = 100_000
@@ -136,13 +135,13 @@ async def grow(
 async def _store(connection: Connection, subject: Subject, first: int, count: int) -> None:
     """So many payments more, evenly over the merchants."""
     merchants = subject.merchants
-    values = (uuids(merchants.ids), first, first + count - 1, len(merchants.ids))
+    values = (list(merchants.ids), first, first + count - 1, len(merchants.ids))
     async with connection.atomic():
         for statement in _STATEMENTS:
             needs_account = "$5" in statement
             await connection.run(statement, *values, *((merchants.psp_account_id,) if needs_account else ()))
         for statement in _HEADS:
-            await connection.run(statement, uuids(merchants.ids))
+            await connection.run(statement, list(merchants.ids))
 
 
 async def _settle(connection: Connection, subject: Subject) -> None:

@@ -13,9 +13,10 @@ from server.clock import utc_now
 from server.db.connection import Connection, open_session
 from server.db.merchants import merchants
 from server.db.migrate import migrate
-from server.db.payments.changes import ChangeRow
+from server.db.payments.change_row import ChangeRow
 from server.db.payments.creations import Creation
 from server.db.webhooks.endpoints import Endpoint, add_endpoint
+from server.flows.idempotency import Request
 from server.flows.payments.settle import Answering, row_of
 from server.uuid7 import uuid7
 
@@ -93,4 +94,5 @@ def _item(merchant_id: MerchantId) -> Item:
     change = apply(payment, evidence, now=now)
     assert change is not None
     creation = Creation(payment=payment, log_id=LogId(uuid7()), key=key, fingerprint=_FINGERPRINT, in_flight_until=now)
-    return Item(creation, row_of(change, answering=Answering(key, 201, lambda _: True)))
+    request = Request(merchant_id=merchant_id, key=key, fingerprint=_FINGERPRINT, reply_status=201)
+    return Item(creation, row_of(change, answering=Answering(request, lambda _: True)))

@@ -9,11 +9,12 @@ import trio
 
 from core.idempotency import StoredKey
 from server.db.group_commit import Committer, Observe
-from server.db.payments.changes import Applied, ChangeBatch, ChangeRow, Lost
-from server.db.payments.creations import CreateBatch, Creation, OrderIsLive
+from server.db.payments.change_row import ChangeRow
+from server.db.payments.changes import Applied, ChangeGroup, Lost
+from server.db.payments.creations import Creation, CreationGroup, OrderIsLive
 from server.db.pool import Pool, open_pool
 from server.db.roles import Role
-from server.db.webhooks.deliveries import DeliveryResult, DeliveryResultBatch
+from server.db.webhooks.deliveries import DeliveryResult, DeliveryResultGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Database:
     pool: Pool
     creations: Committer[Creation, StoredKey | OrderIsLive | None]
     changes: Committer[ChangeRow, Applied | Lost]
-    change_batch: ChangeBatch
+    change_group: ChangeGroup
     delivery_results: Committer[DeliveryResult, bool]
 
 
@@ -40,13 +41,13 @@ async def open_database(
         return partial(observe, committer) if observe is not None else None
 
     async with open_pool(conninfo, size=pool_size, role=Role.APP) as pool, trio.open_nursery() as committers:
-        change_batch = ChangeBatch(delivery_lease_seconds=delivery_lease_seconds)
+        change_group = ChangeGroup(delivery_lease_seconds=delivery_lease_seconds)
         database = Database(
             pool,
-            Committer(CreateBatch(), conninfo, role=Role.APP, observe=observed("creations")),
-            Committer(change_batch, conninfo, role=Role.APP, observe=observed("changes")),
-            change_batch,
-            Committer(DeliveryResultBatch(), conninfo, role=Role.APP, observe=observed("delivery_results")),
+            Committer(CreationGroup(), conninfo, role=Role.APP, observe=observed("creations")),
+            Committer(change_group, conninfo, role=Role.APP, observe=observed("changes")),
+            change_group,
+            Committer(DeliveryResultGroup(), conninfo, role=Role.APP, observe=observed("delivery_results")),
         )
         await committers.start(database.creations.run)
         await committers.start(database.changes.run)

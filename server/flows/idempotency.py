@@ -1,33 +1,45 @@
-"""One effect for one key, for what is asked of a payment that exists: capture, cancel, refund.
+"""One effect and one reply for one idempotency key, for what is asked of something that exists.
 
-The key is committed before anything else happens. A request that died is taken over, once, by a later one with its key, which
-finds out from the payment (or the refund, whose id was drawn with the key) how far it had come.
+A payment's capture, cancel and refund claim their key themselves; what is asked of webhook endpoints goes through `once`. The
+key is committed before anything else happens. A request that died is taken over, once, by a later one with its key, which finds
+out from the payment (or the refund, whose id was drawn with the key) how far it had come.
 """
 
+import base64
+import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import trio
 
-from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, decide
-from core.ids import MerchantId, PaymentId, RefundId
-from server.db.payments.idempotency_keys import claim_key, end_flight, find_key, store_reply, take_over_key
+from core.errors import RequestError
+from core.idempotency import InFlight, KeyedOperation, Mismatch, Replay, Reply, Resume, StoredKey, decide
+from core.ids import MerchantId, ResourceId
+from server.db.payments.idempotency_keys import claim_key, end_flight, find_key, forget_key, store_reply, take_over_key
 from server.flows.services import Services
+from server.uuid7 import uuid7
 
 IN_FLIGHT_MARGIN_SECONDS = 5.0
 CALLS_MAX = 4
 """How many calls to a PSP a capture, cancel or refund may make, one after the other."""
 
 POLL_SECONDS = 0.05
+_PLACE = "idempotency_keys.reply"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A merchant's request: its key and fingerprint, and how long it is willing to wait for another one with the key."""
+    """A merchant's request: its key and fingerprint, and how long it is willing to wait for another one with the key.
+
+    `reply_status` is the HTTP status of a definitive reply to it, which is stored with the reply; the API decides it.
+    """
 
     merchant_id: MerchantId
     key: str
     fingerprint: bytes
+    reply_status: int
     wait_seconds: float = 0.0
 
 
@@ -35,13 +47,18 @@ class Request:
 class Claimed:
     """The key is ours until then. `resumed`: an earlier request with it died on the way."""
 
-    refund_id: RefundId | None
+    made_id: ResourceId | None
     resumed: bool
     in_flight_until: datetime
 
 
 async def claim(
-    services: Services, request: Request, payment_id: PaymentId, *, operation: str, refund_id: RefundId | None = None
+    services: Services,
+    request: Request,
+    resource_id: ResourceId,
+    *,
+    operation: KeyedOperation,
+    made_id: ResourceId | None = None,
 ) -> Claimed | Replay | Mismatch | InFlight:
     """Take the key, or say why it cannot be taken. Raises `DatabaseUnavailable`, `Overloaded`."""
     give_up_at = trio.current_time() + request.wait_seconds
@@ -52,20 +69,20 @@ async def claim(
             stored = await claim_key(
                 connection,
                 request.merchant_id,
-                payment_id,
                 key=request.key,
                 fingerprint=request.fingerprint,
                 operation=operation,
-                refund_id=refund_id,
+                resource_id=resource_id,
+                made_id=made_id,
                 in_flight_until=in_flight_until,
                 now=now,
             )
             if stored is None:
-                return Claimed(refund_id, resumed=False, in_flight_until=in_flight_until)
+                return Claimed(made_id, resumed=False, in_flight_until=in_flight_until)
             decision = decide(stored, request.fingerprint, now=now)
             if isinstance(decision, Resume):
                 if await take_over_key(connection, request.merchant_id, request.key, stored, in_flight_until=in_flight_until):
-                    return Claimed(stored.refund_id, resumed=True, in_flight_until=in_flight_until)
+                    return Claimed(stored.made_id, resumed=True, in_flight_until=in_flight_until)
                 decision = InFlight()
         if not isinstance(decision, InFlight) or trio.current_time() >= give_up_at:
             return decision
@@ -84,13 +101,62 @@ async def wait_for_reply(services: Services, request: Request) -> StoredKey | No
     return None
 
 
-async def answer(services: Services, request: Request, *, status: int, body: bytes) -> None:
+async def answer(services: Services, request: Request, body: bytes) -> None:
     """Keep a definitive reply where no change carries it."""
     async with services.db.pool.connection() as connection:
-        await store_reply(connection, request.merchant_id, request.key, status=status, body=body)
+        await store_reply(connection, request.merchant_id, request.key, Reply(request.reply_status, body))
 
 
 async def give_up(services: Services, request: Request, claimed: Claimed) -> None:
     """The request ends without a definitive reply: its retry need not wait."""
     async with services.db.pool.connection() as connection:
         await end_flight(connection, request.merchant_id, request.key, in_flight_until=claimed.in_flight_until)
+
+
+async def once(
+    services: Services, request: Request, work: Callable[[UUID], Awaitable[bytes]], *, about: UUID | None = None
+) -> Reply | Replay | Mismatch | InFlight:
+    """Do what is asked of a merchant's webhook endpoints, unless it was done.
+
+    `work` returns the body of the reply. It gets an id that is drawn with the key for what it makes, so that a request which
+    takes over a dead one's key makes the same thing, and must bear to be done twice with the same id. `about` is the endpoint
+    it concerns; None where it makes one. What `work` raises is no definitive reply. Replies are stored sealed: they may hold a
+    secret that is shown once, to whoever asks with this key.
+    """
+    made = uuid7()
+    outcome = await claim(
+        services, request, ResourceId(about or made), operation=KeyedOperation.ENDPOINT, made_id=ResourceId(made)
+    )
+    if isinstance(outcome, Replay):
+        return Replay(Reply(outcome.reply.status, _opened(services, request, outcome.reply.body)))
+    if isinstance(outcome, Mismatch | InFlight):
+        return outcome
+    assert outcome.made_id is not None
+    failure: Exception | None = None
+    try:
+        body = await work(outcome.made_id)
+    except Exception as error:  # noqa: BLE001 - raised again below
+        failure = error
+    if failure is not None:
+        if isinstance(failure, RequestError) and not outcome.resumed:  # nothing was done: the key is free for a better request
+            async with services.db.pool.connection() as connection:
+                await forget_key(connection, request.merchant_id, request.key)
+        else:
+            await give_up(services, request, outcome)
+        raise failure
+    await answer(services, request, _sealed(services, request, body))
+    return Reply(request.reply_status, body)
+
+
+def _sealed(services: Services, request: Request, body: bytes) -> bytes:
+    return base64.b64encode(services.sealer.seal(body.decode(), table=_PLACE, row=_row(request), merchant=request.merchant_id))
+
+
+def _opened(services: Services, request: Request, body: bytes) -> bytes:
+    sealed = base64.b64decode(body)
+    return services.sealer.open(sealed, table=_PLACE, row=_row(request), merchant=request.merchant_id).encode()
+
+
+def _row(request: Request) -> UUID:
+    """What stands for a key's row, so that a sealed reply is good under its own key only."""
+    return UUID(bytes=hashlib.sha256(request.key.encode()).digest()[:16])

@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidSignature, Malformed
-from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, decide, fingerprint, parse_key
-from core.ids import PaymentId
+from core.idempotency import (
+    InFlight,
+    KeyedOperation,
+    Mismatch,
+    Replay,
+    Reply,
+    Resume,
+    StoredKey,
+    decide,
+    fingerprint,
+    parse_key,
+)
+from core.ids import ResourceId
 from core.retry import DELIVERY_DELAYS_SECONDS, next_attempt_at
 from core.signing import sign_standard, sign_timestamped, standard_secret, verify_standard, verify_timestamped
 
@@ -22,22 +33,22 @@ SECRET = standard_secret(b"x" * 32)
 
 def stored(**fields: object) -> StoredKey:
     values: dict[str, object] = {
+        "operation": KeyedOperation.CREATE,
         "fingerprint": PRINT,
-        "payment_id": PaymentId(UUID(int=1)),
+        "resource_id": ResourceId(UUID(int=1)),
         "in_flight_until": NOW + timedelta(seconds=5),
-        "reply_status": None,
-        "reply_body": None,
+        "reply": None,
         **fields,
     }
     return StoredKey(**values)  # type: ignore[arg-type]
 
 
 def test_a_key_is_replayed_refused_awaited_or_taken_up() -> None:
-    assert decide(stored(reply_status=201, reply_body=b"{}"), PRINT, now=NOW) == Replay(201, b"{}")
+    assert decide(stored(reply=Reply(201, b"{}")), PRINT, now=NOW) == Replay(Reply(201, b"{}"))
     assert decide(stored(), b"other", now=NOW) == Mismatch()
-    assert decide(stored(reply_status=201, reply_body=b"{}"), b"other", now=NOW) == Mismatch()
+    assert decide(stored(reply=Reply(201, b"{}")), b"other", now=NOW) == Mismatch()
     assert decide(stored(), PRINT, now=NOW) == InFlight()
-    assert decide(stored(), PRINT, now=NOW + timedelta(seconds=5)) == Resume(PaymentId(UUID(int=1)))
+    assert decide(stored(), PRINT, now=NOW + timedelta(seconds=5)) == Resume(stored())
 
 
 def test_fingerprints_tell_where_one_part_ends() -> None:

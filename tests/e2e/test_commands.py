@@ -177,7 +177,7 @@ def test_psp_accounts_and_routes(directory: Path) -> None:
         rotated = here("psp", "rotate-secret", account, "--webhook-secret-file", str(secret), "--overlap-hours", "1", *data)
         assert "good until" in rotated
         assert "no event evt_1" in here("psp", "events", "retry", "evt_1", *data, code=1)
-        assert "no account" in here("psp", "set", account[:-1] + "0", "--payments", *data, code=1)
+        assert "no account" in here("psp", "set", f"acct_{'0' * 32}", "--payments", *data, code=1)
 
 
 def test_clear_words_where_something_is_missing(directory: Path) -> None:

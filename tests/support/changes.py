@@ -10,7 +10,7 @@ from core.money import Money
 from core.payment import Payment, Status
 from core.transition import apply
 from server.clock import utc_now
-from server.db.payments.changes import ChangeRow
+from server.db.payments.change_row import ChangeRow
 from server.db.payments.creations import Creation
 from server.uuid7 import uuid7
 

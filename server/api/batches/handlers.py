@@ -21,7 +21,7 @@ from core.ids import MerchantId, decode_id, encode_id
 from server.api.batches.bodies import BODY_BYTES_MAX, batch_data, item_data, never_started, read_batch, read_resumption
 from server.api.parsing import decode_cursor, encode_cursor, read_limit, read_query, reply_within_seconds
 from server.api.problems import problem, send_problem
-from server.api.replies import JSON, send_decision
+from server.api.replies import ACCEPTED, JSON, OK, send_decision
 from server.api.routing import Call
 from server.db.batches.batches import Batch, list_batches
 from server.flows.batches import batch as flow
@@ -31,7 +31,6 @@ from server.flows.services import Services
 from server.http.asgi import header, read_body, respond
 
 NDJSON = b"application/x-ndjson"
-ACCEPTED = 202
 DEADLINE_PASSED = 408
 GRACE_SECONDS = 60.0
 """How long after its deadline a batch is waited for: recording what was cut off, or another worker's lease, takes a moment."""
@@ -146,7 +145,12 @@ class BatchesApi:
                 raise Malformed(f"the body did not come within {READ_SECONDS:.0f} s", code="body_too_slow")
             items, terms, canonical = await read_batch(body)
         self._require_room(call)
-        request = Request(call.merchant.id, key, fingerprint("POST", "/v1/batches", canonical))
+        request = Request(
+            merchant_id=call.merchant.id,
+            key=key,
+            fingerprint=fingerprint("POST", "/v1/batches", canonical),
+            reply_status=OK,
+        )
         return await flow.accept(self._services, request, items, terms)
 
     @contextmanager

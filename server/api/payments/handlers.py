@@ -14,7 +14,7 @@ from core.payment import UNSETTLED, Payment, Status
 from server.api.parsing import decode_cursor, encode_cursor, read_limit, read_query, read_time, reply_within_seconds
 from server.api.payments.bodies import read_create
 from server.api.problems import send_problem
-from server.api.replies import ACCEPTED, JSON, send_decision
+from server.api.replies import ACCEPTED, CREATED, JSON, send_decision
 from server.api.routing import Call
 from server.db.merchants.merchants import Merchant
 from server.db.payments.log import list_logs
@@ -23,7 +23,6 @@ from server.db.payments.refunds import list_refunds
 from server.flows.idempotency import Request
 from server.flows.payments.create import Opened, create
 from server.flows.payments.settle import encode_payment
-from server.flows.payments.submit import CREATED
 from server.flows.payments.verify import verify, verify_if_possible
 from server.flows.services import Services
 from server.http.asgi import Send, header, respond
@@ -51,7 +50,7 @@ class PaymentsApi:
         decoded, wanted = read_create(call.body, key)
         wait = reply_within_seconds(call.scope)
         digest = fingerprint("POST", "/v1/payments", msgspec.json.encode(decoded))
-        request = Request(merchant.id, key, digest, wait_seconds=wait or 0.0)
+        request = Request(merchant_id=merchant.id, key=key, fingerprint=digest, reply_status=CREATED, wait_seconds=wait or 0.0)
         outcome = await create(self._services, merchant, wanted, request, reply_within_seconds=wait)
         if isinstance(outcome, Opened):
             await _send_opened(send, outcome, request_id=request_id)

@@ -13,12 +13,12 @@ from server.api.parsing import reply_within_seconds
 from server.api.payments.bodies import read_cancel, read_capture, read_refund
 from server.api.payments.handlers import decode_payment_id
 from server.api.problems import send_problem, status_of
-from server.api.replies import JSON, send_decision
+from server.api.replies import CREATED, JSON, OK, send_decision
 from server.api.routing import Call
 from server.flows.idempotency import Request
 from server.flows.payments.cancel import cancel
-from server.flows.payments.capture import DONE, Done, capture
-from server.flows.payments.refund import CREATED, Refunded, refund
+from server.flows.payments.capture import Done, capture
+from server.flows.payments.refund import Refunded, refund
 from server.flows.payments.settle import encode_payment, encode_refund
 from server.flows.services import Services
 from server.http.asgi import Send, header, respond
@@ -33,7 +33,7 @@ class OperationsApi:
     async def capture(self, call: Call, payment_text: str) -> None:
         """`POST /v1/payments/{id}/capture`."""
         payment_id, wanted = decode_payment_id(payment_text), read_capture(call.body)
-        request = _request(call, payment_id, "capture", wanted)
+        request = _request(call, payment_id, "capture", wanted, reply_status=OK)
         outcome = await capture(self._services, request, payment_id, wanted.amount)
         if isinstance(outcome, Done):
             await _send_done(call.send, outcome, request_id=call.request_id)
@@ -43,7 +43,7 @@ class OperationsApi:
     async def cancel(self, call: Call, payment_text: str) -> None:
         """`POST /v1/payments/{id}/cancel`."""
         payment_id = decode_payment_id(payment_text)
-        request = _request(call, payment_id, "cancel", read_cancel(call.body))
+        request = _request(call, payment_id, "cancel", read_cancel(call.body), reply_status=OK)
         outcome = await cancel(self._services, request, payment_id)
         if isinstance(outcome, Done):
             await _send_done(call.send, outcome, request_id=call.request_id)
@@ -53,7 +53,7 @@ class OperationsApi:
     async def refund(self, call: Call, payment_text: str) -> None:
         """`POST /v1/payments/{id}/refunds`."""
         payment_id, wanted = decode_payment_id(payment_text), read_refund(call.body)
-        request = _request(call, payment_id, "refunds", wanted)
+        request = _request(call, payment_id, "refunds", wanted, reply_status=CREATED)
         outcome = await refund(self._services, request, payment_id, amount_minor=wanted.amount, reason=wanted.reason)
         if isinstance(outcome, Refunded):
             await _send_refunded(call.send, outcome, request_id=call.request_id)
@@ -61,12 +61,18 @@ class OperationsApi:
             await send_decision(call.send, outcome)
 
 
-def _request(call: Call, payment_id: PaymentId, verb: str, wanted: msgspec.Struct) -> Request:
+def _request(call: Call, payment_id: PaymentId, verb: str, wanted: msgspec.Struct, *, reply_status: int) -> Request:
     key = parse_key(header(call.scope, b"idempotency-key"))
     if contains_card_number(key):
         raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
     digest = fingerprint("POST", f"/v1/payments/{payment_id.hex}/{verb}", msgspec.json.encode(wanted))
-    return Request(call.merchant.id, key, digest, wait_seconds=reply_within_seconds(call.scope) or 0.0)
+    return Request(
+        merchant_id=call.merchant.id,
+        key=key,
+        fingerprint=digest,
+        reply_status=reply_status,
+        wait_seconds=reply_within_seconds(call.scope) or 0.0,
+    )
 
 
 def _replayed(was_replayed: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 - the only argument
@@ -76,7 +82,7 @@ def _replayed(was_replayed: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 
 async def _send_done(send: Send, done: Done, *, request_id: str) -> None:
     headers = _replayed(done.replayed)
     if done.failure is None:
-        await respond(send, DONE, encode_payment(done.payment), content_type=JSON, headers=headers)
+        await respond(send, OK, encode_payment(done.payment), content_type=JSON, headers=headers)
         return
     now = f"the payment is {done.payment.status.value}"
     await _send_failure(send, done.failure, now, headers, request_id=request_id, payment=payment_data(done.payment))

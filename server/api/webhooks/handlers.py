@@ -9,12 +9,12 @@ import msgspec
 
 from core.errors import InvalidId, NotFound, Unprocessable
 from core.events import parse_types
-from core.idempotency import fingerprint, parse_key
+from core.idempotency import Reply, fingerprint, parse_key
 from core.ids import ENDPOINT, EVENT, EndpointId, decode_id, encode_id
 from core.redaction import REDACTED, redacted_data, redacted_url
 from server import resources
 from server.api.parsing import decode_seq, read_limit, read_query, read_seq, reply_within_seconds
-from server.api.replies import JSON, send_decision
+from server.api.replies import ACCEPTED, CREATED, JSON, OK, send_decision
 from server.api.routing import Call
 from server.api.webhooks.bodies import (
     ChangeEndpoint,
@@ -30,8 +30,7 @@ from server.db.webhooks.dead_letters import Letters, list_dead_letters
 from server.db.webhooks.delivery_log import DeliveryRow, FailedAttempt, find_delivery, list_deliveries, list_failed_attempts
 from server.db.webhooks.endpoints import Endpoint, EndpointMode
 from server.flows.events.envelope import encode_event
-from server.flows.idempotency import Request
-from server.flows.once import Reply, once
+from server.flows.idempotency import Request, once
 from server.flows.services import Services
 from server.flows.webhooks import dead_letters, endpoints
 from server.flows.webhooks.dead_letters import Verb
@@ -58,11 +57,11 @@ class EndpointsApi:
             concurrency_max=wanted.concurrency_max,
         )
 
-        async def work(made: UUID) -> Reply:
+        async def work(made: UUID) -> bytes:
             endpoint, secret = await endpoints.make(self._services, call.merchant, new, made)
-            return Reply(201, msgspec.json.encode(endpoint_shape(endpoint, secret=secret)))
+            return msgspec.json.encode(endpoint_shape(endpoint, secret=secret))
 
-        await self._once(call, wanted, work)
+        await self._once(call, CREATED, wanted, work)
 
     async def list_all(self, call: Call) -> None:
         """`GET /v1/webhook-endpoints`."""
@@ -91,35 +90,35 @@ class EndpointsApi:
         """`POST /v1/webhook-endpoints/{id}/rotate-secret`."""
         endpoint_id, wanted = decode_endpoint_id(endpoint_text), read_rotate(call.body)
 
-        async def work(made: UUID) -> Reply:
+        async def work(made: UUID) -> bytes:
             endpoint, secret = await endpoints.rotate(
                 self._services, call.merchant.id, endpoint_id, made, overlap_seconds=wanted.overlap_seconds
             )
-            return Reply(200, msgspec.json.encode(endpoint_shape(endpoint, secret=secret)))
+            return msgspec.json.encode(endpoint_shape(endpoint, secret=secret))
 
-        await self._once(call, wanted, work, about=endpoint_id)
+        await self._once(call, OK, wanted, work, about=endpoint_id)
 
     async def test(self, call: Call, endpoint_text: str) -> None:
         """`POST /v1/webhook-endpoints/{id}/test`."""
         endpoint_id = decode_endpoint_id(endpoint_text)
 
-        async def work(made: UUID) -> Reply:
+        async def work(made: UUID) -> bytes:
             event = await endpoints.test(self._services, call.merchant.id, endpoint_id, made)
-            return Reply(202, encode_event(event))
+            return encode_event(event)
 
-        await self._once(call, None, work, about=endpoint_id)
+        await self._once(call, ACCEPTED, None, work, about=endpoint_id)
 
     async def replay(self, call: Call, endpoint_text: str) -> None:
         """`POST /v1/webhook-endpoints/{id}/replay`."""
         endpoint_id, wanted = decode_endpoint_id(endpoint_text), read_replay(call.body)
 
-        async def work(_: UUID) -> Reply:
+        async def work(_: UUID) -> bytes:
             sent = await endpoints.send_range_again(
                 self._services, call.merchant.id, endpoint_id, from_seq=wanted.from_seq, to_seq=wanted.to_seq
             )
-            return Reply(202, msgspec.json.encode(resources.Accepted(deliveries=sent)))
+            return msgspec.json.encode(resources.Accepted(deliveries=sent))
 
-        await self._once(call, wanted, work, about=endpoint_id)
+        await self._once(call, ACCEPTED, wanted, work, about=endpoint_id)
 
     async def deliveries(self, call: Call, endpoint_text: str) -> None:
         """`GET /v1/webhook-endpoints/{id}/deliveries`: the latest event first, a page at a time."""
@@ -164,11 +163,11 @@ class EndpointsApi:
         """`POST /v1/webhook-endpoints/{id}/deliveries/{seq}/resend`: now, out of turn."""
         endpoint_id, seq = decode_endpoint_id(endpoint_text), decode_seq(seq_text)
 
-        async def work(_: UUID) -> Reply:
+        async def work(_: UUID) -> bytes:
             await endpoints.send_again(self._services, call.merchant.id, endpoint_id, seq)
-            return Reply(202, msgspec.json.encode(resources.Accepted(deliveries=1)))
+            return msgspec.json.encode(resources.Accepted(deliveries=1))
 
-        await self._once(call, None, work, about=endpoint_id)
+        await self._once(call, ACCEPTED, None, work, about=endpoint_id)
 
     async def dead_letters(self, call: Call) -> None:
         """`GET /v1/dead-letters`: deliveries that were given up."""
@@ -200,7 +199,7 @@ class EndpointsApi:
         endpoint_id = decode_endpoint_id(wanted.endpoint_id) if wanted.endpoint_id is not None else None
         letters = Letters(call.merchant.id, endpoint_id, wanted.seq)
 
-        async def work(made: UUID) -> Reply:
+        async def work(made: UUID) -> bytes:
             act = Act(
                 id=made,
                 merchant_id=call.merchant.id,
@@ -210,21 +209,28 @@ class EndpointsApi:
                 at=self._services.now(),
             )
             async with self._services.db.pool.connection() as connection:
-                return Reply(202, msgspec.json.encode(resources.Accepted(deliveries=await do(connection, letters, act))))
+                return msgspec.json.encode(resources.Accepted(deliveries=await do(connection, letters, act)))
 
-        await self._once(call, wanted, work, about=call.merchant.id)
+        await self._once(call, ACCEPTED, wanted, work, about=call.merchant.id)
 
     async def _once(
         self,
         call: Call,
+        reply_status: int,
         wanted: msgspec.Struct | None,
-        work: Callable[[UUID], Awaitable[Reply]],
+        work: Callable[[UUID], Awaitable[bytes]],
         *,
         about: UUID | None = None,
     ) -> None:
         key = parse_key(header(call.scope, b"idempotency-key"))
         digest = fingerprint("POST", call.scope["path"].strip("/"), msgspec.json.encode(wanted))
-        request = Request(call.merchant.id, key, digest, wait_seconds=reply_within_seconds(call.scope) or 0.0)
+        request = Request(
+            merchant_id=call.merchant.id,
+            key=key,
+            fingerprint=digest,
+            reply_status=reply_status,
+            wait_seconds=reply_within_seconds(call.scope) or 0.0,
+        )
         outcome = await once(self._services, request, work, about=about)
         if isinstance(outcome, Reply):
             await respond(call.send, outcome.status, outcome.body, content_type=JSON)

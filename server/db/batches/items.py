@@ -3,13 +3,31 @@
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
+
+import msgspec
 
 from core.batch import UNFINISHED, BatchId, ItemResult, ItemStatus, ItemType
 from core.ids import MerchantId, PaymentId, RefundId
 from core.payment import Status
-from server.db.array_literals import plain, quoted, uuids
+from server.db import json_records
 from server.db.batches.batches import ClaimedBatch
 from server.db.connection import Connection
+
+
+class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of an item as the statement reads it."""
+
+    number: int
+    type: ItemType
+    status: ItemStatus
+    reference: str | None
+    payment_id: UUID | None
+    payment_status: Status | None
+    refund_id: UUID | None
+    did_check_again: bool
+    code: str | None
+    detail: str | None
 
 
 async def write_results(
@@ -21,7 +39,7 @@ async def write_results(
     A result that is there stays, unless it was UNKNOWN. Repeating it changes nothing.
     """
     rows = await connection.query(
-        """
+        f"""
         WITH held AS (
             SELECT merchant_id, id, is_stopping FROM batches
              WHERE merchant_id = $1 AND id = $2 AND lease_token = $3 AND status = 'RUNNING' FOR NO KEY UPDATE
@@ -32,10 +50,8 @@ async def write_results(
             SELECT h.merchant_id, h.id, i.number, $4 + i.ordinality, i.type, i.status, i.reference, i.payment_id,
                    i.payment_status, i.refund_id, i.did_check_again, i.code, i.detail, $5
               FROM held h
-             CROSS JOIN unnest($6::int[], $7::text[], $8::text[], $9::text[], $10::uuid[], $11::text[], $12::uuid[], $13::bool[],
-                               $14::text[], $15::text[])
-                   WITH ORDINALITY AS i (number, type, status, reference, payment_id, payment_status, refund_id, did_check_again,
-                                         code, detail, ordinality)
+             CROSS JOIN ROWS FROM (json_to_recordset($6::json) AS ({json_records.columns(ResultRecord)}))
+                   WITH ORDINALITY AS i ({", ".join(ResultRecord.__struct_fields__)}, ordinality)
             ON CONFLICT (merchant_id, batch_id, number) DO UPDATE
                SET position = excluded.position, status = excluded.status, payment_id = excluded.payment_id,
                    payment_status = excluded.payment_status, refund_id = excluded.refund_id,
@@ -44,22 +60,15 @@ async def write_results(
              WHERE b.status = 'UNKNOWN'
         )
         SELECT is_stopping FROM held
-        """,
+        """,  # noqa: S608 - own columns
         claimed.batch.merchant_id,
         claimed.batch.id,
         claimed.token,
         after,
         now,
-        plain(one.number for one in results),
-        plain(one.type.value for one in results),
-        plain(one.status.value for one in results),
-        quoted(one.reference for one in results),
-        uuids(one.payment_id for one in results),
-        plain(one.payment_status.value if one.payment_status is not None else None for one in results),
-        uuids(one.refund_id for one in results),
-        plain(one.did_check_again for one in results),
-        quoted(one.code for one in results),
-        quoted(one.detail for one in results),
+        json_records.encode(
+            [ResultRecord(**{name: getattr(one, name) for name in ResultRecord.__struct_fields__}) for one in results]
+        ),
     )
     return rows[0][0] if rows else None
 
@@ -70,7 +79,7 @@ async def finished_numbers(connection: Connection, claimed: ClaimedBatch) -> set
         "SELECT number FROM batch_items WHERE merchant_id = $1 AND batch_id = $2 AND status <> ALL ($3::text[])",
         claimed.batch.merchant_id,
         claimed.batch.id,
-        plain(one.value for one in UNFINISHED),
+        [one.value for one in UNFINISHED],
     )
     return {row[0] for row in rows}
 

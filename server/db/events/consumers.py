@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
+
 from core.ids import MerchantId
-from server.db.array_literals import plain, quoted, times, uuids
+from server.db import json_records
 from server.db.connection import Connection
 
 CONSUMERS_MAX = 100
@@ -22,8 +24,7 @@ class Consumer:
     updated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True):
     """A consumer has dealt with everything up to an event, at that time."""
 
     merchant_id: MerchantId
@@ -98,22 +99,19 @@ async def write_acks(connection: Connection, acks: Sequence[Ack]) -> None:
     there.
     """
     await connection.run(
-        """
+        f"""
         INSERT INTO stream_cursors AS c (merchant_id, consumer, acked_seq, created_at, updated_at)
         SELECT i.merchant_id, i.consumer, i.seq, i.at, i.at
-          FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[]) AS i (merchant_id, consumer, seq, at)
+          FROM json_to_recordset($1::json) AS i ({json_records.columns(Ack)})
           JOIN merchant_sequences s ON s.merchant_id = i.merchant_id AND s.last_seq >= i.seq
          WHERE EXISTS (SELECT FROM stream_cursors k WHERE k.merchant_id = i.merchant_id AND k.consumer = i.consumer)
-            OR (SELECT count(*) FROM stream_cursors k WHERE k.merchant_id = i.merchant_id) < $5
+            OR (SELECT count(*) FROM stream_cursors k WHERE k.merchant_id = i.merchant_id) < $2
          ORDER BY i.merchant_id, i.consumer
         ON CONFLICT (merchant_id, consumer) DO UPDATE
            SET acked_seq = excluded.acked_seq, updated_at = excluded.updated_at
          WHERE c.acked_seq < excluded.acked_seq AND c.updated_at <= excluded.updated_at
-        """,
-        uuids([ack.merchant_id for ack in acks]),
-        quoted([ack.consumer for ack in acks]),
-        plain([ack.seq for ack in acks]),
-        times([ack.at for ack in acks]),
+        """,  # noqa: S608 - own columns
+        json_records.encode(acks),
         CONSUMERS_MAX,
     )
 

@@ -13,7 +13,6 @@ import msgspec
 
 from core.ids import EndpointId, EventId, MerchantId
 from core.resumption import Sequence
-from server.db.array_literals import uuids
 from server.db.connection import Connection
 
 IS_WANTED = "(e.event_types IS NULL OR {0} = ANY (e.event_types) OR split_part({0}, '.', 1) || '.*' = ANY (e.event_types))"
@@ -55,7 +54,7 @@ async def find_epoch(connection: Connection) -> UUID:
 async def find_last_seqs(connection: Connection, merchant_ids: Several[MerchantId]) -> dict[MerchantId, int]:
     """The number of the last event of each; merchants without any are left out."""
     rows = await connection.query(
-        "SELECT merchant_id, last_seq FROM merchant_sequences WHERE merchant_id = ANY ($1::uuid[])", uuids(merchant_ids)
+        "SELECT merchant_id, last_seq FROM merchant_sequences WHERE merchant_id = ANY ($1::uuid[])", list(merchant_ids)
     )
     return {MerchantId(merchant_id): last_seq for merchant_id, last_seq in rows}
 

@@ -6,9 +6,11 @@ Two workers that extend the same chain write the same rows, so no lock is needed
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from core.hash_chain import GENESIS, Entry, link
 from core.ids import MerchantId, PaymentId
-from server.db.array_literals import hexed, plain
+from server.db import json_records
 from server.db.connection import Connection
 
 CANONICAL = """
@@ -48,6 +50,13 @@ async def merchants_behind(connection: Connection, *, limit: int) -> list[Mercha
     return [MerchantId(row[0]) for row in rows]
 
 
+class LinkRecord(msgspec.Struct, frozen=True):
+    """An entry's number and its hash."""
+
+    seq: int
+    hash: bytes
+
+
 async def extend(connection: Connection, merchant_id: MerchantId, *, now: datetime, limit: int) -> int:
     """Chain the merchant's next entries, at most `limit`; how many there were."""
     last = await connection.query(
@@ -60,19 +69,19 @@ async def extend(connection: Connection, merchant_id: MerchantId, *, now: dateti
         seq,
         limit,
     )
-    hashes = []
-    for _, text in rows:
+    links: list[LinkRecord] = []
+    for number, text in rows:
         head = link(head, text)
-        hashes.append(head)
+        links.append(LinkRecord(number, head))
     await connection.run(
-        """
+        f"""
         INSERT INTO ledger_chain (merchant_id, seq, hash, created_at)
-        SELECT $1, seq, hash, $4 FROM unnest($2::bigint[], $3::bytea[]) AS h (seq, hash) ORDER BY seq
+        SELECT $1, seq, decode(hash, 'base64'), $3
+          FROM json_to_recordset($2::json) AS h ({json_records.columns(LinkRecord)}) ORDER BY seq
         ON CONFLICT (merchant_id, seq) DO NOTHING
-        """,
+        """,  # noqa: S608 - own columns
         merchant_id,
-        plain(row[0] for row in rows),
-        hexed(hashes),
+        json_records.encode(links),
         now,
     )
     return len(rows)

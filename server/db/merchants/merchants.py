@@ -6,10 +6,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from core.ids import MerchantId, PspAccountId
 from core.money import Money
 from core.payment import NO_TERMS, Terms
-from server.db.array_literals import uuids
+from server.db import json_records
 from server.db.connection import Connection
 from server.db.merchants.audit import Act, record_act
 from server.db.psps.accounts import Route
@@ -261,15 +263,22 @@ async def find_key_owner(
     return (_merchant(rows[0]), rows[0][13]) if rows else None
 
 
+class KeyRecord(msgspec.Struct, frozen=True):
+    """An API key, by its ids."""
+
+    merchant_id: UUID
+    id: UUID
+
+
 async def revoked_keys(connection: Connection, keys: Sequence[tuple[MerchantId, UUID]]) -> set[UUID]:
     """Which of these keys have ended."""
     rows = await connection.query(
-        """
+        f"""
         SELECT k.id FROM api_keys k
-          JOIN unnest($1::uuid[], $2::uuid[]) AS i (merchant_id, id) ON (k.merchant_id, k.id) = (i.merchant_id, i.id)
+          JOIN json_to_recordset($1::json) AS i ({json_records.columns(KeyRecord)})
+            ON (k.merchant_id, k.id) = (i.merchant_id, i.id)
          WHERE k.revoked_at IS NOT NULL
-        """,
-        uuids([merchant_id for merchant_id, _ in keys]),
-        uuids([key_id for _, key_id in keys]),
+        """,  # noqa: S608 - own columns
+        json_records.encode([KeyRecord(*one) for one in keys]),
     )
     return {row[0] for row in rows}

@@ -12,7 +12,8 @@ from core.ledger import WalletKind
 from core.payment import Payment
 from core.refund_transition import Balances
 from server.db.connection import Connection
-from server.db.payments.changes import Applied, ChangeBatch, ChangeRow, Lost
+from server.db.payments.change_row import ChangeRow
+from server.db.payments.changes import Applied, ChangeGroup, Lost
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund
 
@@ -38,7 +39,7 @@ async def lock_balances(connection: Connection, merchant_id: MerchantId, currenc
 
 async def change_under_lock(
     connection: Connection,
-    batch: ChangeBatch,
+    batch: ChangeGroup,
     merchant_id: MerchantId,
     payment_id: PaymentId,
     decide: Callable[[Payment, Balances], ChangeRow | None],

@@ -17,49 +17,16 @@ of the request that it answers. Invariants:
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 import msgspec
 
-from core.ids import EndpointId, EventId, LogId
-from core.ledger import Transfer, WalletKind
-from core.payment import Change
-from server.db.array_literals import plain, uuids
+from core.ids import EndpointId
+from server.db import json_records
 from server.db.connection import Connection
 from server.db.events.events import Event
-from server.db.payments import change_parameters
+from server.db.payments.change_row import ChangeRow, record_of
 from server.db.payments.change_sql import WRITE_ALL, WRITE_USUAL
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The reply to the request with this idempotency key. It is no longer in flight; only a definitive reply is stored."""
-
-    key: str
-    definitive: tuple[int, bytes] | None
-
-
-@dataclass(frozen=True, slots=True)
-class PspEvent:
-    """The PSP's event that brought the evidence."""
-
-    id: str
-    type: str
-
-
-class ChangeRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A change with everything that is written with it. `event_data` is what merchants see of it, in JSON."""
-
-    change: Change
-    log_id: LogId
-    now: datetime
-    transfer: Transfer | None
-    event_id: EventId
-    event_type: str | None
-    event_data: bytes
-    psp_event: PspEvent | None = None
-    reply: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +53,24 @@ class Lost:
 TRIES_MAX = 10
 """How often a row is written again that others rewrite all the time."""
 
-_RECOGNIZE = """
+
+class LogRecord(msgspec.Struct, frozen=True):
+    """The log row of a change, by its key."""
+
+    merchant_id: UUID
+    payment_id: UUID
+    version: int
+
+
+_RECOGNIZE = f"""
 SELECT l.id
   FROM payment_logs l
-  JOIN unnest($1::uuid[], $2::uuid[], $3::integer[]) AS i (merchant_id, payment_id, version)
+  JOIN json_to_recordset($1::json) AS i ({json_records.columns(LogRecord)})
     ON (l.merchant_id, l.payment_id, l.version) = (i.merchant_id, i.payment_id, i.version)
-"""
-
-_WALLET_ACCOUNTS = plain(WalletKind)
+"""  # noqa: S608 - own columns
 
 
-class ChangeBatch:
+class ChangeGroup:
     """Writes changes. `delivery_lease_seconds`: how long a new delivery is left to the worker that committed it."""
 
     def __init__(self, *, delivery_lease_seconds: float) -> None:
@@ -111,9 +85,9 @@ class ChangeBatch:
         applied: dict[UUID, tuple[int | None, list[Target]]] = {}
         left = items
         for _ in range(TRIES_MAX):
-            usual, rare = change_parameters.of(left)
-            settings = (_WALLET_ACCOUNTS, self._delivery_lease_seconds)
-            rows = await connection.query(WRITE_ALL if rare else WRITE_USUAL, *usual, *settings, *rare)
+            records = [record_of(item) for item in left]
+            statement = WRITE_ALL if any(record.is_seldom for record in records) else WRITE_USUAL
+            rows = await connection.query(statement, json_records.encode(records), self._delivery_lease_seconds)
             missed = set()
             for payment_id, is_applied, seq, endpoint_id, is_ordered in rows:
                 if not is_applied:
@@ -131,9 +105,9 @@ class ChangeBatch:
         """A change is recognized by its log id. Its event and deliveries are then left to whoever finds them."""
         rows = await connection.query(
             _RECOGNIZE,
-            uuids(item.change.after.merchant_id for item in items),
-            uuids(item.change.after.id for item in items),
-            plain(item.change.after.version for item in items),
+            json_records.encode(
+                [LogRecord(one.merchant_id, one.id, one.version) for one in (item.change.after for item in items)]
+            ),
         )
         written = {row[0] for row in rows}
         return [Applied(None) if item.log_id in written else None for item in items]

@@ -1,21 +1,21 @@
-"""Transaction 1 of a payment, for a whole batch: idempotency key, payment, its operation at the PSP and the first log row.
+"""Transaction 1 of a payment, for a whole group: idempotency key, payment, its operation at the PSP and the first log row.
 
 The key decides: a row whose key exists already writes nothing, and its caller is given what is stored under the key; so does one
 whose order has a live payment, where the merchant wants one at a time. The operation is committed here, before the first byte
 leaves for the PSP, and its id is the PSP's idempotency key.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
+from uuid import UUID
 
 import msgspec
 
 from core.idempotency import StoredKey
 from core.ids import LogId
-from core.payment import NO_TERMS, OperationKind, Payment
-from server.db.array_literals import hexed, plain, quoted, times, uuids
+from core.payment import NO_TERMS, Capture, OperationKind, Payment
+from server.db import json_records
 from server.db.connection import Connection
 from server.db.payments.idempotency_keys import find_keys
 
@@ -35,29 +35,48 @@ class OrderIsLive:
     """Another payment of the same order is live, and the merchant wants one at a time."""
 
 
-_WRITE = """
+class CreationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A creation as the statement reads it. What few payments have is left out of the others' and is the column's default."""
+
+    merchant_id: UUID
+    payment_id: UUID
+    psp_account_id: UUID
+    operation_id: UUID
+    log_id: UUID
+    key: str
+    fingerprint: bytes
+    in_flight_until: datetime
+    order_id: str
+    amount_minor: int
+    currency: str
+    expires_at: datetime
+    due_at: datetime | None
+    created_at: datetime
+    capture: Capture
+    is_sync: bool
+    operation: OperationKind
+    return_url: str | None = None
+    description: str | None = None
+    live_order_id: str | None = None
+    statement_descriptor: str | None = None
+    metadata: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    fee_basis_points: int = 0
+    fee_fixed_minor: int = 0
+    refunds_fee: bool = False
+    settlement_delay_seconds: int = 0
+    refunds_late: bool = False
+
+
+_WRITE = f"""
 /* florin: payments are accepted */
 WITH input AS (
-    SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::bytea[], $8::timestamptz[],
-        $9::text[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::timestamptz[],
-        $16::timestamptz[], $17::text[], $18::boolean[], $19::text[]
-    ) AS i (merchant_id, payment_id, psp_account_id, operation_id, log_id, key, fingerprint, in_flight_until,
-            order_id, amount_minor, currency, return_url, description, expires_at, due_at,
-            created_at, capture, is_sync, operation)
-), special AS (
-    SELECT * FROM unnest(
-        $20::uuid[], $21::text[], $22::text[], $23::text[], $24::integer[], $25::bigint[], $26::boolean[], $27::integer[],
-        $28::boolean[]
-    ) AS s (payment_id, live_order_id, statement_descriptor, metadata, fee_basis_points, fee_fixed_minor, refunds_fee,
-            settlement_delay_seconds, refunds_late)
+    SELECT * FROM json_to_recordset($1::json) AS i ({json_records.columns(CreationRecord)})
 ), keys AS (
     INSERT INTO idempotency_keys (merchant_id, key, fingerprint, payment_id, in_flight_until, created_at)
-    SELECT merchant_id, key, fingerprint, payment_id, in_flight_until, created_at FROM input i
-     WHERE NOT EXISTS (
-            SELECT FROM special s JOIN payment_requests p
-                ON p.merchant_id = i.merchant_id AND p.live_order_id = s.live_order_id
-             WHERE s.payment_id = i.payment_id AND s.live_order_id IS NOT NULL)
+    SELECT merchant_id, key, decode(fingerprint, 'base64'), payment_id, in_flight_until, created_at
+      FROM input i
+     WHERE i.live_order_id IS NULL OR NOT EXISTS (
+            SELECT FROM payment_requests p WHERE p.merchant_id = i.merchant_id AND p.live_order_id = i.live_order_id)
      ORDER BY merchant_id, key
     ON CONFLICT (merchant_id, key) DO NOTHING
     RETURNING payment_id
@@ -67,11 +86,11 @@ WITH input AS (
         return_url, description, idempotency_key, expires_at, due_at, created_at, updated_at, capture, is_sync,
         live_order_id, statement_descriptor, metadata, fee_basis_points, fee_fixed_minor, refunds_fee,
         settlement_delay_seconds, refunds_late)
-    SELECT i.merchant_id, payment_id, i.psp_account_id, i.operation_id, i.order_id, i.amount_minor, i.currency, 'PENDING', 1,
-           i.return_url, i.description, i.key, i.expires_at, i.due_at, i.created_at, i.created_at, i.capture, i.is_sync,
-           s.live_order_id, s.statement_descriptor, s.metadata, coalesce(s.fee_basis_points, 0), coalesce(s.fee_fixed_minor, 0),
-           coalesce(s.refunds_fee, false), coalesce(s.settlement_delay_seconds, 0), coalesce(s.refunds_late, false)
-      FROM input i JOIN keys USING (payment_id) LEFT JOIN special s USING (payment_id)
+    SELECT merchant_id, payment_id, psp_account_id, operation_id, order_id, amount_minor, currency, 'PENDING', 1,
+           return_url, description, key, expires_at, due_at, created_at, created_at, capture, is_sync,
+           live_order_id, statement_descriptor, metadata, coalesce(fee_basis_points, 0), coalesce(fee_fixed_minor, 0),
+           coalesce(refunds_fee, false), coalesce(settlement_delay_seconds, 0), coalesce(refunds_late, false)
+      FROM input JOIN keys USING (payment_id)
 ), operations AS (
     INSERT INTO psp_operations (
         merchant_id, id, payment_id, psp_account_id, kind, amount_minor, currency, state, first_sent_at)
@@ -83,19 +102,19 @@ WITH input AS (
       FROM input JOIN keys USING (payment_id)
 )
 SELECT payment_id FROM keys
-"""
+"""  # noqa: S608 - own columns
 
 
-class CreateBatch:
+class CreationGroup:
     """Writes creations; the result is None for a new key, else what the key's first request left behind, or `OrderIsLive`."""
 
     def conflict_key(self, item: Creation) -> Hashable:
-        """Two requests with one key never share a batch: the second must read the first."""
+        """Two requests with one key never share a group: the second must read the first."""
         return (item.payment.merchant_id, item.key)
 
     async def write(self, connection: Connection, items: Sequence[Creation]) -> list[StoredKey | OrderIsLive | None]:
-        """Write the batch; each row is new or finds its key or its order taken."""
-        rows = await connection.query(_WRITE, *chain(_common(items), _special(items)))
+        """Write the group; each row is new or finds its key or its order taken."""
+        rows = await connection.query(_WRITE, json_records.encode([_record(item) for item in items]))
         created = {row[0] for row in rows}
         if len(created) == len(items):
             return [None] * len(items)
@@ -114,48 +133,34 @@ class CreateBatch:
 
 def is_own(stored: StoredKey | OrderIsLive | None, item: Creation) -> bool:
     """Whether the creation took place: its key is new, or was written by an earlier try of this very creation."""
-    return stored is None or (isinstance(stored, StoredKey) and stored.payment_id == item.payment.id)
+    return stored is None or (isinstance(stored, StoredKey) and stored.resource_id == item.payment.id)
 
 
-def _common(items: Sequence[Creation]) -> Iterator[str]:
-    payments = [item.payment for item in items]
-    yield uuids([payment.merchant_id for payment in payments])
-    yield uuids([payment.id for payment in payments])
-    yield uuids([payment.psp_account_id for payment in payments])
-    yield uuids([payment.operation_id for payment in payments])
-    yield uuids([item.log_id for item in items])
-    yield quoted([item.key for item in items])
-    yield hexed([item.fingerprint for item in items])
-    yield times([item.in_flight_until for item in items])
-    yield quoted([payment.order_id for payment in payments])
-    yield plain([payment.money.amount_minor for payment in payments])
-    yield plain([payment.money.currency for payment in payments])
-    yield quoted([payment.return_url for payment in payments])
-    yield quoted([payment.description for payment in payments])
-    yield times([payment.expires_at for payment in payments])
-    yield times([payment.due_at for payment in payments])
-    yield times([payment.created_at for payment in payments])
-    yield plain([payment.capture for payment in payments])
-    yield plain([payment.is_sync for payment in payments])
-    yield plain([OperationKind.CHARGE if payment.is_sync else OperationKind.INTENT for payment in payments])
-
-
-def _special(items: Sequence[Creation]) -> Iterator[str]:
-    """What few payments have; empty where none of the batch does."""
-    payments = [item.payment for item in items if _is_special(item.payment)]
-    terms = [payment.terms for payment in payments]
-    yield uuids([payment.id for payment in payments])
-    yield quoted([payment.order_id if payment.is_exclusive else None for payment in payments])
-    yield quoted([payment.statement_descriptor for payment in payments])
-    yield quoted([msgspec.json.encode(payment.metadata).decode() if payment.metadata else None for payment in payments])
-    yield plain([term.fee_basis_points for term in terms])
-    yield plain([term.fee_fixed_minor for term in terms])
-    yield plain([term.refunds_fee for term in terms])
-    yield plain([term.settlement_delay_seconds for term in terms])
-    yield plain([term.refunds_late for term in terms])
-
-
-def _is_special(payment: Payment) -> bool:
-    return bool(
-        payment.terms is not NO_TERMS or payment.is_exclusive or payment.metadata or payment.statement_descriptor is not None
+def _record(item: Creation) -> CreationRecord:
+    payment, terms = item.payment, item.payment.terms
+    record = {} if terms is NO_TERMS else {name: getattr(terms, name) for name in terms.__struct_fields__}
+    return CreationRecord(
+        merchant_id=payment.merchant_id,
+        payment_id=payment.id,
+        psp_account_id=payment.psp_account_id,
+        operation_id=payment.operation_id,
+        log_id=item.log_id,
+        key=item.key,
+        fingerprint=item.fingerprint,
+        in_flight_until=item.in_flight_until,
+        order_id=payment.order_id,
+        amount_minor=payment.money.amount_minor,
+        currency=payment.money.currency,
+        expires_at=payment.expires_at,
+        due_at=payment.due_at,
+        created_at=payment.created_at,
+        capture=payment.capture,
+        is_sync=payment.is_sync,
+        operation=OperationKind.CHARGE if payment.is_sync else OperationKind.INTENT,
+        return_url=payment.return_url,
+        description=payment.description,
+        live_order_id=payment.order_id if payment.is_exclusive else None,
+        statement_descriptor=payment.statement_descriptor,
+        metadata=payment.metadata or msgspec.UNSET,
+        **record,
     )

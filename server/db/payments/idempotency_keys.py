@@ -2,38 +2,48 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from uuid import UUID
 
-from core.idempotency import StoredKey
-from core.ids import MerchantId, PaymentId, RefundId
-from server.db.array_literals import quoted, uuids
+import msgspec
+
+from core.idempotency import KeyedOperation, Reply, StoredKey
+from core.ids import MerchantId, ResourceId
+from server.db import json_records
 from server.db.connection import Connection
 
 KEPT = timedelta(days=30)
 """How long a key is remembered."""
 
 
+class KeyRecord(msgspec.Struct, frozen=True):
+    """A key to look for."""
+
+    merchant_id: UUID
+    key: str
+
+
+_FIND = f"""
+SELECT k.merchant_id, k.key, k.operation, k.fingerprint, k.payment_id, k.refund_id, k.in_flight_until, k.reply_status,
+       coalesce(k.reply_body, (SELECT e.data FROM events e WHERE e.merchant_id = k.merchant_id AND e.seq = k.reply_seq))
+  FROM idempotency_keys k
+  JOIN json_to_recordset($1::json) AS i ({json_records.columns(KeyRecord)})
+    ON (k.merchant_id, k.key) = (i.merchant_id, i.key)
+"""  # noqa: S608 - own columns
+
+
 async def find_keys(connection: Connection, keys: Sequence[tuple[MerchantId, str]]) -> dict[tuple[MerchantId, str], StoredKey]:
     """What is stored under these keys."""
-    rows = await connection.query(
-        """
-        SELECT k.merchant_id, k.key, k.fingerprint, k.payment_id, k.refund_id, k.in_flight_until, k.reply_status,
-               coalesce(k.reply_body, (SELECT e.data FROM events e WHERE e.merchant_id = k.merchant_id AND e.seq = k.reply_seq))
-          FROM idempotency_keys k
-          JOIN unnest($1::uuid[], $2::text[]) AS i (merchant_id, key) ON (k.merchant_id, k.key) = (i.merchant_id, i.key)
-        """,
-        uuids(merchant_id for merchant_id, _ in keys),
-        quoted(key for _, key in keys),
-    )
+    rows = await connection.query(_FIND, json_records.encode([KeyRecord(*one) for one in keys]))
     return {
         (MerchantId(merchant_id), key): StoredKey(
-            fingerprint,
-            PaymentId(payment_id),
-            until,
-            status,
-            body.encode() if body is not None else None,
-            RefundId(refund_id) if refund_id else None,
+            operation=KeyedOperation(operation),
+            fingerprint=fingerprint,
+            resource_id=ResourceId(resource_id),
+            in_flight_until=until,
+            reply=Reply(status, body.encode()) if status is not None and body is not None else None,
+            made_id=ResourceId(made_id) if made_id is not None else None,
         )
-        for merchant_id, key, fingerprint, payment_id, refund_id, until, status, body in rows
+        for merchant_id, key, operation, fingerprint, resource_id, made_id, until, status, body in rows
     }
 
 
@@ -42,27 +52,27 @@ async def find_key(connection: Connection, merchant_id: MerchantId, key: str) ->
     return (await find_keys(connection, [(merchant_id, key)])).get((merchant_id, key))
 
 
-async def known_keys(connection: Connection, merchant_id: MerchantId, keys: Sequence[str]) -> dict[str, str]:
+async def known_keys(connection: Connection, merchant_id: MerchantId, keys: Sequence[str]) -> dict[str, KeyedOperation]:
     """Which of these keys were used, and for which operation."""
     rows = await connection.query(
-        "SELECT key, operation FROM idempotency_keys WHERE merchant_id = $1 AND key = ANY ($2::text[])", merchant_id, quoted(keys)
+        "SELECT key, operation FROM idempotency_keys WHERE merchant_id = $1 AND key = ANY ($2::text[])", merchant_id, list(keys)
     )
-    return dict(rows)
+    return {key: KeyedOperation(operation) for key, operation in rows}
 
 
 async def claim_key(
     connection: Connection,
     merchant_id: MerchantId,
-    payment_id: PaymentId,
     *,
     key: str,
     fingerprint: bytes,
-    operation: str,
-    refund_id: RefundId | None,
+    operation: KeyedOperation,
+    resource_id: ResourceId,
+    made_id: ResourceId | None,
     in_flight_until: datetime,
     now: datetime,
 ) -> StoredKey | None:
-    """Take a key for an operation (capture, cancel or refund) on a payment; None where it is new, else what is stored."""
+    """Take a key for an operation on something that exists or is made; None where the key is new, else what is stored."""
     touched = await connection.run(
         """
         INSERT INTO idempotency_keys (
@@ -73,11 +83,11 @@ async def claim_key(
         merchant_id,
         key,
         fingerprint,
-        payment_id,
+        resource_id,
         in_flight_until,
         now,
-        operation,
-        refund_id,
+        operation.value,
+        made_id,
     )
     return None if touched else await find_key(connection, merchant_id, key)
 
@@ -99,7 +109,7 @@ async def take_over_key(
     return touched == 1
 
 
-async def store_reply(connection: Connection, merchant_id: MerchantId, key: str, *, status: int, body: bytes) -> None:
+async def store_reply(connection: Connection, merchant_id: MerchantId, key: str, reply: Reply) -> None:
     """Store the first definitive reply of a key; one that is there stays."""
     await connection.run(
         """
@@ -108,8 +118,8 @@ async def store_reply(connection: Connection, merchant_id: MerchantId, key: str,
         """,
         merchant_id,
         key,
-        status,
-        body.decode(),
+        reply.status,
+        reply.body.decode(),
     )
 
 

@@ -1,5 +1,6 @@
 """Reading payments, listing them, and claiming those that are due."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,79 +12,134 @@ from core.evidence import Risk
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
 from core.payment import NO_TERMS, Capture, OperationKind, Payment, PendingOperation, Status, Terms
+from server.db import json_records
 from server.db.connection import Connection
 
-_COLUMNS = """
-p.merchant_id, p.id, p.psp_account_id, p.operation_id, p.order_id, p.amount_minor, p.currency, p.status, p.version,
-p.expires_at, p.created_at, p.updated_at, p.due_at, p.reference, p.payment_url, p.return_url, p.description,
-p.captured_minor, p.late, p.suspended, p.decline_code, p.did_check_again, p.checks, p.refunded_minor, p.disputed_minor,
-p.lost_minor, p.capture_before, p.pending_id, p.pending_kind, p.pending_minor, p.pending_since, p.is_warned, p.release_at,
-p.is_given_back, p.pending_taken_minor, p.fee_returned_minor,
-p.capture, p.is_sync, p.live_order_id, p.statement_descriptor, p.metadata, p.fee_basis_points, p.fee_fixed_minor,
-p.refunds_fee, p.settlement_delay_seconds, p.refunds_late, p.risk
-"""
+
+class StoredPayment(msgspec.Struct, frozen=True):
+    """A payment as it is selected. What is here under the name of a payment's field is that field."""
+
+    merchant_id: MerchantId
+    id: PaymentId
+    psp_account_id: PspAccountId
+    operation_id: OperationId
+    order_id: str
+    amount_minor: int
+    currency: str
+    status: str
+    version: int
+    expires_at: datetime
+    created_at: datetime
+    updated_at: datetime
+    due_at: datetime | None
+    reference: str | None
+    payment_url: str | None
+    return_url: str | None
+    description: str | None
+    captured_minor: int
+    late: bool
+    suspended: bool
+    decline_code: str | None
+    did_check_again: bool
+    checks: int
+    refunded_minor: int
+    disputed_minor: int
+    lost_minor: int
+    capture_before: datetime | None
+    pending_id: OperationId | None
+    pending_kind: str | None
+    pending_minor: int | None
+    pending_since: datetime | None
+    is_warned: bool
+    release_at: datetime | None
+    is_given_back: bool
+    pending_taken_minor: int
+    fee_returned_minor: int
+    capture: str
+    is_sync: bool
+    live_order_id: str | None
+    statement_descriptor: str | None
+    metadata: str | None
+    fee_basis_points: int
+    fee_fixed_minor: int
+    refunds_fee: bool
+    settlement_delay_seconds: int
+    refunds_late: bool
+    risk: str | None
+
+
+_COLUMNS = json_records.select_list(StoredPayment, "p")
+_WIDTH = len(StoredPayment.__struct_fields__)
+_MADE_OF_SEVERAL = {"money", "pending", "terms", "is_exclusive"}
+assert set(Payment.__struct_fields__) - _MADE_OF_SEVERAL <= set(StoredPayment.__struct_fields__), "a field is not read"
+assert set(Terms.__struct_fields__) <= set(StoredPayment.__struct_fields__), "a term is not read"
 
 _decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
 
 
-def _payment(row: tuple[Any, ...]) -> Payment:
+def _payment(row: Sequence[Any]) -> Payment:
+    record = StoredPayment(*row)
     return Payment(
-        merchant_id=MerchantId(row[0]),
-        id=PaymentId(row[1]),
-        psp_account_id=PspAccountId(row[2]),
-        operation_id=OperationId(row[3]),
-        order_id=row[4],
-        money=Money(row[5], row[6]),
-        status=Status(row[7]),
-        version=row[8],
-        expires_at=row[9],
-        created_at=row[10],
-        updated_at=row[11],
-        due_at=row[12],
-        reference=row[13],
-        payment_url=row[14],
-        return_url=row[15],
-        description=row[16],
-        captured_minor=row[17],
-        late=row[18],
-        suspended=row[19],
-        decline_code=row[20],
-        did_check_again=row[21],
-        checks=row[22],
-        refunded_minor=row[23],
-        disputed_minor=row[24],
-        lost_minor=row[25],
-        capture_before=row[26],
-        pending=_pending(*row[27:31]) if row[27] else None,
-        is_warned=row[31],
-        release_at=row[32],
-        is_given_back=row[33],
-        pending_taken_minor=row[34],
-        fee_returned_minor=row[35],
-        capture=Capture(row[36]),
-        is_sync=row[37],
-        is_exclusive=row[38] is not None,
-        statement_descriptor=row[39],
-        metadata=_decode_metadata(row[40]) if row[40] else {},
-        terms=_terms(*row[41:46]),
-        risk=Risk(row[46]) if row[46] else None,
+        merchant_id=record.merchant_id,
+        id=record.id,
+        psp_account_id=record.psp_account_id,
+        operation_id=record.operation_id,
+        order_id=record.order_id,
+        money=Money(record.amount_minor, record.currency),
+        status=Status(record.status),
+        version=record.version,
+        expires_at=record.expires_at,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        due_at=record.due_at,
+        reference=record.reference,
+        payment_url=record.payment_url,
+        return_url=record.return_url,
+        description=record.description,
+        captured_minor=record.captured_minor,
+        late=record.late,
+        suspended=record.suspended,
+        decline_code=record.decline_code,
+        did_check_again=record.did_check_again,
+        checks=record.checks,
+        refunded_minor=record.refunded_minor,
+        disputed_minor=record.disputed_minor,
+        lost_minor=record.lost_minor,
+        capture_before=record.capture_before,
+        pending=_pending(record),
+        is_warned=record.is_warned,
+        release_at=record.release_at,
+        is_given_back=record.is_given_back,
+        pending_taken_minor=record.pending_taken_minor,
+        fee_returned_minor=record.fee_returned_minor,
+        capture=Capture(record.capture),
+        is_sync=record.is_sync,
+        is_exclusive=record.live_order_id is not None,
+        statement_descriptor=record.statement_descriptor,
+        metadata=_decode_metadata(record.metadata) if record.metadata else {},
+        terms=_terms(record),
+        risk=Risk(record.risk) if record.risk else None,
     )
 
 
-def _pending(operation_id: UUID, kind: str, amount_minor: int | None, since: datetime) -> PendingOperation:
-    return PendingOperation(id=OperationId(operation_id), kind=OperationKind(kind), amount_minor=amount_minor, since=since)
+def _pending(record: StoredPayment) -> PendingOperation | None:
+    if record.pending_id is None:
+        return None
+    assert record.pending_kind is not None
+    assert record.pending_since is not None
+    kind = OperationKind(record.pending_kind)
+    return PendingOperation(id=record.pending_id, kind=kind, amount_minor=record.pending_minor, since=record.pending_since)
 
 
-def _terms(basis_points: int, fixed_minor: int, refunds_fee: bool, delay_seconds: int, refunds_late: bool) -> Terms:  # noqa: FBT001 - columns
-    if not (basis_points or fixed_minor or refunds_fee or delay_seconds or refunds_late):
-        return NO_TERMS
-    return Terms(
-        fee_basis_points=basis_points,
-        fee_fixed_minor=fixed_minor,
-        refunds_fee=refunds_fee,
-        settlement_delay_seconds=delay_seconds,
-        refunds_late=refunds_late,
+def _terms(record: StoredPayment) -> Terms:
+    terms = Terms(
+        fee_basis_points=record.fee_basis_points,
+        fee_fixed_minor=record.fee_fixed_minor,
+        refunds_fee=record.refunds_fee,
+        settlement_delay_seconds=record.settlement_delay_seconds,
+        refunds_late=record.refunds_late,
     )
+    return NO_TERMS if terms == NO_TERMS else terms
 
 
 async def find_payment(connection: Connection, merchant_id: MerchantId, payment_id: PaymentId) -> Payment | None:
@@ -201,7 +257,7 @@ async def list_payments(
         wanted.status.value if wanted.status else None,
         limit + 1,
     )
-    payments = [_payment(row) for row in rows if row[1] is not None]
+    payments = [_payment(row[:_WIDTH]) for row in rows if row[0] is not None]
     if len(payments) > limit:
         return payments[:limit], payments[limit - 1].id
     last, looked_at = rows[0][-2:]

@@ -1,40 +1,66 @@
 """Reading refunds, and claiming those that are due."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from core.ids import MerchantId, PaymentId, PspAccountId, RefundId
 from core.money import Money
 from core.refund import Refund, RefundStatus
+from server.db import json_records
 from server.db.connection import Connection
 
 REFUNDS_MAX = 1_000
 """How many refunds of one payment are listed: a refund takes at least one minor unit, so there could be very many."""
 
-_COLUMNS = """
-r.merchant_id, r.payment_id, r.id, r.psp_account_id, r.amount_minor, r.currency, r.status, r.created_at, r.updated_at,
-r.due_at, r.from_pending_minor, r.fee_minor, r.reason, r.reference, r.failure_code, r.is_accepted, r.checks
-"""
+
+class StoredRefund(msgspec.Struct, frozen=True):
+    """A refund as it is selected. What is here under the name of a refund's field is that field."""
+
+    merchant_id: MerchantId
+    payment_id: PaymentId
+    id: RefundId
+    psp_account_id: PspAccountId
+    amount_minor: int
+    currency: str
+    status: str
+    created_at: datetime
+    updated_at: datetime
+    due_at: datetime | None
+    from_pending_minor: int
+    fee_minor: int
+    reason: str | None
+    reference: str | None
+    failure_code: str | None
+    is_accepted: bool
+    checks: int
 
 
-def _refund(row: tuple[Any, ...]) -> Refund:
+_COLUMNS = json_records.select_list(StoredRefund, "r")
+assert set(Refund.__struct_fields__) - {"money"} <= set(StoredRefund.__struct_fields__), "a field is not read"
+
+
+def _refund(row: Sequence[Any]) -> Refund:
+    record = StoredRefund(*row)
     return Refund(
-        merchant_id=MerchantId(row[0]),
-        payment_id=PaymentId(row[1]),
-        id=RefundId(row[2]),
-        psp_account_id=PspAccountId(row[3]),
-        money=Money(row[4], row[5]),
-        status=RefundStatus(row[6]),
-        created_at=row[7],
-        updated_at=row[8],
-        due_at=row[9],
-        from_pending_minor=row[10],
-        fee_minor=row[11],
-        reason=row[12],
-        reference=row[13],
-        failure_code=row[14],
-        is_accepted=row[15],
-        checks=row[16],
+        merchant_id=record.merchant_id,
+        payment_id=record.payment_id,
+        id=record.id,
+        psp_account_id=record.psp_account_id,
+        money=Money(record.amount_minor, record.currency),
+        status=RefundStatus(record.status),
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        due_at=record.due_at,
+        from_pending_minor=record.from_pending_minor,
+        fee_minor=record.fee_minor,
+        reason=record.reason,
+        reference=record.reference,
+        failure_code=record.failure_code,
+        is_accepted=record.is_accepted,
+        checks=record.checks,
     )
 
 

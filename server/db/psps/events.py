@@ -6,8 +6,12 @@ Those that changed a payment are written with their change, by `server.db.paymen
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from uuid import UUID
+
+import msgspec
 
 from core.ids import MerchantId, PaymentId, PspAccountId
+from server.db import json_records
 from server.db.connection import Connection
 
 
@@ -38,21 +42,27 @@ async def was_seen(
     return bool(rows)
 
 
+class EventRecord(msgspec.Struct, frozen=True):
+    """An event of a PSP, by its key."""
+
+    merchant_id: UUID
+    payment_id: UUID
+    event_id: str
+
+
 async def known_events(
     connection: Connection, account_id: PspAccountId, events: Sequence[tuple[MerchantId, PaymentId, str]]
 ) -> set[str]:
     """The ids of those events that were processed before."""
     rows = await connection.query(
-        """
+        f"""
         SELECT e.event_id
-          FROM unnest($2::uuid[], $3::uuid[], $4::text[]) AS i (merchant_id, payment_id, event_id)
+          FROM json_to_recordset($2::json) AS i ({json_records.columns(EventRecord)})
           JOIN psp_events e ON e.merchant_id = i.merchant_id AND e.payment_id = i.payment_id AND e.psp_account_id = $1
                            AND e.event_id = i.event_id
-        """,
+        """,  # noqa: S608 - own columns
         account_id,
-        [merchant_id for merchant_id, _, _ in events],
-        [payment_id for _, payment_id, _ in events],
-        [event_id for _, _, event_id in events],
+        json_records.encode([EventRecord(*one) for one in events]),
     )
     return {row[0] for row in rows}
 

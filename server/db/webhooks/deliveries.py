@@ -15,7 +15,7 @@ import msgspec
 
 from core.ids import EndpointId, EventId, MerchantId
 from core.retry import DELIVERY_DELAYS_SECONDS
-from server.db.array_literals import plain, quoted, times, uuids
+from server.db import json_records
 from server.db.connection import Connection
 from server.db.events.events import Event
 
@@ -150,24 +150,40 @@ async def claim_due_deliveries(
     ]
 
 
+class GivenBackRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A claim that was not attempted."""
+
+    merchant_id: UUID
+    endpoint_id: UUID
+    event_seq: int
+    attempts: int
+    seconds: float
+
+
 async def give_back(connection: Connection, claims: Sequence[tuple[ClaimedDelivery, float]]) -> None:
     """Claims that were not attempted: the attempt does not count, and they are due again after so many seconds."""
     await connection.run(
-        """
+        f"""
         UPDATE deliveries d
            SET attempts = d.attempts - 1, updated_at = now(),
                due_at = CASE WHEN NOT d.is_ordered THEN now() + make_interval(secs => i.seconds) END
-          FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::integer[], $5::float8[])
-                           AS u (merchant_id, endpoint_id, event_seq, attempts, seconds)
+          FROM (SELECT * FROM json_to_recordset($1::json) AS u ({json_records.columns(GivenBackRecord)})
                  ORDER BY merchant_id, endpoint_id, event_seq) i
          WHERE d.merchant_id = i.merchant_id AND d.endpoint_id = i.endpoint_id AND d.event_seq = i.event_seq
            AND d.attempts = i.attempts AND d.state = 'PENDING'
-        """,
-        uuids([one.event.merchant_id for one, _ in claims]),
-        uuids([one.endpoint_id for one, _ in claims]),
-        plain([one.event.seq for one, _ in claims]),
-        plain([one.attempt for one, _ in claims]),
-        plain([seconds for _, seconds in claims]),
+        """,  # noqa: S608 - own columns
+        json_records.encode(
+            [
+                GivenBackRecord(
+                    merchant_id=one.event.merchant_id,
+                    endpoint_id=one.endpoint_id,
+                    event_seq=one.event.seq,
+                    attempts=one.attempt,
+                    seconds=seconds,
+                )
+                for one, seconds in claims
+            ]
+        ),
     )
 
 
@@ -196,57 +212,57 @@ async def bury(connection: Connection, merchant_id: MerchantId, endpoint_id: End
     )
 
 
-class DeliveryResultBatch:
+class DeliveryResultRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of an attempt as the statement reads it."""
+
+    merchant_id: UUID
+    endpoint_id: UUID
+    event_seq: int
+    attempts: int
+    state: str
+    retry_seconds: float | None
+    status: int | None
+    error: str | None
+    milliseconds: int
+    response: str | None
+    id: UUID
+    at: datetime
+
+
+_WRITE_RESULTS = f"""
+WITH input AS (
+    SELECT * FROM json_to_recordset($1::json) AS i ({json_records.columns(DeliveryResultRecord)})
+), written AS (
+    UPDATE deliveries d
+       SET state = i.state, updated_at = now(),
+           due_at = CASE WHEN i.state = 'PENDING' AND NOT d.is_ordered
+                         THEN now() + make_interval(secs => i.retry_seconds) END,
+           last_status = i.status, last_error = i.error, last_milliseconds = i.milliseconds, last_response = i.response
+      FROM input i
+     WHERE d.merchant_id = i.merchant_id AND d.endpoint_id = i.endpoint_id AND d.event_seq = i.event_seq
+       AND d.attempts = i.attempts AND d.state = 'PENDING'
+    RETURNING i.*
+), logged AS (
+    INSERT INTO delivery_attempts (
+        merchant_id, endpoint_id, event_seq, id, attempt, status, error, milliseconds, response, created_at)
+    SELECT merchant_id, endpoint_id, event_seq, id, attempts, status, error, milliseconds, response, at
+      FROM written WHERE error IS NOT NULL
+    ON CONFLICT (merchant_id, endpoint_id, event_seq, id) DO NOTHING
+)
+SELECT merchant_id, endpoint_id, event_seq FROM written
+"""  # noqa: S608 - own columns
+
+
+class DeliveryResultGroup:
     """Writes results of attempts, and those that failed into the log; True where the claim still held."""
 
     def conflict_key(self, item: DeliveryResult) -> Hashable:
-        """A delivery is in one batch once."""
+        """A delivery is in one group once."""
         return (item.claimed.endpoint_id, item.claimed.event.seq)
 
     async def write(self, connection: Connection, items: Sequence[DeliveryResult]) -> list[bool]:
-        """Write the batch."""
-        events = [item.claimed.event for item in items]
-        rows = await connection.query(
-            """
-            WITH input AS (
-                SELECT * FROM unnest(
-                    $1::uuid[], $2::uuid[], $3::bigint[], $4::integer[], $5::text[], $6::float8[], $7::integer[], $8::text[],
-                    $9::integer[], $10::text[], $11::uuid[], $12::timestamptz[]
-                ) AS i (merchant_id, endpoint_id, event_seq, attempts, state, retry, status, error, milliseconds, response,
-                        id, at)
-            ), written AS (
-                UPDATE deliveries d
-                   SET state = i.state, updated_at = now(),
-                       due_at = CASE WHEN i.state = 'PENDING' AND NOT d.is_ordered
-                                     THEN now() + make_interval(secs => i.retry) END,
-                       last_status = i.status, last_error = i.error, last_milliseconds = i.milliseconds,
-                       last_response = i.response
-                  FROM input i
-                 WHERE d.merchant_id = i.merchant_id AND d.endpoint_id = i.endpoint_id AND d.event_seq = i.event_seq
-                   AND d.attempts = i.attempts AND d.state = 'PENDING'
-                RETURNING i.*
-            ), logged AS (
-                INSERT INTO delivery_attempts (
-                    merchant_id, endpoint_id, event_seq, id, attempt, status, error, milliseconds, response, created_at)
-                SELECT merchant_id, endpoint_id, event_seq, id, attempts, status, error, milliseconds, response, at
-                  FROM written WHERE error IS NOT NULL
-                ON CONFLICT (merchant_id, endpoint_id, event_seq, id) DO NOTHING
-            )
-            SELECT merchant_id, endpoint_id, event_seq FROM written
-            """,
-            uuids([event.merchant_id for event in events]),
-            uuids([item.claimed.endpoint_id for item in items]),
-            plain([event.seq for event in events]),
-            plain([item.claimed.attempt for item in items]),
-            plain([_state(item) for item in items]),
-            plain([item.retry_seconds for item in items]),
-            plain([item.status for item in items]),
-            quoted([item.error for item in items]),
-            plain([item.milliseconds for item in items]),
-            quoted([item.response for item in items]),
-            uuids([item.id for item in items]),
-            times([item.at for item in items]),
-        )
+        """Write the group."""
+        rows = await connection.query(_WRITE_RESULTS, json_records.encode([_record(item) for item in items]))
         written = set(rows)
         return [(item.claimed.event.merchant_id, item.claimed.endpoint_id, item.claimed.event.seq) in written for item in items]
 
@@ -254,6 +270,23 @@ class DeliveryResultBatch:
         """Writing a result twice changes nothing, so there is nothing to recognize."""
         del connection
         return [None] * len(items)
+
+
+def _record(item: DeliveryResult) -> DeliveryResultRecord:
+    return DeliveryResultRecord(
+        merchant_id=item.claimed.event.merchant_id,
+        endpoint_id=item.claimed.endpoint_id,
+        event_seq=item.claimed.event.seq,
+        attempts=item.claimed.attempt,
+        state=_state(item),
+        retry_seconds=item.retry_seconds,
+        status=item.status,
+        error=item.error,
+        milliseconds=item.milliseconds,
+        response=item.response,
+        id=item.id,
+        at=item.at,
+    )
 
 
 def _state(item: DeliveryResult) -> str:

@@ -12,7 +12,7 @@ import trio
 
 from core.batch import RESUMABLE_DAYS, BatchId, BatchStatus, ItemResult, ItemStatus, parse_resume_token
 from core.errors import Conflict, DatabaseUnavailable, InvalidId, NotFound, Overloaded, Unprocessable
-from core.idempotency import Mismatch
+from core.idempotency import KeyedOperation, Mismatch
 from core.ids import MerchantId
 from server.db.batches.batches import Batch, add_batch, count_running, find_batch, find_items, resume_batch, stop_batch
 from server.db.batches.items import count_results, list_results
@@ -74,12 +74,10 @@ async def accept(services: Services, request: Request, items: Sequence[Item], te
         if stored is None:
             services.batch_bell.ring()
             return batch, False
-        if stored.fingerprint != request.fingerprint:
+        if stored.fingerprint != request.fingerprint or stored.operation is not KeyedOperation.BATCH:
             return Mismatch()
-        known = await find_batch(connection, request.merchant_id, BatchId(stored.payment_id))
-    if known is None:
-        return Mismatch()  # the key is a payment's
-    return known, True
+        known = await find_batch(connection, request.merchant_id, BatchId(stored.resource_id))
+    return (known, True) if known is not None else Mismatch()
 
 
 def open_items(services: Services, batch: Batch, sealed: bytes) -> list[Item]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from core.batch import ATTEMPTS_MAX, ItemResult, ItemStatus, ItemType, item_key, was_never_received
 from core.evidence import EvidenceKind, Source
 from core.idempotency import StoredKey
+from core.ids import PaymentId, RefundId
 from core.payment import UNSETTLED, evidence_about
 from server.db.connection import Connection
 from server.db.payments.idempotency_keys import end_flight, find_key
@@ -32,15 +33,16 @@ async def leave(services: Services, place: Place, item: Item, *, is_ours: bool) 
         if found is None:
             return None
         key, stored = found
-        payment = await find_payment(connection, place.merchant_id, stored.payment_id)
-        if item.type is ItemType.REFUND and stored.refund_id is not None:
-            made = await find_refund(connection, place.merchant_id, stored.payment_id, stored.refund_id)
-            unknown = replace(unknown, payment_id=stored.payment_id, refund_id=stored.refund_id if made is not None else None)
-            return of_refund(unknown, made) if made is not None and stored.reply_status is not None else unknown
+        payment_id = PaymentId(stored.resource_id)
+        payment = await find_payment(connection, place.merchant_id, payment_id)
+        if item.type is ItemType.REFUND and stored.made_id is not None:
+            made = await find_refund(connection, place.merchant_id, payment_id, RefundId(stored.made_id))
+            unknown = replace(unknown, payment_id=payment_id, refund_id=made.id if made is not None else None)
+            return of_refund(unknown, made) if made is not None and stored.reply is not None else unknown
     if payment is None:
         return unknown
     if item.type is ItemType.CAPTURE:
-        return of_payment(unknown, payment) if stored.reply_status is not None else replace(unknown, payment_id=payment.id)
+        return of_payment(unknown, payment) if stored.reply is not None else replace(unknown, payment_id=payment.id)
     if payment.status in UNSETTLED:
         lost = evidence_about(payment, EvidenceKind.LOST, Source.CREATE)
         settled = await settle(services, payment.merchant_id, payment.id, lost, known=payment)

@@ -38,7 +38,7 @@ from core.errors import (
 )
 from core.evidence import Source
 from core.idempotency import InFlight, Mismatch, Replay, fingerprint
-from core.ids import MerchantId, PaymentId
+from core.ids import MerchantId, PaymentId, RefundId
 from core.payment import Payment
 from core.refund import Refund, RefundStatus
 from server.db.merchants.merchants import Merchant
@@ -98,7 +98,16 @@ class Place:
     def request(self, item: Item, *, attempt: int = 1) -> Request:
         """The request that it is carried out as."""
         key = item_key(self.batch_id, self.number, attempt=attempt)
-        return Request(self.merchant_id, key, fingerprint("BATCH", item.type.value, key.encode()))
+        return Request(
+            merchant_id=self.merchant_id,
+            key=key,
+            fingerprint=fingerprint("BATCH", item.type.value, key.encode()),
+            reply_status=REPLY_STATUS,
+        )
+
+
+REPLY_STATUS = 200
+"""What is stored with an item's definitive reply: nobody is answered with it, but it says that the reply is one."""
 
 
 class _GivenUp(Exception):
@@ -230,7 +239,7 @@ async def _stored(services: Services, request: Request) -> Payment:
     """The payment that a key names."""
     async with services.db.pool.connection() as connection:
         stored = await find_key(connection, request.merchant_id, request.key)
-        payment = await find_payment(connection, request.merchant_id, stored.payment_id) if stored is not None else None
+        payment = await find_payment(connection, request.merchant_id, PaymentId(stored.resource_id)) if stored else None
     if payment is None:
         raise NotFound("the payment of this item cannot be found")
     return payment
@@ -299,8 +308,8 @@ async def _made(services: Services, request: Request, payment_id: PaymentId) -> 
             async with services.db.pool.connection() as connection:
                 stored = await find_key(connection, request.merchant_id, request.key)
                 assert stored is not None
-                assert stored.refund_id is not None
-                made = await find_refund(connection, request.merchant_id, payment_id, stored.refund_id)
+                assert stored.made_id is not None
+                made = await find_refund(connection, request.merchant_id, payment_id, RefundId(stored.made_id))
         except _WAITS:
             await trio.sleep(BUSY_SECONDS)
             continue

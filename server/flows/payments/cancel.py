@@ -4,10 +4,11 @@ import trio
 
 from core.errors import Conflict, PspError, PspOutcomeUnknown
 from core.evidence import EvidenceKind, Source
-from core.ids import PaymentId
+from core.idempotency import KeyedOperation
+from core.ids import PaymentId, ResourceId
 from core.payment import CLOSED, Payment, Status
 from server.flows.idempotency import Claimed, Request, answer, claim, give_up
-from server.flows.payments.capture import DONE, Done, Outcome, load, void
+from server.flows.payments.capture import Done, Outcome, load, void
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.services import Services
 
@@ -15,13 +16,13 @@ from server.flows.services import Services
 async def cancel(services: Services, request: Request, payment_id: PaymentId) -> Outcome:
     """Cancel a payment; one that is canceled stays so. Raises `NotFound`, `Conflict` where the PSP holds the money."""
     payment = await load(services, request, payment_id)
-    claimed = await claim(services, request, payment.id, operation="cancel")
+    claimed = await claim(services, request, ResourceId(payment.id), operation=KeyedOperation.CANCEL)
     if not isinstance(claimed, Claimed):
         return claimed
     payment = await load(services, request, payment_id)
     match payment.status:
         case Status.CANCELED:
-            await answer(services, request, status=DONE, body=encode_payment(payment))
+            await answer(services, request, encode_payment(payment))
             return Done(payment, replayed=claimed.resumed)
         case Status.AUTHORIZED:
             return await void(services, request, claimed, payment)
@@ -49,12 +50,12 @@ async def _close(services: Services, request: Request, claimed: Claimed, payment
     if evidence.kind is EvidenceKind.NOT_FOUND:
         await give_up(services, request, claimed)
         raise Conflict("this payment is being opened at the PSP: try again in a moment", code="being_opened")
-    answering = Answering(request.key, DONE, lambda change: change.after.status in CLOSED)
+    answering = Answering(request, lambda change: change.after.status in CLOSED)
     settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, answering=answering)
     assert settled is not None
     if settled.payment.status in CLOSED:  # EXPIRED where the PSP told of our closing before it answered
         if not settled.is_answered:
-            await answer(services, request, status=DONE, body=encode_payment(settled.payment))
+            await answer(services, request, encode_payment(settled.payment))
         return Done(settled.payment, replayed=claimed.resumed)
     await give_up(services, request, claimed)
     raise Conflict(f"the customer was faster: the payment is {settled.payment.status}", code="not_cancelable")

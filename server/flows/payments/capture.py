@@ -20,8 +20,8 @@ from core.errors import (
     Unprocessable,
 )
 from core.evidence import Evidence, EvidenceKind, Source
-from core.idempotency import InFlight, Mismatch, Replay
-from core.ids import OperationId, PaymentId
+from core.idempotency import InFlight, KeyedOperation, Mismatch, Replay
+from core.ids import OperationId, PaymentId, ResourceId
 from core.money import Money
 from core.payment import OperationKind, Payment, PendingOperation, Status, evidence_about
 from server.db.payments.payments import find_payment
@@ -32,7 +32,6 @@ from server.flows.payments.verify import look, verify_if_possible
 from server.flows.services import Services
 from server.uuid7 import uuid7
 
-DONE = 200
 _log = structlog.get_logger()
 
 
@@ -72,7 +71,7 @@ async def capture(services: Services, request: Request, payment_id: PaymentId, a
     amount = amount_minor if amount_minor is not None else payment.money.amount_minor
     if not 0 < amount <= payment.money.amount_minor:
         raise Unprocessable(f"a capture takes from 1 to {payment.money.amount_minor}", code="invalid_amount", path="$.amount")
-    claimed = await claim(services, request, payment_id, operation="capture")
+    claimed = await claim(services, request, ResourceId(payment_id), operation=KeyedOperation.CAPTURE)
     if not isinstance(claimed, Claimed):
         return claimed
     payment = await load(services, request, payment_id)
@@ -92,7 +91,7 @@ async def void(services: Services, request: Request, claimed: Claimed, payment: 
 async def _operate(services: Services, request: Request, claimed: Claimed, payment: Payment, wanted: Evidence) -> Outcome:
     capturing = wanted.kind is EvidenceKind.CAPTURE_REQUESTED
     if claimed.resumed and _is_done(payment, wanted):
-        await answer(services, request, status=DONE, body=encode_payment(payment))
+        await answer(services, request, encode_payment(payment))
         return Done(payment, replayed=True)
     refusal: str | None = None
     if not (claimed.resumed and _is_under_way(payment, wanted)):
@@ -103,11 +102,11 @@ async def _operate(services: Services, request: Request, claimed: Claimed, payme
         else:
             assert settled is not None
             payment = settled.payment
-    answering = Answering(request.key, DONE, lambda change: _is_done(change.after, wanted))
+    answering = Answering(request, lambda change: _is_done(change.after, wanted))
     done = Done(payment) if refusal else await carry_out(services, payment, answering=answering)
     if done.failure is None and done.payment.pending is None and _is_done(done.payment, wanted):
         if not done.is_answered:
-            await answer(services, request, status=DONE, body=encode_payment(done.payment))
+            await answer(services, request, encode_payment(done.payment))
         return replace(done, replayed=claimed.resumed)
     await give_up(services, request, claimed)
     if done.failure is not None:

@@ -24,9 +24,9 @@ from server.db.merchants.merchants import Merchant
 from server.db.payments.creations import Creation, OrderIsLive, is_own
 from server.db.payments.idempotency_keys import find_key
 from server.db.payments.payments import find_payment
-from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, Request, wait_for_reply
-from server.flows.payments.settle import settle
-from server.flows.payments.submit import Opening, is_opened, key_lifetime, open_payment, store_opened
+from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, Request, answer, wait_for_reply
+from server.flows.payments.settle import encode_payment, settle
+from server.flows.payments.submit import Opening, is_opened, key_lifetime, open_payment
 from server.flows.payments.verify import verify_if_possible
 from server.flows.services import Services
 from server.psp.adapter import Adapter
@@ -90,7 +90,7 @@ async def create(
     creation = _creation(services, merchant, wanted, request, chosen)
     stored = await _accept(services, creation)
     if stored is None:
-        work = partial(_open_in_time, services, creation, wanted.token, others, may_wait=may_wait)
+        work = partial(_open_in_time, services, creation, request, wanted.token, others, may_wait=may_wait)
         if reply_within_seconds is None:
             return Opened(await work())
         opened = await _reply_within(services.background.start(work), creation.payment, seconds=reply_within_seconds)
@@ -100,10 +100,10 @@ async def create(
     if isinstance(decision, InFlight) and (later := await wait_for_reply(services, request)) is not None:
         decision = decide(later, request.fingerprint, now=services.now())
     if isinstance(decision, InFlight) and reply_within_seconds is not None:
-        return Opened(await _read(services, merchant.id, stored.payment_id), replayed=True, is_waiting=True)
+        return Opened(await _read(services, merchant.id, PaymentId(stored.resource_id)), replayed=True, is_waiting=True)
     if not isinstance(decision, Resume):
         return decision
-    payment = await _resume(services, merchant, decision.payment_id, key=request.key, token=wanted.token)
+    payment = await _resume(services, merchant, PaymentId(decision.stored.resource_id), request, token=wanted.token)
     return Opened(payment, replayed=True)
 
 
@@ -186,13 +186,19 @@ async def _reply_within(work: Work[Payment], accepted: Payment, *, seconds: floa
 
 
 async def _open_in_time(
-    services: Services, creation: Creation, token: str | None, others: Sequence[PspAccountId], *, may_wait: bool
+    services: Services,
+    creation: Creation,
+    request: Request,
+    token: str | None,
+    others: Sequence[PspAccountId],
+    *,
+    may_wait: bool,
 ) -> Payment:
     """Open a payment that was just accepted, unless accepting it took so long that a retry may be doing so already."""
     if services.now() + timedelta(seconds=services.psp_seconds) > creation.in_flight_until:
         return creation.payment
     opening = Opening(
-        key=creation.key,
+        request=request,
         token=token,
         is_first=True,
         until=creation.in_flight_until,
@@ -202,7 +208,9 @@ async def _open_in_time(
     return await open_payment(services, creation.payment, opening)
 
 
-async def _resume(services: Services, merchant: Merchant, payment_id: PaymentId, *, key: str, token: str | None) -> Payment:
+async def _resume(
+    services: Services, merchant: Merchant, payment_id: PaymentId, request: Request, *, token: str | None
+) -> Payment:
     """Take up a payment whose first request died, or was answered by something that was not definitive.
 
     A charge is asked about before it is repeated, and not repeated once its time is over or the merchant's payments are stopped.
@@ -212,7 +220,7 @@ async def _resume(services: Services, merchant: Merchant, payment_id: PaymentId,
     if payment.is_sync and payment.status in UNSETTLED:
         payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
     if is_opened(payment):
-        await store_opened(services, payment, key)
+        await answer(services, request, encode_payment(payment))
         return payment
     now = services.now()
     is_over = now - payment.created_at > await key_lifetime(services, payment)
@@ -227,9 +235,9 @@ async def _resume(services: Services, merchant: Merchant, payment_id: PaymentId,
     payment = settled.payment
     if not settled.changed:  # something has just happened to it
         if is_opened(payment):
-            await store_opened(services, payment, key)
+            await answer(services, request, encode_payment(payment))
         return payment
-    return await open_payment(services, payment, Opening(key=key, token=token))
+    return await open_payment(services, payment, Opening(request=request, token=token))
 
 
 def _creation(services: Services, merchant: Merchant, wanted: NewPayment, request: Request, account_id: PspAccountId) -> Creation:

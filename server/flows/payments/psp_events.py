@@ -18,7 +18,7 @@ from core.ids import MerchantId, PaymentId, PspAccountId
 from core.ledger import dispute_transfer
 from core.payment import CLOSED, is_provisionally_declined
 from core.retry import INBOX_DELAYS_SECONDS
-from server.db.payments.changes import PspEvent
+from server.db.payments.change_row import PspEvent
 from server.db.payments.findings import add_finding, has_transfer
 from server.db.payments.payments import find_payment
 from server.db.psps.events import Outcome, record, was_seen

@@ -12,13 +12,13 @@ import trio
 
 from core.errors import Conflict, PspError, PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Source
-from core.idempotency import InFlight, Mismatch, Replay
-from core.ids import MerchantId, PaymentId, RefundId
+from core.idempotency import InFlight, KeyedOperation, Mismatch, Replay
+from core.ids import MerchantId, PaymentId, RefundId, ResourceId
 from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus, made_at_the_psp
 from core.refund_transition import REFUSED, Balances, made_there, next_refund_look_at, request_refund
 from server.db.payments.balance_locked import change_under_lock
-from server.db.payments.changes import ChangeRow
+from server.db.payments.change_row import ChangeRow
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund, postpone_refund
 from server.flows.idempotency import Claimed, Request, answer, claim, give_up
@@ -29,7 +29,6 @@ from server.flows.services import Services
 from server.psp.adapter import Adapter
 from server.uuid7 import uuid7
 
-CREATED = 201
 _log = structlog.get_logger()
 
 
@@ -56,23 +55,23 @@ async def refund(
     payment = await load(services, request, payment_id)
     if payment.status is not Status.SUCCEEDED:
         raise Conflict(f"a payment that is {payment.status} has no money to give back", code="not_refundable")
-    claimed = await claim(services, request, payment_id, operation="refund", refund_id=RefundId(uuid7()))
+    claimed = await claim(services, request, ResourceId(payment_id), operation=KeyedOperation.REFUND, made_id=ResourceId(uuid7()))
     if not isinstance(claimed, Claimed):
         return claimed
-    assert claimed.refund_id is not None
+    assert claimed.made_id is not None
     accepted = await accept(
-        services, payment, claimed.refund_id, amount_minor=amount_minor, reason=reason, source=Source.MERCHANT
+        services, payment, RefundId(claimed.made_id), amount_minor=amount_minor, reason=reason, source=Source.MERCHANT
     )
     if isinstance(accepted, Conflict):
         await give_up(services, request, claimed)
         raise accepted
-    answering = Answering(request.key, CREATED, _is_answer)
+    answering = Answering(request, _is_answer)
     carry_on = _finish if claimed.resumed else send
     sent = await carry_on(services, payment, accepted, answering=answering)
     if sent.failure is not None:
         await give_up(services, request, claimed)
     elif not sent.is_answered:
-        await answer(services, request, status=CREATED, body=encode_refund(sent.refund))
+        await answer(services, request, encode_refund(sent.refund))
     return Refunded(sent.refund, failure=sent.failure, replayed=claimed.resumed)
 
 
@@ -98,7 +97,7 @@ async def accept(
     async with services.db.pool.connection() as connection:
         try:
             written = await change_under_lock(
-                connection, services.db.change_batch, payment.merchant_id, payment.id, decide, unless_refund=refund_id
+                connection, services.db.change_group, payment.merchant_id, payment.id, decide, unless_refund=refund_id
             )
         except Conflict as error:
             return error
@@ -152,7 +151,7 @@ async def adopt(services: Services, adapter: Adapter, merchant_id: MerchantId, p
         return row_of(change)
 
     async with services.db.pool.connection() as connection:
-        await change_under_lock(connection, services.db.change_batch, merchant_id, payment_id, decide, unless_refund=refund_id)
+        await change_under_lock(connection, services.db.change_group, merchant_id, payment_id, decide, unless_refund=refund_id)
     return True
 
 

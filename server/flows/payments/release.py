@@ -5,7 +5,7 @@ from core.payment import Payment, Status, evidence_about
 from core.refund_transition import Balances
 from core.transition import apply
 from server.db.payments.balance_locked import change_under_lock
-from server.db.payments.changes import ChangeRow
+from server.db.payments.change_row import ChangeRow
 from server.flows.payments.settle import row_of
 from server.flows.services import Services
 
@@ -24,4 +24,4 @@ async def release(services: Services, payment: Payment) -> None:
         return row_of(change, pending_minor=balances.pending_minor) if change is not None else None
 
     async with services.db.pool.connection() as connection:
-        await change_under_lock(connection, services.db.change_batch, payment.merchant_id, payment.id, decide)
+        await change_under_lock(connection, services.db.change_group, payment.merchant_id, payment.id, decide)

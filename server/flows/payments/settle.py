@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from core.errors import Overloaded
 from core.events import event_type_of, payment_data, refund_data
 from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding
+from core.idempotency import Reply
 from core.ids import EventId, LogId, MerchantId, PaymentId, RefundId
 from core.ledger import Transfer, dispute_transfer, transfer_of
 from core.matching import mismatch
@@ -21,11 +22,13 @@ from core.refund import Refund
 from core.refund_transition import apply_refund
 from core.transition import apply
 from server.db.connection import Connection
-from server.db.payments.changes import Applied, ChangeRow, PspEvent, Reply
+from server.db.payments.change_row import ChangeRow, PspEvent
+from server.db.payments.changes import Applied
 from server.db.payments.findings import has_open_finding, has_transfer
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund
 from server.db.psps.events import was_seen
+from server.flows.idempotency import Request
 from server.flows.services import Services
 from server.uuid7 import uuid7
 
@@ -47,10 +50,9 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """The change answers an idempotent request: with what became of it and this status, or not definitively (None)."""
+    """The change answers an idempotent request: with what became of it, where `is_definitive` says that this is final."""
 
-    key: str
-    status: int
+    request: Request
     is_definitive: Callable[[Change], bool]
 
 
@@ -164,8 +166,7 @@ async def _change(
         result = await services.db.changes.submit(row)
         if isinstance(result, Applied):
             services.notify(result)
-            is_answered = row.reply is not None and row.reply.definitive is not None
-            return Settled(change.after, changed=True, refund=refund, is_answered=is_answered)
+            return Settled(change.after, changed=True, refund=refund, is_answered=row.reply is not None)
         async with services.db.pool.connection() as connection:
             payment = await find_payment(connection, *ids)
             if payment is not None and (only_if_unchanged or await _was_seen(connection, payment, evidence, psp_event)):
@@ -217,10 +218,11 @@ def row_of(
         event_type=event_type_of(change),
         event_data=data,
         psp_event=psp_event,
-        reply=_reply(answering, change, data) if answering else None,
+        key=answering.request.key if answering is not None else None,
+        reply=_reply(answering, change, data) if answering is not None else None,
     )
 
 
-def _reply(answering: Answering, change: Change, data: bytes) -> Reply:
+def _reply(answering: Answering, change: Change, data: bytes) -> Reply | None:
     is_definitive = not change.is_mismatch and answering.is_definitive(change)
-    return Reply(answering.key, (answering.status, data) if is_definitive else None)
+    return Reply(answering.request.reply_status, data) if is_definitive else None

@@ -17,14 +17,13 @@ from core.errors import PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
 from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
-from server.db.payments.idempotency_keys import store_reply
+from server.flows.idempotency import Request, answer
 from server.flows.payments.fraud import UNAVAILABLE
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.payments.verify import close_what_is_over, verify_again
 from server.flows.services import Services
 from server.uuid7 import uuid7
 
-CREATED = 201
 _log = structlog.get_logger()
 
 
@@ -33,10 +32,10 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 
     `is_first`: no request for it can have left before. `until`: when a retry may take it up, so that no other account is asked so
     late that both might. `may_wait`: a page that cannot be opened now is opened later. `others`:
-    the accounts to go to next. `key` is answered with the payment, once it has a definitive reply.
+    the accounts to go to next. `request` is answered with the payment, once it has a definitive reply.
     """
 
-    key: str | None = None
+    request: Request | None = None
     token: str | None = None
     is_first: bool = False
     until: datetime | None = None
@@ -102,7 +101,7 @@ async def _not_allowed(services: Services, payment: Payment, opening: Opening, r
         payment.id,
         denied,
         known=payment,
-        answering=Answering(opening.key, CREATED, lambda _: False) if opening.key is not None else None,
+        answering=Answering(opening.request, lambda _: False) if opening.request is not None else None,
         only_if_unchanged=True,
     )
     assert settled is not None
@@ -110,7 +109,7 @@ async def _not_allowed(services: Services, payment: Payment, opening: Opening, r
 
 
 async def _apply(services: Services, payment: Payment, evidence: Evidence, opening: Opening) -> Payment:
-    key = opening.key
+    request = opening.request
     is_open = evidence.kind in (EvidenceKind.OPENED, EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED)
     settled = await settle(
         services,
@@ -118,13 +117,13 @@ async def _apply(services: Services, payment: Payment, evidence: Evidence, openi
         payment.id,
         evidence,
         known=payment,
-        answering=Answering(key, CREATED, lambda change: is_opened(change.after)) if key is not None else None,
+        answering=Answering(request, lambda change: is_opened(change.after)) if request is not None else None,
         only_if_unchanged=evidence.kind in (EvidenceKind.UNREACHABLE, EvidenceKind.REJECTED),
     )
     assert settled is not None
     after = settled.payment
-    if key is not None and not settled.is_answered and is_opened(after):
-        await store_opened(services, after, key)
+    if request is not None and not settled.is_answered and is_opened(after):
+        await answer(services, request, encode_payment(after))
     was_opened_too_late = is_open and not payment.is_sync and after.status in (Status.EXPIRED, Status.CANCELED)
     is_refused = evidence.kind in (EvidenceKind.REJECTED, EvidenceKind.UNREACHABLE)
     is_left_open = is_refused and after.status is Status.CANCELED and after.reference is not None
@@ -133,12 +132,6 @@ async def _apply(services: Services, payment: Payment, evidence: Evidence, openi
     if is_provisionally_declined(after):
         return await verify_again(services, after)
     return after
-
-
-async def store_opened(services: Services, payment: Payment, key: str) -> None:
-    """Keep the first definitive reply where no change of the payment carries it."""
-    async with services.db.pool.connection() as connection:
-        await store_reply(connection, payment.merchant_id, key, status=CREATED, body=encode_payment(payment))
 
 
 async def _ask(services: Services, payment: Payment, opening: Opening, risk: Risk | None) -> tuple[Payment, Evidence | None]:

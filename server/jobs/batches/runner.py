@@ -17,8 +17,9 @@ import msgspec
 import structlog
 import trio
 
-from core.batch import BATCH, UNFINISHED, BatchStatus, ItemResult, ItemStatus, ItemType, item_key
+from core.batch import BATCH, TYPE_BY_OPERATION, UNFINISHED, BatchStatus, ItemResult, ItemStatus, ItemType, item_key
 from core.errors import DatabaseUnavailable, NotFound, Overloaded
+from core.idempotency import KeyedOperation
 from core.ids import encode_id
 from server.db.alerts import Alert, note_alert
 from server.db.batches.batches import ClaimedBatch, claim_batch, end_batch, let_go, renew_lease
@@ -49,8 +50,6 @@ RECORD_SECONDS = 10.0
 LET_GO_SECONDS = 2.0
 LOOKUPS_MAX = 64
 _PASSING = (DatabaseUnavailable, Overloaded)
-_TYPES = {"create": ItemType.CHARGE, "capture": ItemType.CAPTURE, "refund": ItemType.REFUND}
-"""What an item is, by the operation of its key."""
 
 _log = structlog.get_logger()
 
@@ -245,7 +244,7 @@ class _Run:
         """An earlier holder of the lease may have begun items of which there is no result: they are not `NOT_STARTED`."""
         batch = self._claimed.batch
         keys = {item_key(batch.id, number): (number, item) for number, item in left if item.type is not ItemType.VERIFY}
-        known: dict[str, str] = {}
+        known: dict[str, KeyedOperation] = {}
         while keys:
             try:
                 async with self._services.db.pool.connection() as connection:
@@ -258,7 +257,7 @@ class _Run:
             for key, operation in known.items():
                 number, item = keys[key]
                 await room.acquire()
-                lookups.start_soon(self._look_up, number, replace(item, type=_TYPES[operation]), room)
+                lookups.start_soon(self._look_up, number, replace(item, type=TYPE_BY_OPERATION[operation]), room)
 
     async def _look_up(self, number: int, item: Item, room: trio.Semaphore) -> None:
         if result := await self._leave(self._place(number), item, is_ours=False):

@@ -11,25 +11,15 @@ from core.idempotency import StoredKey
 from core.ids import MerchantId, PaymentId
 from core.payment import Payment
 from server.db import group_commit as committer_module
-from server.db.array_literals import hexed, plain, quoted
 from server.db.connection import Connection
 from server.db.group_commit import Committer
 from server.db.migrate import MigrationError, applied, migrate, migrations
-from server.db.payments.changes import Applied, ChangeBatch, ChangeRow, Lost
-from server.db.payments.creations import CreateBatch, Creation, OrderIsLive
+from server.db.payments.change_row import ChangeRow
+from server.db.payments.changes import Applied, ChangeGroup, Lost
+from server.db.payments.creations import Creation, CreationGroup, OrderIsLive
 from server.db.pool import open_pool
 from server.uuid7 import uuid7
 from tests.support.changes import a_change, a_creation, a_payment
-
-
-async def test_text_arrays_carry_any_text(connection: Connection) -> None:
-    texts = ["", "NULL", "a,b", '"', "\\", "{}", "日本", " ", "line\nbreak", None]
-    rows = await connection.query("SELECT x FROM unnest($1::text[]) AS x", quoted(texts))
-    assert [row[0] for row in rows] == texts
-    numbers = await connection.query("SELECT x FROM unnest($1::bigint[]) AS x", plain([1, None, -(2**62)]))
-    assert [row[0] for row in numbers] == [1, None, -(2**62)]
-    blobs = await connection.query("SELECT x FROM unnest($1::bytea[]) AS x", hexed([b"", b"\x00\xff"]))
-    assert [bytes(row[0]) for row in blobs] == [b"", b"\x00\xff"]
 
 
 async def test_a_cancelled_query_leaves_a_usable_connection(connection: Connection) -> None:
@@ -90,8 +80,8 @@ async def test_an_address_where_nothing_answers() -> None:
 
 
 async def test_creations_and_changes_in_batches(database_url: str, connection: Connection) -> None:
-    creations = Committer(CreateBatch(), database_url)
-    changes = Committer(ChangeBatch(delivery_lease_seconds=30), database_url)
+    creations = Committer(CreationGroup(), database_url)
+    changes = Committer(ChangeGroup(delivery_lease_seconds=30), database_url)
     merchant_ids = [MerchantId(uuid7()) for _ in range(3)]
     payments = [a_payment(merchant_ids[number % 3]) for number in range(300)]
     results: list[Applied | Lost] = []
@@ -115,7 +105,7 @@ async def test_creations_and_changes_in_batches(database_url: str, connection: C
 
 
 async def test_the_loser_of_a_key_reads_the_winner(database_url: str) -> None:
-    committers = [Committer(CreateBatch(), database_url) for _ in range(2)]
+    committers = [Committer(CreationGroup(), database_url) for _ in range(2)]
     merchant_id = MerchantId(uuid7())
     creations = [a_creation(a_payment(merchant_id), "same key") for _ in range(20)]
     results: dict[PaymentId, StoredKey | OrderIsLive | None] = {}
@@ -133,13 +123,13 @@ async def test_the_loser_of_a_key_reads_the_winner(database_url: str) -> None:
 
     winners = [payment_id for payment_id, stored in results.items() if stored is None]
     assert len(winners) == 1
-    assert {stored.payment_id for stored in results.values() if isinstance(stored, StoredKey)} == set(winners)
+    assert {stored.resource_id for stored in results.values() if isinstance(stored, StoredKey)} == set(winners)
 
 
 async def test_the_loser_of_a_compare_and_set_writes_nothing(database_url: str, connection: Connection) -> None:
     payment = a_payment(MerchantId(uuid7()))
-    batch = ChangeBatch(delivery_lease_seconds=30)
-    await CreateBatch().write(connection, [a_creation(payment)])
+    batch = ChangeGroup(delivery_lease_seconds=30)
+    await CreationGroup().write(connection, [a_creation(payment)])
     assert [type(one) for one in await batch.write(connection, [a_change(payment)])] == [Applied]
     assert await batch.write(connection, [a_change(payment)]) == [Lost()]
     assert await connection.query("SELECT count(*) FROM ledger_entries") == [(2,)]
@@ -149,8 +139,8 @@ async def test_the_loser_of_a_compare_and_set_writes_nothing(database_url: str, 
 async def test_two_writers_with_crossing_keys_lose_nothing(database_url: str, connection: Connection) -> None:
     merchant_ids = [MerchantId(uuid7()) for _ in range(8)]
     payments = [a_payment(merchant_ids[number % 8]) for number in range(64)]
-    await CreateBatch().write(connection, [a_creation(payment) for payment in payments])
-    writers = [Committer(ChangeBatch(delivery_lease_seconds=30), database_url) for _ in range(2)]
+    await CreationGroup().write(connection, [a_creation(payment) for payment in payments])
+    writers = [Committer(ChangeGroup(delivery_lease_seconds=30), database_url) for _ in range(2)]
     results: list[Applied | Lost] = []
 
     async def submit(writer: Committer[ChangeRow, Applied | Lost], payment: Payment) -> None:
@@ -172,7 +162,7 @@ async def test_two_writers_with_crossing_keys_lose_nothing(database_url: str, co
 
 
 async def test_one_bad_row_fails_alone(database_url: str) -> None:
-    creations = Committer(CreateBatch(), database_url)
+    creations = Committer(CreationGroup(), database_url)
     merchant_id = MerchantId(uuid7())
     good = [a_creation(a_payment(merchant_id)) for _ in range(9)]
     bad = a_creation(a_payment(merchant_id), "x" * 300)
@@ -196,7 +186,7 @@ async def test_one_bad_row_fails_alone(database_url: str) -> None:
 
 
 async def test_a_lost_connection_is_retried_without_writing_twice(database_url: str, connection: Connection) -> None:
-    class Forgetful(ChangeBatch):
+    class Forgetful(ChangeGroup):
         """Loses the answer of its first batch, after it was committed."""
 
         failures = 1
@@ -209,7 +199,7 @@ async def test_a_lost_connection_is_retried_without_writing_twice(database_url: 
             return results
 
     payment = a_payment(MerchantId(uuid7()))
-    await CreateBatch().write(connection, [a_creation(payment)])
+    await CreationGroup().write(connection, [a_creation(payment)])
     writer = Committer(Forgetful(delivery_lease_seconds=30), database_url)
     async with trio.open_nursery() as nursery:
         await nursery.start(writer.run)
@@ -219,7 +209,7 @@ async def test_a_lost_connection_is_retried_without_writing_twice(database_url: 
 
 
 async def test_a_cancelled_caller_leaves_and_what_was_taken_is_written(database_url: str, connection: Connection) -> None:
-    creations = Committer(CreateBatch(), database_url)
+    creations = Committer(CreationGroup(), database_url)
     abandoned, taken = (a_creation(a_payment(MerchantId(uuid7()))) for _ in range(2))
     with trio.move_on_after(0.01):
         await creations.submit(abandoned)
@@ -235,7 +225,7 @@ async def test_a_cancelled_caller_leaves_and_what_was_taken_is_written(database_
 
 async def test_the_queue_is_bounded(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(committer_module, "QUEUE_MAX", 1)
-    creations = Committer(CreateBatch(), database_url)
+    creations = Committer(CreationGroup(), database_url)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(creations.submit, a_creation(a_payment(MerchantId(uuid7()))))
         await trio.testing.wait_all_tasks_blocked()

@@ -26,8 +26,9 @@ from server.db.connection import Connection
 from server.db.group_commit import CONFLICT_RETRIES_MAX, Committer
 from server.db.merchants.merchants import Merchant, find_merchant
 from server.db.migrate import migrate
-from server.db.payments.changes import Applied, ChangeBatch, ChangeRow, Lost
-from server.db.payments.creations import CreateBatch
+from server.db.payments.change_row import ChangeRow
+from server.db.payments.changes import Applied, ChangeGroup, Lost
+from server.db.payments.creations import CreationGroup
 from server.db.payments.payments import claim_due_payments, find_payment
 from server.flows.idempotency import Request
 from server.flows.payments.capture import Done, capture
@@ -87,7 +88,7 @@ async def test_create_and_settle_cancelled_at_every_checkpoint(florin: Florin) -
 
 async def _one_cancelled(florin: Florin, merchant: Merchant, step: int, token: str | None, how: Capture) -> bool:
     key = uuid4().hex
-    request = Request(merchant.id, key, os.urandom(32))
+    request = Request(merchant_id=merchant.id, key=key, fingerprint=os.urandom(32), reply_status=201)
     wanted = NewPayment(
         money=Money(100, "EUR"),
         order_id=key,
@@ -126,7 +127,7 @@ async def test_operations_cancelled_at_every_checkpoint(florin: Florin, verb: st
         how = "manual" if verb == "capture" else "automatic"
         made = (await florin.post(order(confirm=True, token="tok_paid", capture=how, order_id=uuid4().hex))).json()
         payment_id = PaymentId(decode_id(PAYMENT, made["id"]))
-        request = Request(merchant.id, uuid4().hex, os.urandom(32))
+        request = Request(merchant_id=merchant.id, key=uuid4().hex, fingerprint=os.urandom(32), reply_status=200)
 
         async def call(payment_id: PaymentId = payment_id, request: Request = request) -> object:
             if verb == "capture":
@@ -146,14 +147,14 @@ async def test_operations_cancelled_at_every_checkpoint(florin: Florin, verb: st
 async def test_two_workers_with_crossing_keys_never_deadlock(database_url: str, connection: Connection) -> None:
     """Two committers change the same payments of the same merchants in opposite orders; sorted locks keep them apart."""
     merchants = [MerchantId(uuid7()) for _ in range(4)]
-    workers = [Committer[ChangeRow, Applied | Lost](ChangeBatch(delivery_lease_seconds=30), database_url) for _ in range(2)]
+    workers = [Committer[ChangeRow, Applied | Lost](ChangeGroup(delivery_lease_seconds=30), database_url) for _ in range(2)]
     results: list[Applied | Lost] = []
     async with trio.open_nursery() as nursery:
         for worker in workers:
             await nursery.start(worker.run)
         for _ in range(30):
             payments = [a_payment(merchants[number % 4]) for number in range(24)]
-            await CreateBatch().write(connection, [a_creation(payment) for payment in payments])
+            await CreationGroup().write(connection, [a_creation(payment) for payment in payments])
 
             async def submit(worker: Committer[ChangeRow, Applied | Lost], payment: Payment) -> None:
                 results.append(await worker.submit(a_change(payment)))
@@ -173,13 +174,13 @@ async def test_two_workers_with_crossing_keys_never_deadlock(database_url: str, 
 async def test_a_claim_in_between_does_not_lose_a_change(database_url: str, connection: Connection) -> None:
     """The follow-up moves `due_at` of a payment while a batch waits for its row: the change is made."""
     payment = a_payment(MerchantId(uuid7()))
-    await CreateBatch().write(connection, [a_creation(payment)])
+    await CreationGroup().write(connection, [a_creation(payment)])
     await connection.execute("UPDATE payment_requests SET due_at = now()")
     other = await Connection.open(database_url)
     results: list[Applied | Lost] = []
 
     async def settle() -> None:
-        results.extend(await ChangeBatch(delivery_lease_seconds=30).write(other, [a_change(payment)]))
+        results.extend(await ChangeGroup(delivery_lease_seconds=30).write(other, [a_change(payment)]))
 
     async with trio.open_nursery() as nursery, connection.atomic():
         await claim_due_payments(connection, payment.merchant_id, limit=1, lease_seconds=30)
@@ -192,7 +193,7 @@ async def test_a_claim_in_between_does_not_lose_a_change(database_url: str, conn
     other.discard()
 
 
-class Conflicting(ChangeBatch):
+class Conflicting(ChangeGroup):
     """Fails so many times as a database does that has two writers."""
 
     def __init__(self, errors: Sequence[type[psycopg.Error]]) -> None:
@@ -207,7 +208,7 @@ class Conflicting(ChangeBatch):
 
 async def test_conflicts_are_retried(database_url: str, connection: Connection) -> None:
     payment = a_payment(MerchantId(uuid7()))
-    await CreateBatch().write(connection, [a_creation(payment)])
+    await CreationGroup().write(connection, [a_creation(payment)])
     errors = random.Random(7).choices(
         [psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected], k=CONFLICT_RETRIES_MAX
     )

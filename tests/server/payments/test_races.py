@@ -18,7 +18,7 @@ from core.ids import PAYMENT, MerchantId, PaymentId, decode_id
 from core.payment import Payment, Status
 from server.db.connection import Connection
 from server.db.group_commit import Committer
-from server.db.payments.creations import CreateBatch, Creation
+from server.db.payments.creations import Creation, CreationGroup
 from server.db.payments.payments import find_payment
 from server.flows.payments.settle import settle
 from server.http.client.client import ClientOptions, open_client
@@ -260,7 +260,7 @@ async def test_a_commit_is_on_disk_whatever_the_default(database_url: str, conne
     await connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
     seen: list[str] = []
 
-    class Looking(CreateBatch):
+    class Looking(CreationGroup):
         async def write(self, connection: Connection, items: Any) -> Any:
             seen.append((await connection.query("SHOW synchronous_commit"))[0][0])
             return [None for _ in items]
