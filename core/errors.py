@@ -14,6 +14,12 @@ class FlorinError(Exception):
     code: str = "internal_error"
 
 
+class NotChecked(FlorinError):
+    """The database could not be looked at, which says nothing about the promises."""
+
+    code = "not_checked"
+
+
 class DomainError(FlorinError):
     """A rule of the domain was about to be broken."""
 

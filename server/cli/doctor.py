@@ -3,18 +3,12 @@
 import typer
 from rich.console import Console
 
-from core.errors import FlorinError
+from core.errors import FlorinError, NotChecked
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
 from server.db.doctor.run import CHECKS, ROWS_MAX, Violation, broken_promises
 from server.db.roles import Role
 
 _console = Console(highlight=False, soft_wrap=True)
-
-
-class NotChecked(FlorinError):
-    """The database could not be looked at, which says nothing about the promises."""
-
-    code = "not_checked"
 
 
 def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:

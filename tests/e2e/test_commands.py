@@ -5,6 +5,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import psycopg
 import pytest
 import standardwebhooks
 
+from server.cli import COMMANDS, load
 from server.http.server.listener import bind
 from server.sealing import create_key_file
 from tests.support.command import FLORIN, STOP_SECONDS, here, run, started, up
@@ -354,3 +356,22 @@ def _hook() -> Iterator[tuple[str, list[tuple[dict[str, str], str]]]]:
         yield f"http://127.0.0.1:{server.server_port}/hook", got
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
+    said = " ".join((load(name).help or "").split())
+    assert said.startswith(COMMANDS[name].summary), said
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_and_version_import_no_command(option: str) -> None:
+    """Commands are imported when they run; what they need takes a second."""
+    code = (
+        "import sys; sys.argv = ['florin', sys.argv[1]]\n"
+        "from server.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'trio', 'psycopg', 'cryptography', 'httptools', 'server.settings'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, option], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]"), done.stdout

@@ -1,0 +1,20 @@
+"""`florin bench`: the load laboratory, which brings packages of its own."""
+
+import typer
+
+from core.errors import FlorinError
+
+OPTIONS = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    "add_help_option": False,
+}
+"""The laboratory reads its own options, `--help` too."""
+
+
+def command(context: typer.Context) -> None:
+    """Measure a Florin under load, beside its peers: `florin bench --help`."""
+    try:
+        from bench.__main__ import main as laboratory
+    except ModuleNotFoundError as error:
+        raise FlorinError(f"the laboratory needs {error.name}: pip install 'florin[bench]'") from error
+    laboratory(context.args)
