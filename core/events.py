@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from core.errors import Unprocessable
 from core.evidence import EvidenceKind
-from core.ids import ENDPOINT, PAYMENT, REFUND, EndpointId, encode_id
-from core.payment import Change, Payment, Status
-from core.refund import Refund, RefundStatus
+from core.payment import Change, Status
+from core.refund import RefundStatus
 
 API_VERSION = "2026-11-01"
 """Of what merchants are sent and answered; said in every event, so that a reader knows what it reads."""
@@ -66,65 +65,6 @@ def event_type_of(change: Change) -> str | None:
         is_same = change.refund_before is None or change.refund_before.status is change.refund.status
         return None if is_same else _EVENT_TYPE_BY_REFUND_STATUS.get(change.refund.status)
     return None if change.is_mismatch else _EVENT_TYPE_BY_KIND.get(change.evidence.kind)
-
-
-def payment_data(payment: Payment) -> dict[str, object]:
-    """A payment as merchants see it, in events and in the API; amounts in minor units, times in UTC."""
-    return {
-        "id": encode_id(PAYMENT, payment.id),
-        "object": "payment",
-        "status": payment.status.value,
-        "success": int(payment.status is Status.SUCCEEDED),
-        "amount": payment.money.amount_minor,
-        "currency": payment.money.currency,
-        "captured_amount": payment.captured_minor,
-        "refunded_amount": payment.refunded_minor,
-        "disputed_amount": payment.disputed_minor + payment.lost_minor,
-        "fee_amount": payment.terms.fee_minor(payment.captured_minor),
-        "capture": payment.capture.value,
-        "capture_before": payment.capture_before,
-        "pending_operation": payment.pending.kind.value if payment.pending else None,
-        "order_id": payment.order_id,
-        "description": payment.description,
-        "statement_descriptor": payment.statement_descriptor,
-        "metadata": payment.metadata,
-        "payment_url": payment.payment_url,
-        "return_url": payment.return_url,
-        "decline_code": payment.decline_code,
-        "did_check_again": payment.did_check_again,
-        "late": payment.late,
-        "risk": payment.risk.value if payment.risk else None,
-        "expires_at": payment.expires_at,
-        "created_at": payment.created_at,
-        "updated_at": payment.updated_at,
-    }
-
-
-def refund_data(refund: Refund) -> dict[str, object]:
-    """A refund as merchants see it."""
-    return {
-        "id": encode_id(REFUND, refund.id),
-        "object": "refund",
-        "payment_id": encode_id(PAYMENT, refund.payment_id),
-        "status": refund.status.value,
-        "amount": refund.money.amount_minor,
-        "currency": refund.money.currency,
-        "reason": refund.reason,
-        "failure_code": refund.failure_code,
-        "created_at": refund.created_at,
-        "updated_at": refund.updated_at,
-    }
-
-
-def endpoint_data(endpoint_id: EndpointId, *, url: str, reason: str | None) -> dict[str, object]:
-    """A webhook endpoint in the events about it. `reason`: why it is disabled."""
-    return {
-        "id": encode_id(ENDPOINT, endpoint_id),
-        "object": "webhook_endpoint",
-        "url": url,
-        "enabled": reason is None,
-        "disabled_reason": reason,
-    }
 
 
 def parse_types(types: Sequence[str], *, path: str) -> tuple[str, ...] | None:

@@ -35,7 +35,7 @@ from server.credentials import api_key, key_hash
 from server.db.connection import open_session
 from server.db.merchants.merchants import add_api_key
 from server.db.payments.changes import Applied
-from server.flows.services import Services
+from server.flows.contexts import Payments
 from server.http.server.listener import bind
 from server.process.embedded_postgres import open_embedded
 from server.process.worker import open_worker
@@ -68,15 +68,15 @@ async def _run(directory: Path, sockets: int, events: int, merchants: int, secon
     table = Table("", "sockets", "events", "frames", "p50 ms", "p99 ms", "max ms", "worker µs/frame", box=None, pad_edge=False)
     async with open_embedded(directory) as postgres:
         spread, hot = await prepare(postgres.url, count=merchants)
-        async with _worker(directory, postgres.url) as (services, url):
+        async with _worker(directory, postgres.url) as (payments, url):
             keys = await _keys(postgres.url, [*spread, *hot])
             before = _resident_bytes()
             async with _ears(url, [keys[hot[0]]] * sockets, per_event=sockets) as ears:
                 per_socket = (_resident_bytes() - before) / sockets
-                found = await _measure(services, ears, hot, events, pause_seconds=0.3)
+                found = await _measure(payments, ears, hot, events, pause_seconds=0.3)
                 table.add_row("one event to all", *found.row(sockets))
             async with _ears(url, [keys[one] for one in spread], per_event=1) as ears:
-                found = await _measure(services, ears, spread, merchants * seconds, pause_seconds=1 / merchants)
+                found = await _measure(payments, ears, spread, merchants * seconds, pause_seconds=1 / merchants)
                 table.add_row("an event a second each", *found.row(merchants))
     _console.print(table)
     _console.print(f"{per_socket / 1_024:,.0f} KiB of the worker's memory for a socket")
@@ -108,14 +108,14 @@ class Found:
         ]
 
 
-async def _measure(services: Services, ears: "Ears", merchants: list[MerchantId], events: int, *, pause_seconds: float) -> Found:
+async def _measure(payments: Payments, ears: "Ears", merchants: list[MerchantId], events: int, *, pause_seconds: float) -> Found:
     """Commit events on a schedule, as settling payments do, and compare when they arrive."""
-    await _commit(services, merchants, WARM_UP_EVENTS, Found(), pause_seconds=0.05)
+    await _commit(payments, merchants, WARM_UP_EVENTS, Found(), pause_seconds=0.05)
     expected = WARM_UP_EVENTS * ears.per_event
     await ears.until(expected)
     found = Found(events=events)
     began = time.process_time()
-    await _commit(services, merchants, events, found, pause_seconds=pause_seconds)
+    await _commit(payments, merchants, events, found, pause_seconds=pause_seconds)
     await ears.until(expected + events * ears.per_event)
     found.cpu_seconds = time.process_time() - began
     for event_id, moment in await ears.read():
@@ -125,21 +125,21 @@ async def _measure(services: Services, ears: "Ears", merchants: list[MerchantId]
     return found
 
 
-async def _commit(services: Services, merchants: list[MerchantId], events: int, found: Found, *, pause_seconds: float) -> None:
+async def _commit(payments: Payments, merchants: list[MerchantId], events: int, found: Found, *, pause_seconds: float) -> None:
     rows = items(merchants, events)
     for at in range(0, events, 200):
         async with trio.open_nursery() as nursery:
             for row in rows[at : at + 200]:
-                nursery.start_soon(services.db.creations.submit, row.creation)
+                nursery.start_soon(payments.creations.submit, row.creation)
     began = trio.current_time()
 
     async def settle(number: int) -> None:
-        applied = await services.db.changes.submit(rows[number].change)
+        applied = await payments.changes.submit(rows[number].change)
         moment = time.monotonic()
         assert isinstance(applied, Applied)
         assert applied.event is not None
         found.committed[f"evt_{applied.event.id.hex}"] = moment
-        services.notify(applied)
+        payments.notify(applied)
 
     async with trio.open_nursery() as nursery:
         for number in range(events):
@@ -148,7 +148,7 @@ async def _commit(services: Services, merchants: list[MerchantId], events: int, 
 
 
 @asynccontextmanager
-async def _worker(directory: Path, database_url: str) -> AsyncIterator[tuple[Services, str]]:
+async def _worker(directory: Path, database_url: str) -> AsyncIterator[tuple[Payments, str]]:
     """A worker in this process."""
     key_file = directory / "sealing.key"
     create_key_file(key_file)
@@ -156,8 +156,8 @@ async def _worker(directory: Path, database_url: str) -> AsyncIterator[tuple[Ser
     settings = Settings(database_url=database_url, key_file=key_file, sweep_seconds=60)
     async with open_session(database_url) as connection:
         await connection.execute("UPDATE webhook_endpoints SET enabled = false")
-    async with open_worker(settings, listening) as services:
-        yield services, f"127.0.0.1:{listening.getsockname()[1]}"
+    async with open_worker(settings, listening) as contexts:
+        yield contexts.payments, f"127.0.0.1:{listening.getsockname()[1]}"
 
 
 async def _keys(database_url: str, merchants: list[MerchantId]) -> dict[MerchantId, str]:

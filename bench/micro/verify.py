@@ -95,7 +95,7 @@ async def _pay(instance: Instance, http: Client, payments: int) -> None:
 async def _measure(instance: Instance, latency: float, concurrency: int) -> None:
     settings = Settings(database_url=instance.running.database_url, key_file=Path(instance.running.key_file), sweep_seconds=3_600)
     listening = bind("127.0.0.1", 0)
-    async with open_worker(settings, listening) as services:
+    async with open_worker(settings, listening) as contexts:
         payments = await _stored(instance)
         before = resource.getrusage(resource.RUSAGE_SELF)
         postgres = instance.postgres.pid if instance.postgres else None
@@ -105,7 +105,9 @@ async def _measure(instance: Instance, latency: float, concurrency: int) -> None
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             send, receive = trio.open_memory_channel[Verified](100)
-            nursery.start_soon(partial(verify_all, services, payments, send, source=Source.RECHECK, concurrency=concurrency))
+            nursery.start_soon(
+                partial(verify_all, contexts.payments, payments, send, source=Source.RECHECK, concurrency=concurrency)
+            )
             async for one in receive:
                 ends[one.payment.status] = ends.get(one.payment.status, 0) + 1
                 failures += one.failure is not None

@@ -28,8 +28,8 @@ from server.api.replies import JSON
 from server.api.routing import BODY_BYTES_MAX, Call, Route, Router, allowed
 from server.api.webhooks.handlers import EndpointsApi
 from server.api.webhooks.routes import delivery_routes, endpoint_routes, letter_routes
+from server.flows.contexts import Contexts
 from server.flows.payments import psp_events as psp_events
-from server.flows.services import Services
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
 from server.telemetry import Metrics
 from server.uuid7 import uuid7
@@ -42,21 +42,21 @@ _log = structlog.get_logger()
 class Api:
     """The application of one worker. `run` is its watch over open streams."""
 
-    def __init__(self, services: Services, metrics: Metrics | None = None, *, metrics_token: str = "") -> None:
-        self._services = services
+    def __init__(self, contexts: Contexts, metrics: Metrics | None = None, *, metrics_token: str = "") -> None:
+        self._payments = payments = contexts.payments
         self._metrics = metrics
         self._metrics_token = metrics_token
-        self._authentication = Authentication(services.db.pool)
-        self._stream = StreamApi(services, self._authentication)
-        self._events = EventsApi(services)
+        self._authentication = Authentication(payments.pool)
+        self._stream = StreamApi(contexts.events, self._authentication)
+        self._events = EventsApi(contexts.events)
         self.run = self._stream.run
-        self._batches = BatchesApi(services)
-        endpoints = EndpointsApi(services)
+        self._batches = BatchesApi(contexts.batches)
+        endpoints = EndpointsApi(contexts.webhooks)
         shown = [
-            *payment_routes(PaymentsApi(services)),
-            *operation_routes(OperationsApi(services)),
+            *payment_routes(PaymentsApi(payments)),
+            *operation_routes(OperationsApi(payments)),
             *batch_routes(self._batches),
-            *ledger_routes(LedgerApi(services)),
+            *ledger_routes(LedgerApi(contexts.receipts)),
             *event_routes(self._events),
             *endpoint_routes(endpoints),
             *delivery_routes(endpoints),
@@ -138,14 +138,14 @@ class Api:
             account_id = PspAccountId(decode_id(PSP_ACCOUNT, account))
         except InvalidId as error:
             raise NotFound("no such PSP account") from error
-        adapter = await self._services.psps.named(psp, account_id)
-        now = self._services.now().timestamp()
+        adapter = await self._payments.psps.named(psp, account_id)
+        now = self._payments.now().timestamp()
         try:
             notice = adapter.read_webhook(dict(call.scope["headers"]), call.body, now=now)
         except Malformed as error:
-            await psp_events.receive_unreadable(self._services, adapter, call.body, error)
+            await psp_events.receive_unreadable(self._payments, adapter, call.body, error)
         else:
-            await psp_events.receive(self._services, adapter, notice)
+            await psp_events.receive(self._payments, adapter, notice)
         await respond(call.send, 200, b'{"received":true}', content_type=JSON)
 
     async def _want_websocket(self, call: Call) -> None:
@@ -176,7 +176,7 @@ class Api:
         """`GET /healthz`: whether this worker can take payments, for load balancers."""
         with trio.move_on_after(HEALTH_SECONDS):
             try:
-                async with self._services.db.pool.connection() as connection:
+                async with self._payments.pool.connection() as connection:
                     await connection.query("SELECT 1")
             except FlorinError:
                 pass

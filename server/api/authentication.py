@@ -5,7 +5,7 @@ import trio
 from core.errors import Unauthenticated
 from core.ids import MerchantId
 from server.api.routing import Caller
-from server.concurrency.single_flight_cache import Remembered
+from server.concurrency.single_flight_cache import SingleFlightCache
 from server.credentials import key_hash, merchant_of_key
 from server.db.merchants.merchants import find_key_owner
 from server.db.pool import Pool
@@ -22,7 +22,7 @@ class Authentication:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._callers = Remembered(self._find, seconds=CACHE_SECONDS, most=CACHE_MAX)
+        self._callers = SingleFlightCache(self._find, seconds=CACHE_SECONDS, most=CACHE_MAX)
 
     async def caller_of(self, scope: Scope) -> Caller:
         """Whose key the request carries. Raises `Unauthenticated`."""

@@ -23,7 +23,7 @@ class _Flight(Generic[V]):
         self.error: Exception | None = None
 
 
-class Remembered(Generic[K, V]):
+class SingleFlightCache(Generic[K, V]):
     """Values by key. `find` looks one up; what it raises is not remembered, nor what `keeps` says no to."""
 
     def __init__(

@@ -1,20 +1,20 @@
-"""Tells this worker's job of batches that one was accepted or resumed here, so that it looks at once."""
+"""An auto-reset event: a wakeup before `wait` is not lost, and several before it are one."""
 
 import trio
 
 
-class Bell:
-    """Rung by who has something to do, waited for by who does it. What was rung before is heard at the next wait."""
+class Wakeup:
+    """One waiter, any number of wakers."""
 
     def __init__(self) -> None:
-        self._rung = trio.Event()
+        self._event = trio.Event()
 
-    def ring(self) -> None:
-        """There is something to do."""
-        self._rung.set()
+    def wake(self) -> None:
+        """Let the waiter go on: at once, or at its next `wait`."""
+        self._event.set()
 
     async def wait(self, *, seconds: float) -> None:
-        """Until it is rung, or so long."""
+        """Wait until woken, at most so long."""
         with trio.move_on_after(seconds):
-            await self._rung.wait()
-        self._rung = trio.Event()
+            await self._event.wait()
+        self._event = trio.Event()

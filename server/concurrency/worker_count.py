@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Workers:
+class WorkerCount:
     """`count` includes this one."""
 
     count: int = 1

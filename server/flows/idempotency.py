@@ -18,7 +18,7 @@ from core.errors import RequestError
 from core.idempotency import InFlight, KeyedOperation, Mismatch, Replay, Reply, Resume, StoredKey, decide
 from core.ids import MerchantId, ResourceId
 from server.db.payments.idempotency_keys import claim_key, end_flight, find_key, forget_key, store_reply, take_over_key
-from server.flows.services import Services
+from server.flows.contexts import Keys, SealedKeys
 from server.uuid7 import uuid7
 
 IN_FLIGHT_MARGIN_SECONDS = 5.0
@@ -53,7 +53,7 @@ class Claimed:
 
 
 async def claim(
-    services: Services,
+    context: Keys,
     request: Request,
     resource_id: ResourceId,
     *,
@@ -63,9 +63,9 @@ async def claim(
     """Take the key, or say why it cannot be taken. Raises `DatabaseUnavailable`, `Overloaded`."""
     give_up_at = trio.current_time() + request.wait_seconds
     while True:
-        now = services.now()
-        in_flight_until = now + timedelta(seconds=CALLS_MAX * services.psp_seconds + IN_FLIGHT_MARGIN_SECONDS)
-        async with services.db.pool.connection() as connection:
+        now = context.now()
+        in_flight_until = now + timedelta(seconds=CALLS_MAX * context.psp_seconds + IN_FLIGHT_MARGIN_SECONDS)
+        async with context.pool.connection() as connection:
             stored = await claim_key(
                 connection,
                 request.merchant_id,
@@ -89,32 +89,32 @@ async def claim(
         await trio.sleep(POLL_SECONDS)
 
 
-async def wait_for_reply(services: Services, request: Request) -> StoredKey | None:
+async def wait_for_reply(context: Keys, request: Request) -> StoredKey | None:
     """What is stored under a key that is in flight, once it no longer is; None where it still is after the request's patience."""
     give_up_at = trio.current_time() + request.wait_seconds
     while trio.current_time() < give_up_at:
         await trio.sleep(POLL_SECONDS)
-        async with services.db.pool.connection() as connection:
+        async with context.pool.connection() as connection:
             stored = await find_key(connection, request.merchant_id, request.key)
-        if stored is not None and not isinstance(decide(stored, request.fingerprint, now=services.now()), InFlight):
+        if stored is not None and not isinstance(decide(stored, request.fingerprint, now=context.now()), InFlight):
             return stored
     return None
 
 
-async def answer(services: Services, request: Request, body: bytes) -> None:
+async def answer(context: Keys, request: Request, body: bytes) -> None:
     """Keep a definitive reply where no change carries it."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         await store_reply(connection, request.merchant_id, request.key, Reply(request.reply_status, body))
 
 
-async def give_up(services: Services, request: Request, claimed: Claimed) -> None:
+async def give_up(context: Keys, request: Request, claimed: Claimed) -> None:
     """The request ends without a definitive reply: its retry need not wait."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         await end_flight(connection, request.merchant_id, request.key, in_flight_until=claimed.in_flight_until)
 
 
 async def once(
-    services: Services, request: Request, work: Callable[[UUID], Awaitable[bytes]], *, about: UUID | None = None
+    context: SealedKeys, request: Request, work: Callable[[UUID], Awaitable[bytes]], *, about: UUID | None = None
 ) -> Reply | Replay | Mismatch | InFlight:
     """Do what is asked of a merchant's webhook endpoints, unless it was done.
 
@@ -125,10 +125,10 @@ async def once(
     """
     made = uuid7()
     outcome = await claim(
-        services, request, ResourceId(about or made), operation=KeyedOperation.ENDPOINT, made_id=ResourceId(made)
+        context, request, ResourceId(about or made), operation=KeyedOperation.ENDPOINT, made_id=ResourceId(made)
     )
     if isinstance(outcome, Replay):
-        return Replay(Reply(outcome.reply.status, _opened(services, request, outcome.reply.body)))
+        return Replay(Reply(outcome.reply.status, _opened(context, request, outcome.reply.body)))
     if isinstance(outcome, Mismatch | InFlight):
         return outcome
     assert outcome.made_id is not None
@@ -139,22 +139,22 @@ async def once(
         failure = error
     if failure is not None:
         if isinstance(failure, RequestError) and not outcome.resumed:  # nothing was done: the key is free for a better request
-            async with services.db.pool.connection() as connection:
+            async with context.pool.connection() as connection:
                 await forget_key(connection, request.merchant_id, request.key)
         else:
-            await give_up(services, request, outcome)
+            await give_up(context, request, outcome)
         raise failure
-    await answer(services, request, _sealed(services, request, body))
+    await answer(context, request, _sealed(context, request, body))
     return Reply(request.reply_status, body)
 
 
-def _sealed(services: Services, request: Request, body: bytes) -> bytes:
-    return base64.b64encode(services.sealer.seal(body.decode(), table=_PLACE, row=_row(request), merchant=request.merchant_id))
+def _sealed(context: SealedKeys, request: Request, body: bytes) -> bytes:
+    return base64.b64encode(context.sealer.seal(body.decode(), table=_PLACE, row=_row(request), merchant=request.merchant_id))
 
 
-def _opened(services: Services, request: Request, body: bytes) -> bytes:
+def _opened(context: SealedKeys, request: Request, body: bytes) -> bytes:
     sealed = base64.b64decode(body)
-    return services.sealer.open(sealed, table=_PLACE, row=_row(request), merchant=request.merchant_id).encode()
+    return context.sealer.open(sealed, table=_PLACE, row=_row(request), merchant=request.merchant_id).encode()
 
 
 def _row(request: Request) -> UUID:

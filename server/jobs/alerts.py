@@ -12,7 +12,7 @@ import trio
 from core.errors import DatabaseUnavailable, Overloaded
 from server.db.alerts import claim_due_alerts, count_due_alerts, end_alert
 from server.flows.alerts import AlertNotSent, Channels
-from server.flows.services import Services
+from server.flows.contexts import Storage
 
 LOOK_SECONDS = 5.0
 PAUSE_SECONDS = 10.0
@@ -22,22 +22,22 @@ RETRY_DELAYS_SECONDS = (10, 30, 120, 600, 1_800, 3_600, 3_600, 3_600)
 _log = structlog.get_logger()
 
 
-async def run(services: Services, channels: Channels, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(context: Storage, channels: Channels, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Tell until cancelled."""
     task_status.started()
     told = 0
     while True:
         await trio.sleep(PAUSE_SECONDS if told else LOOK_SECONDS)
         try:
-            told = await tell_due(services, channels)
+            told = await tell_due(context, channels)
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("cannot look for alerts", error=str(error))
 
 
-async def tell_due(services: Services, channels: Channels) -> int:
+async def tell_due(context: Storage, channels: Channels) -> int:
     """Tell what is due now; how many alerts that were."""
-    now = services.now()
-    async with services.db.pool.connection() as connection:
+    now = context.now()
+    async with context.pool.connection() as connection:
         found = await claim_due_alerts(connection, limit=TOGETHER_MAX, lease_seconds=LEASE_SECONDS, now=now)
         more = await count_due_alerts(connection, now=now) if len(found) == TOGETHER_MAX else 0
     if not found:
@@ -47,7 +47,7 @@ async def tell_due(services: Services, channels: Channels) -> int:
         await channels.tell(found, more=more)
     except AlertNotSent as failure:
         error = str(failure)
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         for noted in found:
             attempt = noted.attempts - 1
             is_last = attempt >= len(RETRY_DELAYS_SECONDS)

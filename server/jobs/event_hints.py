@@ -17,7 +17,7 @@ from core.errors import FlorinError
 from core.ids import MerchantId
 from server.db.connection import Connection
 from server.db.roles import Role
-from server.flows.services import Services
+from server.flows.contexts import Events
 
 CHANNEL = "florin_events"
 GATHER_SECONDS = 0.003
@@ -31,16 +31,16 @@ TELL_SECONDS = 5.0
 _log = structlog.get_logger()
 
 
-async def run(services: Services, database_url: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(context: Events, database_url: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Tell and listen until cancelled."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_kept_up, _announce, services, database_url)
-        nursery.start_soon(_kept_up, _listen, services, database_url)
-        nursery.start_soon(_poll, services)
+        nursery.start_soon(_kept_up, _announce, context, database_url)
+        nursery.start_soon(_kept_up, _listen, context, database_url)
+        nursery.start_soon(_poll, context)
         task_status.started()
 
 
-async def _kept_up(work: Callable[[Services, Connection], Awaitable[None]], services: Services, database_url: str) -> None:
+async def _kept_up(work: Callable[[Events, Connection], Awaitable[None]], context: Events, database_url: str) -> None:
     """Do it on a connection of its own, and again on a new one whenever that is lost."""
     while True:
         try:
@@ -48,7 +48,7 @@ async def _kept_up(work: Callable[[Services, Connection], Awaitable[None]], serv
                 database_url, application_name="florin hints", role=Role.APP, synchronous_commit="off"
             )
             try:
-                await work(services, connection)
+                await work(context, connection)
             finally:
                 connection.discard()
         except (FlorinError, psycopg.Error, trio.TooSlowError) as error:
@@ -56,14 +56,14 @@ async def _kept_up(work: Callable[[Services, Connection], Awaitable[None]], serv
         await trio.sleep(RECONNECT_SECONDS)
 
 
-async def _announce(services: Services, connection: Connection) -> None:
-    feeds = services.feeds
+async def _announce(context: Events, connection: Connection) -> None:
+    feeds = context.feeds
     while True:
         await feeds.has_news.wait()
         await trio.sleep(GATHER_SECONDS)
         feeds.has_news = trio.Event()
         news, feeds.announced = feeds.announced, {}
-        if services.workers.count <= 1:
+        if context.workers.count <= 1:
             continue
         hints = [f"{merchant_id.hex}:{seq}" for merchant_id, seq in news.items()]
         for at in range(0, len(hints), PAYLOAD_HINTS_MAX):
@@ -71,28 +71,28 @@ async def _announce(services: Services, connection: Connection) -> None:
                 await connection.query("SELECT pg_notify($1, $2)", CHANNEL, ",".join(hints[at : at + PAYLOAD_HINTS_MAX]))
 
 
-async def _listen(services: Services, connection: Connection) -> None:
+async def _listen(context: Events, connection: Connection) -> None:
     await connection.execute(f"LISTEN {CHANNEL}")
-    await _look(services)  # what was told while nobody listened
+    await _look(context)  # what was told while nobody listened
     async with aclosing(connection.notifies()) as notifications:
         async for notification in notifications:
             for hint in notification.payload.split(","):
                 merchant, _, seq = hint.partition(":")
                 with suppress(ValueError):  # anybody on this database may send such a thing
-                    services.feeds.hint(MerchantId(UUID(hex=merchant)), int(seq))
+                    context.feeds.hint(MerchantId(UUID(hex=merchant)), int(seq))
 
 
-async def _poll(services: Services) -> None:
+async def _poll(context: Events) -> None:
     while True:
         await trio.sleep(POLL_SECONDS)
         try:
-            await _look(services)
+            await _look(context)
         except (FlorinError, psycopg.Error) as error:
             _log.warning("cannot look for events", error=str(error))
 
 
-async def _look(services: Services) -> None:
-    await services.feeds.check_epoch()
-    merchants = services.feeds.merchant_ids
+async def _look(context: Events) -> None:
+    await context.feeds.check_epoch()
+    merchants = context.feeds.merchant_ids
     for at in range(0, len(merchants), POLL_MERCHANTS_MAX):
-        await services.feeds.poll(merchants[at : at + POLL_MERCHANTS_MAX])
+        await context.feeds.poll(merchants[at : at + POLL_MERCHANTS_MAX])

@@ -21,6 +21,7 @@ from core.refund import Refund
 from core.schedule import FIRST_LOOK_SECONDS, WARN_BEFORE_SECONDS, next_look_at, owes_late_refund
 from server.db.payments.payments import claim_due_payments, merchants_with_due_payments, postpone
 from server.db.payments.refunds import claim_due_refunds, merchants_with_due_refunds
+from server.flows.contexts import Payments
 from server.flows.payments.capture import finish
 from server.flows.payments.expire import expire
 from server.flows.payments.refund import finish_refund, give_back, look_in_vain
@@ -28,7 +29,6 @@ from server.flows.payments.release import release
 from server.flows.payments.settle import settle
 from server.flows.payments.submit import open_again
 from server.flows.payments.verify import verify
-from server.flows.services import Services
 
 CLAIM_MAX = 64
 """How many payments, and how many refunds, are claimed together."""
@@ -40,7 +40,7 @@ LEASE_MARGIN_SECONDS = 20.0
 _log = structlog.get_logger()
 
 
-async def run(services: Services, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(context: Payments, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Sweep until cancelled."""
     async with trio.open_nursery() as nursery:
         task_status.started()
@@ -48,28 +48,28 @@ async def run(services: Services, *, sweep_seconds: float, task_status: trio.Tas
             found = 0
             if len(nursery.child_tasks) <= TASKS_MAX - 2 * CLAIM_MAX:
                 try:
-                    found = await sweep(services, nursery)
+                    found = await sweep(context, nursery)
                 except (DatabaseUnavailable, Overloaded) as error:
                     _log.warning("cannot look for what is due", error=str(error))
             if found < CLAIM_MAX:
                 await trio.sleep(sweep_seconds)
 
 
-async def sweep(services: Services, nursery: trio.Nursery) -> int:
+async def sweep(context: Payments, nursery: trio.Nursery) -> int:
     """Claim what is due and follow it up in the nursery; how much was claimed. What is claimed ends within its lease."""
     work: list[Callable[[], Awaitable[None]]] = []
-    lease_seconds = 2 * services.psp_seconds + LEASE_MARGIN_SECONDS
-    async with services.db.pool.connection() as connection:
+    lease_seconds = 2 * context.psp_seconds + LEASE_MARGIN_SECONDS
+    async with context.pool.connection() as connection:
         for merchant_id in await merchants_with_due_payments(connection, limit=CLAIM_MAX):
             payments = await claim_due_payments(connection, merchant_id, limit=CLAIM_MAX - len(work), lease_seconds=lease_seconds)
-            work += [partial(_follow_up, services, payment) for payment in payments]
+            work += [partial(_follow_up, context, payment) for payment in payments]
             if len(work) >= CLAIM_MAX:
                 break
         for merchant_id in await merchants_with_due_refunds(connection, limit=CLAIM_MAX):
             refunds = await claim_due_refunds(
                 connection, merchant_id, limit=2 * CLAIM_MAX - len(work), lease_seconds=lease_seconds
             )
-            work += [partial(_follow_up_refund, services, refund) for refund in refunds]
+            work += [partial(_follow_up_refund, context, refund) for refund in refunds]
             if len(work) >= 2 * CLAIM_MAX:
                 break
     for one in work:
@@ -82,64 +82,64 @@ async def _within(work: Callable[[], Awaitable[None]], seconds: float) -> None:
         await work()
 
 
-async def _follow_up(services: Services, payment: Payment) -> None:
+async def _follow_up(context: Payments, payment: Payment) -> None:
     try:
         try:
-            await _look(services, payment)
+            await _look(context, payment)
         except PspBusy:
             pass  # nobody was asked: the lease brings it back, and it counts as no look
         except (PspError, trio.TooSlowError) as error:
             _log.warning("a due payment could not be checked", payment=str(payment.id), error=str(error))
             unanswered = evidence_about(payment, EvidenceKind.UNANSWERED, Source.RECHECK)
-            await settle(services, payment.merchant_id, payment.id, unanswered, known=payment, only_if_unchanged=True)
+            await settle(context, payment.merchant_id, payment.id, unanswered, known=payment, only_if_unchanged=True)
     except Exception:  # noqa: BLE001 - one payment must not end the job; its lease brings it back
         _log.exception("a due payment could not be followed up", payment=str(payment.id))
 
 
-async def _follow_up_refund(services: Services, refund: Refund) -> None:
+async def _follow_up_refund(context: Payments, refund: Refund) -> None:
     try:
         try:
-            await finish_refund(services, refund)
+            await finish_refund(context, refund)
         except PspBusy:
             pass  # as above
         except (PspError, trio.TooSlowError) as error:
             _log.warning("a due refund could not be checked", refund=str(refund.id), error=str(error))
-            await look_in_vain(services, refund)
+            await look_in_vain(context, refund)
     except Exception:  # noqa: BLE001 - one refund must not end the job; its lease brings it back
         _log.exception("a due refund could not be followed up", refund=str(refund.id))
 
 
-async def _look(services: Services, payment: Payment) -> None:
-    now = services.now()
+async def _look(context: Payments, payment: Payment) -> None:
+    now = context.now()
     if payment.pending is not None:
-        await finish(services, payment)
+        await finish(context, payment)
     elif payment.status is Status.SUCCEEDED:
-        await (give_back(services, payment) if owes_late_refund(payment) else release(services, payment))
-    elif payment.status is Status.AUTHORIZED and _is_ending(services, payment):
+        await (give_back(context, payment) if owes_late_refund(payment) else release(context, payment))
+    elif payment.status is Status.AUTHORIZED and _is_ending(context, payment):
         expiring = evidence_about(payment, EvidenceKind.EXPIRING, Source.RECHECK)
-        await settle(services, payment.merchant_id, payment.id, expiring, known=payment, only_if_unchanged=True)
-    elif _is_overdue(services, payment):
-        await expire(services, payment)
+        await settle(context, payment.merchant_id, payment.id, expiring, known=payment, only_if_unchanged=True)
+    elif _is_overdue(context, payment):
+        await expire(context, payment)
     else:
-        after = await verify(services, payment, source=Source.RECHECK)
+        after = await verify(context, payment, source=Source.RECHECK)
         if after.status in UNSETTLED and after.reference is None and not after.is_sync:
-            after = await open_again(services, after)
+            after = await open_again(context, after)
         if after.version == payment.version and after.due_at is not None:
             soon = now + timedelta(seconds=FIRST_LOOK_SECONDS)
             due_at = next_look_at(after, now=now) if after.status is Status.PENDING else soon
-            async with services.db.pool.connection() as connection:
+            async with context.pool.connection() as connection:
                 await postpone(connection, after, due_at=due_at)
 
 
-def _is_ending(services: Services, payment: Payment) -> bool:
+def _is_ending(context: Payments, payment: Payment) -> bool:
     """Whether the merchant is to be warned, once, that the authorization will end."""
     if payment.is_warned or payment.capture_before is None:
         return False
-    return payment.capture_before - timedelta(seconds=WARN_BEFORE_SECONDS) <= services.now()
+    return payment.capture_before - timedelta(seconds=WARN_BEFORE_SECONDS) <= context.now()
 
 
-def _is_overdue(services: Services, payment: Payment) -> bool:
+def _is_overdue(context: Payments, payment: Payment) -> bool:
     """Whether the payment's time is over and it may be closed. UNKNOWN never expires; a decline is looked at first."""
     if payment.status is not Status.PENDING or is_provisionally_declined(payment):
         return False
-    return payment.expires_at <= services.now()
+    return payment.expires_at <= context.now()

@@ -5,19 +5,19 @@ import trio
 
 from core.errors import DatabaseUnavailable, Overloaded
 from server.db.ledger.hash_chain import extend, merchants_behind
-from server.flows.services import Services
+from server.flows.contexts import Storage
 
 MERCHANTS_MAX = 100
 ENTRIES_MAX = 5_000
 _log = structlog.get_logger()
 
 
-async def run(services: Services, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(context: Storage, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Sweep until cancelled."""
     task_status.started()
     while True:
         try:
-            chained = await sweep(services)
+            chained = await sweep(context)
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("cannot extend the hash chains", error=str(error))
             chained = 0
@@ -25,12 +25,12 @@ async def run(services: Services, *, sweep_seconds: float, task_status: trio.Tas
             await trio.sleep(sweep_seconds)
 
 
-async def sweep(services: Services) -> int:
+async def sweep(context: Storage) -> int:
     """Extend the chains that are behind; how many entries were chained."""
     chained = 0
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         behind = await merchants_behind(connection, limit=MERCHANTS_MAX)
     for merchant_id in behind:
-        async with services.db.pool.connection() as connection:
-            chained += await extend(connection, merchant_id, now=services.now(), limit=ENTRIES_MAX)
+        async with context.pool.connection() as connection:
+            chained += await extend(connection, merchant_id, now=context.now(), limit=ENTRIES_MAX)
     return chained

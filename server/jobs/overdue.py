@@ -13,7 +13,7 @@ from core.ids import ENDPOINT, MERCHANT, encode_id
 from server.db.alerts import Alert, note_alert
 from server.db.connection import Connection
 from server.db.overdue import COUNT_MAX, DeadEndpoint, dead_deliveries, dead_psp_events, new_findings, overdue_payments
-from server.flows.services import Services
+from server.flows.contexts import Storage
 
 LOOK_SECONDS = 30.0
 SINCE_SECONDS = 120.0
@@ -23,22 +23,22 @@ OVERDUE_SECONDS = 600.0
 _log = structlog.get_logger()
 
 
-async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(context: Storage, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Look until cancelled."""
     task_status.started()
     while True:
         await trio.sleep(LOOK_SECONDS)
         try:
-            await look(services)
+            await look(context)
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("cannot look for what people should know", error=str(error))
 
 
-async def look(services: Services) -> None:
+async def look(context: Storage) -> None:
     """Look once."""
-    now = services.now()
+    now = context.now()
     since = now - timedelta(seconds=SINCE_SECONDS)
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         for one in await dead_deliveries(connection, since=since):
             await note_alert(connection, _of_dead(one), now=one.latest_at)
         count, latest_at = await dead_psp_events(connection, since=since)

@@ -13,7 +13,7 @@ from server.db.events.consumers import prune_tickets
 from server.db.payments.idempotency_keys import prune_keys
 from server.db.psps.inbox import prune_events
 from server.db.webhooks.delivery_log import prune_attempts
-from server.flows.services import Services
+from server.flows.contexts import Storage
 
 PIECE = 1_000
 ALERTS_KEPT_DAYS = 90
@@ -22,12 +22,12 @@ SWEEP_SECONDS = 600.0
 _log = structlog.get_logger()
 
 
-async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(context: Storage, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Sweep until cancelled."""
     task_status.started()
     while True:
         try:
-            forgotten = await sweep(services)
+            forgotten = await sweep(context)
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("cannot forget what is old", error=str(error))
             forgotten = 0
@@ -35,13 +35,13 @@ async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.T
             await trio.sleep(SWEEP_SECONDS)
 
 
-async def sweep(services: Services) -> int:
+async def sweep(context: Storage) -> int:
     """Forget a piece of each; how many the larger one was."""
-    async with services.db.pool.connection() as connection:
-        keys = await prune_keys(connection, now=services.now(), limit=PIECE)
-        long_ago = services.now() - timedelta(days=EVENTS_KEPT_DAYS)
+    async with context.pool.connection() as connection:
+        keys = await prune_keys(connection, now=context.now(), limit=PIECE)
+        long_ago = context.now() - timedelta(days=EVENTS_KEPT_DAYS)
         events = await prune_events(connection, ended_before=long_ago, limit=PIECE)
         attempts = await prune_attempts(connection, made_before=long_ago, limit=PIECE)
-        await forget_items(connection, created_before=services.now() - timedelta(days=RESUMABLE_DAYS), limit=PIECE)
-        await prune_alerts(connection, last_before=services.now() - timedelta(days=ALERTS_KEPT_DAYS), limit=PIECE)
-        return max(keys, events, attempts, await prune_tickets(connection, now=services.now(), limit=PIECE))
+        await forget_items(connection, created_before=context.now() - timedelta(days=RESUMABLE_DAYS), limit=PIECE)
+        await prune_alerts(connection, last_before=context.now() - timedelta(days=ALERTS_KEPT_DAYS), limit=PIECE)
+        return max(keys, events, attempts, await prune_tickets(connection, now=context.now(), limit=PIECE))

@@ -16,8 +16,8 @@ from core.ids import PSP_ACCOUNT, encode_id
 from server.db.psps.events import known_events
 from server.db.psps.inbox import InboxItem, claim_due_events, merchants_with_due_events
 from server.db.psps.shared_state import claim_reading, end_reading
+from server.flows.contexts import Psps
 from server.flows.payments.psp_events import keep, keep_unreadable, put_back, receive, retry
-from server.flows.services import Services
 from server.psp.adapter import Adapter, Notice
 
 CLAIM_MAX = 16
@@ -36,69 +36,69 @@ READING_SECONDS = 120.0
 _log = structlog.get_logger()
 
 
-async def run(services: Services, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(context: Psps, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Sweep until cancelled."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(_read_lists, services, sweep_seconds=sweep_seconds))
+        nursery.start_soon(partial(_read_lists, context, sweep_seconds=sweep_seconds))
         task_status.started()
         while True:
             found = 0
             if len(nursery.child_tasks) <= TASKS_MAX - CLAIM_MAX:
                 try:
-                    found = await sweep(services, nursery)
+                    found = await sweep(context, nursery)
                 except (DatabaseUnavailable, Overloaded) as error:
                     _log.warning("cannot look into the inbox", error=str(error))
             if found < CLAIM_MAX:
                 await trio.sleep(sweep_seconds)
 
 
-async def sweep(services: Services, nursery: trio.Nursery) -> int:
+async def sweep(context: Psps, nursery: trio.Nursery) -> int:
     """Try the events that are due, in the nursery, so that a slow PSP holds up only its own; how many there were."""
     items: list[InboxItem] = []
-    lease_seconds = 3 * services.psp_seconds + LEASE_MARGIN_SECONDS
-    async with services.db.pool.connection() as connection:
+    lease_seconds = 3 * context.psp_seconds + LEASE_MARGIN_SECONDS
+    async with context.pool.connection() as connection:
         for merchant_id in await merchants_with_due_events(connection, limit=CLAIM_MAX):
             left = CLAIM_MAX - len(items)
             items += await claim_due_events(connection, merchant_id, limit=left, lease_seconds=lease_seconds)
             if len(items) >= CLAIM_MAX:
                 break
     for item in items:
-        nursery.start_soon(_retry, services, item)
+        nursery.start_soon(_retry, context, item)
     return len(items)
 
 
-async def _retry(services: Services, item: InboxItem) -> None:
+async def _retry(context: Psps, item: InboxItem) -> None:
     try:
-        with trio.move_on_after(3 * services.psp_seconds) as scope:
-            await retry(services, item)
+        with trio.move_on_after(3 * context.psp_seconds) as scope:
+            await retry(context, item)
         if scope.cancelled_caught:
-            await put_back(services, item)
+            await put_back(context, item)
     except Exception:  # noqa: BLE001 - one event must not end the job; its lease brings it back
         _log.exception("a parked event could not be tried", event_id=item.event_id)
 
 
-async def _read_lists(services: Services, *, sweep_seconds: float) -> None:
+async def _read_lists(context: Psps, *, sweep_seconds: float) -> None:
     while True:
         async with trio.open_nursery() as nursery:
-            for adapter in services.psps.adapters:
-                nursery.start_soon(_read_one, services, adapter)
+            for adapter in context.psps.adapters:
+                nursery.start_soon(_read_one, context, adapter)
         await trio.sleep(max(sweep_seconds, 1.0))
 
 
-async def _read_one(services: Services, adapter: Adapter) -> None:
+async def _read_one(context: Psps, adapter: Adapter) -> None:
     try:
-        await read_list(services, adapter)
+        await read_list(context, adapter)
     except (DatabaseUnavailable, Overloaded, PspError) as error:
         _log.warning("cannot read a PSP's list of events", account=encode_id(PSP_ACCOUNT, adapter.account_id), error=str(error))
     except Exception:  # noqa: BLE001 - one account must not end the job
         _log.exception("reading a PSP's list of events failed", account=encode_id(PSP_ACCOUNT, adapter.account_id))
 
 
-async def read_list(services: Services, adapter: Adapter) -> int:
+async def read_list(context: Psps, adapter: Adapter) -> int:
     """Read what is new in an account's list, if it is time; how many events were applied."""
     if not adapter.guard.is_healthy:
         return 0
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         reading = await claim_reading(
             connection, adapter.account_id, every_seconds=READ_EVERY_SECONDS, lease_seconds=READING_SECONDS
         )
@@ -112,9 +112,9 @@ async def read_list(services: Services, adapter: Adapter) -> int:
             until = min(since + timedelta(seconds=WINDOW_SECONDS), reading.now)
             overlap = timedelta(seconds=OVERLAP_SECONDS)
             notices = await adapter.list_events(since=since - overlap, until=until, only_rare=only_rare)
-            applied += await _apply_new(services, adapter, notices)
+            applied += await _apply_new(context, adapter, notices)
             is_last = until == reading.now
-            async with services.db.pool.connection() as connection:
+            async with context.pool.connection() as connection:
                 await end_reading(connection, adapter.account_id, until=until, is_last=is_last)
             since = until
     if applied:
@@ -122,20 +122,20 @@ async def read_list(services: Services, adapter: Adapter) -> int:
     return applied
 
 
-async def _apply_new(services: Services, adapter: Adapter, notices: Sequence[Notice]) -> int:
+async def _apply_new(context: Psps, adapter: Adapter, notices: Sequence[Notice]) -> int:
     ids = [(one.merchant_id, one.payment_id, one.event_id) for one in notices if one.merchant_id and one.payment_id]
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         known = await known_events(connection, adapter.account_id, ids)
     applied = 0
     for notice in notices:
         if notice.event_id in known:
             continue
         try:
-            await (keep_unreadable(services, adapter, notice) if notice.problem else receive(services, adapter, notice))
+            await (keep_unreadable(context, adapter, notice) if notice.problem else receive(context, adapter, notice))
         except (DatabaseUnavailable, Overloaded):
             raise  # nothing is known of it: the list is read again from here
         except PspError:
-            await keep(services, adapter, notice)
+            await keep(context, adapter, notice)
         except Exception as error:  # noqa: BLE001 - counted in the inbox, and tried again from there
             _log.warning("an event of a PSP's list could not be applied", event_id=notice.event_id, error=type(error).__name__)
         applied += 1

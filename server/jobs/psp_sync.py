@@ -12,10 +12,11 @@ import trio
 from core.breaker import BreakerState
 from core.errors import FlorinError
 from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
+from server.concurrency.worker_count import WorkerCount
 from server.db.alerts import Alert, note_alert
 from server.db.connection import Connection
 from server.db.psps.shared_state import close_breaker, forget_workers, list_open_breakers, open_breaker, see_worker
-from server.flows.services import Services
+from server.flows.contexts import Psps
 from server.psp.guard import Guard
 from server.uuid7 import uuid7
 
@@ -24,14 +25,14 @@ FORGET_SECONDS = 3_600.0
 _log = structlog.get_logger()
 
 
-async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(context: Psps, workers: WorkerCount, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Keep up until cancelled. Usable after the first round."""
     worker_id = uuid7()
     is_first = has_failed = True
     while True:
         try:
-            await services.psps.reload()
-            await _sync(services, worker_id, is_first=has_failed)
+            await context.psps.reload()
+            await _sync(context, workers, worker_id, is_first=has_failed)
             has_failed = False
         except FlorinError as error:
             _log.warning("cannot keep up with the other workers about the PSPs", error=str(error))
@@ -41,27 +42,27 @@ async def run(services: Services, *, task_status: trio.TaskStatus[None] = trio.T
         await trio.sleep(SYNC_SECONDS)
 
 
-async def _sync(services: Services, worker_id: UUID, *, is_first: bool) -> None:
-    guards = {adapter.account_id: adapter.guard for adapter in services.psps.adapters}
-    async with services.db.pool.connection() as connection:
-        workers = services.workers.count = await see_worker(connection, worker_id)
+async def _sync(context: Psps, workers: WorkerCount, worker_id: UUID, *, is_first: bool) -> None:
+    guards = {adapter.account_id: adapter.guard for adapter in context.psps.adapters}
+    async with context.pool.connection() as connection:
+        workers.count = await see_worker(connection, worker_id)
         for account_id, guard in guards.items():
-            await _tell(services, connection, account_id, guard)
+            await _tell(context, connection, account_id, guard)
         opened = {one.account_id: one.seconds_left for one in await list_open_breakers(connection)}
         if is_first:
             await forget_workers(connection, older_than_seconds=FORGET_SECONDS)
     for account_id, guard in guards.items():
-        guard.share_with(workers)
+        guard.share_with(workers.count)
         _take_over(guard, opened.get(account_id))
 
 
-async def _tell(services: Services, connection: Connection, account_id: PspAccountId, guard: Guard) -> None:
+async def _tell(context: Psps, connection: Connection, account_id: PspAccountId, guard: Guard) -> None:
     news, guard.news = guard.news, None
     try:
         if news is BreakerState.OPEN:
             _log.warning("a PSP fails and is left alone for a moment", account=encode_id(PSP_ACCOUNT, account_id))
             await open_breaker(connection, account_id, seconds=guard.breaker.seconds_left(now=trio.current_time()))
-            await note_alert(connection, _breaker_alert(account_id), now=services.now())
+            await note_alert(connection, _breaker_alert(account_id), now=context.now())
         elif news is BreakerState.CLOSED:
             _log.warning("a PSP has recovered", account=encode_id(PSP_ACCOUNT, account_id))
             await close_breaker(connection, account_id)

@@ -1,7 +1,7 @@
-"""One worker: the composition root. Opens the services, owns every nursery, and shuts down in order.
+"""One worker: the composition root. Opens what flows work with, owns every nursery, and shuts down in order.
 
     worker
-    └─ services: database (pool and committers), HTTP clients, PSP adapters     opened first, closed last
+    └─ contexts: database (pool and committers), HTTP clients, PSP adapters     opened first, closed last
        └─ jobs: deliveries, batches, feeds and acknowledgements of the stream, follow-up, inbox, PSP sync, hash chain,
           prune, overdue, alerts, and what goes on behind a reply
           └─ front: the listener, one task a connection
@@ -28,15 +28,17 @@ from server.api.app import Api
 from server.child_process import allow_many_files, say_ready
 from server.clock import utc_now
 from server.concurrency.background import Background
-from server.concurrency.wakeup import Bell
-from server.concurrency.worker_count import Workers
+from server.concurrency.wakeup import Wakeup
+from server.concurrency.worker_count import WorkerCount
 from server.db.database import open_database
 from server.db.migrate import MigrationError, require_current
 from server.db.payments.changes import Applied
+from server.db.pool import Pool
+from server.flows.contexts import Batches as BatchesContext
+from server.flows.contexts import Contexts, Events, Payments, Receipts, Webhooks
 from server.flows.events.acknowledgements import Acks
 from server.flows.events.live_feeds import Feeds
 from server.flows.payments.fraud import FraudCheck
-from server.flows.services import Services
 from server.flows.webhooks.destinations import Destinations
 from server.flows.webhooks.send import RESPONSE_BYTES_MAX, Sender
 from server.http.client.client import Client, ClientOptions, open_client
@@ -74,7 +76,7 @@ _log = structlog.get_logger()
 @asynccontextmanager
 async def open_worker(
     settings: Settings, listening: socket.socket, *, now: Callable[[], datetime] = utc_now
-) -> AsyncIterator[Services]:
+) -> AsyncIterator[Contexts]:
     """Everything of a worker, serving. At the end of the block it drains and closes in order."""
     sealer = Sealer.from_file(settings.key_file)
     metrics = Metrics()
@@ -90,42 +92,52 @@ async def open_worker(
         open_client(_client_options(settings)) as fraud_http,
         _open_webhook_clients(settings, destinations) as (webhook_https, webhook_http),
     ):
-        feeds, workers = Feeds(db.pool), Workers()
+        feeds, workers = Feeds(db.pool), WorkerCount()
         seconds = settings.delivery_seconds
         sender = Sender(db.pool, webhook_https, webhook_http, sealer, attempt_seconds=seconds, now=now, publish=feeds.publish)
         deliverer = Deliverer(db, sender, metrics, workers, _timing(settings))
         accounts = Accounts(db, psp_http, sealer, metrics, _deadlines(settings), now=now)
-        services = Services(
-            db=db,
-            psps=Routing(accounts.load),
-            notify=partial(_tell, feeds, deliverer),
-            psp_seconds=settings.psp_seconds,
+        payments = Payments(
+            pool=db.pool,
             now=now,
+            psp_seconds=settings.psp_seconds,
+            changes=db.changes,
+            change_group=db.change_group,
+            notify=partial(_tell, feeds, deliverer),
+            psps=Routing(accounts.load),
             background=Background(),
-            batch_bell=Bell(),
-            feeds=feeds,
-            acks=Acks(db.pool, now=now),
-            workers=workers,
-            sealer=sealer,
-            destinations=destinations,
-            receipt_key=sealer.receipt_key(),
             metrics=metrics,
-            fraud=_fraud_check(fraud_http, settings),
+            creations=db.creations,
+            fraud=_fraud_check(fraud_http, db.pool, metrics, settings),
         )
-        await _require_ready(services)
-        api = Api(services, metrics, metrics_token=settings.metrics_token)
+        contexts = _contexts(payments, sealer, destinations, feeds, workers)
+        await _require_ready(contexts.payments)
+        api = Api(contexts, metrics, metrics_token=settings.metrics_token)
         listener = Listener(api, listening, _listener_options(settings))
-        batches = Batches(services, sweep_seconds=settings.sweep_seconds)
+        batches = Batches(contexts.batches, contexts.payments, sweep_seconds=settings.sweep_seconds)
         async with trio.open_nursery() as jobs:
-            await _start_jobs(jobs, services, deliverer, batches, settings)
+            await _start_jobs(jobs, contexts, deliverer, batches, settings)
             await jobs.start(api.run)
-            async with _serving(settings, api, listener, services, batches):
-                yield services
+            async with _serving(settings, api, listener, contexts.payments.background, batches):
+                yield contexts
             jobs.cancel_scope.cancel()
 
 
+def _contexts(payments: Payments, sealer: Sealer, destinations: Destinations, feeds: Feeds, workers: WorkerCount) -> Contexts:
+    pool, now, psp_seconds = payments.pool, payments.now, payments.psp_seconds
+    return Contexts(
+        payments=payments,
+        webhooks=Webhooks(pool=pool, now=now, psp_seconds=psp_seconds, sealer=sealer, destinations=destinations, feeds=feeds),
+        events=Events(pool=pool, now=now, feeds=feeds, acks=Acks(pool, now=now), workers=workers),
+        batches=BatchesContext(pool=pool, now=now, sealer=sealer, wakeup=Wakeup()),
+        receipts=Receipts(pool=pool, now=now, receipt_key=sealer.receipt_key()),
+    )
+
+
 @asynccontextmanager
-async def _serving(settings: Settings, api: Api, listener: Listener, services: Services, batches: Batches) -> AsyncIterator[None]:
+async def _serving(
+    settings: Settings, api: Api, listener: Listener, background: Background, batches: Batches
+) -> AsyncIterator[None]:
     """The front: at the end of the block it drains."""
     async with trio.open_nursery() as front:
         await front.start(listener.run)
@@ -138,32 +150,32 @@ async def _serving(settings: Settings, api: Api, listener: Listener, services: S
                 async with trio.open_nursery() as draining:
                     draining.start_soon(partial(batches.drain, seconds=settings.drain_seconds))
                     draining.start_soon(partial(listener.drain, seconds=settings.drain_seconds))
-                await services.background.drain(seconds=max(until - trio.current_time(), 0))
+                await background.drain(seconds=max(until - trio.current_time(), 0))
             front.cancel_scope.cancel()
 
 
-async def _require_ready(services: Services) -> None:
+async def _require_ready(payments: Payments) -> None:
     """Raises `MigrationError` or `SealError` where this worker cannot serve this database."""
-    async with services.db.pool.connection() as connection:
+    async with payments.pool.connection() as connection:
         await require_current(connection)
-    await services.psps.reload()
+    await payments.psps.reload()
 
 
-async def _start_jobs(jobs: trio.Nursery, services: Services, deliverer: Deliverer, batches: Batches, settings: Settings) -> None:
-    sweep_seconds = settings.sweep_seconds
+async def _start_jobs(jobs: trio.Nursery, contexts: Contexts, deliverer: Deliverer, batches: Batches, settings: Settings) -> None:
+    sweep_seconds, payments, events = settings.sweep_seconds, contexts.payments, contexts.events
     await jobs.start(batches.run)
     await jobs.start(deliverer.run)
-    await jobs.start(services.feeds.run)
-    await jobs.start(services.acks.run)
-    await jobs.start(partial(event_hints.run, services, settings.database_url))
-    await jobs.start(services.background.run)
-    await jobs.start(partial(psp_sync.run, services))
-    await jobs.start(partial(follow_up_payments.run, services, sweep_seconds=sweep_seconds))
-    await jobs.start(partial(psp_inbox.run, services, sweep_seconds=sweep_seconds))
-    await jobs.start(partial(hash_chain.run, services, sweep_seconds=CHAIN_SWEEPS * sweep_seconds))
-    await jobs.start(partial(prune.run, services))
-    await jobs.start(partial(overdue.run, services))
-    await jobs.start(partial(alerts.run, services, channels_of(settings, services.destinations)))
+    await jobs.start(events.feeds.run)
+    await jobs.start(events.acks.run)
+    await jobs.start(partial(event_hints.run, events, settings.database_url))
+    await jobs.start(payments.background.run)
+    await jobs.start(partial(psp_sync.run, payments, events.workers))
+    await jobs.start(partial(follow_up_payments.run, payments, sweep_seconds=sweep_seconds))
+    await jobs.start(partial(psp_inbox.run, payments, sweep_seconds=sweep_seconds))
+    await jobs.start(partial(hash_chain.run, payments, sweep_seconds=CHAIN_SWEEPS * sweep_seconds))
+    await jobs.start(partial(prune.run, payments))
+    await jobs.start(partial(overdue.run, payments))
+    await jobs.start(partial(alerts.run, payments, channels_of(settings, contexts.webhooks.destinations)))
 
 
 def _client_options(settings: Settings) -> ClientOptions:
@@ -175,8 +187,10 @@ def _timing(settings: Settings) -> Timing:
     return Timing(lease_seconds=settings.delivery_lease_seconds, sweep_seconds=settings.sweep_seconds)
 
 
-def _fraud_check(http: Client, settings: Settings) -> FraudCheck | None:
-    return FraudCheck(http, url=settings.fraud_url, token=settings.fraud_token) if settings.fraud_url else None
+def _fraud_check(http: Client, pool: Pool, metrics: Metrics, settings: Settings) -> FraudCheck | None:
+    if not settings.fraud_url:
+        return None
+    return FraudCheck(http, pool, metrics, url=settings.fraud_url, token=settings.fraud_token)
 
 
 def _tell(feeds: Feeds, deliverer: Deliverer, applied: Applied) -> None:

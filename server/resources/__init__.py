@@ -8,7 +8,7 @@ from server.resources.events import Consumer, Event, EventPage, StreamTicket
 from server.resources.lists import Accepted, Page, Whole
 from server.resources.payments import Payment, PaymentStatus, Refund
 from server.resources.problems import ItemProblem, Problem
-from server.resources.webhooks import Attempt, DeadLetter, Delivery, DeliveryDetail, Endpoint, SentRequest
+from server.resources.webhooks import Attempt, DeadLetter, Delivery, DeliveryDetail, Endpoint, EndpointState, SentRequest
 
 __all__ = [
     "Accepted",
@@ -22,6 +22,7 @@ __all__ = [
     "Delivery",
     "DeliveryDetail",
     "Endpoint",
+    "EndpointState",
     "Event",
     "EventPage",
     "ItemProblem",

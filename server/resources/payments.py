@@ -1,9 +1,14 @@
 """Payments and refunds as merchants see them."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
 import msgspec
+
+from core import payment as domain
+from core import refund as refunds
+from core.ids import PAYMENT, REFUND, encode_id
 
 PaymentStatus = Literal["PENDING", "AUTHORIZED", "SUCCEEDED", "DECLINED", "EXPIRED", "CANCELED", "UNKNOWN"]
 
@@ -27,7 +32,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     order_id: str
     description: str | None
     statement_descriptor: str | None
-    metadata: dict[str, str]
+    metadata: Mapping[str, str]
     payment_url: str | None
     return_url: str | None
     decline_code: str | None
@@ -37,6 +42,38 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime
     created_at: datetime
     updated_at: datetime
+
+    @classmethod
+    def of(cls, payment: domain.Payment) -> "Payment":
+        """A payment as it stands."""
+        return cls(
+            id=encode_id(PAYMENT, payment.id),
+            object="payment",
+            status=payment.status.value,
+            success=int(payment.status is domain.Status.SUCCEEDED),  # type: ignore[arg-type]
+            amount=payment.money.amount_minor,
+            currency=payment.money.currency,
+            captured_amount=payment.captured_minor,
+            refunded_amount=payment.refunded_minor,
+            disputed_amount=payment.disputed_minor + payment.lost_minor,
+            fee_amount=payment.terms.fee_minor(payment.captured_minor),
+            capture=payment.capture.value,
+            capture_before=payment.capture_before,
+            pending_operation=payment.pending.kind.value if payment.pending is not None else None,
+            order_id=payment.order_id,
+            description=payment.description,
+            statement_descriptor=payment.statement_descriptor,
+            metadata=payment.metadata,
+            payment_url=payment.payment_url,
+            return_url=payment.return_url,
+            decline_code=payment.decline_code,
+            did_check_again=payment.did_check_again,
+            late=payment.late,
+            risk=payment.risk.value if payment.risk is not None else None,
+            expires_at=payment.expires_at,
+            created_at=payment.created_at,
+            updated_at=payment.updated_at,
+        )
 
 
 class Refund(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,3 +89,19 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
     failure_code: str | None
     created_at: datetime
     updated_at: datetime
+
+    @classmethod
+    def of(cls, refund: refunds.Refund) -> "Refund":
+        """A refund as it stands."""
+        return cls(
+            id=encode_id(REFUND, refund.id),
+            object="refund",
+            payment_id=encode_id(PAYMENT, refund.payment_id),
+            status=refund.status.value,
+            amount=refund.money.amount_minor,
+            currency=refund.money.currency,
+            reason=refund.reason,
+            failure_code=refund.failure_code,
+            created_at=refund.created_at,
+            updated_at=refund.updated_at,
+        )

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from core.ids import ENDPOINT, EndpointId, encode_id
+
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A webhook endpoint. `secret` is there where it was just made; `event_types` empty means all."""
@@ -23,6 +25,27 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     old_secret_until: datetime | None
     created_at: datetime
     secret: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
+    """A webhook endpoint in the events about it. `disabled_reason`: why it gets no more."""
+
+    id: str
+    object: Literal["webhook_endpoint"]
+    url: str
+    enabled: bool
+    disabled_reason: str | None
+
+    @classmethod
+    def of(cls, endpoint_id: EndpointId, *, url: str, reason: str | None) -> "EndpointState":
+        """An endpoint that is enabled, or disabled for a reason."""
+        return cls(
+            id=encode_id(ENDPOINT, endpoint_id),
+            object="webhook_endpoint",
+            url=url,
+            enabled=reason is None,
+            disabled_reason=reason,
+        )
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):

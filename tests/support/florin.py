@@ -20,7 +20,7 @@ from server.db.connection import Connection
 from server.db.doctor.run import broken_promises
 from server.db.ledger import payouts
 from server.db.merchants.audit import Act
-from server.flows.services import Services
+from server.flows.contexts import Contexts, Payments
 from server.http.server.listener import bind
 from server.process.demo import Demo, load_or_draw, provision
 from server.process.worker import open_worker
@@ -84,8 +84,13 @@ class Florin:
     demo: Demo
     http: httpx2.AsyncClient
     connection: Connection
-    services: Services
+    contexts: Contexts
     headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def payments(self) -> Payments:
+        """What the worker's payment flows work with."""
+        return self.contexts.payments
 
     async def post(self, body: Any, *, key: str | None = None, headers: dict[str, str] | None = None) -> httpx2.Response:
         """POST /v1/payments; a body that is not bytes is sent as JSON."""
@@ -237,12 +242,12 @@ async def open_florin(
     try:
         async with (
             open_sandbox(configuration, sockets[1], sockets[2]),
-            open_worker(wanted, sockets[0], now=now) as services,
+            open_worker(wanted, sockets[0], now=now) as contexts,
             httpx2.AsyncClient(timeout=30) as http,
         ):
             headers = {"authorization": f"Bearer {demo.api_key}"}
             # What the PSP lists is read at the start, and then not for a while: a test knows what has told Florin of something.
             await _until_list_was_read(connection)
-            yield Florin(api_url, psp_url, shop_url, database_url, demo, http, connection, services, headers)
+            yield Florin(api_url, psp_url, shop_url, database_url, demo, http, connection, contexts, headers)
     finally:
         connection.discard()

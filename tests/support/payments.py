@@ -55,7 +55,7 @@ async def until_chained(florin: Florin) -> None:
 
 async def move_psp(florin: Florin, url: str) -> None:
     await florin.connection.execute("UPDATE psp_accounts SET base_url = $1", (url,))
-    await florin.services.psps.reload()
+    await florin.payments.psps.reload()
 
 
 def captured_event(florin: Florin, row: dict[str, Any]) -> dict[str, Any]:

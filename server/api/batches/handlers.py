@@ -26,8 +26,8 @@ from server.api.routing import Call
 from server.db.batches.batches import Batch, list_batches
 from server.flows.batches import batch as flow
 from server.flows.batches.batch import Standing, Terms
+from server.flows.contexts import Batches
 from server.flows.idempotency import Request
-from server.flows.services import Services
 from server.http.asgi import header, read_body, respond
 
 NDJSON = b"application/x-ndjson"
@@ -53,8 +53,8 @@ REPLAYED = (b"idempotent-replayed", b"true")
 class BatchesApi:
     """The handlers. `end_waits` lets those who wait for a batch go, because this worker ends; the batch goes on elsewhere."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: Batches) -> None:
+        self._context = context
         self._waits: dict[trio.CancelScope, MerchantId] = {}
         self._is_stopping = False
         self._readers: dict[MerchantId, int] = {}
@@ -81,21 +81,21 @@ class BatchesApi:
         """`POST /v1/batches/{id}/resume`. The token is good once, so this needs no key."""
         batch_id = decode_batch_id(batch_text)
         token, deadline_seconds, concurrency = read_resumption(call.body)
-        before = (await flow.read(self._services, call.merchant.id, batch_id)).batch
+        before = (await flow.read(self._context, call.merchant.id, batch_id)).batch
         terms = Terms(deadline_seconds=deadline_seconds or before.deadline_seconds, concurrency=concurrency or before.concurrency)
         self._require_room(call)
-        await self._answer(call, await flow.resume(self._services, call.merchant.id, batch_id, token, terms))
+        await self._answer(call, await flow.resume(self._context, call.merchant.id, batch_id, token, terms))
 
     async def stop(self, call: Call, batch_text: str) -> None:
         """`POST /v1/batches/{id}/stop`. Doing so twice changes nothing, so this needs no key."""
-        standing = await flow.stop(self._services, call.merchant.id, decode_batch_id(batch_text))
+        standing = await flow.stop(self._context, call.merchant.id, decode_batch_id(batch_text))
         await respond(call.send, ACCEPTED, msgspec.json.encode(batch_data(standing)), content_type=JSON)
 
     async def read(self, call: Call, batch_text: str) -> None:
         """`GET /v1/batches/{id}`: how it stands; as NDJSON, followed to its end."""
         fields = read_query(call.scope, "after")
         after = _read_position(fields)
-        standing = await flow.read(self._services, call.merchant.id, decode_batch_id(batch_text))
+        standing = await flow.read(self._context, call.merchant.id, decode_batch_id(batch_text))
         if _wants_lines(call):
             self._require_room(call)
             await self._stream(call, standing.batch, after=after)
@@ -103,15 +103,15 @@ class BatchesApi:
         wait = reply_within_seconds(call.scope)
         if wait and standing.batch.status is BatchStatus.RUNNING and self._may_wait(call):
             await self._wait(call, standing.batch, seconds=wait)
-            standing = await flow.read(self._services, call.merchant.id, standing.batch.id)
+            standing = await flow.read(self._context, call.merchant.id, standing.batch.id)
         await respond(call.send, 200, msgspec.json.encode(batch_data(standing)), content_type=JSON)
 
     async def items(self, call: Call, batch_text: str) -> None:
         """`GET /v1/batches/{id}/items`: results in the order in which they became known, a page at a time."""
         fields = read_query(call.scope, "after", "limit")
         after, limit = _read_position(fields), read_limit(fields)
-        batch = (await flow.read(self._services, call.merchant.id, decode_batch_id(batch_text))).batch
-        found = await flow.page(self._services, call.merchant.id, batch.id, after=after, limit=limit)
+        batch = (await flow.read(self._context, call.merchant.id, decode_batch_id(batch_text))).batch
+        found = await flow.page(self._context, call.merchant.id, batch.id, after=after, limit=limit)
         page = {
             "data": [item_data(result, position=position) for position, result in found],
             "position": found[-1][0] if found else after,
@@ -124,10 +124,10 @@ class BatchesApi:
         fields = read_query(call.scope, "cursor", "limit")
         limit = read_limit(fields)
         before = BatchId(decode_cursor(fields["cursor"])) if "cursor" in fields else None
-        async with self._services.db.pool.connection() as connection:
+        async with self._context.pool.connection() as connection:
             batches, following = await list_batches(connection, call.merchant.id, before=before, limit=limit)
         page = {
-            "data": [batch_data(await flow.read(self._services, call.merchant.id, one.id)) for one in batches],
+            "data": [batch_data(await flow.read(self._context, call.merchant.id, one.id)) for one in batches],
             "has_more": following is not None,
             "next_cursor": encode_cursor(following) if following is not None else None,
         }
@@ -151,7 +151,7 @@ class BatchesApi:
             fingerprint=fingerprint("POST", "/v1/batches", canonical),
             reply_status=OK,
         )
-        return await flow.accept(self._services, request, items, terms)
+        return await flow.accept(self._context, request, items, terms)
 
     @contextmanager
     def _reading(self, merchant_id: MerchantId) -> Iterator[None]:
@@ -181,10 +181,10 @@ class BatchesApi:
             await self._stream(call, batch, after=batch.run_position, headers=headers)
             return
         wait = reply_within_seconds(call.scope)
-        left_seconds = (batch.deadline_at - self._services.now()).total_seconds() + GRACE_SECONDS
+        left_seconds = (batch.deadline_at - self._context.now()).total_seconds() + GRACE_SECONDS
         if wait != 0 and self._may_wait(call):
             await self._wait(call, batch, seconds=wait if wait is not None else max(left_seconds, 0.0))
-        standing = await flow.read(self._services, batch.merchant_id, batch.id)
+        standing = await flow.read(self._context, batch.merchant_id, batch.id)
         await self._send_report(call, standing, headers)
 
     async def _wait(self, call: Call, batch: Batch, *, seconds: float) -> None:
@@ -192,7 +192,7 @@ class BatchesApi:
         with self._patience(call) as patience, patience:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_gone, call, patience)
-                await flow.wait(self._services, batch, seconds=seconds)
+                await flow.wait(self._context, batch, seconds=seconds)
                 nursery.cancel_scope.cancel()
 
     @contextmanager
@@ -234,10 +234,10 @@ class BatchesApi:
         """A result for each item, in the order of the request."""
         found: dict[int, dict[str, Any]] = {}
         after = 0
-        while page := await flow.page(self._services, batch.merchant_id, batch.id, after=after, limit=flow.PAGE):
+        while page := await flow.page(self._context, batch.merchant_id, batch.id, after=after, limit=flow.PAGE):
             found |= {result.number: item_data(result, position=position) for position, result in page}
             after = page[-1][0]
-        asked = await flow.asked_for(self._services, batch) if len(found) < batch.count else []
+        asked = await flow.asked_for(self._context, batch) if len(found) < batch.count else []
         named = dict(enumerate(asked, start=1))
         return [found.get(number) or never_started(number, named.get(number)) for number in range(1, batch.count + 1)]
 
@@ -246,10 +246,10 @@ class BatchesApi:
         with self._patience(call) as patience:
             fields = [(b"content-type", NDJSON), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"), *headers]
             await call.send({"type": "http.response.start", "status": 200, "headers": fields})
-            await _tell(call, [batch_data(await flow.read(self._services, batch.merchant_id, batch.id))])
+            await _tell(call, [batch_data(await flow.read(self._context, batch.merchant_id, batch.id))])
             with patience:
                 await self._tell_items(call, batch, after=after)
-            standing = await flow.read(self._services, batch.merchant_id, batch.id)
+            standing = await flow.read(self._context, batch.merchant_id, batch.id)
             data = batch_data(standing)
             if standing.batch.status is BatchStatus.TIMED_OUT:
                 detail = _said(standing)
@@ -261,13 +261,13 @@ class BatchesApi:
     async def _tell_items(self, call: Call, batch: Batch, *, after: int) -> None:
         """Items as they become known, and how the batch gets on where that takes long, until it has ended."""
         told_at = trio.current_time()
-        async for page in flow.follow(self._services, batch, after=after):
+        async for page in flow.follow(self._context, batch, after=after):
             for begin in range(0, len(page), LINES):
                 await _tell(call, [item_data(result, position=position) for position, result in page[begin : begin + LINES]])
             if page:
                 told_at = trio.current_time()
             elif trio.current_time() - told_at >= PROGRESS_SECONDS:
-                standing = await flow.read(self._services, batch.merchant_id, batch.id)
+                standing = await flow.read(self._context, batch.merchant_id, batch.id)
                 await _tell(call, [{**batch_data(standing), "object": "progress"}])
                 told_at = trio.current_time()
 

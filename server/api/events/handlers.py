@@ -19,9 +19,9 @@ from server.api.routing import Call
 from server.credentials import key_hash, stream_ticket
 from server.db.events.consumers import Consumer, Ticket, add_ticket, count_tickets, list_consumers, remove_consumer
 from server.db.events.events import Event, find_event, list_events
+from server.flows.contexts import Events
 from server.flows.events.cursors import Position, begin, place
 from server.flows.events.envelope import encode_event
-from server.flows.services import Services
 from server.http.asgi import respond
 from server.http.client.errors import NotSent
 from server.http.client.url import parse_origin
@@ -39,8 +39,8 @@ _CONSUMER = re.compile(CONSUMER_PATTERN)
 class EventsApi:
     """The handlers."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: Events) -> None:
+        self._context = context
         self._waits: set[trio.CancelScope] = set()
         self._waiting: dict[MerchantId, int] = {}
         self._is_stopping = False
@@ -57,7 +57,7 @@ class EventsApi:
         limit, types, wait = read_limit(fields), read_types(fields), _read_wait(call, fields)
         asked = read_position(fields)
         position = asked if asked.after_seq is not None or asked.consumer is not None else replace(asked, after_seq=0)
-        sequence, resumption = await begin(self._services, call.merchant.id, position)
+        sequence, resumption = await begin(self._context, call.merchant.id, position)
         found, seq = await self._find(call, resumption.after_seq, limit=limit, types=types)
         last_seq = max(sequence.last_seq, seq)
         is_gap = not resumption.recovered and asked.after_seq is not None
@@ -74,7 +74,7 @@ class EventsApi:
 
     async def read(self, call: Call, seq_text: str) -> None:
         """`GET /v1/events/{seq}`."""
-        async with self._services.db.pool.connection() as connection:
+        async with self._context.pool.connection() as connection:
             event = await find_event(connection, call.merchant.id, decode_seq(seq_text))
         if event is None:
             raise NotFound("no such event")
@@ -82,7 +82,7 @@ class EventsApi:
 
     async def consumers(self, call: Call) -> None:
         """`GET /v1/consumers`."""
-        async with self._services.db.pool.connection() as connection:
+        async with self._context.pool.connection() as connection:
             found = await list_consumers(connection, call.merchant.id)
         await respond(call.send, 200, msgspec.json.encode({"data": [_shape(one) for one in found]}), content_type=JSON)
 
@@ -90,12 +90,12 @@ class EventsApi:
         """`PUT /v1/consumers/{name}`: forward, or back to be sent again what follows."""
         wanted = read_place_consumer(call.body)
         _require_consumer(name, path="name")
-        consumer = await place(self._services, call.merchant.id, name, acked_seq=wanted.acked_seq)
+        consumer = await place(self._context, call.merchant.id, name, acked_seq=wanted.acked_seq)
         await respond(call.send, 200, msgspec.json.encode(_shape(consumer)), content_type=JSON)
 
     async def remove_consumer(self, call: Call, name: str) -> None:
         """`DELETE /v1/consumers/{name}`."""
-        async with self._services.db.pool.connection() as connection:
+        async with self._context.pool.connection() as connection:
             if not _CONSUMER.match(name) or not await remove_consumer(connection, call.merchant.id, name):
                 raise NotFound("no such consumer")
         await respond(call.send, 204, b"", content_type=JSON)
@@ -111,10 +111,10 @@ class EventsApi:
             origin=origin_of(wanted.origin),
             event_types=parse_types(wanted.event_types, path="$.event_types"),
             consumer=wanted.consumer,
-            expires_at=self._services.now() + timedelta(seconds=TICKET_SECONDS),
+            expires_at=self._context.now() + timedelta(seconds=TICKET_SECONDS),
         )
-        async with self._services.db.pool.connection() as connection:
-            if await count_tickets(connection, call.merchant.id, now=self._services.now()) >= TICKETS_MAX:
+        async with self._context.pool.connection() as connection:
+            if await count_tickets(connection, call.merchant.id, now=self._context.now()) >= TICKETS_MAX:
                 raise Overloaded(f"{TICKETS_MAX} tickets wait to be used: use them, or wait {TICKET_SECONDS} s")
             await add_ticket(connection, ticket, ticket_sha256=key_hash(text))
         shape = resources.StreamTicket(ticket=text, url=f"/v1/stream?ticket={text}", expires_at=ticket.expires_at)
@@ -127,7 +127,7 @@ class EventsApi:
         scanned = 0
         while len(found) < limit and scanned < SCANNED_EVENTS_MAX:
             wanted = limit if types is None else SCANNED_EVENTS_MAX // 10
-            async with self._services.db.pool.connection() as connection:
+            async with self._context.pool.connection() as connection:
                 page = await list_events(connection, call.merchant.id, after_seq=seq, limit=wanted)
             for event in page:
                 seq = event.seq
@@ -155,7 +155,7 @@ class EventsApi:
         patience = trio.CancelScope(deadline=trio.current_time() + seconds)
         self._waits.add(patience)
         try:
-            with self._services.feeds.reading(merchant_id, last_seq=seq) as feed:
+            with self._context.feeds.reading(merchant_id, last_seq=seq) as feed:
                 with patience:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(_cancel_when_gone, call, patience)

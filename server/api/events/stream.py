@@ -32,10 +32,10 @@ from server.credentials import key_hash, merchant_of_ticket
 from server.db.events.consumers import use_ticket
 from server.db.events.events import list_events
 from server.db.merchants.merchants import revoked_keys
+from server.flows.contexts import Events
 from server.flows.events.cursors import Position, begin
 from server.flows.events.envelope import encode_event
 from server.flows.events.live_feeds import Feed, Reader
-from server.flows.services import Services
 from server.http.asgi import Message, Receive, Scope, Send, header
 from server.http.websocket.frame import FRAME_EXTENSION
 from server.uuid7 import uuid7
@@ -88,8 +88,8 @@ class _Ends:
 class StreamApi:
     """The handler, and the watch over the keys by which streams were opened."""
 
-    def __init__(self, services: Services, authentication: Authentication) -> None:
-        self._services = services
+    def __init__(self, context: Events, authentication: Authentication) -> None:
+        self._context = context
         self._authentication = authentication
         self._by_key: dict[tuple[MerchantId, UUID], set[_Ends]] = {}
         self._open: dict[MerchantId, int] = {}
@@ -113,7 +113,7 @@ class StreamApi:
             with trio.move_on_after(JOIN_SECONDS) as patience:
                 async with self._joining:  # thousands may come back at once, and payments need the database too
                     admitted = await self._admit(scope)
-                    sequence, resumption = await begin(self._services, admitted.merchant_id, admitted.position)
+                    sequence, resumption = await begin(self._context, admitted.merchant_id, admitted.position)
             if patience.cancelled_caught:
                 raise Overloaded("too many join the stream at the moment: come back in a few seconds")
             if self._open.get(admitted.merchant_id, 0) >= STREAMS_PER_MERCHANT_MAX:
@@ -144,9 +144,9 @@ class StreamApi:
         merchant_id = merchant_of_ticket(fields["ticket"])
         ticket = None
         if merchant_id is not None:
-            async with self._services.db.pool.connection() as connection:
+            async with self._context.pool.connection() as connection:
                 digest = key_hash(fields["ticket"])
-                ticket = await use_ticket(connection, merchant_id, ticket_sha256=digest, now=self._services.now())
+                ticket = await use_ticket(connection, merchant_id, ticket_sha256=digest, now=self._context.now())
         if ticket is None or (header(scope, b"origin") or "").lower() != ticket.origin:
             raise Unauthenticated("this ticket is unknown, was used, is too old or is for another origin", code="ticket_invalid")
         asked = read_position(fields)
@@ -170,7 +170,7 @@ class StreamApi:
         }
         await send({"type": "websocket.send", "text": msgspec.json.encode(hello).decode()})
         reader = Reader(send, ends.begin_anew, types=admitted.types)
-        with self._services.feeds.reading(admitted.merchant_id, last_seq=sequence.last_seq) as feed:
+        with self._context.feeds.reading(admitted.merchant_id, last_seq=sequence.last_seq) as feed:
             async with trio.open_nursery() as nursery:
                 try:
                     nursery.start_soon(ends.run, send)
@@ -190,7 +190,7 @@ class StreamApi:
                 if seq > feed.last_seq:
                     await feed.until_after(seq - 1)
                     continue
-                async with self._joining, self._services.db.pool.connection() as connection:
+                async with self._joining, self._context.pool.connection() as connection:
                     page = await list_events(connection, feed.merchant_id, after_seq=seq, limit=PAGE_EVENTS)
                 if not page or feed.is_void:
                     await _close(send, RESTART, "the events are numbered anew: reconnect")
@@ -224,7 +224,7 @@ class StreamApi:
                 why = "only a named consumer acknowledges" if consumer is None else "an event that was not sent"
                 await _close(send, POLICY, why)
                 return
-            self._services.acks.note(admitted.merchant_id, consumer, seq)
+            self._context.acks.note(admitted.merchant_id, consumer, seq)
 
     @contextmanager
     def _counted(self, admitted: _Admitted) -> Iterator[_Ends]:
@@ -245,7 +245,7 @@ class StreamApi:
     async def _close_revoked(self) -> None:
         keys = list(self._by_key)
         for at in range(0, len(keys), 1_000):
-            async with self._services.db.pool.connection() as connection:
+            async with self._context.pool.connection() as connection:
                 ended = await revoked_keys(connection, keys[at : at + 1_000])
             for key in keys[at : at + 1_000]:
                 if key[1] in ended:

@@ -10,9 +10,9 @@ from server.api.replies import JSON
 from server.api.routing import Call
 from server.db.ledger.account_statement import Period
 from server.db.ledger.wallets import list_wallets, wallets_at
+from server.flows.contexts import Receipts
 from server.flows.ledger.account_statement import Format, statement
 from server.flows.ledger.receipt import issue, public_jwk
-from server.flows.services import Services
 from server.http.asgi import respond
 
 _CONTENT_TYPES = {Format.CSV: b"text/csv; charset=utf-8", Format.JSONL: b"application/x-ndjson"}
@@ -21,13 +21,13 @@ _CONTENT_TYPES = {Format.CSV: b"text/csv; charset=utf-8", Format.JSONL: b"applic
 class LedgerApi:
     """The handlers."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: Receipts) -> None:
+        self._context = context
 
     async def wallets(self, call: Call) -> None:
         """`GET /v1/wallets`: balances now, or with `?at=` as they were."""
         at = read_time(read_query(call.scope, "at"), "at")
-        async with self._services.db.pool.connection() as connection:
+        async with self._context.pool.connection() as connection:
             merchant_id = call.merchant.id
             wallets = await (wallets_at(connection, merchant_id, at) if at else list_wallets(connection, merchant_id))
         await respond(call.send, 200, msgspec.json.encode({"data": wallets}), content_type=JSON)
@@ -43,7 +43,7 @@ class LedgerApi:
         if currency is not None and currency not in CURRENCY_EXPONENTS:
             raise Unprocessable("this is not a currency", code="invalid_query", path="currency")
         period = Period(start=read_time(fields, "from"), end=read_time(fields, "to"), currency=currency)
-        pieces = statement(self._services.db.pool, call.merchant.id, period, Format(form))
+        pieces = statement(self._context.pool, call.merchant.id, period, Format(form))
         first = await anext(pieces, b"")  # so that a failure still has a status of its own
         name = f'attachment; filename="statement.{form}"'.encode()
         headers = [
@@ -58,10 +58,10 @@ class LedgerApi:
 
     async def receipt(self, call: Call, payment_text: str) -> None:
         """`GET /v1/payments/{id}/receipt`: a signed receipt, as a compact JWS."""
-        payment = await find_payment_of(self._services, call.merchant, payment_text)
-        await respond(call.send, 200, (await issue(self._services, payment)).encode(), content_type=b"application/jose")
+        payment = await find_payment_of(self._context, call.merchant, payment_text)
+        await respond(call.send, 200, (await issue(self._context, payment)).encode(), content_type=b"application/jose")
 
     async def receipt_keys(self, call: Call) -> None:
         """`GET /v1/receipt-keys`: what receipts are verified with, as a JWK set."""
-        keys = {"keys": [public_jwk(self._services.receipt_key.public_key())]}
+        keys = {"keys": [public_jwk(self._context.receipt_key.public_key())]}
         await respond(call.send, 200, msgspec.json.encode(keys), content_type=b"application/jwk-set+json")

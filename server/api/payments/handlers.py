@@ -6,11 +6,11 @@ import msgspec
 import trio
 
 from core.errors import InvalidId, NotFound, Unprocessable
-from core.events import payment_data, refund_data
 from core.evidence import Source
 from core.idempotency import fingerprint, parse_key
-from core.ids import PAYMENT, PaymentId, decode_id
+from core.ids import PAYMENT, PaymentId, decode_id, encode_id
 from core.payment import UNSETTLED, Payment, Status
+from server import resources
 from server.api.parsing import decode_cursor, encode_cursor, read_limit, read_query, read_time, reply_within_seconds
 from server.api.payments.bodies import read_create
 from server.api.problems import send_problem
@@ -20,11 +20,11 @@ from server.db.merchants.merchants import Merchant
 from server.db.payments.log import list_logs
 from server.db.payments.payments import Filter, find_payment, list_payments
 from server.db.payments.refunds import list_refunds
+from server.flows.contexts import Payments, Storage
 from server.flows.idempotency import Request
 from server.flows.payments.create import Opened, create
 from server.flows.payments.settle import encode_payment
 from server.flows.payments.verify import verify, verify_if_possible
-from server.flows.services import Services
 from server.http.asgi import Send, header, respond
 
 ACCESS_CHECK_SECONDS = 2.0
@@ -38,8 +38,8 @@ _FILTERS = ("status", "order_id", "created_from", "created_before", "cursor", "l
 class PaymentsApi:
     """The handlers, and when each open payment was last checked on access."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: Payments) -> None:
+        self._context = context
         self._checked_at: dict[PaymentId, float] = {}
         self._waiters = 0
 
@@ -51,7 +51,7 @@ class PaymentsApi:
         wait = reply_within_seconds(call.scope)
         digest = fingerprint("POST", "/v1/payments", msgspec.json.encode(decoded))
         request = Request(merchant_id=merchant.id, key=key, fingerprint=digest, reply_status=CREATED, wait_seconds=wait or 0.0)
-        outcome = await create(self._services, merchant, wanted, request, reply_within_seconds=wait)
+        outcome = await create(self._context, merchant, wanted, request, reply_within_seconds=wait)
         if isinstance(outcome, Opened):
             await _send_opened(send, outcome, request_id=request_id)
         else:
@@ -62,7 +62,7 @@ class PaymentsApi:
 
         `Prefer: wait=N` waits until it is settled, or N seconds.
         """
-        payment = await self._checked(await find_payment_of(self._services, call.merchant, payment_text))
+        payment = await self._checked(await find_payment_of(self._context, call.merchant, payment_text))
         wait = reply_within_seconds(call.scope) or 0.0
         if wait and payment.status in UNSETTLED and self._waiters < WAITERS_MAX:
             self._waiters += 1
@@ -75,7 +75,7 @@ class PaymentsApi:
     async def verify(self, call: Call, payment_text: str) -> None:
         """`POST /v1/payments/{id}/verify`: ask the PSP now. It only asks, so it needs no key."""
         payment = await verify(
-            self._services, await find_payment_of(self._services, call.merchant, payment_text), source=Source.ACCESS
+            self._context, await find_payment_of(self._context, call.merchant, payment_text), source=Source.ACCESS
         )
         await respond(call.send, 200, encode_payment(payment), content_type=JSON)
 
@@ -93,10 +93,10 @@ class PaymentsApi:
             created_before=read_time(fields, "created_before"),
         )
         after = decode_cursor(fields["cursor"]) if "cursor" in fields else None
-        async with self._services.db.pool.connection() as connection:
+        async with self._context.pool.connection() as connection:
             payments, following = await list_payments(connection, call.merchant.id, wanted, after=after, limit=limit)
         page = {
-            "data": [payment_data(payment) for payment in payments],
+            "data": [resources.Payment.of(payment) for payment in payments],
             "has_more": following is not None,
             "next_cursor": encode_cursor(following) if following is not None else None,
         }
@@ -104,30 +104,30 @@ class PaymentsApi:
 
     async def logs(self, call: Call, payment_text: str) -> None:
         """`GET /v1/payments/{id}/logs`: every step, oldest first."""
-        payment = await find_payment_of(self._services, call.merchant, payment_text)
-        async with self._services.db.pool.connection() as connection:
+        payment = await find_payment_of(self._context, call.merchant, payment_text)
+        async with self._context.pool.connection() as connection:
             logs = await list_logs(connection, payment.merchant_id, payment.id)
         await respond(call.send, 200, msgspec.json.encode({"data": logs}), content_type=JSON)
 
     async def refunds(self, call: Call, payment_text: str) -> None:
         """`GET /v1/payments/{id}/refunds`, oldest first."""
-        payment = await find_payment_of(self._services, call.merchant, payment_text)
-        async with self._services.db.pool.connection() as connection:
+        payment = await find_payment_of(self._context, call.merchant, payment_text)
+        async with self._context.pool.connection() as connection:
             refunds = await list_refunds(connection, payment.merchant_id, payment.id)
-        body = msgspec.json.encode({"data": [refund_data(refund) for refund in refunds]})
+        body = msgspec.json.encode({"data": [resources.Refund.of(refund) for refund in refunds]})
         await respond(call.send, 200, body, content_type=JSON)
 
     async def _checked(self, payment: Payment) -> Payment:
         if not self._is_worth_a_check(payment):
             return payment
-        return await verify_if_possible(self._services, payment, source=Source.ACCESS, seconds=ACCESS_CHECK_SECONDS)
+        return await verify_if_possible(self._context, payment, source=Source.ACCESS, seconds=ACCESS_CHECK_SECONDS)
 
     async def _wait(self, payment: Payment, *, seconds: float) -> Payment:
         """Look again and again: another worker may be the one that learns of it."""
         with trio.move_on_after(seconds):
             while payment.status in UNSETTLED:
                 await trio.sleep(POLL_SECONDS)
-                async with self._services.db.pool.connection() as connection:
+                async with self._context.pool.connection() as connection:
                     payment = await find_payment(connection, payment.merchant_id, payment.id) or payment
                 payment = await self._checked(payment)
         return payment
@@ -144,10 +144,10 @@ class PaymentsApi:
         return True
 
 
-async def find_payment_of(services: Services, merchant: Merchant, payment_text: str) -> Payment:
+async def find_payment_of(context: Storage, merchant: Merchant, payment_text: str) -> Payment:
     """The merchant's payment that a path names. Raises `NotFound`."""
     payment_id = decode_payment_id(payment_text)
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         payment = await find_payment(connection, merchant.id, payment_id)
     if payment is None:
         raise NotFound("no such payment")
@@ -168,11 +168,11 @@ async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
     headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")] if opened.replayed else []
 
     async def fail(status: int, **said: Any) -> None:
-        await send_problem(send, status, request_id=request_id, headers=headers, payment=payment_data(payment), **said)
+        await send_problem(send, status, request_id=request_id, headers=headers, payment=resources.Payment.of(payment), **said)
 
     match payment.status, payment.decline_code:
         case ((Status.PENDING | Status.UNKNOWN), _) if opened.is_waiting:
-            location = (b"location", f"/v1/payments/{payment_data(payment)['id']}".encode())
+            location = (b"location", f"/v1/payments/{encode_id(PAYMENT, payment.id)}".encode())
             await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=[*headers, location])
         case Status.UNKNOWN, _:
             detail = "the payment provider did not answer; the payment is UNKNOWN until it is found out: read it again later"

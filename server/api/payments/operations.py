@@ -6,35 +6,35 @@ import msgspec
 
 from core.card_numbers import contains_card_number
 from core.errors import PspError, Unprocessable
-from core.events import payment_data, refund_data
 from core.idempotency import fingerprint, parse_key
 from core.ids import PaymentId
+from server import resources
 from server.api.parsing import reply_within_seconds
 from server.api.payments.bodies import read_cancel, read_capture, read_refund
 from server.api.payments.handlers import decode_payment_id
 from server.api.problems import send_problem, status_of
 from server.api.replies import CREATED, JSON, OK, send_decision
 from server.api.routing import Call
+from server.flows.contexts import Payments
 from server.flows.idempotency import Request
 from server.flows.payments.cancel import cancel
 from server.flows.payments.capture import Done, capture
 from server.flows.payments.refund import Refunded, refund
 from server.flows.payments.settle import encode_payment, encode_refund
-from server.flows.services import Services
 from server.http.asgi import Send, header, respond
 
 
 class OperationsApi:
     """The handlers."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: Payments) -> None:
+        self._context = context
 
     async def capture(self, call: Call, payment_text: str) -> None:
         """`POST /v1/payments/{id}/capture`."""
         payment_id, wanted = decode_payment_id(payment_text), read_capture(call.body)
         request = _request(call, payment_id, "capture", wanted, reply_status=OK)
-        outcome = await capture(self._services, request, payment_id, wanted.amount)
+        outcome = await capture(self._context, request, payment_id, wanted.amount)
         if isinstance(outcome, Done):
             await _send_done(call.send, outcome, request_id=call.request_id)
         else:
@@ -44,7 +44,7 @@ class OperationsApi:
         """`POST /v1/payments/{id}/cancel`."""
         payment_id = decode_payment_id(payment_text)
         request = _request(call, payment_id, "cancel", read_cancel(call.body), reply_status=OK)
-        outcome = await cancel(self._services, request, payment_id)
+        outcome = await cancel(self._context, request, payment_id)
         if isinstance(outcome, Done):
             await _send_done(call.send, outcome, request_id=call.request_id)
         else:
@@ -54,7 +54,7 @@ class OperationsApi:
         """`POST /v1/payments/{id}/refunds`."""
         payment_id, wanted = decode_payment_id(payment_text), read_refund(call.body)
         request = _request(call, payment_id, "refunds", wanted, reply_status=CREATED)
-        outcome = await refund(self._services, request, payment_id, amount_minor=wanted.amount, reason=wanted.reason)
+        outcome = await refund(self._context, request, payment_id, amount_minor=wanted.amount, reason=wanted.reason)
         if isinstance(outcome, Refunded):
             await _send_refunded(call.send, outcome, request_id=call.request_id)
         else:
@@ -85,7 +85,7 @@ async def _send_done(send: Send, done: Done, *, request_id: str) -> None:
         await respond(send, OK, encode_payment(done.payment), content_type=JSON, headers=headers)
         return
     now = f"the payment is {done.payment.status.value}"
-    await _send_failure(send, done.failure, now, headers, request_id=request_id, payment=payment_data(done.payment))
+    await _send_failure(send, done.failure, now, headers, request_id=request_id, payment=resources.Payment.of(done.payment))
 
 
 async def _send_refunded(send: Send, refunded: Refunded, *, request_id: str) -> None:
@@ -94,7 +94,7 @@ async def _send_refunded(send: Send, refunded: Refunded, *, request_id: str) -> 
         await respond(send, CREATED, encode_refund(refunded.refund), content_type=JSON, headers=headers)
         return
     now = f"the refund is accepted, {refunded.refund.status.value}, and will be followed up"
-    await _send_failure(send, refunded.failure, now, headers, request_id=request_id, refund=refund_data(refunded.refund))
+    await _send_failure(send, refunded.failure, now, headers, request_id=request_id, refund=resources.Refund.of(refunded.refund))
 
 
 async def _send_failure(

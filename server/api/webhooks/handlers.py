@@ -29,9 +29,9 @@ from server.db.merchants.audit import Act
 from server.db.webhooks.dead_letters import Letters, list_dead_letters
 from server.db.webhooks.delivery_log import DeliveryRow, FailedAttempt, find_delivery, list_deliveries, list_failed_attempts
 from server.db.webhooks.endpoints import Endpoint, EndpointMode
+from server.flows.contexts import Webhooks
 from server.flows.events.envelope import encode_event
 from server.flows.idempotency import Request, once
-from server.flows.services import Services
 from server.flows.webhooks import dead_letters, endpoints
 from server.flows.webhooks.dead_letters import Verb
 from server.http.asgi import header, respond
@@ -42,8 +42,8 @@ _STATES = ("PENDING", "DELIVERED", "DEAD", "DROPPED")
 class EndpointsApi:
     """The handlers."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: Webhooks) -> None:
+        self._context = context
 
     async def create(self, call: Call) -> None:
         """`POST /v1/webhook-endpoints`. The reply is the only one that shows the secret, and its repetitions."""
@@ -58,32 +58,32 @@ class EndpointsApi:
         )
 
         async def work(made: UUID) -> bytes:
-            endpoint, secret = await endpoints.make(self._services, call.merchant, new, made)
+            endpoint, secret = await endpoints.make(self._context, call.merchant, new, made)
             return msgspec.json.encode(endpoint_shape(endpoint, secret=secret))
 
         await self._once(call, CREATED, wanted, work)
 
     async def list_all(self, call: Call) -> None:
         """`GET /v1/webhook-endpoints`."""
-        found = await endpoints.listed(self._services, call.merchant.id)
+        found = await endpoints.listed(self._context, call.merchant.id)
         await _send(call, {"data": [endpoint_shape(one) for one in found]})
 
     async def read(self, call: Call, endpoint_text: str) -> None:
         """`GET /v1/webhook-endpoints/{id}`."""
-        endpoint = await endpoints.find(self._services, call.merchant.id, decode_endpoint_id(endpoint_text))
+        endpoint = await endpoints.find(self._context, call.merchant.id, decode_endpoint_id(endpoint_text))
         await _send(call, endpoint_shape(endpoint))
 
     async def change(self, call: Call, endpoint_text: str) -> None:
         """`PATCH /v1/webhook-endpoints/{id}`."""
         wanted = read_change_endpoint(call.body)
         endpoint = await endpoints.change(
-            self._services, call.merchant, decode_endpoint_id(endpoint_text), partial(_changed, wanted=wanted)
+            self._context, call.merchant, decode_endpoint_id(endpoint_text), partial(_changed, wanted=wanted)
         )
         await _send(call, endpoint_shape(endpoint))
 
     async def remove(self, call: Call, endpoint_text: str) -> None:
         """`DELETE /v1/webhook-endpoints/{id}`."""
-        await endpoints.remove(self._services, call.merchant.id, decode_endpoint_id(endpoint_text))
+        await endpoints.remove(self._context, call.merchant.id, decode_endpoint_id(endpoint_text))
         await respond(call.send, 204, b"", content_type=JSON)
 
     async def rotate(self, call: Call, endpoint_text: str) -> None:
@@ -92,7 +92,7 @@ class EndpointsApi:
 
         async def work(made: UUID) -> bytes:
             endpoint, secret = await endpoints.rotate(
-                self._services, call.merchant.id, endpoint_id, made, overlap_seconds=wanted.overlap_seconds
+                self._context, call.merchant.id, endpoint_id, made, overlap_seconds=wanted.overlap_seconds
             )
             return msgspec.json.encode(endpoint_shape(endpoint, secret=secret))
 
@@ -103,7 +103,7 @@ class EndpointsApi:
         endpoint_id = decode_endpoint_id(endpoint_text)
 
         async def work(made: UUID) -> bytes:
-            event = await endpoints.test(self._services, call.merchant.id, endpoint_id, made)
+            event = await endpoints.test(self._context, call.merchant.id, endpoint_id, made)
             return encode_event(event)
 
         await self._once(call, ACCEPTED, None, work, about=endpoint_id)
@@ -114,7 +114,7 @@ class EndpointsApi:
 
         async def work(_: UUID) -> bytes:
             sent = await endpoints.send_range_again(
-                self._services, call.merchant.id, endpoint_id, from_seq=wanted.from_seq, to_seq=wanted.to_seq
+                self._context, call.merchant.id, endpoint_id, from_seq=wanted.from_seq, to_seq=wanted.to_seq
             )
             return msgspec.json.encode(resources.Accepted(deliveries=sent))
 
@@ -127,8 +127,8 @@ class EndpointsApi:
         if state is not None and state not in _STATES:
             raise Unprocessable(f"state is one of {', '.join(_STATES)}", code="invalid_query", path="state")
         before = read_seq(fields, "cursor")
-        await endpoints.find(self._services, call.merchant.id, endpoint_id)
-        async with self._services.db.pool.connection() as connection:
+        await endpoints.find(self._context, call.merchant.id, endpoint_id)
+        async with self._context.pool.connection() as connection:
             found = await list_deliveries(
                 connection, call.merchant.id, endpoint_id, state=state, before_seq=before, limit=limit + 1
             )
@@ -143,8 +143,8 @@ class EndpointsApi:
     async def delivery(self, call: Call, endpoint_text: str, seq_text: str) -> None:
         """`GET /v1/webhook-endpoints/{id}/deliveries/{seq}`: with what is sent, and every attempt."""
         endpoint_id, seq, merchant_id = decode_endpoint_id(endpoint_text), decode_seq(seq_text), call.merchant.id
-        endpoint = await endpoints.find(self._services, merchant_id, endpoint_id)
-        async with self._services.db.pool.connection() as connection:
+        endpoint = await endpoints.find(self._context, merchant_id, endpoint_id)
+        async with self._context.pool.connection() as connection:
             row = await find_delivery(connection, merchant_id, endpoint_id, seq)
             event = await find_event(connection, merchant_id, seq)
             failed = await list_failed_attempts(connection, merchant_id, endpoint_id, seq)
@@ -164,7 +164,7 @@ class EndpointsApi:
         endpoint_id, seq = decode_endpoint_id(endpoint_text), decode_seq(seq_text)
 
         async def work(_: UUID) -> bytes:
-            await endpoints.send_again(self._services, call.merchant.id, endpoint_id, seq)
+            await endpoints.send_again(self._context, call.merchant.id, endpoint_id, seq)
             return msgspec.json.encode(resources.Accepted(deliveries=1))
 
         await self._once(call, ACCEPTED, None, work, about=endpoint_id)
@@ -175,7 +175,7 @@ class EndpointsApi:
         limit = read_limit(fields)
         endpoint_id = decode_endpoint_id(fields["endpoint_id"]) if "endpoint_id" in fields else None
         after = _decode_letter(fields["cursor"]) if "cursor" in fields else None
-        async with self._services.db.pool.connection() as connection:
+        async with self._context.pool.connection() as connection:
             letters = Letters(call.merchant.id, endpoint_id)
             found = await list_dead_letters(connection, letters, after=after, limit=limit + 1)
         last = found[limit - 1] if len(found) > limit else None
@@ -206,9 +206,9 @@ class EndpointsApi:
                 actor="the merchant",
                 action=f"dead_letters.{verb}",
                 detail=msgspec.json.encode(wanted).decode(),
-                at=self._services.now(),
+                at=self._context.now(),
             )
-            async with self._services.db.pool.connection() as connection:
+            async with self._context.pool.connection() as connection:
                 return msgspec.json.encode(resources.Accepted(deliveries=await do(connection, letters, act)))
 
         await self._once(call, ACCEPTED, wanted, work, about=call.merchant.id)
@@ -231,7 +231,7 @@ class EndpointsApi:
             reply_status=reply_status,
             wait_seconds=reply_within_seconds(call.scope) or 0.0,
         )
-        outcome = await once(self._services, request, work, about=about)
+        outcome = await once(self._context, request, work, about=about)
         if isinstance(outcome, Reply):
             await respond(call.send, outcome.status, outcome.body, content_type=JSON)
         else:

@@ -18,8 +18,8 @@ from server.db.batches.batches import Batch, add_batch, count_running, find_batc
 from server.db.batches.items import count_results, list_results
 from server.db.payments.idempotency_keys import find_key
 from server.flows.batches.item import Item
+from server.flows.contexts import Batches
 from server.flows.idempotency import Request
-from server.flows.services import Services
 from server.sealing import SealError
 from server.uuid7 import uuid7
 
@@ -49,9 +49,9 @@ class Standing:
     counts: dict[ItemStatus, int]
 
 
-async def accept(services: Services, request: Request, items: Sequence[Item], terms: Terms) -> tuple[Batch, bool] | Mismatch:
+async def accept(context: Batches, request: Request, items: Sequence[Item], terms: Terms) -> tuple[Batch, bool] | Mismatch:
     """Accept a batch, once per key; with whether it is known from before. Raises `Conflict`, `Overloaded`."""
-    now = services.now()
+    now = context.now()
     batch = Batch(
         merchant_id=request.merchant_id,
         id=BatchId(uuid7()),
@@ -63,8 +63,8 @@ async def accept(services: Services, request: Request, items: Sequence[Item], te
         created_at=now,
         started_at=now,
     )
-    sealed = services.sealer.seal(msgspec.json.encode(items).decode(), table=_PLACE, row=batch.id, merchant=request.merchant_id)
-    async with services.db.pool.connection() as connection:
+    sealed = context.sealer.seal(msgspec.json.encode(items).decode(), table=_PLACE, row=batch.id, merchant=request.merchant_id)
+    async with context.pool.connection() as connection:
         async with connection.atomic():
             running = await count_running(connection, request.merchant_id)
             stored = await find_key(connection, request.merchant_id, request.key)  # after the lock: not one's own twin
@@ -72,7 +72,7 @@ async def accept(services: Services, request: Request, items: Sequence[Item], te
                 _require_room(running)
                 await add_batch(connection, batch, sealed_items=sealed, key=request.key, fingerprint=request.fingerprint)
         if stored is None:
-            services.batch_bell.ring()
+            context.wakeup.wake()
             return batch, False
         if stored.fingerprint != request.fingerprint or stored.operation is not KeyedOperation.BATCH:
             return Mismatch()
@@ -80,14 +80,14 @@ async def accept(services: Services, request: Request, items: Sequence[Item], te
     return (known, True) if known is not None else Mismatch()
 
 
-def open_items(services: Services, batch: Batch, sealed: bytes) -> list[Item]:
+def open_items(context: Batches, batch: Batch, sealed: bytes) -> list[Item]:
     """What is to be done. Raises `SealError`, `msgspec.DecodeError`."""
-    return _items.decode(services.sealer.open(sealed, table=_PLACE, row=batch.id, merchant=batch.merchant_id))
+    return _items.decode(context.sealer.open(sealed, table=_PLACE, row=batch.id, merchant=batch.merchant_id))
 
 
-async def read(services: Services, merchant_id: MerchantId, batch_id: BatchId) -> Standing:
+async def read(context: Batches, merchant_id: MerchantId, batch_id: BatchId) -> Standing:
     """A batch as it stands. Raises `NotFound`."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         batch = await find_batch(connection, merchant_id, batch_id)
         if batch is None:
             raise NotFound("no such batch")
@@ -97,24 +97,24 @@ async def read(services: Services, merchant_id: MerchantId, batch_id: BatchId) -
 
 
 async def page(
-    services: Services, merchant_id: MerchantId, batch_id: BatchId, *, after: int, limit: int
+    context: Batches, merchant_id: MerchantId, batch_id: BatchId, *, after: int, limit: int
 ) -> list[tuple[int, ItemResult]]:
     """Results behind a position, in the order in which they became known."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         return await list_results(connection, merchant_id, batch_id, after=after, limit=limit)
 
 
-async def asked_for(services: Services, batch: Batch) -> list[Item]:
+async def asked_for(context: Batches, batch: Batch) -> list[Item]:
     """What was to be done in a batch; empty where that is forgotten, or cannot be read any more."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         sealed = await find_items(connection, batch.merchant_id, batch.id)
     try:
-        return open_items(services, batch, sealed) if sealed is not None else []
+        return open_items(context, batch, sealed) if sealed is not None else []
     except (SealError, msgspec.DecodeError):
         return []
 
 
-async def follow(services: Services, batch: Batch, *, after: int = 0) -> AsyncIterator[list[tuple[int, ItemResult]]]:
+async def follow(context: Batches, batch: Batch, *, after: int = 0) -> AsyncIterator[list[tuple[int, ItemResult]]]:
     """Results behind a position, a page at a time, as they become known, until the batch has ended.
 
     While nothing is new, or the database is away for a moment, an empty page now and then. Raises `DatabaseUnavailable` and
@@ -125,7 +125,7 @@ async def follow(services: Services, batch: Batch, *, after: int = 0) -> AsyncIt
         found: list[tuple[int, ItemResult]] = []
         now: Batch | None = batch
         try:
-            async with services.db.pool.connection() as connection:
+            async with context.pool.connection() as connection:
                 now = await find_batch(connection, batch.merchant_id, batch.id)  # before the results, so that none is missed
                 found = await list_results(connection, batch.merchant_id, batch.id, after=after, limit=PAGE)
             failures = 0
@@ -142,12 +142,12 @@ async def follow(services: Services, batch: Batch, *, after: int = 0) -> AsyncIt
             await trio.sleep(FOLLOW_SECONDS * (1 + 10 * failures))
 
 
-async def wait(services: Services, batch: Batch, *, seconds: float) -> None:
+async def wait(context: Batches, batch: Batch, *, seconds: float) -> None:
     """Wait until the batch has ended, or so long; a database that is away is waited for as well."""
     with trio.move_on_after(seconds):
         while True:
             try:
-                async with services.db.pool.connection() as connection:
+                async with context.pool.connection() as connection:
                     now = await find_batch(connection, batch.merchant_id, batch.id)
                 if now is None or now.status is not BatchStatus.RUNNING:
                     return
@@ -156,14 +156,14 @@ async def wait(services: Services, batch: Batch, *, seconds: float) -> None:
             await trio.sleep(FOLLOW_SECONDS)
 
 
-async def stop(services: Services, merchant_id: MerchantId, batch_id: BatchId) -> Standing:
+async def stop(context: Batches, merchant_id: MerchantId, batch_id: BatchId) -> Standing:
     """Have no more items started; those under way come to their end. Doing so twice changes nothing. Raises `NotFound`."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         await stop_batch(connection, merchant_id, batch_id)
-    return await read(services, merchant_id, batch_id)
+    return await read(context, merchant_id, batch_id)
 
 
-async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId, token: str, wanted: Terms | None) -> Batch:
+async def resume(context: Batches, merchant_id: MerchantId, batch_id: BatchId, token: str, wanted: Terms | None) -> Batch:
     """Carry on with what is unfinished: UNKNOWN items are found out, what was never started is started.
 
     A token is good for one resumption; who sends it again gets the batch that it has resumed. Raises `NotFound`, `Conflict`,
@@ -176,7 +176,7 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
         raise refusal from error
     if of != batch_id or run < 1:
         raise refusal
-    batch = (await read(services, merchant_id, batch_id)).batch
+    batch = (await read(context, merchant_id, batch_id)).batch
     if run > batch.run:
         raise refusal
     if run < batch.run - 1:
@@ -185,7 +185,7 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
         return batch
     if batch.status is BatchStatus.RUNNING:
         raise Conflict("the batch is under way", code="batch_running")
-    now = services.now()
+    now = context.now()
     if not batch.is_resumable or now - batch.created_at >= timedelta(days=RESUMABLE_DAYS):
         why = "everything is done" if batch.status is BatchStatus.COMPLETED else f"it was accepted {RESUMABLE_DAYS} days ago"
         raise Conflict(f"the batch cannot be resumed: {why}", code="batch_not_resumable")
@@ -202,7 +202,7 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
         is_stopping=False,
         is_resumable=False,
     )
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         async with connection.atomic():
             _require_room(await count_running(connection, merchant_id))
             is_begun = await resume_batch(connection, resumed, created_after=now - timedelta(days=RESUMABLE_DAYS))
@@ -210,7 +210,7 @@ async def resume(services: Services, merchant_id: MerchantId, batch_id: BatchId,
     if known is None or known.run != resumed.run:
         raise Overloaded("the batch has just changed: try again")
     if is_begun:
-        services.batch_bell.ring()
+        context.wakeup.wake()
     return known
 
 

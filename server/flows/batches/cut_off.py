@@ -15,11 +15,11 @@ from server.db.payments.idempotency_keys import end_flight, find_key
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund
 from server.flows.batches.item import Item, Place, cut_off, of_payment, of_refund
+from server.flows.contexts import Payments
 from server.flows.payments.settle import settle
-from server.flows.services import Services
 
 
-async def leave(services: Services, place: Place, item: Item, *, is_ours: bool) -> ItemResult | None:
+async def leave(context: Payments, place: Place, item: Item, *, is_ours: bool) -> ItemResult | None:
     """What is known of an item that was cut off: None where it was never begun.
 
     A charge whose answer is missing becomes UNKNOWN, so that it is found out. `is_ours`: nobody else works on it any more, so
@@ -28,7 +28,7 @@ async def leave(services: Services, place: Place, item: Item, *, is_ours: bool) 
     unknown = cut_off(place, item, code="deadline_passed", detail="the batch's end came before the answer")
     if item.type is ItemType.VERIFY:
         return unknown
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         found = await _last_key(connection, place, item)
         if found is None:
             return None
@@ -45,10 +45,10 @@ async def leave(services: Services, place: Place, item: Item, *, is_ours: bool) 
         return of_payment(unknown, payment) if stored.reply is not None else replace(unknown, payment_id=payment.id)
     if payment.status in UNSETTLED:
         lost = evidence_about(payment, EvidenceKind.LOST, Source.CREATE)
-        settled = await settle(services, payment.merchant_id, payment.id, lost, known=payment)
+        settled = await settle(context, payment.merchant_id, payment.id, lost, known=payment)
         payment = settled.payment if settled is not None else payment
         if is_ours:
-            async with services.db.pool.connection() as connection:
+            async with context.pool.connection() as connection:
                 await end_flight(connection, place.merchant_id, key, in_flight_until=stored.in_flight_until)
     if was_never_received(payment):
         return None  # between two attempts

@@ -45,12 +45,12 @@ from server.db.merchants.merchants import Merchant
 from server.db.payments.idempotency_keys import find_key
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund
+from server.flows.contexts import Payments
 from server.flows.idempotency import Request
 from server.flows.payments.capture import Done, capture
 from server.flows.payments.create import NewPayment, Opened, create
 from server.flows.payments.refund import Refunded, refund
 from server.flows.payments.verify import verify_if_possible, verify_patiently
-from server.flows.services import Services
 
 BUSY_SECONDS, BUSY_SECONDS_MAX = 0.5, 8.0
 IN_FLIGHT_SECONDS = 0.5
@@ -114,7 +114,7 @@ class _GivenUp(Exception):
     """Nothing is under way, and nothing new may be begun."""
 
 
-async def carry_out(services: Services, place: Place, item: Item) -> ItemResult | None:
+async def carry_out(context: Payments, place: Place, item: Item) -> ItemResult | None:
     """Do it, or find out what was done. Raises only what nobody expects; waits while nothing can be sent.
 
     Cancelled, or None because it was given up, the item may have been carried out: `leave` says so.
@@ -125,13 +125,13 @@ async def carry_out(services: Services, place: Place, item: Item) -> ItemResult 
     try:
         match item.type:
             case ItemType.CHARGE:
-                return of_payment(bare, await _charge(services, place, item))
+                return of_payment(bare, await _charge(context, place, item))
             case ItemType.VERIFY:
-                return await _verify(services, place, item, bare)
+                return await _verify(context, place, item, bare)
             case ItemType.CAPTURE:
-                return await _capture(services, place, item, bare)
+                return await _capture(context, place, item, bare)
             case ItemType.REFUND:
-                return await _refund(services, place, item, bare)
+                return await _refund(context, place, item, bare)
     except _GivenUp:
         return None
     except (RequestError, InvalidMoney, IllegalTransition) as error:
@@ -179,20 +179,20 @@ def of_payment(bare: ItemResult, payment: Payment) -> ItemResult:
     )
 
 
-async def _charge(services: Services, place: Place, item: Item) -> Payment:
+async def _charge(context: Payments, place: Place, item: Item) -> Payment:
     """Charge it once. Another payment is opened only where the PSP has provably never received the one before."""
     assert item.charge is not None
     attempt = 1
     while True:
-        payment = await _open(services, place, item.charge, place.request(item, attempt=attempt))
-        payment = await _found_out(services, payment)
+        payment = await _open(context, place, item.charge, place.request(item, attempt=attempt))
+        payment = await _found_out(context, payment)
         if attempt == ATTEMPTS_MAX or not was_never_received(payment):
             return payment
         await _pause(place, BUSY_SECONDS * 2**attempt)
         attempt += 1
 
 
-async def _found_out(services: Services, payment: Payment) -> Payment:
+async def _found_out(context: Payments, payment: Payment) -> Payment:
     """Ask again about a charge whose answer was lost, for about as long as it takes until the PSP's not knowing it proves
     something.
     """
@@ -200,7 +200,7 @@ async def _found_out(services: Services, payment: Payment) -> Payment:
         if not is_under_way(payment):
             break
         await trio.sleep(seconds)
-        payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
+        payment = await verify_if_possible(context, payment, source=Source.ACCESS, seconds=context.psp_seconds)
     return payment
 
 
@@ -215,13 +215,13 @@ async def _pause(place: Place, seconds: float) -> None:
         raise _GivenUp
 
 
-async def _open(services: Services, place: Place, wanted: NewPayment, request: Request) -> Payment:
+async def _open(context: Payments, place: Place, wanted: NewPayment, request: Request) -> Payment:
     wait_seconds = BUSY_SECONDS
     while True:
         try:
-            outcome = await create(services, place.merchant(), wanted, request)
+            outcome = await create(context, place.merchant(), wanted, request)
             if isinstance(outcome, Replay):
-                return await _stored(services, request)
+                return await _stored(context, request)
         except _WAITS:
             await _pause(place, wait_seconds)
             wait_seconds = min(2 * wait_seconds, BUSY_SECONDS_MAX)
@@ -235,9 +235,9 @@ async def _open(services: Services, place: Place, wanted: NewPayment, request: R
                 raise _other_request()
 
 
-async def _stored(services: Services, request: Request) -> Payment:
+async def _stored(context: Payments, request: Request) -> Payment:
     """The payment that a key names."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         stored = await find_key(connection, request.merchant_id, request.key)
         payment = await find_payment(connection, request.merchant_id, PaymentId(stored.resource_id)) if stored else None
     if payment is None:
@@ -249,9 +249,9 @@ def _other_request() -> Conflict:
     return Conflict("this item was carried out as something else", code="idempotency_key_reused")
 
 
-async def _verify(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
-    payment = await _payment_of(services, place.merchant_id, item)
-    verified = await verify_patiently(services, payment, Source.ACCESS)
+async def _verify(context: Payments, place: Place, item: Item, bare: ItemResult) -> ItemResult:
+    payment = await _payment_of(context, place.merchant_id, item)
+    verified = await verify_patiently(context, payment, Source.ACCESS)
     result = of_payment(bare, verified.payment)
     if verified.failure is None:
         return result
@@ -260,11 +260,11 @@ async def _verify(services: Services, place: Place, item: Item, bare: ItemResult
     )
 
 
-async def _payment_of(services: Services, merchant_id: MerchantId, item: Item) -> Payment:
+async def _payment_of(context: Payments, merchant_id: MerchantId, item: Item) -> Payment:
     assert item.payment_id is not None
     while True:
         try:
-            async with services.db.pool.connection() as connection:
+            async with context.pool.connection() as connection:
                 payment = await find_payment(connection, merchant_id, item.payment_id)
         except _WAITS:
             await trio.sleep(BUSY_SECONDS)
@@ -274,26 +274,26 @@ async def _payment_of(services: Services, merchant_id: MerchantId, item: Item) -
         return payment
 
 
-async def _capture(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
+async def _capture(context: Payments, place: Place, item: Item, bare: ItemResult) -> ItemResult:
     assert item.payment_id is not None
     request = place.request(item)
 
-    ask = partial(capture, services, request, item.payment_id, item.amount_minor)
+    ask = partial(capture, context, request, item.payment_id, item.amount_minor)
     done = await _repeated(place, ask)
     if isinstance(done, Done):
         return _failed(of_payment(bare, done.payment), done.failure, is_pending=done.payment.pending is not None)
-    return of_payment(bare, await _payment_of(services, place.merchant_id, item))
+    return of_payment(bare, await _payment_of(context, place.merchant_id, item))
 
 
-async def _refund(services: Services, place: Place, item: Item, bare: ItemResult) -> ItemResult:
+async def _refund(context: Payments, place: Place, item: Item, bare: ItemResult) -> ItemResult:
     assert item.payment_id is not None
     request = place.request(item)
 
-    ask = partial(refund, services, request, item.payment_id, amount_minor=item.amount_minor, reason=item.reason)
+    ask = partial(refund, context, request, item.payment_id, amount_minor=item.amount_minor, reason=item.reason)
     done = await _repeated(place, ask)
     if isinstance(done, Refunded):
         return _failed(of_refund(bare, done.refund), done.failure, is_pending=done.refund.status is not RefundStatus.FAILED)
-    return of_refund(bare, await _made(services, request, item.payment_id))
+    return of_refund(bare, await _made(context, request, item.payment_id))
 
 
 def of_refund(bare: ItemResult, refund: Refund) -> ItemResult:
@@ -301,11 +301,11 @@ def of_refund(bare: ItemResult, refund: Refund) -> ItemResult:
     return replace(bare, status=status_of_refund(refund), refund_id=refund.id, code=refund.failure_code, detail=None)
 
 
-async def _made(services: Services, request: Request, payment_id: PaymentId) -> Refund:
+async def _made(context: Payments, request: Request, payment_id: PaymentId) -> Refund:
     """The refund that a key names."""
     while True:
         try:
-            async with services.db.pool.connection() as connection:
+            async with context.pool.connection() as connection:
                 stored = await find_key(connection, request.merchant_id, request.key)
                 assert stored is not None
                 assert stored.made_id is not None

@@ -8,7 +8,7 @@ from core.ids import MerchantId
 from core.resumption import Resumption, Sequence, resume
 from server.db.events.consumers import CONSUMERS_MAX, Consumer, count_consumers, find_consumer, place_consumer
 from server.db.events.events import find_sequence
-from server.flows.services import Services
+from server.flows.contexts import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +20,12 @@ class Position:
     consumer: str | None = None
 
 
-async def begin(services: Services, merchant_id: MerchantId, position: Position) -> tuple[Sequence, Resumption]:
+async def begin(context: Storage, merchant_id: MerchantId, position: Position) -> tuple[Sequence, Resumption]:
     """The merchant's sequence, and where to go on in it. Changes nothing.
 
     A consumer that has acknowledged nothing yet begins at the beginning. Raises `Conflict` for one that would be one too many.
     """
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         sequence = await find_sequence(connection, merchant_id)
         after_seq = position.after_seq
         if position.consumer is not None:
@@ -37,13 +37,13 @@ async def begin(services: Services, merchant_id: MerchantId, position: Position)
     return sequence, resume(sequence, after_seq=after_seq, epoch=position.epoch)
 
 
-async def place(services: Services, merchant_id: MerchantId, name: str, *, acked_seq: int) -> Consumer:
+async def place(context: Storage, merchant_id: MerchantId, name: str, *, acked_seq: int) -> Consumer:
     """Put a consumer somewhere, forward or back. Raises `Unprocessable`, `Conflict`."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         last_seq = (await find_sequence(connection, merchant_id)).last_seq
         if acked_seq > last_seq:
             raise Unprocessable(f"the last event is number {last_seq}", code="invalid_field", path="$.acked_seq")
-        consumer = await place_consumer(connection, merchant_id, name, acked_seq=acked_seq, now=services.now())
+        consumer = await place_consumer(connection, merchant_id, name, acked_seq=acked_seq, now=context.now())
     if consumer is None:
         raise _too_many()
     return consumer

@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from core.errors import Conflict, InvalidSignature
-from core.events import payment_data
 from core.hash_chain import Entry, canonical, link
 from core.payment import Payment
+from server import resources
 from server.db.ledger.hash_chain import chained_entries
 from server.db.payments.payments import find_payment
-from server.flows.services import Services
+from server.flows.contexts import Receipts
 
 
 class ReceiptEntry(msgspec.Struct, frozen=True):
@@ -55,19 +55,19 @@ def public_jwk(key: Ed25519PublicKey) -> dict[str, str]:
     return {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": _key_id(raw), "x": _encode(raw)}
 
 
-async def issue(services: Services, payment: Payment) -> str:
+async def issue(context: Receipts, payment: Payment) -> str:
     """A receipt for a payment that has moved money. Raises `Conflict` where it has not, or is not chained yet."""
     if not payment.captured_minor:
         raise Conflict(f"a payment that is {payment.status} has moved no money, so there is no receipt", code="no_receipt")
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         chained = await chained_entries(connection, payment.merchant_id, payment.id)
         now = await find_payment(connection, payment.merchant_id, payment.id)
     if chained is None or now is None or now.version != payment.version:
         raise Conflict("the receipt is being made: ask again in some seconds", code="receipt_not_ready")
     receipt = Receipt(
-        services.now(),
+        context.now(),
         payment.merchant_id,
-        payment_data(payment),
+        msgspec.to_builtins(resources.Payment.of(payment)),
         [
             ReceiptEntry(
                 entry.seq,
@@ -84,7 +84,7 @@ async def issue(services: Services, payment: Payment) -> str:
             for entry, before, own in chained
         ],
     )
-    return _sign(services.receipt_key, receipt)
+    return _sign(context.receipt_key, receipt)
 
 
 def _sign(key: Ed25519PrivateKey, receipt: Receipt) -> str:

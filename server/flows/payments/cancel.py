@@ -7,55 +7,55 @@ from core.evidence import EvidenceKind, Source
 from core.idempotency import KeyedOperation
 from core.ids import PaymentId, ResourceId
 from core.payment import CLOSED, Payment, Status
+from server.flows.contexts import Psps
 from server.flows.idempotency import Claimed, Request, answer, claim, give_up
 from server.flows.payments.capture import Done, Outcome, load, void
 from server.flows.payments.settle import Answering, encode_payment, settle
-from server.flows.services import Services
 
 
-async def cancel(services: Services, request: Request, payment_id: PaymentId) -> Outcome:
+async def cancel(context: Psps, request: Request, payment_id: PaymentId) -> Outcome:
     """Cancel a payment; one that is canceled stays so. Raises `NotFound`, `Conflict` where the PSP holds the money."""
-    payment = await load(services, request, payment_id)
-    claimed = await claim(services, request, ResourceId(payment.id), operation=KeyedOperation.CANCEL)
+    payment = await load(context, request, payment_id)
+    claimed = await claim(context, request, ResourceId(payment.id), operation=KeyedOperation.CANCEL)
     if not isinstance(claimed, Claimed):
         return claimed
-    payment = await load(services, request, payment_id)
+    payment = await load(context, request, payment_id)
     match payment.status:
         case Status.CANCELED:
-            await answer(services, request, encode_payment(payment))
+            await answer(context, request, encode_payment(payment))
             return Done(payment, replayed=claimed.resumed)
         case Status.AUTHORIZED:
-            return await void(services, request, claimed, payment)
+            return await void(context, request, claimed, payment)
         case Status.PENDING:
-            return await _close(services, request, claimed, payment)
+            return await _close(context, request, claimed, payment)
         case Status.UNKNOWN:
-            await give_up(services, request, claimed)
+            await give_up(context, request, claimed)
             failure = PspOutcomeUnknown("the payment is UNKNOWN and the PSP cannot be asked at the moment")
             return Done(payment, failure=failure, replayed=claimed.resumed)
         case Status.SUCCEEDED | Status.DECLINED | Status.EXPIRED:
-            await give_up(services, request, claimed)
+            await give_up(context, request, claimed)
             advice = ": refund it" if payment.status is Status.SUCCEEDED else ""
             raise Conflict(f"a payment that is {payment.status} cannot be canceled{advice}", code="not_cancelable")
 
 
-async def _close(services: Services, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
+async def _close(context: Psps, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
     try:
-        with trio.fail_after(services.psp_seconds):
-            adapter = await services.psps.of(payment.psp_account_id)
+        with trio.fail_after(context.psp_seconds):
+            adapter = await context.psps.of(payment.psp_account_id)
             evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.MERCHANT)
     except (PspError, trio.TooSlowError) as error:
-        await give_up(services, request, claimed)
+        await give_up(context, request, claimed)
         failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
         return Done(payment, failure=failure, replayed=claimed.resumed)
     if evidence.kind is EvidenceKind.NOT_FOUND:
-        await give_up(services, request, claimed)
+        await give_up(context, request, claimed)
         raise Conflict("this payment is being opened at the PSP: try again in a moment", code="being_opened")
     answering = Answering(request, lambda change: change.after.status in CLOSED)
-    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, answering=answering)
+    settled = await settle(context, payment.merchant_id, payment.id, evidence, known=payment, answering=answering)
     assert settled is not None
     if settled.payment.status in CLOSED:  # EXPIRED where the PSP told of our closing before it answered
         if not settled.is_answered:
-            await answer(services, request, encode_payment(settled.payment))
+            await answer(context, request, encode_payment(settled.payment))
         return Done(settled.payment, replayed=claimed.resumed)
-    await give_up(services, request, claimed)
+    await give_up(context, request, claimed)
     raise Conflict(f"the customer was faster: the payment is {settled.payment.status}", code="not_cancelable")

@@ -25,11 +25,11 @@ from core.ids import OperationId, PaymentId, ResourceId
 from core.money import Money
 from core.payment import OperationKind, Payment, PendingOperation, Status, evidence_about
 from server.db.payments.payments import find_payment
+from server.flows.contexts import Psps
 from server.flows.idempotency import Claimed, Request, answer, claim, give_up
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.payments.submit import key_lifetime
 from server.flows.payments.verify import look, verify_if_possible
-from server.flows.services import Services
 from server.uuid7 import uuid7
 
 _log = structlog.get_logger()
@@ -51,64 +51,64 @@ class Done:
 Outcome = Done | Replay | Mismatch | InFlight
 
 
-async def load(services: Services, request: Request, payment_id: PaymentId) -> Payment:
+async def load(context: Psps, request: Request, payment_id: PaymentId) -> Payment:
     """The merchant's payment; one that is UNKNOWN is asked about first. Raises `NotFound`."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         payment = await find_payment(connection, request.merchant_id, payment_id)
     if payment is None:
         raise NotFound("no such payment")
     if payment.status is Status.UNKNOWN:
-        payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
+        payment = await verify_if_possible(context, payment, source=Source.ACCESS, seconds=context.psp_seconds)
     return payment
 
 
-async def capture(services: Services, request: Request, payment_id: PaymentId, amount_minor: int | None) -> Outcome:
+async def capture(context: Psps, request: Request, payment_id: PaymentId, amount_minor: int | None) -> Outcome:
     """Take authorized money, in full or in part, once; the PSP releases the rest.
 
     Raises `NotFound`, `Unprocessable` for an impossible amount, `Conflict` where there is nothing to capture.
     """
-    payment = await load(services, request, payment_id)
+    payment = await load(context, request, payment_id)
     amount = amount_minor if amount_minor is not None else payment.money.amount_minor
     if not 0 < amount <= payment.money.amount_minor:
         raise Unprocessable(f"a capture takes from 1 to {payment.money.amount_minor}", code="invalid_amount", path="$.amount")
-    claimed = await claim(services, request, ResourceId(payment_id), operation=KeyedOperation.CAPTURE)
+    claimed = await claim(context, request, ResourceId(payment_id), operation=KeyedOperation.CAPTURE)
     if not isinstance(claimed, Claimed):
         return claimed
-    payment = await load(services, request, payment_id)
+    payment = await load(context, request, payment_id)
     money = Money(amount, payment.money.currency)
     wanted = evidence_about(
         payment, EvidenceKind.CAPTURE_REQUESTED, Source.MERCHANT, requested_id=OperationId(uuid7()), money=money
     )
-    return await _operate(services, request, claimed, payment, wanted)
+    return await _operate(context, request, claimed, payment, wanted)
 
 
-async def void(services: Services, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
+async def void(context: Psps, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
     """Release authorized money; the key is the caller's already. Raises `Conflict` where there is nothing to void."""
     wanted = evidence_about(payment, EvidenceKind.VOID_REQUESTED, Source.MERCHANT, requested_id=payment.void_id)
-    return await _operate(services, request, claimed, payment, wanted)
+    return await _operate(context, request, claimed, payment, wanted)
 
 
-async def _operate(services: Services, request: Request, claimed: Claimed, payment: Payment, wanted: Evidence) -> Outcome:
+async def _operate(context: Psps, request: Request, claimed: Claimed, payment: Payment, wanted: Evidence) -> Outcome:
     capturing = wanted.kind is EvidenceKind.CAPTURE_REQUESTED
     if claimed.resumed and _is_done(payment, wanted):
-        await answer(services, request, encode_payment(payment))
+        await answer(context, request, encode_payment(payment))
         return Done(payment, replayed=True)
     refusal: str | None = None
     if not (claimed.resumed and _is_under_way(payment, wanted)):
         try:
-            settled = await settle(services, payment.merchant_id, payment.id, wanted, known=payment)
+            settled = await settle(context, payment.merchant_id, payment.id, wanted, known=payment)
         except IllegalTransition as error:
             refusal = str(error)
         else:
             assert settled is not None
             payment = settled.payment
     answering = Answering(request, lambda change: _is_done(change.after, wanted))
-    done = Done(payment) if refusal else await carry_out(services, payment, answering=answering)
+    done = Done(payment) if refusal else await carry_out(context, payment, answering=answering)
     if done.failure is None and done.payment.pending is None and _is_done(done.payment, wanted):
         if not done.is_answered:
-            await answer(services, request, encode_payment(done.payment))
+            await answer(context, request, encode_payment(done.payment))
         return replace(done, replayed=claimed.resumed)
-    await give_up(services, request, claimed)
+    await give_up(context, request, claimed)
     if done.failure is not None:
         return replace(done, replayed=claimed.resumed)
     said = f"a payment that is {done.payment.status} cannot be {'captured' if capturing else 'voided'}"
@@ -130,7 +130,7 @@ def _is_done(payment: Payment, wanted: Evidence) -> bool:
     return payment.status is Status.SUCCEEDED and payment.captured_minor == wanted.money.amount_minor
 
 
-async def carry_out(services: Services, payment: Payment, *, answering: Answering | None = None) -> Done:
+async def carry_out(context: Psps, payment: Payment, *, answering: Answering | None = None) -> Done:
     """Ask the PSP for the payment's pending operation and apply what it says. Repeating it changes nothing.
 
     Raises `DatabaseUnavailable`, `Overloaded`.
@@ -138,22 +138,22 @@ async def carry_out(services: Services, payment: Payment, *, answering: Answerin
     operation = payment.pending
     if operation is None:
         return Done(payment)
-    if services.now() - operation.since > await key_lifetime(services, payment):
+    if context.now() - operation.since > await key_lifetime(context, payment):
         return Done(payment, failure=PspOutcomeUnknown("the operation is too old to be repeated"))
     failure: PspError | None = None
     try:
-        with trio.fail_after(services.psp_seconds):
-            evidence = await _ask(services, payment, operation)
+        with trio.fail_after(context.psp_seconds):
+            evidence = await _ask(context, payment, operation)
     except PspUnreachable as error:
         return Done(payment, failure=error)
     except PspRejected as error:
         _log.warning("the PSP refused an operation", payment=str(payment.id), operation=operation.kind, error=str(error))
-        failure, evidence = error, await _after_rejection(services, payment, operation)
+        failure, evidence = error, await _after_rejection(context, payment, operation)
     except (PspOutcomeUnknown, trio.TooSlowError) as error:
         failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
         evidence = evidence_about(payment, EvidenceKind.LOST, Source.MERCHANT)
     settled = await settle(
-        services,
+        context,
         payment.merchant_id,
         payment.id,
         evidence,
@@ -165,35 +165,35 @@ async def carry_out(services: Services, payment: Payment, *, answering: Answerin
     return Done(settled.payment, failure=failure if failed else None, is_answered=settled.is_answered)
 
 
-async def finish(services: Services, payment: Payment) -> Payment:
+async def finish(context: Psps, payment: Payment) -> Payment:
     """Finish an operation whose request has died: ask how it stands, and repeat it where the PSP has not done it.
 
     Past the PSP's key lifetime it is not repeated. Raises `PspError` where nothing was learned.
     """
     assert payment.pending is not None
-    evidence = await look(services, payment, source=Source.RECHECK)
-    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
+    evidence = await look(context, payment, source=Source.RECHECK)
+    settled = await settle(context, payment.merchant_id, payment.id, evidence, known=payment)
     assert settled is not None
     payment = settled.payment
     if payment.pending is None:
         return payment
-    done = await carry_out(services, payment)
+    done = await carry_out(context, payment)
     if done.failure is not None:
         raise done.failure
     return done.payment
 
 
-async def _ask(services: Services, payment: Payment, operation: PendingOperation) -> Evidence:
-    adapter = await services.psps.of(payment.psp_account_id)
+async def _ask(context: Psps, payment: Payment, operation: PendingOperation) -> Evidence:
+    adapter = await context.psps.of(payment.psp_account_id)
     if operation.kind is OperationKind.CAPTURE:
         return await adapter.capture(payment, operation)
     return await adapter.void(payment, operation)
 
 
-async def _after_rejection(services: Services, payment: Payment, operation: PendingOperation) -> Evidence:
+async def _after_rejection(context: Psps, payment: Payment, operation: PendingOperation) -> Evidence:
     """What a refused operation means: an earlier try of it may have been carried out, so the PSP's own view comes first."""
     try:
-        seen = await look(services, payment, source=Source.RECHECK)
+        seen = await look(context, payment, source=Source.RECHECK)
     except PspError as error:
         _log.warning("a refused operation could not be looked at", payment=str(payment.id), error=str(error))
         return evidence_about(payment, EvidenceKind.LOST, Source.MERCHANT)

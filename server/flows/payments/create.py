@@ -24,11 +24,11 @@ from server.db.merchants.merchants import Merchant
 from server.db.payments.creations import Creation, OrderIsLive, is_own
 from server.db.payments.idempotency_keys import find_key
 from server.db.payments.payments import find_payment
+from server.flows.contexts import Payments, Psps
 from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, Request, answer, wait_for_reply
 from server.flows.payments.settle import encode_payment, settle
 from server.flows.payments.submit import Opening, is_opened, key_lifetime, open_payment
 from server.flows.payments.verify import verify_if_possible
-from server.flows.services import Services
 from server.psp.adapter import Adapter
 from server.psp.routing import Wanted
 from server.uuid7 import uuid7
@@ -66,7 +66,7 @@ Outcome = Opened | Replay | Mismatch | InFlight
 
 
 async def create(
-    services: Services,
+    context: Payments,
     merchant: Merchant,
     wanted: NewPayment,
     request: Request,
@@ -80,30 +80,30 @@ async def create(
     completed by a retry or by the follow-up job. Raises `Overloaded`, `DatabaseUnavailable`, `Forbidden` where the merchant's
     payments are stopped, `Conflict` where the order has a live payment, `Unprocessable` where no account takes such a payment.
     """
-    if not merchant.accepts_payments and not await _is_known(services, request):
+    if not merchant.accepts_payments and not await _is_known(context, request):
         raise Forbidden("this merchant's payments are stopped; reading, refunding and canceling go on", code="payments_stopped")
     if reply_within_seconds is not None:
-        services.background.require_room()
+        context.background.require_room()
     may_wait = reply_within_seconds is not None and wanted.token is None
-    candidates = services.psps.candidates(merchant.accounts_for(wanted.money), kind_of(merchant, wanted))
-    chosen, *others = await _choose(services, request, candidates, merchant, may_wait=may_wait)
-    creation = _creation(services, merchant, wanted, request, chosen)
-    stored = await _accept(services, creation)
+    candidates = context.psps.candidates(merchant.accounts_for(wanted.money), kind_of(merchant, wanted))
+    chosen, *others = await _choose(context, request, candidates, merchant, may_wait=may_wait)
+    creation = _creation(context, merchant, wanted, request, chosen)
+    stored = await _accept(context, creation)
     if stored is None:
-        work = partial(_open_in_time, services, creation, request, wanted.token, others, may_wait=may_wait)
+        work = partial(_open_in_time, context, creation, request, wanted.token, others, may_wait=may_wait)
         if reply_within_seconds is None:
             return Opened(await work())
-        opened = await _reply_within(services.background.start(work), creation.payment, seconds=reply_within_seconds)
+        opened = await _reply_within(context.background.start(work), creation.payment, seconds=reply_within_seconds)
         is_put_off = may_wait and opened.payment.status is Status.PENDING and not is_opened(opened.payment)
         return replace(opened, is_waiting=True) if is_put_off else opened
-    decision = decide(stored, request.fingerprint, now=services.now())
-    if isinstance(decision, InFlight) and (later := await wait_for_reply(services, request)) is not None:
-        decision = decide(later, request.fingerprint, now=services.now())
+    decision = decide(stored, request.fingerprint, now=context.now())
+    if isinstance(decision, InFlight) and (later := await wait_for_reply(context, request)) is not None:
+        decision = decide(later, request.fingerprint, now=context.now())
     if isinstance(decision, InFlight) and reply_within_seconds is not None:
-        return Opened(await _read(services, merchant.id, PaymentId(stored.resource_id)), replayed=True, is_waiting=True)
+        return Opened(await _read(context, merchant.id, PaymentId(stored.resource_id)), replayed=True, is_waiting=True)
     if not isinstance(decision, Resume):
         return decision
-    payment = await _resume(services, merchant, PaymentId(decision.stored.resource_id), request, token=wanted.token)
+    payment = await _resume(context, merchant, PaymentId(decision.stored.resource_id), request, token=wanted.token)
     return Opened(payment, replayed=True)
 
 
@@ -119,14 +119,14 @@ def kind_of(merchant: Merchant, wanted: NewPayment) -> Wanted:
     )
 
 
-def has_an_account(services: Services, merchant: Merchant) -> bool:
+def has_an_account(context: Psps, merchant: Merchant) -> bool:
     """Whether an account of the merchant's may take new payments at all."""
     account_ids = {merchant.psp_account_id, *(one.psp_account_id for one in merchant.routes)}
-    return services.psps.has_any(account_ids, mode=merchant.mode)
+    return context.psps.has_any(account_ids, mode=merchant.mode)
 
 
 async def _choose(
-    services: Services, request: Request, candidates: Sequence[Adapter], merchant: Merchant, *, may_wait: bool
+    context: Payments, request: Request, candidates: Sequence[Adapter], merchant: Merchant, *, may_wait: bool
 ) -> list[PspAccountId]:
     """The accounts that the payment may go to, the one to ask first.
 
@@ -136,39 +136,39 @@ async def _choose(
     healthy = [adapter.account_id for adapter in candidates if adapter.guard.is_healthy]
     if healthy:
         if healthy[0] != candidates[0].account_id:
-            services.metrics.failed_over(candidates[0].account_id, healthy[0])
+            context.metrics.failed_over(candidates[0].account_id, healthy[0])
         return healthy
     if may_wait and candidates:
         return [candidates[0].account_id]
-    if await _is_known(services, request):
+    if await _is_known(context, request):
         return [merchant.psp_account_id]
     if candidates:
         raise Overloaded("no payment provider can be reached at the moment: try again in a moment", code="psp_unavailable")
-    if not has_an_account(services, merchant):
+    if not has_an_account(context, merchant):
         raise Overloaded("no payment provider takes payments of this merchant at the moment", code="psp_unavailable")
     raise Unprocessable(
         "none of this merchant's payment providers takes a payment of this currency, amount and kind", code="no_provider"
     )
 
 
-async def _is_known(services: Services, request: Request) -> bool:
+async def _is_known(context: Payments, request: Request) -> bool:
     """Whether the key was used before: then its payment was accepted in its time."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         return await find_key(connection, request.merchant_id, request.key) is not None
 
 
-async def _read(services: Services, merchant_id: MerchantId, payment_id: PaymentId) -> Payment:
-    async with services.db.pool.connection() as connection:
+async def _read(context: Payments, merchant_id: MerchantId, payment_id: PaymentId) -> Payment:
+    async with context.pool.connection() as connection:
         payment = await find_payment(connection, merchant_id, payment_id)
     if payment is None:
         raise DatabaseUnavailable("a stored key names a payment that does not exist")
     return payment
 
 
-async def _accept(services: Services, creation: Creation) -> StoredKey | None:
+async def _accept(context: Payments, creation: Creation) -> StoredKey | None:
     """Commit the payment; None where it is new, else what its key has left behind. Raises `Conflict` for a live order."""
     try:
-        stored = await services.db.creations.submit(creation)
+        stored = await context.creations.submit(creation)
     except DatabaseRefused as error:
         if error.constraint != ORDER_CONSTRAINT:
             raise
@@ -186,7 +186,7 @@ async def _reply_within(work: Work[Payment], accepted: Payment, *, seconds: floa
 
 
 async def _open_in_time(
-    services: Services,
+    context: Payments,
     creation: Creation,
     request: Request,
     token: str | None,
@@ -195,7 +195,7 @@ async def _open_in_time(
     may_wait: bool,
 ) -> Payment:
     """Open a payment that was just accepted, unless accepting it took so long that a retry may be doing so already."""
-    if services.now() + timedelta(seconds=services.psp_seconds) > creation.in_flight_until:
+    if context.now() + timedelta(seconds=context.psp_seconds) > creation.in_flight_until:
         return creation.payment
     opening = Opening(
         request=request,
@@ -205,43 +205,43 @@ async def _open_in_time(
         may_wait=may_wait,
         others=tuple(others),
     )
-    return await open_payment(services, creation.payment, opening)
+    return await open_payment(context, creation.payment, opening)
 
 
 async def _resume(
-    services: Services, merchant: Merchant, payment_id: PaymentId, request: Request, *, token: str | None
+    context: Payments, merchant: Merchant, payment_id: PaymentId, request: Request, *, token: str | None
 ) -> Payment:
     """Take up a payment whose first request died, or was answered by something that was not definitive.
 
     A charge is asked about before it is repeated, and not repeated once its time is over or the merchant's payments are stopped.
     That it is taken up is committed first, so that the request before cannot go to another PSP any more.
     """
-    payment = await _read(services, merchant.id, payment_id)
+    payment = await _read(context, merchant.id, payment_id)
     if payment.is_sync and payment.status in UNSETTLED:
-        payment = await verify_if_possible(services, payment, source=Source.ACCESS, seconds=services.psp_seconds)
+        payment = await verify_if_possible(context, payment, source=Source.ACCESS, seconds=context.psp_seconds)
     if is_opened(payment):
-        await answer(services, request, encode_payment(payment))
+        await answer(context, request, encode_payment(payment))
         return payment
-    now = services.now()
-    is_over = now - payment.created_at > await key_lifetime(services, payment)
+    now = context.now()
+    is_over = now - payment.created_at > await key_lifetime(context, payment)
     # Once it expires the PSP may be found to know nothing of it; no request must be under way then.
-    is_nearly_over = now + timedelta(seconds=services.psp_seconds) > payment.expires_at
+    is_nearly_over = now + timedelta(seconds=context.psp_seconds) > payment.expires_at
     is_asked_about = payment.is_sync and (payment.status is Status.UNKNOWN or is_provisionally_declined(payment))
     if payment.status in FINAL or is_over or is_nearly_over or is_asked_about or not merchant.accepts_payments:
         return payment
     resumed = evidence_about(payment, EvidenceKind.RESUMED, Source.CREATE)
-    settled = await settle(services, payment.merchant_id, payment.id, resumed, known=payment, only_if_unchanged=True)
+    settled = await settle(context, payment.merchant_id, payment.id, resumed, known=payment, only_if_unchanged=True)
     assert settled is not None
     payment = settled.payment
     if not settled.changed:  # something has just happened to it
         if is_opened(payment):
-            await answer(services, request, encode_payment(payment))
+            await answer(context, request, encode_payment(payment))
         return payment
-    return await open_payment(services, payment, Opening(request=request, token=token))
+    return await open_payment(context, payment, Opening(request=request, token=token))
 
 
-def _creation(services: Services, merchant: Merchant, wanted: NewPayment, request: Request, account_id: PspAccountId) -> Creation:
-    now = services.now()
+def _creation(context: Payments, merchant: Merchant, wanted: NewPayment, request: Request, account_id: PspAccountId) -> Creation:
+    now = context.now()
     expires_in_seconds = wanted.expires_in_seconds if wanted.token is None else SYNC_EXPIRES_SECONDS
     expires_at = now + timedelta(seconds=expires_in_seconds)
     payment = Payment(
@@ -272,5 +272,5 @@ def _creation(services: Services, merchant: Merchant, wanted: NewPayment, reques
         log_id=LogId(uuid7()),
         key=request.key,
         fingerprint=request.fingerprint,
-        in_flight_until=now + timedelta(seconds=calls * services.psp_seconds + IN_FLIGHT_MARGIN_SECONDS),
+        in_flight_until=now + timedelta(seconds=calls * context.psp_seconds + IN_FLIGHT_MARGIN_SECONDS),
     )

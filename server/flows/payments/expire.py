@@ -16,30 +16,30 @@ from core.errors import PspOutcomeUnknown
 from core.evidence import EvidenceKind, Source
 from core.payment import Payment
 from core.schedule import COMPLETE_AFTER_SECONDS
+from server.flows.contexts import Psps
 from server.flows.payments.settle import settle
-from server.flows.services import Services
 
 
-async def expire(services: Services, payment: Payment) -> Payment:
+async def expire(context: Psps, payment: Payment) -> Payment:
     """Close the payment at the PSP and apply what the PSP says then.
 
     Raises `PspError` where nothing was learned, `DatabaseUnavailable`, `Overloaded`.
     """
     end = EvidenceKind.CANCELED if payment.is_sync else EvidenceKind.EXPIRED
     try:
-        with trio.fail_after(services.psp_seconds):
-            adapter = await services.psps.of(payment.psp_account_id)
+        with trio.fail_after(context.psp_seconds):
+            adapter = await context.psps.of(payment.psp_account_id)
             evidence = await adapter.close(payment, as_kind=end, source=Source.EXPIRY)
     except trio.TooSlowError as error:
         raise PspOutcomeUnknown("the PSP did not answer in time") from error
     is_absent = evidence.kind is EvidenceKind.NOT_FOUND
-    if is_absent and payment.reference is None and _is_long_ago(services, payment):
+    if is_absent and payment.reference is None and _is_long_ago(context, payment):
         evidence = replace(evidence, kind=EvidenceKind.UNREACHABLE if payment.is_sync else EvidenceKind.EXPIRED)
-    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=is_absent)
+    settled = await settle(context, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=is_absent)
     assert settled is not None
     return settled.payment
 
 
-def _is_long_ago(services: Services, payment: Payment) -> bool:
+def _is_long_ago(context: Psps, payment: Payment) -> bool:
     """Whether the first request has ended: it is older than any call to a PSP may be."""
-    return services.now() - payment.created_at > timedelta(seconds=COMPLETE_AFTER_SECONDS)
+    return context.now() - payment.created_at > timedelta(seconds=COMPLETE_AFTER_SECONDS)

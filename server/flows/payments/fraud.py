@@ -8,7 +8,7 @@ taken. The same payment may be asked about again. Where there is no answer, a pa
 on and is flagged `unchecked`; a larger one waits: a page is opened later, a token, which is never stored, is refused.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 import structlog
@@ -19,11 +19,10 @@ from core.evidence import Risk
 from core.ids import MERCHANT, PAYMENT, encode_id
 from core.payment import Payment
 from server.db.merchants.merchants import find_merchant
+from server.db.pool import Pool
 from server.http.client.client import Client
 from server.http.client.errors import ClientError
-
-if TYPE_CHECKING:
-    from server.flows.services import Services
+from server.telemetry import Metrics
 
 DEADLINE_SECONDS = 0.3
 UNAVAILABLE = "fraud_check_unavailable"
@@ -38,21 +37,23 @@ class _Answer(msgspec.Struct, frozen=True):
 class FraudCheck:
     """The way to the fraud check."""
 
-    def __init__(self, http: Client, *, url: str, token: str) -> None:
+    def __init__(self, http: Client, pool: Pool, metrics: Metrics, *, url: str, token: str) -> None:
         self._http = http
+        self._pool = pool
+        self._metrics = metrics
         self._url = url
         self._headers = [("content-type", "application/json")]
         if token:
             self._headers.append(("authorization", f"Bearer {token}"))
 
-    async def check(self, services: "Services", payment: Payment) -> Risk | None:
+    async def check(self, payment: Payment) -> Risk | None:
         """What it says of a payment, or what follows where it says nothing; None where the payment has to wait."""
         risk = await self._ask(payment)
-        services.metrics.fraud_checked(risk.value if risk is not None else "no_answer")
+        self._metrics.fraud_checked(risk.value if risk is not None else "no_answer")
         if risk is not None:
             return risk
         try:
-            async with services.db.pool.connection() as connection:
+            async with self._pool.connection() as connection:
                 merchant = await find_merchant(connection, payment.merchant_id)
         except (DatabaseUnavailable, Overloaded):
             return None

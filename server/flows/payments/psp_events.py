@@ -23,11 +23,11 @@ from server.db.payments.findings import add_finding, has_transfer
 from server.db.payments.payments import find_payment
 from server.db.psps.events import Outcome, record, was_seen
 from server.db.psps.inbox import NOBODY, InboxItem, InboxState, end_event, give_back, note_failure, park
+from server.flows.contexts import Psps
 from server.flows.payments.capture import carry_out
 from server.flows.payments.refund import adopt
 from server.flows.payments.settle import settle, settle_refund
 from server.flows.payments.verify import verify_again
-from server.flows.services import Services
 from server.psp.adapter import Adapter, Notice
 from server.uuid7 import uuid7
 
@@ -39,7 +39,7 @@ PATIENCE = timedelta(days=5)
 _log = structlog.get_logger()
 
 
-async def receive(services: Services, adapter: Adapter, notice: Notice) -> Outcome:
+async def receive(context: Psps, adapter: Adapter, notice: Notice) -> Outcome:
     """Apply a verified notice. Returns after the commit; repeating it changes nothing.
 
     TOO_EARLY is parked, and DEAD has failed often enough: neither is to be told again. Raises what went wrong, which the PSP then
@@ -49,77 +49,77 @@ async def receive(services: Services, adapter: Adapter, notice: Notice) -> Outco
     outcome = Outcome.DEAD
     try:
         notice = await _resolved(adapter, notice)
-        outcome = await _apply(services, adapter, notice)
+        outcome = await _apply(context, adapter, notice)
     except (DatabaseUnavailable, Overloaded, PspError):
         raise
     except Exception as error:  # noqa: BLE001 - counted, and raised again below
         failure = error
-    if failure is not None and await _failed(services, _item(services, adapter, notice, failure), notice) is InboxState.WAITING:
+    if failure is not None and await _failed(context, _item(context, adapter, notice, failure), notice) is InboxState.WAITING:
         raise failure
     if outcome is Outcome.TOO_EARLY:
-        await keep(services, adapter, notice)
-    services.metrics.psp_event(adapter.psp, outcome.value)
+        await keep(context, adapter, notice)
+    context.metrics.psp_event(adapter.psp, outcome.value)
     return outcome
 
 
-async def keep(services: Services, adapter: Adapter, notice: Notice) -> None:
+async def keep(context: Psps, adapter: Adapter, notice: Notice) -> None:
     """Park an event, to be tried again from the inbox."""
-    due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[0])
-    async with services.db.pool.connection() as connection:
-        await park(connection, _item(services, adapter, notice, None), due_at=due_at)
+    due_at = context.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[0])
+    async with context.pool.connection() as connection:
+        await park(connection, _item(context, adapter, notice, None), due_at=due_at)
 
 
-async def receive_unreadable(services: Services, adapter: Adapter, body: bytes, error: Malformed) -> Outcome:
+async def receive_unreadable(context: Psps, adapter: Adapter, body: bytes, error: Malformed) -> Outcome:
     """A signed event that cannot be read. Raises `Malformed` again, until it has failed often enough."""
     event_id = "sha256:" + hashlib.sha256(body).hexdigest()
     notice = Notice(event_id=event_id, event_type="unreadable", merchant_id=None, payment_id=None)
-    item = replace(_item(services, adapter, notice, error), notice=None)
-    if await _failed(services, item, notice) is InboxState.WAITING:
+    item = replace(_item(context, adapter, notice, error), notice=None)
+    if await _failed(context, item, notice) is InboxState.WAITING:
         raise error
-    services.metrics.psp_event(adapter.psp, Outcome.DEAD.value)
+    context.metrics.psp_event(adapter.psp, Outcome.DEAD.value)
     return Outcome.DEAD
 
 
-async def keep_unreadable(services: Services, adapter: Adapter, notice: Notice) -> None:
+async def keep_unreadable(context: Psps, adapter: Adapter, notice: Notice) -> None:
     """Keep an event of a list that cannot be read, as a dead letter: it will not be told again."""
     _log.error("an event of a PSP's list cannot be read", event_id=notice.event_id, type=notice.event_type, error=notice.problem)
-    item = replace(_item(services, adapter, notice, Malformed(notice.problem or "")), notice=None)
-    async with services.db.pool.connection() as connection:
-        await park(connection, item, due_at=services.now())
+    item = replace(_item(context, adapter, notice, Malformed(notice.problem or "")), notice=None)
+    async with context.pool.connection() as connection:
+        await park(connection, item, due_at=context.now())
 
 
-async def retry(services: Services, item: InboxItem) -> None:
+async def retry(context: Psps, item: InboxItem) -> None:
     """Try a claimed event of the inbox again."""
     error, outcome, notice = item.last_error, Outcome.DEAD, None
     try:
         if item.notice is not None:
             notice = msgspec.json.decode(item.notice, type=Notice)
-            adapter = await services.psps.of(item.psp_account_id)
+            adapter = await context.psps.of(item.psp_account_id)
             notice = await _resolved(adapter, notice)
-            outcome = await _apply(services, adapter, notice)
-            services.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
+            outcome = await _apply(context, adapter, notice)
+            context.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
     except (DatabaseUnavailable, Overloaded, PspError) as failure:
-        if services.now() - item.received_at < PATIENCE:
-            await put_back(services, item)
+        if context.now() - item.received_at < PATIENCE:
+            await put_back(context, item)
             return
         outcome, error = Outcome.TOO_EARLY, _text(failure)
     except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
         outcome, error = Outcome.TOO_EARLY, _text(failure)
     is_over = item.attempts >= len(INBOX_DELAYS_SECONDS) or outcome is Outcome.DEAD
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         if outcome not in (Outcome.TOO_EARLY, Outcome.DEAD):
             await end_event(connection, item, InboxState.DONE, due_at=None, error=error)
         elif not is_over:
-            due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[item.attempts])
+            due_at = context.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[item.attempts])
             await end_event(connection, item, InboxState.WAITING, due_at=due_at, error=error)
         elif await end_event(connection, item, InboxState.DEAD, due_at=None, error=error) and notice is not None:
-            await _report(services, notice, error)
+            await _report(context, notice, error)
 
 
-async def put_back(services: Services, item: InboxItem) -> None:
+async def put_back(context: Psps, item: InboxItem) -> None:
     """Put a claimed event back: nobody could be asked, and that was no attempt."""
-    async with services.db.pool.connection() as connection:
-        await give_back(connection, item, due_at=services.now() + timedelta(seconds=ASK_AGAIN_SECONDS))
+    async with context.pool.connection() as connection:
+        await give_back(connection, item, due_at=context.now() + timedelta(seconds=ASK_AGAIN_SECONDS))
 
 
 async def _resolved(adapter: Adapter, notice: Notice) -> Notice:
@@ -127,37 +127,37 @@ async def _resolved(adapter: Adapter, notice: Notice) -> Notice:
     return await adapter.resolve(notice) if notice.merchant_id is None and notice.reference is not None else notice
 
 
-async def _apply(services: Services, adapter: Adapter, notice: Notice) -> Outcome:
+async def _apply(context: Psps, adapter: Adapter, notice: Notice) -> Outcome:
     if notice.merchant_id is None or notice.payment_id is None or not notice.evidence:
         if notice.merchant_id is not None and notice.payment_id is not None:
-            await _remember(services, adapter.account_id, notice, Outcome.IGNORED)
+            await _remember(context, adapter.account_id, notice, Outcome.IGNORED)
         _log.debug("a PSP event is of no concern", psp=adapter.psp, type=notice.event_type, event_id=notice.event_id)
         return Outcome.IGNORED
     ids = notice.merchant_id, notice.payment_id
     if len(notice.evidence) > 1 or notice.evidence[0].refund_id is not None:
-        return await _apply_refunds(services, adapter, notice, ids)
+        return await _apply_refunds(context, adapter, notice, ids)
     evidence = notice.evidence[0]
-    if evidence.kind in DISPUTES and not await _is_its_turn(services, ids, evidence):
+    if evidence.kind in DISPUTES and not await _is_its_turn(context, ids, evidence):
         return Outcome.TOO_EARLY
     # Other evidence is idempotent by itself; a refused attempt is logged each time, so its event must be new.
-    if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(services, adapter.account_id, notice, ids):
+    if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(context, adapter.account_id, notice, ids):
         return Outcome.NOTHING_NEW
-    settled = await settle(services, *ids, evidence, psp_event=PspEvent(notice.event_id, notice.event_type))
+    settled = await settle(context, *ids, evidence, psp_event=PspEvent(notice.event_id, notice.event_type))
     if settled is None:
         return Outcome.TOO_EARLY
     if not settled.changed:
-        await _remember(services, adapter.account_id, notice, Outcome.NOTHING_NEW)
+        await _remember(context, adapter.account_id, notice, Outcome.NOTHING_NEW)
         return Outcome.NOTHING_NEW
     if is_provisionally_declined(settled.payment):
-        await verify_again(services, settled.payment)
+        await verify_again(context, settled.payment)
     if settled.payment.pending is not None and settled.payment.status in CLOSED:
-        await carry_out(services, settled.payment)  # money was authorized too late: it is released
+        await carry_out(context, settled.payment)  # money was authorized too late: it is released
     return Outcome.APPLIED
 
 
-async def _is_its_turn(services: Services, ids: tuple[MerchantId, PaymentId], evidence: Evidence) -> bool:
+async def _is_its_turn(context: Psps, ids: tuple[MerchantId, PaymentId], evidence: Evidence) -> bool:
     """Whether what a dispute is about has been told: the charge, and for its end its opening."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         payment = await find_payment(connection, *ids)
         if payment is None or evidence.money is None or evidence.money.amount_minor <= 0:
             return True
@@ -166,32 +166,32 @@ async def _is_its_turn(services: Services, ids: tuple[MerchantId, PaymentId], ev
         return bool(payment.captured_minor) and (is_opening or await has_transfer(connection, payment.merchant_id, opening))
 
 
-async def _apply_refunds(services: Services, adapter: Adapter, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> Outcome:
+async def _apply_refunds(context: Psps, adapter: Adapter, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> Outcome:
     """Refunds come several in one event; each is applied by itself, and the event is remembered when all are."""
     outcome = Outcome.NOTHING_NEW
     for evidence in notice.evidence:
         assert evidence.refund_id is not None
-        apply = partial(settle_refund, services, *ids, evidence.refund_id, evidence)
+        apply = partial(settle_refund, context, *ids, evidence.refund_id, evidence)
         settled = await apply()
         if settled is None:
-            if not await adopt(services, adapter, *ids, evidence):
+            if not await adopt(context, adapter, *ids, evidence):
                 return Outcome.TOO_EARLY
             settled = await apply()
         if settled is not None and settled.changed:
             outcome = Outcome.APPLIED
-    await _remember(services, adapter.account_id, notice, outcome)
+    await _remember(context, adapter.account_id, notice, outcome)
     return outcome
 
 
-async def _was_seen(services: Services, account_id: PspAccountId, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> bool:
-    async with services.db.pool.connection() as connection:
+async def _was_seen(context: Psps, account_id: PspAccountId, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> bool:
+    async with context.pool.connection() as connection:
         return await was_seen(connection, *ids, account_id, event_id=notice.event_id)
 
 
-async def _remember(services: Services, account_id: PspAccountId, notice: Notice, outcome: Outcome) -> None:
+async def _remember(context: Psps, account_id: PspAccountId, notice: Notice, outcome: Outcome) -> None:
     assert notice.merchant_id is not None
     assert notice.payment_id is not None
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         await record(
             connection,
             notice.merchant_id,
@@ -200,11 +200,11 @@ async def _remember(services: Services, account_id: PspAccountId, notice: Notice
             event_id=notice.event_id,
             event_type=notice.event_type,
             outcome=outcome,
-            now=services.now(),
+            now=context.now(),
         )
 
 
-def _item(services: Services, adapter: Adapter, notice: Notice, error: Exception | None) -> InboxItem:
+def _item(context: Psps, adapter: Adapter, notice: Notice, error: Exception | None) -> InboxItem:
     return InboxItem(
         merchant_id=notice.merchant_id or NOBODY,
         psp_account_id=adapter.account_id,
@@ -214,7 +214,7 @@ def _item(services: Services, adapter: Adapter, notice: Notice, error: Exception
         state=InboxState.WAITING,
         attempts=0,
         last_error=_text(error) if error is not None else "what it is about is not here yet",
-        received_at=services.now(),
+        received_at=context.now(),
     )
 
 
@@ -224,23 +224,23 @@ def _text(error: Exception) -> str:
     return said.replace("\0", "")[:ERROR_LENGTH_MAX]
 
 
-async def _failed(services: Services, item: InboxItem, notice: Notice) -> InboxState:
+async def _failed(context: Psps, item: InboxItem, notice: Notice) -> InboxState:
     """Count a failure, and tell a person of a new dead letter."""
     _log.warning("a PSP event could not be applied", event_id=notice.event_id, type=notice.event_type, error=item.last_error)
-    due_at = services.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[-1])
-    async with services.db.pool.connection() as connection:
-        state, is_news = await note_failure(connection, item, due_at=due_at, now=services.now())
+    due_at = context.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[-1])
+    async with context.pool.connection() as connection:
+        state, is_news = await note_failure(connection, item, due_at=due_at, now=context.now())
     if state is InboxState.DEAD and is_news:
-        await _report(services, notice, item.last_error)
+        await _report(context, notice, item.last_error)
     return state
 
 
-async def _report(services: Services, notice: Notice, error: str) -> None:
+async def _report(context: Psps, notice: Notice, error: str) -> None:
     _log.error("a PSP event is a dead letter", event_id=notice.event_id, type=notice.event_type, error=error)
     if notice.merchant_id is None or notice.payment_id is None:
         return
     told = ", ".join(f"{one.kind} {one.money or ''} as {one.reference}" for one in notice.evidence)
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         await add_finding(
             connection,
             notice.merchant_id,
@@ -248,5 +248,5 @@ async def _report(services: Services, notice: Notice, error: str) -> None:
             uuid7(),
             kind=Finding.UNMATCHED_EVENT,
             detail=f"event {notice.event_id}, {told}: {error}",
-            now=services.now(),
+            now=context.now(),
         )

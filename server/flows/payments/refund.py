@@ -21,11 +21,11 @@ from server.db.payments.balance_locked import change_under_lock
 from server.db.payments.change_row import ChangeRow
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund, postpone_refund
+from server.flows.contexts import Psps
 from server.flows.idempotency import Claimed, Request, answer, claim, give_up
 from server.flows.payments.capture import load
 from server.flows.payments.settle import Answering, encode_refund, row_of, settle, settle_refund
 from server.flows.payments.submit import key_lifetime
-from server.flows.services import Services
 from server.psp.adapter import Adapter
 from server.uuid7 import uuid7
 
@@ -49,29 +49,29 @@ Outcome = Refunded | Replay | Mismatch | InFlight
 
 
 async def refund(
-    services: Services, request: Request, payment_id: PaymentId, *, amount_minor: int | None, reason: str | None
+    context: Psps, request: Request, payment_id: PaymentId, *, amount_minor: int | None, reason: str | None
 ) -> Outcome:
     """Refund an amount, or all that is left. Raises `NotFound`, `Conflict`."""
-    payment = await load(services, request, payment_id)
+    payment = await load(context, request, payment_id)
     if payment.status is not Status.SUCCEEDED:
         raise Conflict(f"a payment that is {payment.status} has no money to give back", code="not_refundable")
-    claimed = await claim(services, request, ResourceId(payment_id), operation=KeyedOperation.REFUND, made_id=ResourceId(uuid7()))
+    claimed = await claim(context, request, ResourceId(payment_id), operation=KeyedOperation.REFUND, made_id=ResourceId(uuid7()))
     if not isinstance(claimed, Claimed):
         return claimed
     assert claimed.made_id is not None
     accepted = await accept(
-        services, payment, RefundId(claimed.made_id), amount_minor=amount_minor, reason=reason, source=Source.MERCHANT
+        context, payment, RefundId(claimed.made_id), amount_minor=amount_minor, reason=reason, source=Source.MERCHANT
     )
     if isinstance(accepted, Conflict):
-        await give_up(services, request, claimed)
+        await give_up(context, request, claimed)
         raise accepted
     answering = Answering(request, _is_answer)
     carry_on = _finish if claimed.resumed else send
-    sent = await carry_on(services, payment, accepted, answering=answering)
+    sent = await carry_on(context, payment, accepted, answering=answering)
     if sent.failure is not None:
-        await give_up(services, request, claimed)
+        await give_up(context, request, claimed)
     elif not sent.is_answered:
-        await answer(services, request, encode_refund(sent.refund))
+        await answer(context, request, encode_refund(sent.refund))
     return Refunded(sent.refund, failure=sent.failure, replayed=claimed.resumed)
 
 
@@ -83,21 +83,21 @@ def _is_answer(change: Change) -> bool:
 
 
 async def accept(
-    services: Services, payment: Payment, refund_id: RefundId, *, amount_minor: int | None, reason: str | None, source: Source
+    context: Psps, payment: Payment, refund_id: RefundId, *, amount_minor: int | None, reason: str | None, source: Source
 ) -> Refund | Conflict:
     """Commit a refund, once per id; a `Conflict` where payment or wallet do not hold enough."""
 
     def decide(locked: Payment, balances: Balances) -> ChangeRow:
         amount = amount_minor if amount_minor is not None else locked.refundable_minor
         change = request_refund(
-            locked, refund_id, amount_minor=amount, reason=reason, balances=balances, source=source, now=services.now()
+            locked, refund_id, amount_minor=amount, reason=reason, balances=balances, source=source, now=context.now()
         )
         return row_of(change)
 
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         try:
             written = await change_under_lock(
-                connection, services.db.change_group, payment.merchant_id, payment.id, decide, unless_refund=refund_id
+                connection, context.change_group, payment.merchant_id, payment.id, decide, unless_refund=refund_id
             )
         except Conflict as error:
             return error
@@ -107,7 +107,7 @@ async def accept(
     return accepted
 
 
-async def adopt(services: Services, adapter: Adapter, merchant_id: MerchantId, payment_id: PaymentId, told: Evidence) -> bool:
+async def adopt(context: Psps, adapter: Adapter, merchant_id: MerchantId, payment_id: PaymentId, told: Evidence) -> bool:
     """Accept a refund that was made at the PSP, once: it has happened, so it posts whatever the wallet holds.
 
     The PSP is asked how it stands now, since what was told may be older than its failure. False where it cannot be yet: the
@@ -118,15 +118,15 @@ async def adopt(services: Services, adapter: Adapter, merchant_id: MerchantId, p
     assert refund_id is not None
     if reference is None or refund_id != made_at_the_psp(payment_id, reference):
         return False
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         payment = await find_payment(connection, merchant_id, payment_id)
     if payment is None or payment.status is not Status.SUCCEEDED:
         return False
     if told.money is None or not _is_of(payment, told):
         raise Conflict("a refund made at the PSP does not fit its payment", code="refund_mismatch")
-    known = made_there(payment, reference, money=told.money, now=services.now())
+    known = made_there(payment, reference, money=told.money, now=context.now())
     try:
-        with trio.fail_after(services.psp_seconds):
+        with trio.fail_after(context.psp_seconds):
             seen = await adapter.fetch_refund(payment, known, source=Source.RECHECK)
     except trio.TooSlowError as error:
         raise PspOutcomeUnknown("the PSP did not answer in time") from error
@@ -145,13 +145,13 @@ async def adopt(services: Services, adapter: Adapter, merchant_id: MerchantId, p
             reason="made at the payment provider",
             balances=balances,
             source=Source.WEBHOOK,
-            now=services.now(),
+            now=context.now(),
             reference=reference,
         )
         return row_of(change)
 
-    async with services.db.pool.connection() as connection:
-        await change_under_lock(connection, services.db.change_group, merchant_id, payment_id, decide, unless_refund=refund_id)
+    async with context.pool.connection() as connection:
+        await change_under_lock(connection, context.change_group, merchant_id, payment_id, decide, unless_refund=refund_id)
     return True
 
 
@@ -160,14 +160,14 @@ def _is_of(payment: Payment, evidence: Evidence) -> bool:
     return is_same and evidence.money is not None and evidence.money.currency == payment.money.currency
 
 
-async def send(services: Services, payment: Payment, accepted: Refund, *, answering: Answering | None = None) -> Refunded:
+async def send(context: Psps, payment: Payment, accepted: Refund, *, answering: Answering | None = None) -> Refunded:
     """Ask the PSP for a refund and apply what it says. Repeating it changes nothing, as long as the PSP remembers its key."""
-    if services.now() - accepted.created_at > await key_lifetime(services, payment):
+    if context.now() - accepted.created_at > await key_lifetime(context, payment):
         return Refunded(accepted, failure=PspOutcomeUnknown("the refund is too old to be repeated"))
     failure: PspError | None = None
     try:
-        with trio.fail_after(services.psp_seconds):
-            adapter = await services.psps.of(payment.psp_account_id)
+        with trio.fail_after(context.psp_seconds):
+            adapter = await context.psps.of(payment.psp_account_id)
             evidence = await adapter.refund(payment, accepted)
     except PspUnreachable as error:
         return Refunded(accepted, failure=error)
@@ -184,63 +184,63 @@ async def send(services: Services, payment: Payment, accepted: Refund, *, answer
     except (PspOutcomeUnknown, trio.TooSlowError) as error:
         failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
         evidence = evidence_about(payment, EvidenceKind.REFUND_LOST, Source.MERCHANT, refund_id=accepted.id)
-    settled = await settle_refund(services, payment.merchant_id, payment.id, accepted.id, evidence, answering=answering)
+    settled = await settle_refund(context, payment.merchant_id, payment.id, accepted.id, evidence, answering=answering)
     assert settled is not None
     assert settled.refund is not None
     is_open = settled.refund.status in (RefundStatus.PENDING, RefundStatus.UNKNOWN)
     return Refunded(settled.refund, failure=failure if is_open else None, is_answered=settled.is_answered)
 
 
-async def _finish(services: Services, payment: Payment, known: Refund, *, answering: Answering | None = None) -> Refunded:
+async def _finish(context: Psps, payment: Payment, known: Refund, *, answering: Answering | None = None) -> Refunded:
     """Go on with a refund that was begun before: ask how it stands, and repeat it only where the PSP does not know it."""
     if known.status not in (RefundStatus.PENDING, RefundStatus.UNKNOWN):
         return Refunded(known)
     try:
-        with trio.fail_after(services.psp_seconds):
-            adapter = await services.psps.of(known.psp_account_id)
+        with trio.fail_after(context.psp_seconds):
+            adapter = await context.psps.of(known.psp_account_id)
             evidence = await adapter.fetch_refund(payment, known, source=Source.RECHECK)
     except (PspError, trio.TooSlowError) as error:
         return Refunded(known, failure=error if isinstance(error, PspError) else PspOutcomeUnknown("no answer in time"))
     if evidence.kind is EvidenceKind.REFUND_NOT_FOUND and not known.is_accepted:
-        return await send(services, payment, known, answering=answering)
-    settled = await settle_refund(services, payment.merchant_id, payment.id, known.id, evidence, answering=answering)
+        return await send(context, payment, known, answering=answering)
+    settled = await settle_refund(context, payment.merchant_id, payment.id, known.id, evidence, answering=answering)
     assert settled is not None
     assert settled.refund is not None
     if not settled.changed:
-        async with services.db.pool.connection() as connection:
-            await postpone_refund(connection, known, due_at=next_refund_look_at(settled.refund, now=services.now()))
+        async with context.pool.connection() as connection:
+            await postpone_refund(connection, known, due_at=next_refund_look_at(settled.refund, now=context.now()))
     return Refunded(settled.refund, is_answered=settled.is_answered)
 
 
-async def finish_refund(services: Services, due: Refund) -> None:
+async def finish_refund(context: Psps, due: Refund) -> None:
     """Follow a due refund up. Raises `PspError` where nothing was learned."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         payment = await find_payment(connection, due.merchant_id, due.payment_id)
     assert payment is not None
-    finished = await _finish(services, payment, due)
+    finished = await _finish(context, payment, due)
     if finished.failure is not None:
         raise finished.failure
 
 
-async def look_in_vain(services: Services, due: Refund) -> None:
+async def look_in_vain(context: Psps, due: Refund) -> None:
     """Count a look at a refund that brought nothing, so that looking ends with a finding for a person."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         payment = await find_payment(connection, due.merchant_id, due.payment_id)
     assert payment is not None
     evidence = evidence_about(payment, EvidenceKind.REFUND_NOT_FOUND, Source.RECHECK, refund_id=due.id)
-    await settle_refund(services, due.merchant_id, due.payment_id, due.id, evidence)
+    await settle_refund(context, due.merchant_id, due.payment_id, due.id, evidence)
 
 
-async def give_back(services: Services, payment: Payment) -> None:
+async def give_back(context: Psps, payment: Payment) -> None:
     """Refund money that came after its payment was over, once: the refund's id is the payment's own.
 
     Where payment or wallet do not hold enough, a person is told, once.
     """
     accepted = await accept(
-        services, payment, payment.late_refund_id, amount_minor=None, reason="paid too late", source=Source.POLICY
+        context, payment, payment.late_refund_id, amount_minor=None, reason="paid too late", source=Source.POLICY
     )
     if isinstance(accepted, Conflict):
         refused = evidence_about(payment, EvidenceKind.LATE_REFUND_REFUSED, Source.POLICY)
-        await settle(services, payment.merchant_id, payment.id, refused, known=payment, only_if_unchanged=True)
+        await settle(context, payment.merchant_id, payment.id, refused, known=payment, only_if_unchanged=True)
         return
-    await _finish(services, payment, accepted)
+    await _finish(context, payment, accepted)

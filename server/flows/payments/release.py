@@ -6,11 +6,11 @@ from core.refund_transition import Balances
 from core.transition import apply
 from server.db.payments.balance_locked import change_under_lock
 from server.db.payments.change_row import ChangeRow
+from server.flows.contexts import Settlement
 from server.flows.payments.settle import row_of
-from server.flows.services import Services
 
 
-async def release(services: Services, payment: Payment) -> None:
+async def release(context: Settlement, payment: Payment) -> None:
     """Move what the payment brought from the pending wallet to the available one, once.
 
     Refunds may have used some of the pending money: no more moves than there is. Raises `DatabaseUnavailable`, `Overloaded`.
@@ -20,8 +20,8 @@ async def release(services: Services, payment: Payment) -> None:
         if locked.release_at is None or locked.status is not Status.SUCCEEDED:
             return None
         evidence = evidence_about(locked, EvidenceKind.RELEASED, Source.POLICY)
-        change = apply(locked, evidence, now=services.now())
+        change = apply(locked, evidence, now=context.now())
         return row_of(change, pending_minor=balances.pending_minor) if change is not None else None
 
-    async with services.db.pool.connection() as connection:
-        await change_under_lock(connection, services.db.change_group, payment.merchant_id, payment.id, decide)
+    async with context.pool.connection() as connection:
+        await change_under_lock(connection, context.change_group, payment.merchant_id, payment.id, decide)

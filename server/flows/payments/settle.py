@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from core.errors import Overloaded
-from core.events import event_type_of, payment_data, refund_data
+from core.events import event_type_of
 from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding
 from core.idempotency import Reply
 from core.ids import EventId, LogId, MerchantId, PaymentId, RefundId
@@ -21,6 +21,7 @@ from core.payment import Change, Payment
 from core.refund import Refund
 from core.refund_transition import apply_refund
 from core.transition import apply
+from server import resources
 from server.db.connection import Connection
 from server.db.payments.change_row import ChangeRow, PspEvent
 from server.db.payments.changes import Applied
@@ -28,8 +29,8 @@ from server.db.payments.findings import has_open_finding, has_transfer
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund
 from server.db.psps.events import was_seen
+from server.flows.contexts import Settlement
 from server.flows.idempotency import Request
-from server.flows.services import Services
 from server.uuid7 import uuid7
 
 ROUNDS_MAX = 16
@@ -58,16 +59,16 @@ class Answering:
 
 def encode_payment(payment: Payment) -> bytes:
     """A payment in JSON, as merchants see it."""
-    return msgspec.json.encode(payment_data(payment))
+    return msgspec.json.encode(resources.Payment.of(payment))
 
 
 def encode_refund(refund: Refund) -> bytes:
     """A refund in JSON, as merchants see it."""
-    return msgspec.json.encode(refund_data(refund))
+    return msgspec.json.encode(resources.Refund.of(refund))
 
 
 async def settle(
-    services: Services,
+    context: Settlement,
     merchant_id: MerchantId,
     payment_id: PaymentId,
     evidence: Evidence,
@@ -85,18 +86,18 @@ async def settle(
     """
 
     async def think(payment: Payment) -> tuple[Change | None, Refund | None]:
-        change = apply(payment, evidence, now=services.now())
+        change = apply(payment, evidence, now=context.now())
         if change is not None and (change.is_mismatch or evidence.kind in DISPUTES):
-            async with services.db.pool.connection() as connection:
+            async with context.pool.connection() as connection:
                 if not change.is_mismatch and evidence.kind is not EvidenceKind.DISPUTED:
                     opening = dispute_transfer(payment, replace(evidence, kind=EvidenceKind.DISPUTED))
                     if not await has_transfer(connection, merchant_id, opening):
-                        change = mismatch(payment, evidence, now=services.now())  # the end of another dispute
+                        change = mismatch(payment, evidence, now=context.now())  # the end of another dispute
                 change = await _unless_written(connection, change)
         return change, None
 
     return await _change(
-        services,
+        context,
         (merchant_id, payment_id),
         think,
         known=known,
@@ -108,7 +109,7 @@ async def settle(
 
 
 async def settle_refund(
-    services: Services,
+    context: Settlement,
     merchant_id: MerchantId,
     payment_id: PaymentId,
     refund_id: RefundId,
@@ -119,17 +120,17 @@ async def settle_refund(
     """Apply evidence to a refund and its payment; None where there is no such refund. Otherwise like `settle`."""
 
     async def think(payment: Payment) -> tuple[Change | None, Refund | None]:
-        async with services.db.pool.connection() as connection:
+        async with context.pool.connection() as connection:
             refund = await find_refund(connection, merchant_id, payment_id, refund_id)
             if refund is None:
                 return None, None
-            change = apply_refund(payment, refund, evidence, now=services.now())
+            change = apply_refund(payment, refund, evidence, now=context.now())
             if change is not None and change.is_mismatch:
                 change = await _unless_written(connection, change)
             return change, change.refund if change is not None else refund
 
     settled = await _change(
-        services,
+        context,
         (merchant_id, payment_id),
         think,
         known=None,
@@ -142,7 +143,7 @@ async def settle_refund(
 
 
 async def _change(
-    services: Services,
+    context: Settlement,
     ids: tuple[MerchantId, PaymentId],
     think: Callable[[Payment], Awaitable[tuple[Change | None, Refund | None]]],
     *,
@@ -155,7 +156,7 @@ async def _change(
     payment = known
     for _ in range(ROUNDS_MAX):
         if payment is None:
-            async with services.db.pool.connection() as connection:
+            async with context.pool.connection() as connection:
                 payment = await find_payment(connection, *ids)
         if payment is None:
             return None
@@ -163,11 +164,11 @@ async def _change(
         if change is None:
             return Settled(payment, changed=False, refund=refund)
         row = row_of(change, psp_event=psp_event, answering=answering)
-        result = await services.db.changes.submit(row)
+        result = await context.changes.submit(row)
         if isinstance(result, Applied):
-            services.notify(result)
+            context.notify(result)
             return Settled(change.after, changed=True, refund=refund, is_answered=row.reply is not None)
-        async with services.db.pool.connection() as connection:
+        async with context.pool.connection() as connection:
             payment = await find_payment(connection, *ids)
             if payment is not None and (only_if_unchanged or await _was_seen(connection, payment, evidence, psp_event)):
                 return Settled(payment, changed=False, refund=refund)

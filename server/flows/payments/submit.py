@@ -17,11 +17,11 @@ from core.errors import PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
 from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
+from server.flows.contexts import Payments, Psps
 from server.flows.idempotency import Request, answer
 from server.flows.payments.fraud import UNAVAILABLE
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.payments.verify import close_what_is_over, verify_again
-from server.flows.services import Services
 from server.uuid7 import uuid7
 
 _log = structlog.get_logger()
@@ -50,44 +50,44 @@ def is_opened(payment: Payment) -> bool:
     return payment.payment_url is not None
 
 
-async def key_lifetime(services: Services, payment: Payment) -> timedelta:
+async def key_lifetime(context: Psps, payment: Payment) -> timedelta:
     """How long the payment's PSP remembers an idempotency key; nothing is repeated after that."""
-    adapter = await services.psps.find(payment.psp_account_id)
+    adapter = await context.psps.find(payment.psp_account_id)
     return adapter.capabilities.key_lifetime if adapter is not None else timedelta()
 
 
-async def open_again(services: Services, payment: Payment) -> Payment:
+async def open_again(context: Payments, payment: Payment) -> Payment:
     """Open the page of a payment whose request died before it had: the PSP does not know it. Never charges."""
     assert not payment.is_sync
-    is_nearly_over = services.now() + timedelta(seconds=services.psp_seconds) > payment.expires_at
-    is_too_old = services.now() - payment.created_at > await key_lifetime(services, payment)
+    is_nearly_over = context.now() + timedelta(seconds=context.psp_seconds) > payment.expires_at
+    is_too_old = context.now() - payment.created_at > await key_lifetime(context, payment)
     if is_opened(payment) or is_nearly_over or is_too_old:
         return payment
-    return await open_payment(services, payment, Opening())
+    return await open_payment(context, payment, Opening())
 
 
-async def open_payment(services: Services, payment: Payment, opening: Opening) -> Payment:
+async def open_payment(context: Payments, payment: Payment, opening: Opening) -> Payment:
     """Open or charge the payment, and apply what came of it. Returns it as it stands then."""
     risk: Risk | None = None
-    if services.fraud is not None and payment.risk is None:
-        risk = await services.fraud.check(services, payment)
+    if context.fraud is not None and payment.risk is None:
+        risk = await context.fraud.check(payment)
         if risk is None or risk is Risk.DENIED:
-            return await _not_allowed(services, payment, opening, risk)
+            return await _not_allowed(context, payment, opening, risk)
     left = list(opening.others)
     while True:
-        payment, evidence = await _ask(services, payment, opening, risk)
+        payment, evidence = await _ask(context, payment, opening, risk)
         if evidence is None or evidence.kind is not EvidenceKind.UNREACHABLE:
             break
-        rerouted = await _reroute(services, payment, left, until=opening.until)
+        rerouted = await _reroute(context, payment, left, until=opening.until)
         if rerouted is None:
             break
         payment = rerouted
     if evidence is None or (evidence.kind is EvidenceKind.UNREACHABLE and opening.may_wait):
         return payment
-    return await _apply(services, payment, replace(evidence, risk=risk) if risk is not None else evidence, opening)
+    return await _apply(context, payment, replace(evidence, risk=risk) if risk is not None else evidence, opening)
 
 
-async def _not_allowed(services: Services, payment: Payment, opening: Opening, risk: Risk | None) -> Payment:
+async def _not_allowed(context: Payments, payment: Payment, opening: Opening, risk: Risk | None) -> Payment:
     """A denied payment ends. One that could not be checked waits where it can, and ends where it cannot: a token is not kept."""
     if risk is None and not payment.is_sync:
         return payment
@@ -96,7 +96,7 @@ async def _not_allowed(services: Services, payment: Payment, opening: Opening, r
     if payment.status is not Status.PENDING or (payment.is_sync and not opening.is_first):
         return payment  # an earlier request may have charged it: it is asked about, not ended here
     settled = await settle(
-        services,
+        context,
         payment.merchant_id,
         payment.id,
         denied,
@@ -108,11 +108,11 @@ async def _not_allowed(services: Services, payment: Payment, opening: Opening, r
     return settled.payment
 
 
-async def _apply(services: Services, payment: Payment, evidence: Evidence, opening: Opening) -> Payment:
+async def _apply(context: Payments, payment: Payment, evidence: Evidence, opening: Opening) -> Payment:
     request = opening.request
     is_open = evidence.kind in (EvidenceKind.OPENED, EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED)
     settled = await settle(
-        services,
+        context,
         payment.merchant_id,
         payment.id,
         evidence,
@@ -123,33 +123,33 @@ async def _apply(services: Services, payment: Payment, evidence: Evidence, openi
     assert settled is not None
     after = settled.payment
     if request is not None and not settled.is_answered and is_opened(after):
-        await answer(services, request, encode_payment(after))
+        await answer(context, request, encode_payment(after))
     was_opened_too_late = is_open and not payment.is_sync and after.status in (Status.EXPIRED, Status.CANCELED)
     is_refused = evidence.kind in (EvidenceKind.REJECTED, EvidenceKind.UNREACHABLE)
     is_left_open = is_refused and after.status is Status.CANCELED and after.reference is not None
     if was_opened_too_late or is_left_open:
-        await close_what_is_over(services, after)
+        await close_what_is_over(context, after)
     if is_provisionally_declined(after):
-        return await verify_again(services, after)
+        return await verify_again(context, after)
     return after
 
 
-async def _ask(services: Services, payment: Payment, opening: Opening, risk: Risk | None) -> tuple[Payment, Evidence | None]:
+async def _ask(context: Payments, payment: Payment, opening: Opening, risk: Risk | None) -> tuple[Payment, Evidence | None]:
     """Call the PSP: the payment as it stood at the last call, and what was learned; None for nothing."""
     is_first = opening.is_first
     try:
-        adapter = services.psps.loaded(payment.psp_account_id)
+        adapter = context.psps.loaded(payment.psp_account_id)
         if adapter is None:
-            with trio.fail_after(services.psp_seconds):
-                adapter = await services.psps.of(payment.psp_account_id)
+            with trio.fail_after(context.psp_seconds):
+                adapter = await context.psps.of(payment.psp_account_id)
         if opening.token is not None and not adapter.capabilities.charges_in_two_steps:
             return payment, await adapter.charge(payment, opening.token)  # one call, which its wire bounds in time
-        with trio.fail_after(services.psp_seconds):
+        with trio.fail_after(context.psp_seconds):
             if opening.token is None:
                 return payment, await adapter.create_intent(payment)
             if payment.reference is None:
                 prepared = await adapter.prepare(payment, opening.token)
-                payment = await _prepare(services, payment, replace(prepared, risk=risk))
+                payment = await _prepare(context, payment, replace(prepared, risk=risk))
                 if payment.status not in UNSETTLED or payment.reference is None:
                     return payment, None  # something else has happened to it meanwhile
             return payment, await adapter.charge(payment, opening.token)
@@ -164,30 +164,30 @@ async def _ask(services: Services, payment: Payment, opening: Opening, risk: Ris
         return payment, evidence_about(payment, EvidenceKind.LOST, Source.CREATE)
 
 
-async def _prepare(services: Services, payment: Payment, evidence: Evidence) -> Payment:
+async def _prepare(context: Payments, payment: Payment, evidence: Evidence) -> Payment:
     """Commit the reference of the object that will be charged."""
-    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
+    settled = await settle(context, payment.merchant_id, payment.id, evidence, known=payment)
     assert settled is not None
     return settled.payment
 
 
-async def _reroute(services: Services, payment: Payment, left: list[PspAccountId], *, until: datetime | None) -> Payment | None:
+async def _reroute(context: Payments, payment: Payment, left: list[PspAccountId], *, until: datetime | None) -> Payment | None:
     """Commit a new operation at the next healthy account of those `left`; None where there is none, or it is too late."""
-    is_late = until is None or services.now() + timedelta(seconds=services.psp_seconds) > until
+    is_late = until is None or context.now() + timedelta(seconds=context.psp_seconds) > until
     if payment.reference is not None or is_late:
         return None
     while left:
         account_id = left.pop(0)
-        adapter = await services.psps.find(account_id)
+        adapter = await context.psps.find(account_id)
         if account_id == payment.psp_account_id or adapter is None or not (adapter.is_enabled and adapter.guard.is_healthy):
             continue
         wanted = evidence_about(
             payment, EvidenceKind.REROUTED, Source.CREATE, requested_id=OperationId(uuid7()), rerouted_to=account_id
         )
-        settled = await settle(services, payment.merchant_id, payment.id, wanted, known=payment, only_if_unchanged=True)
+        settled = await settle(context, payment.merchant_id, payment.id, wanted, known=payment, only_if_unchanged=True)
         if settled is None or not settled.changed:
             return None
-        services.metrics.failed_over(payment.psp_account_id, account_id)
+        context.metrics.failed_over(payment.psp_account_id, account_id)
         _log.warning("a payment goes to another PSP", payment=str(payment.id), psp_account=encode_id(PSP_ACCOUNT, account_id))
         return settled.payment
     return None

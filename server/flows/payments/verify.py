@@ -11,8 +11,8 @@ import trio
 from core.errors import DatabaseUnavailable, FlorinError, Overloaded, PspBusy, PspError, PspOutcomeUnknown
 from core.evidence import Evidence, EvidenceKind, Source
 from core.payment import Payment, Status, is_provisionally_declined
+from server.flows.contexts import Psps
 from server.flows.payments.settle import settle
-from server.flows.services import Services
 
 CONCURRENCY_MAX = 2_500
 _log = structlog.get_logger()
@@ -29,17 +29,17 @@ class Verified:
     failure: FlorinError | None = None
 
 
-async def look(services: Services, payment: Payment, *, source: Source) -> Evidence:
+async def look(context: Psps, payment: Payment, *, source: Source) -> Evidence:
     """How the payment stands at the PSP. Raises `PspError` where nothing was learned within the PSP deadline."""
     try:
-        with trio.fail_after(services.psp_seconds):
-            adapter = await services.psps.of(payment.psp_account_id)
+        with trio.fail_after(context.psp_seconds):
+            adapter = await context.psps.of(payment.psp_account_id)
             return await adapter.fetch(payment, source=source)
     except trio.TooSlowError as error:
         raise PspOutcomeUnknown("the PSP did not answer in time") from error
 
 
-async def verify(services: Services, payment: Payment, *, source: Source) -> Payment:
+async def verify(context: Psps, payment: Payment, *, source: Source) -> Payment:
     """The payment after a fetch of its operation. Never charges.
 
     A decline or an absence is evidence only about the payment as it was when we asked: with another change in between it is
@@ -47,55 +47,55 @@ async def verify(services: Services, payment: Payment, *, source: Source) -> Pay
 
     Raises `PspError` where nothing was learned within the PSP deadline, `DatabaseUnavailable`, `Overloaded`.
     """
-    evidence = await look(services, payment, source=source)
+    evidence = await look(context, payment, source=source)
     about_then = evidence.kind in (EvidenceKind.DECLINED, EvidenceKind.NOT_FOUND)
-    settled = await settle(services, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=about_then)
+    settled = await settle(context, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=about_then)
     assert settled is not None
     if settled.changed and settled.payment.status is Status.DECLINED:
-        await _close_declined(services, settled.payment)
+        await _close_declined(context, settled.payment)
     return settled.payment
 
 
-async def _close_declined(services: Services, payment: Payment) -> None:
+async def _close_declined(context: Psps, payment: Payment) -> None:
     """At a PSP that charges in two steps what was declined could be paid in another way: close it, behind the reply."""
-    adapter = await services.psps.find(payment.psp_account_id)
+    adapter = await context.psps.find(payment.psp_account_id)
     if adapter is None or not payment.is_sync or not adapter.capabilities.charges_in_two_steps:
         return
     try:
-        services.background.start(partial(close_what_is_over, services, payment))
+        context.background.start(partial(close_what_is_over, context, payment))
     except Overloaded:
         _log.warning("a declined payment is left open at its PSP", payment=str(payment.id))
 
 
-async def close_what_is_over(services: Services, payment: Payment) -> None:
+async def close_what_is_over(context: Psps, payment: Payment) -> None:
     """Close what the PSP has open of a payment that is over. Where that fails, money that comes is late."""
-    with trio.move_on_after(services.psp_seconds):
+    with trio.move_on_after(context.psp_seconds):
         try:
-            adapter = await services.psps.of(payment.psp_account_id)
+            adapter = await context.psps.of(payment.psp_account_id)
             evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.CREATE)
         except PspError as error:
             _log.warning("a payment that is over is left open at its PSP", payment=str(payment.id), error=str(error))
             return
-        await settle(services, payment.merchant_id, payment.id, evidence, known=payment)
+        await settle(context, payment.merchant_id, payment.id, evidence, known=payment)
 
 
-async def verify_if_possible(services: Services, payment: Payment, *, source: Source, seconds: float) -> Payment:
+async def verify_if_possible(context: Psps, payment: Payment, *, source: Source, seconds: float) -> Payment:
     """Like `verify`, but whatever goes wrong within `seconds` leaves the payment as it was known."""
     with trio.move_on_after(seconds):
         try:
-            return await verify(services, payment, source=source)
+            return await verify(context, payment, source=source)
         except (PspError, DatabaseUnavailable, Overloaded):
             pass
     return payment
 
 
-async def verify_again(services: Services, payment: Payment) -> Payment:
+async def verify_again(context: Psps, payment: Payment) -> Payment:
     """The second look at a decline; where nothing can be learned now, the follow-up job looks."""
-    return await verify_if_possible(services, payment, source=Source.RECHECK, seconds=services.psp_seconds)
+    return await verify_if_possible(context, payment, source=Source.RECHECK, seconds=context.psp_seconds)
 
 
 async def verify_all(
-    services: Services,
+    context: Psps,
     payments: Iterable[Payment],
     send: trio.MemorySendChannel[Verified],
     *,
@@ -118,25 +118,25 @@ async def verify_all(
                     first = next(left, None)
                     if first is None:
                         break
-                    nursery.start_soon(_verify_one_after_another, services, first, left, send, source)
+                    nursery.start_soon(_verify_one_after_another, context, first, left, send, source)
 
 
 async def _verify_one_after_another(
-    services: Services, first: Payment, left: Iterator[Payment], send: trio.MemorySendChannel[Verified], source: Source
+    context: Psps, first: Payment, left: Iterator[Payment], send: trio.MemorySendChannel[Verified], source: Source
 ) -> None:
     payment: Payment | None = first
     while payment is not None:
-        await send.send(await verify_patiently(services, payment, source))
+        await send.send(await verify_patiently(context, payment, source))
         payment = next(left, None)
 
 
-async def verify_patiently(services: Services, payment: Payment, source: Source) -> Verified:
+async def verify_patiently(context: Psps, payment: Payment, source: Source) -> Verified:
     """Verify a payment, with the second look at a decline; while there is no room, wait."""
     for _ in range(PATIENCE_MAX):
         try:
-            after = await verify(services, payment, source=source)
+            after = await verify(context, payment, source=source)
             if is_provisionally_declined(after) and not is_provisionally_declined(payment):
-                after = await verify_again(services, after)
+                after = await verify_again(context, after)
             return Verified(after)
         except (PspBusy, Overloaded) as error:
             failure, wait_seconds = error, error.retry_after_seconds if isinstance(error, PspBusy) else BUSY_SECONDS

@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 
 from core.errors import Conflict, NotFound, Unprocessable
-from core.events import ENDPOINT_TEST, endpoint_data
+from core.events import ENDPOINT_TEST
 from core.ids import EndpointId, EventId, MerchantId
 from core.redaction import redacted_url
 from core.signing import standard_secret
@@ -35,7 +35,8 @@ from server.db.webhooks.endpoints import (
     release_holds,
     rotate_secret,
 )
-from server.flows.services import Services
+from server.flows.contexts import Webhooks
+from server.resources import EndpointState
 from server.sealing import Sealer
 from server.uuid7 import drawn_at
 
@@ -67,29 +68,29 @@ def seal_secret(sealer: Sealer, secret: str, *, merchant_id: MerchantId, endpoin
     return sealer.seal(secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant_id)
 
 
-async def make(services: Services, merchant: Merchant, wanted: NewEndpoint, made: UUID) -> tuple[Endpoint, str]:
+async def make(context: Webhooks, merchant: Merchant, wanted: NewEndpoint, made: UUID) -> tuple[Endpoint, str]:
     """A new endpoint of that id, or the one that is there already, and its secret. Raises `Unprocessable`, `Conflict`."""
     endpoint_id = EndpointId(made)
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         stored = await find_endpoint(connection, merchant.id, endpoint_id)
     if stored is None:
-        await services.destinations.require(wanted.url, is_live=merchant.mode == "live", of=merchant.id)
-        async with services.db.pool.connection() as connection, connection.atomic():
+        await context.destinations.require(wanted.url, is_live=merchant.mode == "live", of=merchant.id)
+        async with context.pool.connection() as connection, connection.atomic():
             if await count_endpoints(connection, merchant.id) >= ENDPOINTS_MAX:
                 raise Conflict(f"a merchant has at most {ENDPOINTS_MAX} webhook endpoints", code="too_many_endpoints")
-            stored = await add_endpoint(connection, _new(services, merchant.id, endpoint_id, wanted))
+            stored = await add_endpoint(connection, _new(context, merchant.id, endpoint_id, wanted))
         if stored is None:
             raise Conflict("the endpoint that this key made was deleted: use a new key", code="endpoint_deleted")
-    return stored, _secret_of(services, stored)
+    return stored, _secret_of(context, stored)
 
 
-def _new(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId, wanted: NewEndpoint) -> Endpoint:
-    now = services.now()
+def _new(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, wanted: NewEndpoint) -> Endpoint:
+    now = context.now()
     return Endpoint(
         id=endpoint_id,
         merchant_id=merchant_id,
         url=wanted.url,
-        sealed_secret=seal_secret(services.sealer, draw_secret(), merchant_id=merchant_id, endpoint_id=endpoint_id),
+        sealed_secret=seal_secret(context.sealer, draw_secret(), merchant_id=merchant_id, endpoint_id=endpoint_id),
         created_at=now,
         updated_at=now,
         mode=wanted.mode,
@@ -100,19 +101,19 @@ def _new(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId, w
     )
 
 
-def _secret_of(services: Services, endpoint: Endpoint) -> str:
-    return services.sealer.open(endpoint.sealed_secret, table="webhook_endpoints", row=endpoint.id, merchant=endpoint.merchant_id)
+def _secret_of(context: Webhooks, endpoint: Endpoint) -> str:
+    return context.sealer.open(endpoint.sealed_secret, table="webhook_endpoints", row=endpoint.id, merchant=endpoint.merchant_id)
 
 
-async def listed(services: Services, merchant_id: MerchantId) -> list[Endpoint]:
+async def listed(context: Webhooks, merchant_id: MerchantId) -> list[Endpoint]:
     """A merchant's endpoints, oldest first."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         return await list_endpoints(connection, merchant_id)
 
 
-async def find(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint:
+async def find(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint:
     """One endpoint. Raises `NotFound`."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         endpoint = await find_endpoint(connection, merchant_id, endpoint_id)
     if endpoint is None:
         raise NotFound("no such webhook endpoint")
@@ -120,16 +121,16 @@ async def find(services: Services, merchant_id: MerchantId, endpoint_id: Endpoin
 
 
 async def change(
-    services: Services, merchant: Merchant, endpoint_id: EndpointId, edit: Callable[[Endpoint], Endpoint]
+    context: Webhooks, merchant: Merchant, endpoint_id: EndpointId, edit: Callable[[Endpoint], Endpoint]
 ) -> Endpoint:
     """Change an endpoint as a merchant may. Raises `NotFound`, `Unprocessable`."""
-    before = await find(services, merchant.id, endpoint_id)
+    before = await find(context, merchant.id, endpoint_id)
     url = edit(before).url
     if url != before.url:
-        await services.destinations.require(url, is_live=merchant.mode == "live", of=merchant.id)
-    async with services.db.pool.connection() as connection, connection.atomic():
+        await context.destinations.require(url, is_live=merchant.mode == "live", of=merchant.id)
+    async with context.pool.connection() as connection, connection.atomic():
         endpoint = await _locked(connection, merchant.id, endpoint_id)
-        return await change_endpoint(connection, edit(endpoint), now=services.now())
+        return await change_endpoint(connection, edit(endpoint), now=context.now())
 
 
 async def _locked(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint:
@@ -139,28 +140,28 @@ async def _locked(connection: Connection, merchant_id: MerchantId, endpoint_id: 
     return endpoint
 
 
-async def remove(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
+async def remove(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
     """Delete an endpoint; what waited for it is dropped. Raises `NotFound`."""
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         reason = DisabledReason.DELETED
-        if not await disable_endpoint(connection, merchant_id, endpoint_id, reason, now=services.now()):
+        if not await disable_endpoint(connection, merchant_id, endpoint_id, reason, now=context.now()):
             raise NotFound("no such webhook endpoint")
 
 
 async def rotate(
-    services: Services, merchant_id: MerchantId, endpoint_id: EndpointId, made: UUID, *, overlap_seconds: int
+    context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, made: UUID, *, overlap_seconds: int
 ) -> tuple[Endpoint, str]:
     """A new secret, and the endpoint with it; the old one stays good beside it for so long.
 
     The secret belongs to `made`: asked again with the same, nothing is rotated twice. Raises `NotFound`, and `Conflict` where
     another secret is still promised to be good, unless nothing shall be good beside the new one.
     """
-    secret = standard_secret(services.sealer.derive(b"webhook secret", made))
-    async with services.db.pool.connection() as connection, connection.atomic():
+    secret = standard_secret(context.sealer.derive(b"webhook secret", made))
+    async with context.pool.connection() as connection, connection.atomic():
         endpoint = await _locked(connection, merchant_id, endpoint_id)
-        if secret == _secret_of(services, endpoint):
+        if secret == _secret_of(context, endpoint):
             return endpoint, secret
-        now = services.now()
+        now = context.now()
         is_promised = endpoint.old_secret_until is not None and endpoint.old_secret_until > now
         if drawn_at(made) < endpoint.updated_at - PRECISION:
             raise Conflict("the endpoint was changed since: rotate with a new key", code="endpoint_changed")
@@ -169,16 +170,16 @@ async def rotate(
                 f"the secret before is good until {endpoint.old_secret_until}: rotate then, or with overlap_seconds 0 at once"
             )
             raise Conflict(detail, code="secret_rotating")
-        sealed = seal_secret(services.sealer, secret, merchant_id=merchant_id, endpoint_id=endpoint_id)
+        sealed = seal_secret(context.sealer, secret, merchant_id=merchant_id, endpoint_id=endpoint_id)
         until = now + timedelta(seconds=overlap_seconds)
         return await rotate_secret(connection, endpoint, sealed_secret=sealed, old_until=until, now=now), secret
 
 
-async def test(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId, made: UUID) -> Event:
+async def test(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, made: UUID) -> Event:
     """Send a test event there, through everything that real ones go through. Raises `NotFound`, `Conflict`."""
-    endpoint = await _require_enabled(services, merchant_id, endpoint_id)
+    endpoint = await _require_enabled(context, merchant_id, endpoint_id)
     event_id = EventId(made)
-    async with services.db.pool.connection() as connection:
+    async with context.pool.connection() as connection:
         event = await find_lately(connection, merchant_id, event_id)
         if event is None:
             event = await append_event(
@@ -186,29 +187,29 @@ async def test(services: Services, merchant_id: MerchantId, endpoint_id: Endpoin
                 merchant_id,
                 event_id,
                 event_type=ENDPOINT_TEST,
-                data=msgspec.json.encode(endpoint_data(endpoint_id, url=redacted_url(endpoint.url), reason=None)),
-                now=services.now(),
+                data=msgspec.json.encode(EndpointState.of(endpoint_id, url=redacted_url(endpoint.url), reason=None)),
+                now=context.now(),
                 only_to=endpoint_id,
             )
-    services.feeds.publish(event)
+    context.feeds.publish(event)
     return event
 
 
-async def send_again(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int) -> None:
+async def send_again(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int) -> None:
     """Send one event there once more, now. Raises `NotFound`, `Conflict`."""
-    await _require_enabled(services, merchant_id, endpoint_id)
-    async with services.db.pool.connection() as connection:
+    await _require_enabled(context, merchant_id, endpoint_id)
+    async with context.pool.connection() as connection:
         if not await resend(connection, merchant_id, endpoint_id, seq):
             raise NotFound("no such event")
         await release_holds(connection, merchant_id, endpoint_id)
 
 
 async def send_range_again(
-    services: Services, merchant_id: MerchantId, endpoint_id: EndpointId, *, from_seq: int, to_seq: int | None
+    context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, *, from_seq: int, to_seq: int | None
 ) -> int:
     """Send a range of events there once more; how many. Raises `NotFound`, `Conflict`, `Unprocessable`."""
-    await _require_enabled(services, merchant_id, endpoint_id)
-    async with services.db.pool.connection() as connection:
+    await _require_enabled(context, merchant_id, endpoint_id)
+    async with context.pool.connection() as connection:
         last_seq = (await find_sequence(connection, merchant_id)).last_seq
         end_seq = min(to_seq, last_seq) if to_seq is not None else last_seq
         if end_seq - from_seq >= REPLAY_MAX:
@@ -217,8 +218,8 @@ async def send_range_again(
         return await replay(connection, merchant_id, endpoint_id, from_seq=from_seq, to_seq=end_seq)
 
 
-async def _require_enabled(services: Services, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint:
-    endpoint = await find(services, merchant_id, endpoint_id)
+async def _require_enabled(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint:
+    endpoint = await find(context, merchant_id, endpoint_id)
     if not endpoint.enabled:
         raise Conflict("the endpoint is disabled: enable it first", code="endpoint_disabled")
     return endpoint

@@ -17,12 +17,12 @@ import trio
 from msgspec.structs import replace
 
 from core.errors import DatabaseUnavailable, Overloaded
-from core.events import ENDPOINT_DISABLED, endpoint_data
+from core.events import ENDPOINT_DISABLED
 from core.ids import EVENT, EndpointId, EventId, MerchantId, encode_id
 from core.redaction import excerpt, redacted_url
 from core.retry import DELIVERY_DELAYS_SECONDS, FAILING_DAYS_MAX, next_attempt_at, retry_after_seconds
 from core.signing import sign_standard
-from server.concurrency.single_flight_cache import Remembered
+from server.concurrency.single_flight_cache import SingleFlightCache
 from server.db.events.events import Event, append_event
 from server.db.pool import Pool
 from server.db.webhooks.deliveries import ClaimedDelivery, DeliveryResult
@@ -31,6 +31,7 @@ from server.flows.events.envelope import encode_event
 from server.http.client.client import Client
 from server.http.client.errors import ClientError
 from server.http.client.response import Response
+from server.resources import EndpointState
 from server.sealing import Sealer
 from server.uuid7 import uuid7
 
@@ -87,7 +88,7 @@ class Sender:
         self._now = now
         self._publish = publish
         # That one is disabled is asked anew each time: what is given up by such a word stays given up.
-        self._destinations = Remembered[tuple[MerchantId, EndpointId], Destination | DisabledReason](
+        self._destinations = SingleFlightCache[tuple[MerchantId, EndpointId], Destination | DisabledReason](
             self._find,
             seconds=ENDPOINT_CACHE_SECONDS,
             most=ENDPOINT_CACHE_MAX,
@@ -249,7 +250,7 @@ class Sender:
                 endpoint.merchant_id,
                 EventId(uuid7()),
                 event_type=ENDPOINT_DISABLED,
-                data=msgspec.json.encode(endpoint_data(endpoint.id, url=redacted_url(endpoint.url), reason=reason)),
+                data=msgspec.json.encode(EndpointState.of(endpoint.id, url=redacted_url(endpoint.url), reason=reason)),
                 now=now,
             )
         self._publish(event)

@@ -11,8 +11,8 @@ import trio
 
 from server.db.merchants.merchants import Merchant
 from server.flows.batches.item import Item
+from server.flows.contexts import Psps
 from server.flows.payments.create import has_an_account, kind_of
-from server.flows.services import Services
 from server.psp.guard import Guard
 
 LOOK_SECONDS = 0.02
@@ -23,8 +23,8 @@ SLACK_SECONDS = 0.02
 class Pace:
     """The pace of one batch. `under_way` is how many of its items are."""
 
-    def __init__(self, services: Services, under_way: Callable[[], int]) -> None:
-        self._services = services
+    def __init__(self, context: Psps, under_way: Callable[[], int]) -> None:
+        self._context = context
         self._under_way = under_way
         self._next_at = float("-inf")
 
@@ -45,13 +45,13 @@ class Pace:
 
     def _guards(self, merchant: Merchant, item: Item) -> list[Guard] | None:
         """The guards of the accounts that the item may go to; none where that is not for waiting, None where it is."""
-        psps = self._services.psps
+        psps = self._context.psps
         if item.charge is None:
             return [adapter.guard for adapter in psps.adapters if adapter.account_id == merchant.psp_account_id]
         if not merchant.accepts_payments:
             return []
         candidates = psps.candidates(merchant.accounts_for(item.charge.money), kind_of(merchant, item.charge))
-        if not candidates and not has_an_account(self._services, merchant):
+        if not candidates and not has_an_account(self._context, merchant):
             return None
         return [adapter.guard for adapter in candidates]
 

@@ -15,7 +15,7 @@ from core.errors import DatabaseUnavailable, Overloaded
 from core.ids import encode_id
 from server.db.batches.batches import ClaimedBatch
 from server.db.batches.items import write_results
-from server.flows.services import Services
+from server.flows.contexts import Storage
 
 WRITE_MAX = 500
 RETRY_SECONDS = 0.5
@@ -25,8 +25,8 @@ _log = structlog.get_logger()
 class Writer:
     """Of one batch. `stop` is called when a write has found that someone wants the batch stopped."""
 
-    def __init__(self, services: Services, claimed: ClaimedBatch, stop: Callable[[], None]) -> None:
-        self._services = services
+    def __init__(self, context: Storage, claimed: ClaimedBatch, stop: Callable[[], None]) -> None:
+        self._context = context
         self._claimed = claimed
         self._stop = stop
         self._position = claimed.position
@@ -75,8 +75,8 @@ class Writer:
         results = [self._results[number] for number in range(min(len(self._results), WRITE_MAX))]
         if self._is_lost or not results:
             return not self._is_lost
-        async with self._services.db.pool.connection() as connection:
-            is_stopping = await write_results(connection, self._claimed, results, after=self._position, now=self._services.now())
+        async with self._context.pool.connection() as connection:
+            is_stopping = await write_results(connection, self._claimed, results, after=self._position, now=self._context.now())
         if is_stopping is None:
             return False
         self._position += len(results)

@@ -20,7 +20,7 @@ import trio
 from core.breaker import Admission
 from core.errors import DatabaseUnavailable, FlorinError, Overloaded
 from core.ids import EndpointId, MerchantId
-from server.concurrency.worker_count import Workers
+from server.concurrency.worker_count import WorkerCount
 from server.db.database import Database
 from server.db.payments.changes import Applied
 from server.db.webhooks.deliveries import (
@@ -59,7 +59,7 @@ _log = structlog.get_logger()
 class Deliverer:
     """The job and its lanes."""
 
-    def __init__(self, db: Database, sender: Sender, metrics: Metrics, workers: Workers, timing: Timing) -> None:
+    def __init__(self, db: Database, sender: Sender, metrics: Metrics, workers: WorkerCount, timing: Timing) -> None:
         self._db = db
         self._sender = sender
         self._metrics = metrics

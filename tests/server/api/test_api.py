@@ -180,7 +180,7 @@ async def test_routes(florin: Florin, method: str, path: str, status: int) -> No
 
 async def test_a_psp_that_cannot_be_reached_cancels_the_payment(florin: Florin) -> None:
     await florin.connection.execute("UPDATE psp_accounts SET base_url = 'http://127.0.0.1:9'")
-    await florin.services.psps.reload()
+    await florin.payments.psps.reload()
 
     response = await florin.post(order())
 

@@ -9,11 +9,9 @@ import msgspec
 import pytest
 import trio
 
-from core.events import EVENT_TYPES, endpoint_data, payment_data, refund_data
-from core.ids import EndpointId
+from core.events import EVENT_TYPES
 from server import resources
 from server.api.docs import example
-from server.uuid7 import uuid7
 from tests.support.florin import Florin
 from tests.support.payments import charge
 from tests.support.webhooks import call
@@ -62,10 +60,8 @@ async def test_replies_have_the_fields_of_their_types(florin: Florin) -> None:
     assert msgspec.convert(payment, resources.Payment, strict=False).id == payment["id"]
     for name in EVENT_TYPES:
         event = example(name)
-        real = {"payment": payment, "refund": refund, "webhook_endpoint": endpoint_data(EndpointId(uuid7()), url="", reason=None)}
+        real = {"payment": payment, "refund": refund, "webhook_endpoint": resources.EndpointState.__struct_fields__}
         assert set(event.data) == set(real[name.partition(".")[0]])
-    assert payment_data.__doc__
-    assert refund_data.__doc__
 
 
 async def test_the_docs_page_loads_nothing(florin: Florin) -> None:

@@ -20,7 +20,7 @@ from server.clock import utc_now
 from server.credentials import api_key, key_hash
 from server.db.merchants.merchants import Merchant, add_api_key, add_merchant
 from server.flows.batches.batch import RUNNING_MAX
-from server.flows.services import Services
+from server.flows.contexts import Payments
 from server.http.server.listener import bind
 from server.jobs import prune
 from server.process.worker import open_worker
@@ -284,11 +284,11 @@ async def test_a_stopped_batch_finishes_what_is_under_way(florin: Florin) -> Non
 
 
 @asynccontextmanager
-async def another_worker(florin: Florin, directory: Path) -> AsyncIterator[Services]:
+async def another_worker(florin: Florin, directory: Path) -> AsyncIterator[Payments]:
     """A second worker on the same database."""
     settings = Settings(database_url=florin.database_url, key_file=directory / "sealing.key", psp_seconds=3.0, drain_seconds=0.0)
-    async with open_worker(settings, bind("127.0.0.1", 0)) as services:
-        yield services
+    async with open_worker(settings, bind("127.0.0.1", 0)) as contexts:
+        yield contexts.payments
 
 
 async def test_another_worker_goes_on_with_what_one_has_begun(database_url: str, directory: Path) -> None:
@@ -326,7 +326,7 @@ async def test_a_batch_in_two_hands_is_one_workers(florin: Florin, directory: Pa
 
 async def test_the_psp_is_never_asked_faster_than_agreed(florin: Florin) -> None:
     await florin.connection.execute("UPDATE psp_accounts SET requests_per_second_max = 40, concurrency_max = 5")
-    await florin.services.psps.reload()
+    await florin.payments.psps.reload()
     await trio.sleep(1.1)  # what was counted before is over a second ago
     await florin.control(count="anew", requests_per_second_max=40, latency={"seconds": 0.05})
     response = await post(florin, charges(100))
@@ -465,7 +465,7 @@ async def test_an_old_batch_cannot_be_resumed(florin: Florin) -> None:
     body = msgspec.json.encode({"resume_token": late["resume_token"]})
     refused = await post(florin, body, path=f"/{late['batch']['id']}/resume")
     assert (refused.status_code, refused.json()["code"]) == (409, "batch_not_resumable")
-    await prune.sweep(florin.services)
+    await prune.sweep(florin.payments)
     assert (await florin.rows("SELECT sealed_items FROM batches"))[0]["sealed_items"] is None
 
 
@@ -479,7 +479,7 @@ async def test_a_charge_that_needs_its_customer_holds_nobody_up(florin: Florin) 
 
 async def test_items_wait_while_no_account_may_take_payments(florin: Florin) -> None:
     await florin.connection.execute("UPDATE psp_accounts SET enabled = false")
-    await florin.services.psps.reload()
+    await florin.payments.psps.reload()
     late = await post(florin, charges(3), deadline_seconds=1)
     assert (late.status_code, statuses(late.json())) == (408, ["NOT_STARTED"] * 3)
     assert await florin.rows("SELECT 1 FROM payment_requests") == []

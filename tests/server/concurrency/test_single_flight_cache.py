@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from server.concurrency.single_flight_cache import Remembered
+from server.concurrency.single_flight_cache import SingleFlightCache
 
 SECONDS = 2.0
 
@@ -29,7 +29,7 @@ class Source:
 
 async def test_those_who_come_meanwhile_wait_for_the_same_look_up(autojump_clock: MockClock) -> None:
     source, found = Source(), list[str]()
-    remembered = Remembered(source.find, seconds=SECONDS, most=10)
+    remembered = SingleFlightCache(source.find, seconds=SECONDS, most=10)
 
     async def ask() -> None:
         found.append(await remembered.look_up("a"))
@@ -51,7 +51,7 @@ async def test_those_who_come_meanwhile_wait_for_the_same_look_up(autojump_clock
 async def test_a_look_up_that_fails_fails_for_all_and_is_not_remembered() -> None:
     source = Source()
     source.failure = ValueError("gone")
-    remembered = Remembered(source.find, seconds=SECONDS, most=10)
+    remembered = SingleFlightCache(source.find, seconds=SECONDS, most=10)
     failures = 0
 
     async def ask() -> None:
@@ -72,7 +72,7 @@ async def test_a_look_up_that_fails_fails_for_all_and_is_not_remembered() -> Non
 
 async def test_one_who_gives_up_takes_nobody_with_him() -> None:
     source, found = Source(), list[str]()
-    remembered = Remembered(source.find, seconds=SECONDS, most=10)
+    remembered = SingleFlightCache(source.find, seconds=SECONDS, most=10)
 
     async def ask() -> None:
         found.append(await remembered.look_up("a"))
@@ -94,7 +94,7 @@ async def test_one_who_gives_up_takes_nobody_with_him() -> None:
 
 async def test_what_is_not_kept_is_looked_up_by_each(autojump_clock: MockClock) -> None:
     source, found = Source(), list[str]()
-    remembered = Remembered(source.find, seconds=SECONDS, most=10, keeps=lambda value: value.endswith("3"))
+    remembered = SingleFlightCache(source.find, seconds=SECONDS, most=10, keeps=lambda value: value.endswith("3"))
 
     async def ask() -> None:
         found.append(await remembered.look_up("a"))
@@ -113,7 +113,7 @@ async def test_a_value_is_as_old_as_the_begin_of_its_look_up(autojump_clock: Moc
         await trio.sleep(SECONDS - 0.5)
         return key
 
-    remembered = Remembered(slowly, seconds=SECONDS, most=10)
+    remembered = SingleFlightCache(slowly, seconds=SECONDS, most=10)
     await remembered.look_up("a")
     await trio.sleep(0.6)
     assert remembered.get("a", now=trio.current_time()) is None
@@ -122,7 +122,7 @@ async def test_a_value_is_as_old_as_the_begin_of_its_look_up(autojump_clock: Moc
 async def test_no_more_is_remembered_than_was_agreed() -> None:
     source = Source()
     source.may_answer.set()
-    remembered = Remembered(source.find, seconds=SECONDS, most=3)
+    remembered = SingleFlightCache(source.find, seconds=SECONDS, most=3)
     for key in "abcdefg":
         await remembered.look_up(key)
         assert sum(remembered.last(one) is not None for one in "abcdefg") <= 3

@@ -100,11 +100,11 @@ async def _one_cancelled(florin: Florin, merchant: Merchant, step: int, token: s
     )
 
     async def call() -> object:
-        return await create(florin.services, merchant, wanted, request)
+        return await create(florin.payments, merchant, wanted, request)
 
     was_cancelled = await cancelled_at(step, call, task=trio.lowlevel.current_task())
     await florin.connection.execute("UPDATE idempotency_keys SET in_flight_until = now() WHERE key = $1", (key,))
-    outcome = await create(florin.services, merchant, wanted, request)
+    outcome = await create(florin.payments, merchant, wanted, request)
     if isinstance(outcome, Opened):
         expected = {
             (None, Capture.AUTOMATIC): {Status.PENDING},
@@ -131,8 +131,8 @@ async def test_operations_cancelled_at_every_checkpoint(florin: Florin, verb: st
 
         async def call(payment_id: PaymentId = payment_id, request: Request = request) -> object:
             if verb == "capture":
-                return await capture(florin.services, request, payment_id, 900)
-            return await refund(florin.services, request, payment_id, amount_minor=900, reason=None)
+                return await capture(florin.payments, request, payment_id, 900)
+            return await refund(florin.payments, request, payment_id, amount_minor=900, reason=None)
 
         was_cancelled = await cancelled_at(step, call, task=trio.lowlevel.current_task())
         await florin.connection.execute("UPDATE idempotency_keys SET in_flight_until = now() WHERE key = $1", (request.key,))

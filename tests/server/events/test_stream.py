@@ -117,12 +117,12 @@ async def test_events_of_another_worker_arrive(florin: Florin, directory: Path) 
     listening = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with open_worker(settings, listening) as other:
-        await until(lambda: florin.services.workers.count == 2)
+        await until(lambda: florin.contexts.events.workers.count == 2)
         async with reading(florin, url=url) as reader:
             for number in range(10):
                 await charge(florin, order_id=str(number))
             assert await reader.until(10) == list(range(1, 11))
-            assert other.feeds.merchant_ids
+            assert other.events.feeds.merchant_ids
 
 
 async def test_a_lost_hint_costs_a_second(florin: Florin) -> None:
@@ -241,7 +241,7 @@ async def test_who_is_too_far_behind_is_cut_off_and_nobody_else(florin: Florin, 
         upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         await slow.send_all(f"{head}{upgrade}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
         assert b"101" in await slow.receive_some(1_000)
-        feed = florin.services.feeds._feeds[florin.demo.merchant_id]  # type: ignore[index]
+        feed = florin.contexts.events.feeds._feeds[florin.demo.merchant_id]  # type: ignore[index]
         await until(lambda: len(feed._readers) == 2)
         description = "x" * 1_000
 
@@ -290,7 +290,7 @@ async def test_asking_for_events_waits_for_them(florin: Florin) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
-        await until(lambda: bool(florin.services.feeds.merchant_ids))
+        await until(lambda: bool(florin.contexts.events.feeds.merchant_ids))
         payment = await charge(florin, order_id="2")
         await call(florin, "POST", f"payments/{payment['id']}/refunds", {})
     page = replies[0].json()
@@ -331,7 +331,7 @@ async def test_after_a_restore_every_reader_begins_anew(florin: Florin) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            await until(lambda: bool(florin.services.feeds.merchant_ids))
+            await until(lambda: bool(florin.contexts.events.feeds.merchant_ids))
             await trio.sleep(1.2)  # until the epoch was looked at, once a second
             await florin.connection.execute("INSERT INTO sequence_epochs VALUES (gen_random_uuid(), now())")
         await until(lambda: reader.ended is not None)

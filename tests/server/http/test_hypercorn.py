@@ -55,7 +55,7 @@ async def test_the_payment_api_over_http_2(florin: Florin, certificate: tuple[st
         tls.load_cert_chain(*certificate)
         tls.set_alpn_protocols(["h2", "http/1.1"])
     async with (
-        on_hypercorn(Api(florin.services), tls=tls) as port,
+        on_hypercorn(Api(florin.contexts), tls=tls) as port,
         httpx2.AsyncClient(http1=is_secure, http2=True, verify=verify, trust_env=False, timeout=20) as http,
     ):
         url = f"http{'s' if is_secure else ''}://127.0.0.1:{port}"

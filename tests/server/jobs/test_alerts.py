@@ -40,16 +40,16 @@ async def test_one_message_tells_all_that_is_due_once(florin: Florin) -> None:
         first, second = an_alert("batch:1", detail="150 of 200"), an_alert("batch:1", detail="151 of 200")
         for alert, seconds in ((first, 2), (second, 1), (second, 1), (an_alert("batch:2"), 1)):
             await note_alert(florin.connection, alert, now=now - timedelta(seconds=seconds))
-        assert await tell_due(florin.services, channels) == 2
+        assert await tell_due(florin.payments, channels) == 2
         (text,) = texts(slack)
         assert "batch:1 passed its deadline (2 times" in text
         assert "151 of 200" in text
         assert "batch:2" in text
         await note_alert(florin.connection, an_alert(), now=utc_now())
-        assert await tell_due(florin.services, channels) == 0, "what was told a moment ago is told again after an hour"
+        assert await tell_due(florin.payments, channels) == 0, "what was told a moment ago is told again after an hour"
         assert [one.times for one in await list_alerts(florin.connection, limit=5)] == [3, 1]
         await florin.connection.execute("UPDATE alerts SET due_at = due_at - make_interval(secs => $1)", (REPEAT_SECONDS,))
-        assert await tell_due(florin.services, channels) == 1
+        assert await tell_due(florin.payments, channels) == 1
         assert len(slack.got) == 2
 
 
@@ -58,20 +58,20 @@ async def test_what_could_not_be_told_is_told_later(florin: Florin) -> None:
         slack.answer = lambda _: (500, [], b"")
         channels = Channels(LOOPBACK, webhook_url=slack.url)
         await note_alert(florin.connection, an_alert(), now=utc_now())
-        assert await tell_due(florin.services, channels) == 1
+        assert await tell_due(florin.payments, channels) == 1
         (noted,) = await list_alerts(florin.connection, limit=5)
         assert (noted.sent_at, noted.last_error) == (None, "webhook: answered 500")
-        assert await tell_due(florin.services, channels) == 0, "it waits"
+        assert await tell_due(florin.payments, channels) == 0, "it waits"
         slack.answer = lambda _: (200, [], b"ok")
         await florin.connection.execute("UPDATE alerts SET due_at = now()")
-        assert await tell_due(florin.services, channels) == 1
+        assert await tell_due(florin.payments, channels) == 1
         assert (await list_alerts(florin.connection, limit=5))[0].sent_at is not None
 
 
 async def test_alerts_go_only_where_webhooks_may(florin: Florin) -> None:
     async with receiving() as slack:
         await note_alert(florin.connection, an_alert(), now=utc_now())
-        assert await tell_due(florin.services, Channels(Destinations(), webhook_url=slack.url)) == 1
+        assert await tell_due(florin.payments, Channels(Destinations(), webhook_url=slack.url)) == 1
         assert slack.got == []
     (noted,) = await list_alerts(florin.connection, limit=5)
     assert "may not be called" in str(noted.last_error)
@@ -121,7 +121,7 @@ async def test_by_mail_and_one_way_that_works_is_enough(florin: Florin) -> None:
             channels = Channels(LOOPBACK, webhook_url=nobody, mail=mail)
             assert len(channels.names) == 3
             await note_alert(florin.connection, an_alert(detail="nothing is lost"), now=utc_now())
-            assert await tell_due(florin.services, channels) == 1
+            assert await tell_due(florin.payments, channels) == 1
     sent = message_from_string(got[0])
     assert sent["To"] == "ops@shop.example, cto@shop.example"
     assert sent["Subject"] == f"Florin on {socket.gethostname()}: batch:1 passed its deadline"
@@ -140,7 +140,7 @@ async def test_what_people_should_know_is_found(florin: Florin) -> None:
         SELECT merchant_id, gen_random_uuid(), 'lost_at_psp', id, '', now() FROM payment_requests
         """
     )
-    await overdue.look(florin.services)
+    await overdue.look(florin.payments)
     found = {one.alert.kind: one.alert for one in await list_alerts(florin.connection, limit=9)}
     assert set(found) >= {"dead_letters", "reconciliation"}
     assert "have become dead letters" in found["dead_letters"].title
@@ -150,7 +150,7 @@ async def test_what_people_should_know_is_found(florin: Florin) -> None:
 
 async def test_a_breaker_that_opens_and_a_deadline_are_told(database_url: str, directory: Path) -> None:
     async with receiving() as slack, open_florin(database_url, directory, alert_webhook_url=slack.url) as florin:
-        (adapter,) = florin.services.psps.adapters
+        (adapter,) = florin.payments.psps.adapters
         adapter.guard.breaker.open(until=trio.current_time() + 5)
         adapter.guard.news = adapter.guard.state
         await eventually(lambda: _told(slack, "PSP account acct_"))

@@ -246,5 +246,5 @@ async def test_workers_work_as_the_app(florin: Florin) -> None:
         "SELECT usename FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'florin%'"
     )
     assert roles
-    async with florin.services.db.pool.connection() as connection:
+    async with florin.payments.pool.connection() as connection:
         assert await connection.query("SELECT current_user") == [("florin_app",)]

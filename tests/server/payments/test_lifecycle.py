@@ -421,7 +421,7 @@ async def test_old_keys_are_forgotten_and_payments_are_not(florin: Florin) -> No
     await florin.connection.execute("UPDATE idempotency_keys SET created_at = now() - interval '31 days'")
     await florin.connection.execute("UPDATE payment_requests SET created_at = now() - interval '31 days'")
     await charge(florin)
-    assert await prune.sweep(florin.services) == 3
+    assert await prune.sweep(florin.payments) == 3
     assert len(await florin.rows("SELECT 1 FROM idempotency_keys")) == 1
     assert len(await florin.rows("SELECT 1 FROM payment_requests")) == 4
 

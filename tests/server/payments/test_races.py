@@ -30,7 +30,7 @@ from tests.support.payments import captured_event, send_event
 
 
 async def stored(florin: Florin, payment_id: str) -> Payment:
-    async with florin.services.db.pool.connection() as connection:
+    async with florin.payments.pool.connection() as connection:
         found = await find_payment(connection, MerchantId(florin.demo.merchant_id), PaymentId(decode_id(PAYMENT, payment_id)))
     assert found is not None
     return found
@@ -56,7 +56,7 @@ async def test_evidence_about_the_payment_as_it_was_is_dropped_when_it_has_chang
     before = replace(now, version=1, reference=None, payment_url=None)
     for kind in (EvidenceKind.EXPIRED, EvidenceKind.UNREACHABLE, EvidenceKind.REJECTED):
         settled = await settle(
-            florin.services, now.merchant_id, now.id, about(before, kind), known=before, only_if_unchanged=True
+            florin.payments, now.merchant_id, now.id, about(before, kind), known=before, only_if_unchanged=True
         )
         assert settled is not None
         assert not settled.changed
@@ -67,7 +67,7 @@ async def test_a_second_look_is_younger_than_the_first(florin: Florin) -> None:
     payment = await stored(florin, (await florin.create())["id"])
     declined = about(payment, EvidenceKind.DECLINED, reference=payment.reference)
     looks = [
-        await settle(florin.services, payment.merchant_id, payment.id, declined, known=payment, only_if_unchanged=True)
+        await settle(florin.payments, payment.merchant_id, payment.id, declined, known=payment, only_if_unchanged=True)
         for _ in range(2)
     ]
     assert [look.changed for look in looks if look] == [True, False]
@@ -89,7 +89,7 @@ async def test_a_payment_that_was_opened_after_it_was_over_is_closed_again(flori
     async def expire_meanwhile() -> None:
         await trio.sleep(0.3)
         now = await stored(florin, payment["id"])
-        await settle(florin.services, now.merchant_id, now.id, about(now, EvidenceKind.EXPIRED, reference=None))
+        await settle(florin.payments, now.merchant_id, now.id, about(now, EvidenceKind.EXPIRED, reference=None))
 
     key = (await florin.rows("SELECT key FROM idempotency_keys"))[0]["key"]
     async with trio.open_nursery() as nursery:

@@ -102,11 +102,11 @@ async def test_lost_webhooks_are_read_from_the_psps_list(florin: Florin) -> None
     await florin.connection.execute(
         "UPDATE psp_states SET events_due_at = NULL, events_read_until = now() - interval '10 minutes'"
     )
-    (adapter,) = florin.services.psps.adapters
+    (adapter,) = florin.payments.psps.adapters
     await eventually(lambda: is_read(florin))
     assert (await florin.row(first["id"]))["status"] == "SUCCEEDED"
     assert (await florin.row(second["id"]))["refunded_minor"] == 500
-    assert await read_list(florin.services, adapter) == 0
+    assert await read_list(florin.payments, adapter) == 0
 
 
 async def is_read(florin: Florin) -> bool:
@@ -212,12 +212,12 @@ async def test_a_rotating_secret_is_good_with_the_new_one_until_its_time_is_over
     act = Act(id=uuid7(), merchant_id=NOBODY, actor="Ada", action="psp.rotate_secret", detail="", at=utc_now())
     sealed = sealer.seal("sandbox_whsec_new", table="psp_accounts.webhook_secret", row=account_id)
     await rotate_webhook_secret(florin.connection, account_id, act, sealed_secret=sealed, old_until=utc_now().replace(year=2100))
-    await florin.services.psps.reload()
+    await florin.payments.psps.reload()
     body = msgspec.json.encode({"id": "sbe_1", "type": "balance.available", "data": {}})
     assert (await tell(florin, body)).status_code == 200
     assert (await tell(florin, body, secret="sandbox_whsec_new")).status_code == 200
     await florin.connection.execute("UPDATE psp_accounts SET old_webhook_secret_until = now() - interval '1 second'")
-    await florin.services.psps.reload()
+    await florin.payments.psps.reload()
     assert (await tell(florin, body)).status_code == 400
     assert (await tell(florin, body, secret="sandbox_whsec_new")).status_code == 200
 
@@ -225,7 +225,7 @@ async def test_a_rotating_secret_is_good_with_the_new_one_until_its_time_is_over
 async def test_a_forged_webhook_costs_little(florin: Florin) -> None:
     """Under 100 µs of this process each, measured against a signed one's work being none: only CPU time counts."""
     url = florin.demo.psp_webhook_url(florin.api_url)
-    (adapter,) = florin.services.psps.adapters
+    (adapter,) = florin.payments.psps.adapters
     body = msgspec.json.encode({"id": "sbe_1", "type": "intent.captured", "data": {}})
     headers = {b"sandbox-signature": sign_timestamped("wrong", timestamp=int(time.time()), body=body).encode()}
     forged = {"sandbox-signature": headers[b"sandbox-signature"].decode()}
@@ -272,7 +272,7 @@ async def test_a_challenged_card_on_the_page_may_be_followed_by_another(florin: 
 async def test_the_psps_list_names_our_payments(florin: Florin) -> None:
     paid = await charge(florin)
     await florin.create(order_id="order-2")
-    (adapter,) = florin.services.psps.adapters
+    (adapter,) = florin.payments.psps.adapters
     now = utc_now()
     seen = await adapter.list_window(since=now.replace(year=2000), until=now.replace(year=2100))
     assert len(seen) == 2

@@ -154,7 +154,7 @@ async def observe(florin: Florin, name: str) -> Row:
         nursery.start_soon(call, "capture", lambda: act(florin, authorized, "capture"))
         nursery.start_soon(call, "refund", lambda: act(florin, charged, "refunds"))
     await told(florin, name)
-    for guard in (adapter.guard for adapter in florin.services.psps.adapters):
+    for guard in (adapter.guard for adapter in florin.payments.psps.adapters):
         guard.breaker.close()
     await converge(florin)
     ids = {"capture": authorized["id"], "refund": charged["id"]}

@@ -26,9 +26,9 @@ from server.db.merchants.merchants import find_merchant
 from server.db.payments.payments import find_payment
 from server.db.psps.accounts import PspAccount, Route, add_psp_account, set_routes
 from server.db.psps.shared_state import reserve_slots
+from server.flows.contexts import Payments
 from server.flows.payments import submit as open_flow
 from server.flows.payments.verify import Verified, verify_all
-from server.flows.services import Services
 from server.http.asgi import Receive, Scope, Send, read_body, respond
 from server.http.server.listener import Listener, bind
 from server.process.demo import load_or_draw
@@ -174,7 +174,7 @@ async def second_psp(florin: Florin, directory: Path) -> AsyncIterator[tuple[Psp
         """,
         (account_id,),
     )
-    await florin.services.psps.reload()
+    await florin.payments.psps.reload()
     async with open_sandbox(configuration, sockets[0], sockets[1]):
         yield account_id, url
 
@@ -188,7 +188,7 @@ async def account_of(florin: Florin, payment_id: str) -> PspAccountId:
 
 
 def metrics(florin: Florin) -> str:
-    return florin.services.metrics.exposition().decode()
+    return florin.payments.metrics.exposition().decode()
 
 
 async def test_rules_say_where_payments_go(florin: Florin, directory: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_rule_fits_by_currency_and_amount() -> None:
 async def test_a_payment_that_never_reached_the_first_psp_goes_to_the_next(florin: Florin, directory: Path) -> None:
     async with second_psp(florin, directory) as (other, _):
         await florin.connection.execute("UPDATE psp_accounts SET base_url = 'http://127.0.0.1:9' WHERE id = $1", (other,))
-        await florin.services.psps.reload()
+        await florin.payments.psps.reload()
         sync = await charge(florin)
         page = await florin.post(order(order_id="order-2"))
         assert [sync.status_code, page.status_code] == [201, 201], (sync.text, page.text)
@@ -247,14 +247,14 @@ async def test_a_retry_that_takes_a_payment_up_keeps_the_first_request_from_anot
 
     async with second_psp(florin, directory) as (other, url):
         await florin.connection.execute("UPDATE psp_accounts SET base_url = 'http://127.0.0.1:9' WHERE id = $1", (other,))
-        await florin.services.psps.reload()
+        await florin.payments.psps.reload()
         monkeypatch.setattr(open_flow, "_reroute", stand_still)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(florin.post, order(confirm=True, token="tok_paid"), key="k"))
             await stands_still.wait()
             await florin.connection.execute("UPDATE idempotency_keys SET in_flight_until = now() - interval '1 s'")
             await florin.connection.execute("UPDATE psp_accounts SET base_url = $1 WHERE id = $2", (url, other))
-            await florin.services.psps.reload()
+            await florin.payments.psps.reload()
             await florin.http.post(f"{url}/control", json={"latency": {"seconds": 0.5}, "count": "anew"})
             nursery.start_soon(partial(florin.post, order(confirm=True, token="tok_paid"), key="k"))
 
@@ -272,11 +272,11 @@ async def test_a_retry_that_takes_a_payment_up_keeps_the_first_request_from_anot
 
 async def test_an_open_breaker_is_shown_shared_and_gone_round(florin: Florin, directory: Path) -> None:
     async with second_psp(florin, directory) as (other, url):
-        async with another_worker(florin, directory) as services:
+        async with another_worker(florin, directory) as other_worker:
             await florin.http.post(f"{url}/control", json={"create": "drop"})
             for number in range(CALLS_MIN):
                 await charge(florin, order_id=f"order-{number}")
-            first = await florin.services.psps.of(other)
+            first = await florin.payments.psps.of(other)
             assert first.guard.state is BreakerState.OPEN
             assert f'florin_psp_breaker_state{{account="{encode_id(PSP_ACCOUNT, other)}",psp="sandbox"}} 2.0' in metrics(florin)
 
@@ -284,7 +284,7 @@ async def test_an_open_breaker_is_shown_shared_and_gone_round(florin: Florin, di
             assert response.status_code == 201, response.text
             assert await account_of(florin, response.json()["id"]) == florin.demo.psp_account_id
 
-            second = await services.psps.of(other)
+            second = await other_worker.psps.of(other)
             await eventually(lambda: is_open(second.guard))
             await florin.http.post(f"{url}/control", json={"create": "answer"})
             await florin.connection.execute("UPDATE psp_states SET open_until = now()")
@@ -307,15 +307,15 @@ async def is_closed(guard: Guard) -> bool:
 
 
 @asynccontextmanager
-async def another_worker(florin: Florin, directory: Path) -> AsyncIterator[Services]:
+async def another_worker(florin: Florin, directory: Path) -> AsyncIterator[Payments]:
     settings = Settings(database_url=florin.database_url, key_file=directory / "sealing.key", sweep_seconds=60.0)
-    async with open_worker(settings, bind("127.0.0.1", 0)) as services:
+    async with open_worker(settings, bind("127.0.0.1", 0)) as contexts:
         await trio.lowlevel.checkpoint()
-        yield services
+        yield contexts.payments
 
 
 async def test_without_a_healthy_psp_nothing_is_taken_but_what_can_wait(florin: Florin) -> None:
-    (adapter,) = florin.services.psps.adapters
+    (adapter,) = florin.payments.psps.adapters
     done = await charge(florin, order_id="before")
     adapter.guard.breaker.open(until=trio.current_time() + 3)
     adapter.guard.news = BreakerState.OPEN
@@ -338,7 +338,7 @@ async def test_without_a_healthy_psp_nothing_is_taken_but_what_can_wait(florin: 
 
 async def test_a_replay_is_answered_while_no_psp_is_healthy(florin: Florin) -> None:
     first = await florin.post(order(confirm=True, token="tok_paid"), key="k")
-    (adapter,) = florin.services.psps.adapters
+    (adapter,) = florin.payments.psps.adapters
     adapter.guard.breaker.open(until=trio.current_time() + 5)
     adapter.guard.news = BreakerState.OPEN
     again = await florin.post(order(confirm=True, token="tok_paid"), key="k")
@@ -348,7 +348,7 @@ async def test_a_replay_is_answered_while_no_psp_is_healthy(florin: Florin) -> N
 async def test_an_account_that_is_stopped_takes_no_new_payments_and_finishes_old_ones(florin: Florin) -> None:
     payment = (await charge(florin, capture="manual")).json()
     await florin.connection.execute("UPDATE psp_accounts SET enabled = false")
-    await florin.services.psps.reload()
+    await florin.payments.psps.reload()
     refused = await charge(florin)
     assert (refused.status_code, refused.json()["code"]) == (503, "psp_unavailable")
     url = f"{florin.api_url}/v1/payments/{payment['id']}/capture"
@@ -359,12 +359,12 @@ async def test_an_account_that_is_stopped_takes_no_new_payments_and_finishes_old
 async def test_a_slow_psp_keeps_nobody_of_another_waiting(database_url: str, directory: Path) -> None:
     async with open_florin(database_url, directory, psp_seconds=2.0) as florin, second_psp(florin, directory) as (other, url):
         await florin.connection.execute("UPDATE psp_accounts SET concurrency_max = 4 WHERE id = $1", (other,))
-        await florin.services.psps.reload()
+        await florin.payments.psps.reload()
         await florin.http.post(f"{url}/control", json={"create": "hang_before"})
         async with trio.open_nursery() as nursery:
             for number in range(12):
                 nursery.start_soon(partial(charge, florin, order_id=f"slow-{number}"))
-            slow = await florin.services.psps.of(other)
+            slow = await florin.payments.psps.of(other)
             await eventually(lambda: is_full(slow.guard))
             began = time.monotonic()
             fast = await charge(florin, currency="USD")
@@ -382,7 +382,7 @@ async def is_full(guard: Guard) -> bool:
 async def stored_payments(florin: Florin, ids: list[str]) -> list[Payment]:
     """The payments as workers know them."""
     merchant_id = MerchantId(florin.demo.merchant_id)
-    async with florin.services.db.pool.connection() as connection:
+    async with florin.payments.pool.connection() as connection:
         found = [await find_payment(connection, merchant_id, PaymentId(decode_id(PAYMENT, one))) for one in ids]
     return [payment for payment in found if payment is not None]
 
@@ -395,16 +395,16 @@ async def test_two_workers_together_never_flood_a_psp(florin: Florin, directory:
     """The PSP itself counts: at most 40 requests in any second, although two workers have far more to send."""
     payments = [(await florin.create(order_id=f"order-{number}"))["id"] for number in range(40)]
     await florin.connection.execute("UPDATE psp_accounts SET requests_per_second_max = 40")
-    await florin.services.psps.reload()
-    async with another_worker(florin, directory) as services:
-        await services.psps.reload()
+    await florin.payments.psps.reload()
+    async with another_worker(florin, directory) as other_worker:
+        await other_worker.psps.reload()
         await trio.sleep(1.1)  # what was counted before is over a second ago
         await florin.control(count="anew", requests_per_second_max=40)
 
         stored = await stored_payments(florin, payments)
         done = list[Verified]()
         async with trio.open_nursery() as nursery:
-            for worker in (florin.services, services):
+            for worker in (florin.payments, other_worker):
                 send, receive = trio.open_memory_channel[Verified](100)
                 nursery.start_soon(partial(verify_all, worker, stored, send, source=Source.ACCESS))
                 nursery.start_soon(collect, receive, done)
@@ -528,7 +528,7 @@ async def test_many_payments_are_asked_about_at_once_and_each_decline_once_more(
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         send, receive = trio.open_memory_channel[Verified](0)
-        nursery.start_soon(partial(verify_all, florin.services, iter(payments), send, source=Source.RECHECK))
+        nursery.start_soon(partial(verify_all, florin.payments, iter(payments), send, source=Source.RECHECK))
         nursery.start_soon(collect, receive, done)
     assert trio.current_time() - began < 2.5
     ends = sorted(one.payment.status for one in done)
@@ -547,7 +547,7 @@ async def test_what_was_verified_before_the_deadline_stays(florin: Florin) -> No
     done = list[Verified]()
     async with trio.open_nursery() as nursery:
         send, receive = trio.open_memory_channel[Verified](0)
-        ask = partial(verify_all, florin.services, payments, send, source=Source.RECHECK, concurrency=2)
+        ask = partial(verify_all, florin.payments, payments, send, source=Source.RECHECK, concurrency=2)
         nursery.start_soon(partial(ask, seconds=1.0))
         nursery.start_soon(collect, receive, done)
     await florin.control(latency=None)

@@ -115,7 +115,7 @@ async def at_stripe(florin: Florin, directory: Path) -> AsyncIterator[Stripe]:
         )
         await add_psp_account(florin.connection, account, now=utc_now())
         await florin.connection.execute("UPDATE merchants SET psp_account_id = $1", (account_id,))
-        await florin.services.psps.reload()
+        await florin.payments.psps.reload()
         hook = f"{florin.api_url}/v1/psp/stripe/{encode_id(PSP_ACCOUNT, account_id)}/webhooks"
         there = Stripe(florin, url, account_id)
         await there.call("POST", "/_config/webhooks/florin", json={"url": hook, "secret": SECRET})
@@ -427,7 +427,7 @@ async def test_what_stripes_webhooks_did_not_tell_is_read_from_its_list(at_strip
     )
     await florin.until_stored(payment["id"], "SUCCEEDED")
 
-    adapter = await florin.services.psps.of(at_stripe.account_id)
+    adapter = await florin.payments.psps.of(at_stripe.account_id)
     now = utc_now()
     (seen,) = await adapter.list_window(since=now - timedelta(minutes=5), until=now + timedelta(minutes=5))
     assert (seen.evidence.kind, seen.payment_id) == (EvidenceKind.CAPTURED, (await florin.row(payment["id"]))["id"])

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from core.ids import EndpointId, EventId, MerchantId, PspAccountId
-from server.concurrency.worker_count import Workers
+from server.concurrency.worker_count import WorkerCount
 from server.db.connection import Connection
 from server.db.database import open_database
 from server.db.events.events import append_event
@@ -115,7 +115,7 @@ async def world(url: str, clock: trio.testing.MockClock) -> AsyncIterator[tuple[
         feeds = Feeds(db.pool)
         sender = Sender(db.pool, http, http, sealer, attempt_seconds=15, now=lambda: made[0].now, publish=feeds.publish)
         timing = Timing(lease_seconds=30, sweep_seconds=1.0)
-        made.append(World(clock, connection, Deliverer(db, sender, Metrics(), Workers(), timing)))
+        made.append(World(clock, connection, Deliverer(db, sender, Metrics(), WorkerCount(), timing)))
         await nursery.start(made[0].deliverer.run)
         yield made[0], sealer
         nursery.cancel_scope.cancel()

@@ -8,7 +8,7 @@ import pytest
 import standardwebhooks
 import trio
 
-from server.concurrency.single_flight_cache import Remembered
+from server.concurrency.single_flight_cache import SingleFlightCache
 from tests.conftest import HOUSE, program
 from tests.support.florin import Florin, eventually, until
 from tests.support.payments import charge
@@ -104,7 +104,7 @@ async def test_other_libraries_verify_our_deliveries_before_during_and_after_a_r
     florin: Florin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program("node")
-    monkeypatch.setattr(Remembered, "get", lambda *_, now: None)  # look it up each time
+    monkeypatch.setattr(SingleFlightCache, "get", lambda *_, now: None)  # look it up each time
     async with receiving() as receiver:
         endpoint = await add(florin, receiver)
         old = endpoint["secret"]
@@ -199,7 +199,7 @@ async def test_410_ends_an_endpoint_and_its_merchant_is_told(florin: Florin) -> 
 
 
 async def test_an_endpoint_that_fails_for_five_days_is_disabled(florin: Florin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Remembered, "get", lambda *_, now: None)  # look it up each time
+    monkeypatch.setattr(SingleFlightCache, "get", lambda *_, now: None)  # look it up each time
     async with receiving() as receiver:
         receiver.answer = always(500)
         endpoint = await add(florin, receiver)

@@ -1,0 +1,119 @@
+"""What flows work with, by noun: a flow's signature says what it can touch.
+
+The composition root makes them, and they are passed explicitly. A context is another one with more, so a flow hands what it has
+to one that needs less.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from core.idempotency import StoredKey
+from server.concurrency.background import Background
+from server.concurrency.wakeup import Wakeup
+from server.concurrency.worker_count import WorkerCount
+from server.db.group_commit import Committer
+from server.db.payments.change_row import ChangeRow
+from server.db.payments.changes import Applied, ChangeGroup, Lost
+from server.db.payments.creations import Creation, OrderIsLive
+from server.db.pool import Pool
+from server.flows.events.acknowledgements import Acks
+from server.flows.events.live_feeds import Feeds
+from server.flows.payments.fraud import FraudCheck
+from server.flows.webhooks.destinations import Destinations
+from server.psp.routing import Routing
+from server.sealing import Sealer
+from server.telemetry import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """The tables, and the time."""
+
+    pool: Pool
+    now: Callable[[], datetime]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys(Storage):
+    """Idempotency keys. `psp_seconds` is how long one call to a PSP may take, and so how long a request may be in flight."""
+
+    psp_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedKeys(Keys):
+    """Idempotency keys whose replies are stored sealed."""
+
+    sealer: Sealer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settlement(Storage):
+    """Changes of payments. `notify` tells the jobs of a committed event: it never waits, and may drop what they find anyway."""
+
+    changes: Committer[ChangeRow, Applied | Lost]
+    change_group: ChangeGroup
+    notify: Callable[[Applied], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Psps(Settlement, Keys):
+    """Payments that exist, and the PSPs that they are at. `background` goes on with what a request does not wait for."""
+
+    psps: Routing
+    background: Background
+    metrics: Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payments(Psps):
+    """New payments too."""
+
+    creations: Committer[Creation, StoredKey | OrderIsLive | None]
+    fraud: FraudCheck | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhooks(SealedKeys):
+    """Webhook endpoints, and where they may lead."""
+
+    destinations: Destinations
+    feeds: Feeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events(Storage):
+    """Events as they are read. What this worker commits is told to the others, if there are any."""
+
+    feeds: Feeds
+    acks: Acks
+    workers: WorkerCount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches(Storage):
+    """Batches, accepted and claimed. `wakeup` tells the job of a new one."""
+
+    sealer: Sealer
+    wakeup: Wakeup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipts(Storage):
+    """Receipts, and the key that signs them."""
+
+    receipt_key: Ed25519PrivateKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contexts:
+    """All of one worker."""
+
+    payments: Payments
+    webhooks: Webhooks
+    events: Events
+    batches: Batches
+    receipts: Receipts
