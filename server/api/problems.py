@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import assert_never
 
 import msgspec
 
@@ -25,6 +26,8 @@ from core.errors import (
     Unprocessable,
 )
 from server.http.asgi import Send, respond
+from server.http.refusal import Refusal, Rendered
+from server.uuid7 import uuid7
 
 _STATUS_BY_ERROR: dict[type[FlorinError], int] = {
     Malformed: 400,
@@ -60,6 +63,7 @@ _TITLES = {
     504: "The payment provider did not answer in time",
 }
 CONTENT_TYPE = b"application/problem+json"
+FAILED_DETAIL = "something went wrong on our side; the request id helps us find it"
 
 _PASSING = frozenset({"idempotency_key_in_flight", "being_opened", "receipt_not_ready"})
 """Conflicts that end by themselves."""
@@ -89,6 +93,22 @@ def problem(status: int, *, code: str, detail: str, request_id: str) -> dict[str
     }
 
 
+def wire_problem(refusal: Refusal) -> Rendered:
+    """What the wire answers by itself, as a problem document."""
+    match refusal:
+        case Refusal.OVERLOADED:
+            status, detail = 503, "there is no room for another request: repeat it in a moment, nothing was done"
+        case Refusal.FAILED:
+            status, detail = 500, FAILED_DETAIL
+        case Refusal.DENIED:
+            status, detail = 403, "there is no websocket here"
+        case _:
+            assert_never(refusal)
+    document = problem(status, code=refusal.value, detail=detail, request_id=f"req_{uuid7().hex}")
+    headers = [(b"retry-after", b"1")] if status == 503 else []
+    return Rendered(status, msgspec.json.encode(document), CONTENT_TYPE, headers)
+
+
 async def send_problem(
     send: Send,
     status: int,
@@ -116,7 +136,7 @@ async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None
     path = error.path if isinstance(error, RequestError) else None
     more = {"errors": error.errors} if isinstance(error, InvalidItems) else {}
     if status == 500:
-        detail = "something went wrong on our side; the request id helps us find it"
+        detail = FAILED_DETAIL
     if isinstance(error, DatabaseUnavailable):
         detail = "the database cannot be reached at the moment; nothing was acknowledged: repeat the request with the same key"
     await send_problem(send, status, code=code, detail=detail, request_id=request_id, path=path, headers=headers, **more)

@@ -25,6 +25,7 @@ import trio
 
 from core.errors import FlorinError, leaves
 from server.api.app import Api
+from server.api.problems import wire_problem
 from server.child_process import allow_many_files, say_ready
 from server.clock import utc_now
 from server.concurrency.background import Background
@@ -232,6 +233,7 @@ def _listener_options(settings: Settings) -> ListenerOptions:
     try:
         return ListenerOptions(
             requests_in_flight_max=settings.requests_in_flight_max,
+            render=wire_problem,
             tls=server_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None,
             proxy_protocol=settings.proxy_protocol,
             trusted_proxies=networks(filter(None, settings.trusted_proxies.split(","))),

@@ -13,8 +13,9 @@ from urllib.parse import unquote_to_bytes
 import structlog
 import trio
 
-from server.http.asgi import Abort, Application, Scope, call, respond
+from server.http.asgi import Abort, Application, Scope, call
 from server.http.reaper import Reaper
+from server.http.refusal import Refusal, Render, plain, refuse
 from server.http.server.exchange import STATUS_LINES, Exchange
 from server.http.server.forwarded import Addresses, Networks, forwarded
 from server.http.server.parser import BadRequest, Request, RequestParser
@@ -43,6 +44,7 @@ class House:
     app: Application
     reaper: Reaper
     requests_in_flight_max: int
+    render: Render = plain
     trusted_proxies: Networks = ()
     websockets: bool = False
     websocket_deflate: bool = False
@@ -174,8 +176,7 @@ class Connection:
         elif request.complete:
             _log.error("the application did not answer", **where)
         if exchange.take_back():
-            body = b'{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal_error"}'
-            await respond(exchange.send, 500, body, content_type=b"application/problem+json")
+            await refuse(exchange.send, self._house.render(Refusal.FAILED))
 
     async def _serve_websocket(self, request: Request, exchange: Exchange) -> None:
         """Serve it to its end. Raises `BadRequest` where the handshake is not what it should be."""
@@ -184,7 +185,13 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 websocket = WebSocket(
-                    self._transport, house.reaper, nursery, handshake, exchange, deflate=house.websocket_deflate
+                    self._transport,
+                    house.reaper,
+                    nursery,
+                    handshake,
+                    exchange,
+                    render=house.render,
+                    deflate=house.websocket_deflate,
                 )
                 self._websocket = websocket
                 await websocket.run(house.app, self._scope(request))
@@ -194,10 +201,8 @@ class Connection:
                 self._websocket = None
 
     async def _turn_away(self, exchange: Exchange) -> None:
-        """Answer 503 before anything has happened."""
-        body = b'{"type":"urn:florin:problem:overloaded","title":"Try again later","status":503,"code":"overloaded"}'
-        headers = [(b"retry-after", b"1")]
-        await respond(exchange.send, 503, body, content_type=b"application/problem+json", headers=headers)
+        """Say that there is no room, before anything has happened."""
+        await refuse(exchange.send, self._house.render(Refusal.OVERLOADED))
 
     async def _read(self) -> bool:
         """Read once and parse; False at the end of the stream, or where this connection has expired meanwhile.

@@ -18,6 +18,7 @@ import trio
 
 from server.http.asgi import Application
 from server.http.reaper import Reaper
+from server.http.refusal import Render, plain
 from server.http.server.connection import HEADER_SECONDS, Connection, House
 from server.http.server.forwarded import PROXY_HEADER_BYTES, Addresses, Networks, proxied, proxy_length
 from server.http.server.lifespan import open_lifespan
@@ -91,10 +92,11 @@ def _listen(listening: socket.socket) -> socket.socket:
 class ListenerOptions:
     """How to serve. `proxy_protocol`: every connection begins with a PROXY header, version 2. `websockets`, `lifespan`: the
     application serves these scopes too; where it does not, an upgrade is ignored. `websocket_deflate`: compress messages where
-    the peer offers it."""
+    the peer offers it. `render`: what is answered where the application did not."""
 
     connections_max: int = 16_384
     requests_in_flight_max: int = 16_384
+    render: Render = plain
     tls: ssl.SSLContext | None = None
     proxy_protocol: bool = False
     trusted_proxies: Networks = ()
@@ -133,11 +135,12 @@ class Listener:
             house = self._house = House(
                 self._app,
                 Reaper(),
-                options.requests_in_flight_max,
-                options.trusted_proxies,
-                options.websockets,
-                options.websocket_deflate,
-                state,
+                requests_in_flight_max=options.requests_in_flight_max,
+                render=options.render,
+                trusted_proxies=options.trusted_proxies,
+                websockets=options.websockets,
+                websocket_deflate=options.websocket_deflate,
+                state=state,
             )
             housekeeping = await stack.enter_async_context(trio.open_nursery())
             await housekeeping.start(house.reaper.run)

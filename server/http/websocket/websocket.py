@@ -20,8 +20,9 @@ from wsproto import events as ws
 from wsproto.connection import ConnectionState
 from wsproto.extensions import Extension
 
-from server.http.asgi import Application, Message, Scope, call, respond
+from server.http.asgi import Application, Message, Scope, call
 from server.http.reaper import Reaper
+from server.http.refusal import Refusal, Render, refuse
 from server.http.server.exchange import Exchange
 from server.http.transport import Transport
 from server.http.websocket.frame import FRAME_EXTENSION
@@ -66,6 +67,7 @@ class WebSocket:
         "_pong_by",
         "_protocol",
         "_reaper",
+        "_render",
         "_rest",
         "_subprotocols",
         "_transport",
@@ -81,6 +83,7 @@ class WebSocket:
         handshake: Handshake,
         exchange: Exchange,
         *,
+        render: Render,
         deflate: bool,
     ) -> None:
         self._transport = transport
@@ -90,6 +93,7 @@ class WebSocket:
         self._subprotocols = handshake.subprotocols
         self._rest = handshake.rest
         self._exchange = exchange
+        self._render = render
         self._deflate = deflate
         self._outbox = Outbox(transport, reaper, nursery)
         self._inbox_in, self._inbox = trio.open_memory_channel[Message](MESSAGES_WAITING_MAX)
@@ -120,7 +124,7 @@ class WebSocket:
             self._begin_close(NORMAL if failure is None else FAILED, "")
         elif self._ended is None and self._exchange.take_back():
             with suppress(OSError):
-                await _deny(self._exchange, 500, title=b"Internal Server Error", code=b"internal_error")
+                await refuse(self._exchange.send, self._render(Refusal.FAILED))
 
     def go_away(self) -> None:
         """The server stops: close with the code that means reconnect."""
@@ -199,7 +203,7 @@ class WebSocket:
                 raise RuntimeError(f"a websocket cannot be closed with {code!r} and {reason!r}")
             self._begin_close(code, reason)
         elif kind == "websocket.close":
-            await _deny(self._exchange, 403, title=b"Forbidden", code=b"forbidden")
+            await refuse(self._exchange.send, self._render(Refusal.DENIED))
             self._end(ABNORMAL, "")
         elif kind.startswith("websocket.http.response.") and not self._is_accepted:
             await self._exchange.send({**message, "type": kind.removeprefix("websocket.")})
@@ -336,8 +340,3 @@ class WebSocket:
 def _may_be_sent(code: object) -> bool:
     """Whether it is a code that an endpoint may put into a Close (RFC 6455, 7.4)."""
     return isinstance(code, int) and (code in (1000, 1001, 1002, 1003) or 1007 <= code <= 1014 or 3000 <= code <= 4999)
-
-
-async def _deny(exchange: Exchange, status: int, *, title: bytes, code: bytes) -> None:
-    body = b'{"type":"about:blank","title":"%b","status":%d,"code":"%b"}' % (title, status, code)
-    await respond(exchange.send, status, body, content_type=b"application/problem+json")

@@ -1,0 +1,52 @@
+"""What a server answers by itself, where no application did: rendered by whoever made the listener.
+
+A request that cannot be read is not among these: its status is the parser's, and follows from RFC 9112.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import assert_never
+
+from server.http.asgi import Send, respond
+
+
+class Refusal(StrEnum):
+    """OVERLOADED: there is no room, and nothing has happened. FAILED: the application raised, or did not answer. DENIED: it
+    closed a websocket that it had not accepted.
+    """
+
+    OVERLOADED = "overloaded"
+    FAILED = "internal_error"
+    DENIED = "forbidden"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A whole answer."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"text/plain"
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+Render = Callable[[Refusal], Rendered]
+
+
+def plain(refusal: Refusal) -> Rendered:
+    """In plain words, for applications that have no form of their own."""
+    match refusal:
+        case Refusal.OVERLOADED:
+            return Rendered(503, b"try again later\n", headers=[(b"retry-after", b"1")])
+        case Refusal.FAILED:
+            return Rendered(500, b"internal server error\n")
+        case Refusal.DENIED:
+            return Rendered(403, b"forbidden\n")
+        case _:
+            assert_never(refusal)
+
+
+async def refuse(send: Send, rendered: Rendered) -> None:
+    """Answer with it. Raises OSError where the peer has left."""
+    await respond(send, rendered.status, rendered.body, content_type=rendered.content_type, headers=rendered.headers)
