@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.process": set(),
     "server.process.psp_adapters": {"core", "server.db", "server.psp", "server.http", *_TOOLS},
     "server.process.alert_channels": {"core", "server.flows", "server.settings"},
-    "server.process.demo": {"core", "server.db", *_TOOLS},
+    "server.process.demo": {"core", "server.db", "server.http", "server.psp", *_TOOLS},
     "server.process.embedded_postgres": {"core", "server.db", *_TOOLS},
     "server.process.worker": {
         "server.api",

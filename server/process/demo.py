@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from core.errors import FlorinError
-from core.ids import PSP_ACCOUNT, EndpointId, MerchantId, PspAccountId, encode_id
+from core.ids import EndpointId, MerchantId, PspAccountId
 from core.signing import standard_secret
 from server.atomic_files import write_private
 from server.credentials import api_key, key_hash
@@ -21,10 +21,12 @@ from server.db.connection import Connection
 from server.db.merchants import merchants
 from server.db.psps.accounts import PspAccount, add_psp_account
 from server.db.webhooks.endpoints import Endpoint, add_endpoint, move_endpoint
+from server.psp.providers import PROVIDERS
 from server.sealing import Sealer
 from server.uuid7 import uuid7
 
 _MODE: Literal["test"] = "test"
+_SANDBOX = PROVIDERS["sandbox"]
 
 
 class Demo(msgspec.Struct, frozen=True):
@@ -41,7 +43,7 @@ class Demo(msgspec.Struct, frozen=True):
 
     def psp_webhook_url(self, api_url: str) -> str:
         """Where the sandbox PSP sends its webhooks."""
-        return f"{api_url}/v1/psp/sandbox/{encode_id(PSP_ACCOUNT, self.psp_account_id)}/webhooks"
+        return api_url + _SANDBOX.webhook_path(PspAccountId(self.psp_account_id))
 
 
 def load_or_draw(path: Path) -> Demo:
@@ -60,7 +62,7 @@ def load_or_draw(path: Path) -> Demo:
         webhook_secret=standard_secret(secrets.token_bytes(32)),
         psp_account_id=uuid7(),
         psp_api_key=f"sandbox_{secrets.token_hex(24)}",
-        psp_webhook_secret=f"sandbox_whsec_{secrets.token_hex(24)}",
+        psp_webhook_secret=f"{_SANDBOX.webhook_secret_prefix}{secrets.token_hex(24)}",
     )
     write_private(path, msgspec.json.encode(demo))
     return demo
@@ -71,7 +73,7 @@ async def provision(connection: Connection, demo: Demo, sealer: Sealer, *, psp_u
     account_id, merchant_id = PspAccountId(demo.psp_account_id), MerchantId(demo.merchant_id)
     account = PspAccount(
         id=account_id,
-        psp="sandbox",
+        psp=_SANDBOX.name,
         mode=_MODE,
         base_url=psp_url,
         sealed_api_key=sealer.seal(demo.psp_api_key, table="psp_accounts.api_key", row=account_id),

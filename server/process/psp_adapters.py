@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from core.errors import FlorinError
+from core.errors import NotFound
 from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 from server.db.database import Database
 from server.db.psps.accounts import PspAccount, list_psp_accounts
@@ -19,11 +19,8 @@ from server.db.psps.shared_state import claim_probe, reserve_slots
 from server.http.client.client import Client
 from server.psp.adapter import Adapter
 from server.psp.guard import Guard, Limits, Shared
-from server.psp.sandbox.adapter import SandboxAdapter
-from server.psp.stripe import api
-from server.psp.stripe.adapter import StripeAdapter
-from server.psp.stripe.api import StripeApi
-from server.psp.transport import Deadlines, Wire
+from server.psp.providers import Provider, provider_of
+from server.psp.transport import Deadlines, PspTransport
 from server.sealing import Sealer, SealError
 from server.telemetry import Metrics
 
@@ -78,45 +75,34 @@ class Accounts:
 
     def _adapter(self, account: PspAccount) -> Adapter | None:
         try:
+            provider = provider_of(account.psp)
             api_key = self._sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id)
             sealed = [account.sealed_webhook_secret, account.sealed_old_secret]
             secrets = tuple(
                 self._sealer.open(one, table="psp_accounts.webhook_secret", row=account.id) for one in sealed if one is not None
             )
-        except SealError as error:
+        except (SealError, NotFound) as error:
             _log.error("a PSP account cannot be used", account=encode_id(PSP_ACCOUNT, account.id), error=str(error))
             return None
-        make = partial(self._wire, account)
-        match account.psp:
-            case "sandbox":
-                return SandboxAdapter(
-                    wire=make([("authorization", f"Bearer {api_key}"), ("content-type", "application/json")]),
-                    account_id=account.id,
-                    webhook_secrets=secrets,
-                    mode=account.mode,
-                    is_enabled=account.enabled,
-                )
-            case "stripe":
-                return StripeAdapter(
-                    api=StripeApi(make(api.headers(api_key), retry_header=api.RETRY_HEADER), self._now),
-                    account_id=account.id,
-                    webhook_secrets=secrets,
-                    mode=account.mode,
-                    is_enabled=account.enabled,
-                )
-            case _:
-                raise FlorinError(f"there is no adapter for the PSP {account.psp!r}")
+        return provider.make_adapter(
+            self._transport(account, provider, api_key),
+            account_id=account.id,
+            webhook_secrets=secrets,
+            mode=account.mode,
+            is_enabled=account.enabled,
+            now=self._now,
+        )
 
-    def _wire(self, account: PspAccount, headers: list[tuple[str, str]], *, retry_header: bytes | None = None) -> Wire:
-        return Wire(
+    def _transport(self, account: PspAccount, provider: Provider, api_key: str) -> PspTransport:
+        return PspTransport(
             self._http,
             self._guard(account),
             base_url=account.base_url,
-            headers=headers,
+            headers=provider.headers(api_key),
             deadlines=self._deadlines,
             observe=partial(self._metrics.psp_called, encode_id(PSP_ACCOUNT, account.id), account.psp),
             rng=self._rng,
-            retry_header=retry_header,
+            retry_header=provider.retry_header,
         )
 
     def _guard(self, account: PspAccount) -> Guard:

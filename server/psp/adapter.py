@@ -25,16 +25,12 @@ from server.psp.guard import Guard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a PSP can do, and how long it remembers an idempotency key.
-
-    `charges_in_two_steps`: a token is charged by `prepare`, whose reference is committed, and then `charge`.
-    """
+    """What a PSP can do, and how long it remembers an idempotency key."""
 
     key_lifetime: timedelta
     hosted_page: bool = True
     tokens: bool = True
     manual_capture: bool = True
-    charges_in_two_steps: bool = False
     page_needs_return_url: bool = False
     page_seconds_max: int | None = None
 
@@ -63,6 +59,14 @@ class Seen:
     payment_id: PaymentId
     evidence: Evidence
     created_at: datetime
+
+
+class TwoSteps(Protocol):
+    """Charging a token in two steps, so that the reference of what is charged is committed before it is."""
+
+    async def prepare(self, payment: Payment, token: str) -> Evidence:
+        """Make the object that `charge` will charge: OPENED with its reference."""
+        ...
 
 
 class Adapter(Protocol):
@@ -98,16 +102,17 @@ class Adapter(Protocol):
         """What stands before every call."""
         ...
 
+    @property
+    def two_steps(self) -> "TwoSteps | None":
+        """How a token is prepared, for a PSP that charges it in two steps; None where `charge` is the only one."""
+        ...
+
     def takes(self, money: Money) -> bool:
         """Whether the PSP can be asked for this amount of this currency."""
         ...
 
     async def create_intent(self, payment: Payment) -> Evidence:
         """Open a hosted page for the payment: OPENED with its address, or how it stands already."""
-        ...
-
-    async def prepare(self, payment: Payment, token: str) -> Evidence:
-        """Make the object that `charge` will charge, for a PSP that does it in two steps: OPENED with its reference."""
         ...
 
     async def charge(self, payment: Payment, token: str) -> Evidence:

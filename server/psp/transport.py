@@ -35,7 +35,7 @@ _NOT_OURS = frozenset({401, 403})
 _log = structlog.get_logger()
 
 
-class Call(StrEnum):
+class PspCall(StrEnum):
     """What is asked of a PSP, for metrics and deadlines."""
 
     INTENT = "intent"
@@ -48,7 +48,7 @@ class Call(StrEnum):
     LIST = "list"
 
 
-READS = frozenset({Call.FETCH, Call.LIST})
+READS = frozenset({PspCall.FETCH, PspCall.LIST})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +77,11 @@ class Answer:
         raise PspRejected(f"the PSP refused: {status}")  # what it says may repeat what must not be logged
 
 
-Observe = Callable[[Call, str, float], None]
+Observe = Callable[[PspCall, str, float], None]
 """Is told of every attempt: what for, how it ended (a status class, 429, not_sent, lost, cancelled), how many seconds."""
 
 
-class Wire:
+class PspTransport:
     """The way to one account. `headers` go with every call."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Wire:
 
     async def call(
         self,
-        call: Call,
+        call: PspCall,
         method: str,
         path: str,
         *,
@@ -157,7 +157,7 @@ class Wire:
 
     async def _attempt(
         self,
-        call: Call,
+        call: PspCall,
         method: str,
         path: str,
         headers: list[tuple[str, str]],

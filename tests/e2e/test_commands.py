@@ -178,6 +178,7 @@ def test_psp_accounts_and_routes(directory: Path) -> None:
         secret.write_text("whsec_new")
         rotated = here("psp", "rotate-secret", account, "--webhook-secret-file", str(secret), "--overlap-hours", "1", *data)
         assert "good until" in rotated
+        assert "no provider 'paypal' to add: stripe" in here("psp", "add", "paypal", *data, code=1)
         assert "no event evt_1" in here("psp", "events", "retry", "evt_1", *data, code=1)
         assert "no account" in here("psp", "set", f"acct_{'0' * 32}", "--payments", *data, code=1)
 

@@ -1,9 +1,10 @@
-"""localstripe as a process on loopback, with what it lacks and Florin needs: Checkout Sessions, and answers that get lost.
+"""localstripe as a process on loopback, with what it lacks and Florin needs: Checkout Sessions, keys, and lost answers.
 
 localstripe (PyPI) is written by others and stands for Stripe; only this file is ours. Two parameters of confirm are dropped,
-which localstripe does not know. Its parent passes a listening socket. Sessions follow Stripe's reference as far as Florin uses
-them. `POST /_config/lose {"path": regex, "when": "before"|"after"}` drops one connection; `POST /_config/pay/{session}` is the
-customer; `GET /_config/requests` counts requests by method and path.
+which localstripe does not know. A POST with an `Idempotency-Key` that was answered is answered alike. Its parent passes a
+listening socket. Sessions follow Stripe's reference as far as Florin uses them. `POST /_config/lose {"path": regex, "when":
+"before"|"after"}` drops one connection; `POST /_config/pay/{session}` is the customer; `GET /_config/requests` counts requests
+by method and path.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ RESOURCES.Store.dump_to_disk = lambda _store: None
 CONFIRM = "/v1/payment_intents/{id}/confirm"
 _lose: dict[str, Any] = {}
 _seen: list[str] = []
+_answered: dict[tuple[str, str], tuple[int, bytes]] = {}
 
 
 class Session(RESOURCES.StripeObject):  # type: ignore[misc]  # localstripe has no types
@@ -77,6 +79,21 @@ async def _faults(request: web.Request, handler: Any) -> web.StreamResponse:
     return response
 
 
+@web.middleware
+async def _idempotent(request: web.Request, handler: Any) -> web.StreamResponse:
+    key = request.headers.get("idempotency-key")
+    if request.method != "POST" or key is None:
+        unkept: web.StreamResponse = await handler(request)
+        return unkept
+    if (request.path, key) in _answered:
+        status, body = _answered[request.path, key]
+        return web.Response(status=status, body=body, content_type="application/json")
+    response: web.StreamResponse = await handler(request)
+    if isinstance(response, web.Response) and isinstance(response.body, bytes):
+        _answered[request.path, key] = response.status, response.body
+    return response
+
+
 def _confirm(id: str, return_url: str | None = None, error_on_requires_action: str | None = None, **given: Any) -> Any:  # noqa: A002
     """localstripe's, which refuses two parameters that Stripe takes."""
     return RESOURCES.PaymentIntent._api_confirm(id=id, **given)
@@ -98,7 +115,7 @@ async def _requests(_request: web.Request) -> web.Response:  # noqa: ASYNC124 - 
 
 def main() -> None:
     """Serve until killed."""
-    app = web.Application(middlewares=[_faults, *server.app.middlewares[:2]])
+    app = web.Application(middlewares=[_faults, _idempotent, *server.app.middlewares[:2]])
     app.router.add_post("/v1/checkout/sessions/{id}/expire", server.api_extra(Session._api_expire, ""))
     app.router.add_post(CONFIRM, server.api_extra(_confirm, ""))
     app.router.add_post("/v1/checkout/sessions", server.api_create(Session, ""))

@@ -4,7 +4,6 @@ import re
 import secrets as random_secrets
 import sys
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,7 @@ from server.cli.options import (
     with_database,
 )
 from server.cli.psp.events import events
-from server.cli.psp.secrets import read_secret, require_key_of, require_webhook_secret
+from server.cli.psp.secrets import read_secret
 from server.clock import utc_now
 from server.db.connection import Connection
 from server.db.merchants.merchants import find_merchant
@@ -45,20 +44,19 @@ from server.db.psps.accounts import (
 from server.db.psps.inbox import NOBODY
 from server.db.psps.shared_state import list_open_breakers
 from server.http.client.url import parse_origin
+from server.psp.providers import PROVIDERS, Provider, provider_of
 from server.sealing import Sealer
 from server.uuid7 import uuid7
 
 WIDTH = 200
 """Of tables that go to a file or a program, so that nothing is cut off."""
 
-STRIPE_URL = "https://api.stripe.com"
-STRIPE_RATES = {"test": 25, "live": 100}
-"""Requests per second that Stripe takes of an account (docs: rate limits)."""
-
 app = typer.Typer(help="Accounts at payment service providers: add, limit, stop and route.", no_args_is_help=True)
 app.add_typer(events, name="events")
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 _RULE = re.compile(r"(acct_[0-9a-f]{32})(?::([A-Z]{3})(?::(\d{1,15})?-(\d{1,15})?)?)?")
+
+_ADDED = {name: one for name, one in PROVIDERS.items() if one.is_added}
 
 AccountText = Annotated[str, typer.Argument(help="The account's id, acct_…", metavar="ACCOUNT")]
 KeyPath = Annotated[
@@ -72,20 +70,14 @@ Concurrency = Annotated[int | None, typer.Option(min=1, max=100_000, help="Calls
 Rate = Annotated[int | None, typer.Option(min=0, max=100_000, help="Requests per second, of all workers together; 0: no limit.")]
 
 
-class Psp(StrEnum):
-    """Whose account it is; the sandbox's is made by `florin up`."""
-
-    STRIPE = "stripe"
-
-
 @app.command("add")
 def add(
-    psp: Annotated[Psp, typer.Argument(help="The provider.")],
+    psp: Annotated[str, typer.Argument(help="The provider.", metavar="|".join(_ADDED))],
     name: Annotated[str, typer.Option(help="What you call the account.")] = "",
     mode: Annotated[Mode, typer.Option(help="Live accounts take real money.")] = Mode.TEST,
     api_key_file: KeyPath = None,
     webhook_secret_file: SecretPath = None,
-    base_url: Annotated[str, typer.Option(help="The provider's address.")] = STRIPE_URL,
+    base_url: Annotated[str, typer.Option(help="The provider's address, if not its usual one.", show_default=False)] = "",
     concurrency: Concurrency = None,
     rate: Rate = None,
     operator: Operator = None,
@@ -96,22 +88,17 @@ def add(
     """Add an account. Workers know it within a second; route payments to it with `florin psp route`."""
     if len(name) > 200 or not name.isprintable():
         raise Unprocessable("--name has up to 200 printable characters")
-    _require_address(base_url, mode)
+    provider = _provider(psp)
+    base_url = base_url or provider.base_url
+    _require_address(base_url, mode, provider)
     url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
-    if str(api_key_file) == str(webhook_secret_file) == "-":
-        raise Unprocessable("standard input can give one of the two secrets: give the other one in a file")
-    api_key = read_secret(api_key_file, "API key")
-    require_key_of(api_key, mode)
-    webhook_secret = read_secret(
-        webhook_secret_file, "webhook signing secret (empty: drawn now, to be set there)", may_be_empty=True
-    )
-    require_webhook_secret(webhook_secret)
-    drawn = webhook_secret or f"whsec_{random_secrets.token_urlsafe(32)}"
+    api_key, webhook_secret = _read_secrets(provider, mode, api_key_file, webhook_secret_file)
+    drawn = webhook_secret or f"{provider.webhook_secret_prefix}{random_secrets.token_urlsafe(32)}"
     account_id = PspAccountId(uuid7())
-    limit = STRIPE_RATES[mode] if rate is None else rate
+    limit = provider.requests_per_second.get(mode.value) if rate is None else rate
     account = PspAccount(
         id=account_id,
-        psp=psp.value,
+        psp=provider.name,
         mode=mode.value,
         base_url=base_url.rstrip("/"),
         sealed_api_key=sealer.seal(api_key, table="psp_accounts.api_key", row=account_id),
@@ -120,7 +107,7 @@ def add(
         concurrency_max=concurrency or 200,
         requests_per_second_max=limit or None,
     )
-    done = act(operator, NOBODY, "psp.add", f"{psp} {mode} {encode_id(PSP_ACCOUNT, account_id)}")
+    done = act(operator, NOBODY, "psp.add", f"{provider.name} {mode} {encode_id(PSP_ACCOUNT, account_id)}")
 
     async def work(connection: Connection) -> None:
         await _require_own_key(connection, sealer)
@@ -129,7 +116,7 @@ def add(
     with_database(url, work)
     text = encode_id(PSP_ACCOUNT, account_id)
     _console.print(f"account         {text}")
-    _console.print(f"webhooks        POST …/v1/psp/{psp}/{text}/webhooks on your public address")
+    _console.print(f"webhooks        POST …{provider.webhook_path(account_id)} on your public address")
     if not webhook_secret:
         _console.print(f"webhook secret  {drawn}")
         _console.print("Keep it now: it is not shown again.")
@@ -199,11 +186,11 @@ def change(
         sealed = None
         known = next((one for one in await list_psp_accounts(connection) if one.id == account_id), None)
         if base_url is not None and known is not None:
-            _require_address(base_url, Mode(known.mode))
+            _require_address(base_url, Mode(known.mode), provider_of(known.psp))
         if sealer is not None and api_key is not None:
             await _require_own_key(connection, sealer)
-            if known is not None and known.psp == Psp.STRIPE:
-                require_key_of(api_key, Mode(known.mode))
+            if known is not None:
+                provider_of(known.psp).require_api_key(api_key, known.mode)
             sealed = sealer.seal(api_key, table="psp_accounts.api_key", row=account_id)
         return await set_psp_account(
             connection,
@@ -235,13 +222,14 @@ def rotate(
     account_id = _account_id(account)
     url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
     secret = read_secret(webhook_secret_file, "new webhook signing secret")
-    require_webhook_secret(secret)
     sealed = sealer.seal(secret, table="psp_accounts.webhook_secret", row=account_id)
     done = act(operator, NOBODY, "psp.rotate_secret", account)
     until = utc_now() + timedelta(hours=overlap_hours)
 
     async def work(connection: Connection) -> bool:
-        await _require_own_key(connection, sealer)
+        known = next((one for one in await _require_own_key(connection, sealer) if one.id == account_id), None)
+        if known is not None:
+            provider_of(known.psp).require_webhook_secret(secret)
         return await rotate_webhook_secret(connection, account_id, done, sealed_secret=sealed, old_until=until)
 
     _require_known(with_database(url, work), account)
@@ -308,6 +296,27 @@ def _route(text: str) -> Route:
     return Route(_account_id(match[1]), match[2], least, most)
 
 
+def _read_secrets(provider: Provider, mode: Mode, api_key_file: Path | None, webhook_secret_file: Path | None) -> tuple[str, str]:
+    """The API key, and the webhook secret or nothing where one is to be drawn."""
+    if str(api_key_file) == str(webhook_secret_file) == "-":
+        raise Unprocessable("standard input can give one of the two secrets: give the other one in a file")
+    api_key = read_secret(api_key_file, "API key")
+    provider.require_api_key(api_key, mode.value)
+    webhook_secret = read_secret(
+        webhook_secret_file, "webhook signing secret (empty: drawn now, to be set there)", may_be_empty=True
+    )
+    if webhook_secret:
+        provider.require_webhook_secret(webhook_secret)
+    return api_key, webhook_secret
+
+
+def _provider(name: str) -> Provider:
+    provider = _ADDED.get(name)
+    if provider is None:
+        raise Unprocessable(f"there is no provider {name[:40]!r} to add: {', '.join(_ADDED)}")
+    return provider
+
+
 def _account_id(text: str) -> PspAccountId:
     try:
         return PspAccountId(decode_id(PSP_ACCOUNT, text))
@@ -320,11 +329,11 @@ def _require_known(touched: bool, account: str) -> None:
         raise NotFound(f"there is no account {account}: see `florin psp list`")
 
 
-def _require_address(base_url: str, mode: Mode) -> None:
+def _require_address(base_url: str, mode: Mode, provider: Provider) -> None:
     try:
         origin = parse_origin(base_url.rstrip("/"))
     except Exception as error:
-        raise Unprocessable(f"--base-url is an address like {STRIPE_URL}, not {base_url!r}") from error
+        raise Unprocessable(f"--base-url is an address like {provider.base_url}, not {base_url!r}") from error
     if mode is Mode.LIVE and not origin.is_secure:
         raise Unprocessable("a live account is reached by https only")
 

@@ -142,13 +142,13 @@ async def _ask(context: Payments, payment: Payment, opening: Opening, risk: Risk
         if adapter is None:
             with trio.fail_after(context.psp_seconds):
                 adapter = await context.psps.of(payment.psp_account_id)
-        if opening.token is not None and not adapter.capabilities.charges_in_two_steps:
+        if opening.token is not None and adapter.two_steps is None:
             return payment, await adapter.charge(payment, opening.token)  # one call, which its wire bounds in time
         with trio.fail_after(context.psp_seconds):
             if opening.token is None:
                 return payment, await adapter.create_intent(payment)
-            if payment.reference is None:
-                prepared = await adapter.prepare(payment, opening.token)
+            if payment.reference is None and adapter.two_steps is not None:
+                prepared = await adapter.two_steps.prepare(payment, opening.token)
                 payment = await _prepare(context, payment, replace(prepared, risk=risk))
                 if payment.status not in UNSETTLED or payment.reference is None:
                     return payment, None  # something else has happened to it meanwhile

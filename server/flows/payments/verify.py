@@ -59,7 +59,7 @@ async def verify(context: Psps, payment: Payment, *, source: Source) -> Payment:
 async def _close_declined(context: Psps, payment: Payment) -> None:
     """At a PSP that charges in two steps what was declined could be paid in another way: close it, behind the reply."""
     adapter = await context.psps.find(payment.psp_account_id)
-    if adapter is None or not payment.is_sync or not adapter.capabilities.charges_in_two_steps:
+    if adapter is None or not payment.is_sync or adapter.two_steps is None:
         return
     try:
         context.background.start(partial(close_what_is_over, context, payment))

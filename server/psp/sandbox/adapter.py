@@ -1,6 +1,6 @@
 """The sandbox PSP's adapter; `server.sandbox` is the other side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from core.errors import InvalidSignature, Malformed, PspOutcomeUnknown
+from core.errors import InvalidSignature, Malformed, PspOutcomeUnknown, Unprocessable
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import OperationId, PspAccountId
 from core.money import Money
@@ -19,7 +19,7 @@ from server.http.client.response import Response
 from server.psp.adapter import Capabilities, Notice, Seen
 from server.psp.guard import Guard
 from server.psp.sandbox.objects import Event, EventList, Intent, IntentList, evidence_of, listed, notice_of, refund_evidence, seen
-from server.psp.transport import Answer, Call, Wire
+from server.psp.transport import Answer, PspCall, PspTransport
 
 SIGNATURE_HEADER = b"sandbox-signature"
 NOT_FOUND = 404
@@ -35,7 +35,7 @@ T = TypeVar("T")
 class SandboxAdapter:
     """One account at the sandbox PSP."""
 
-    wire: Wire
+    transport: PspTransport
     account_id: PspAccountId
     webhook_secrets: tuple[str, ...]
     mode: str = "test"
@@ -46,7 +46,12 @@ class SandboxAdapter:
     @property
     def guard(self) -> Guard:
         """See `Adapter`."""
-        return self.wire.guard
+        return self.transport.guard
+
+    @property
+    def two_steps(self) -> None:
+        """See `Adapter`."""
+        return None
 
     def takes(self, money: Money) -> bool:
         """See `Adapter`."""
@@ -54,34 +59,30 @@ class SandboxAdapter:
 
     async def create_intent(self, payment: Payment) -> Evidence:
         """See `Adapter`."""
-        answer = await self._ask(Call.INTENT, "POST", "/v1/intents", _wanted(payment), key=payment.operation_id)
+        answer = await self._ask(PspCall.INTENT, "POST", "/v1/intents", _wanted(payment), key=payment.operation_id)
         return self._evidence(answer, Source.CREATE)
-
-    async def prepare(self, payment: Payment, token: str) -> Evidence:
-        """See `Adapter`; the sandbox charges in one step."""
-        raise NotImplementedError
 
     async def charge(self, payment: Payment, token: str) -> Evidence:
         """See `Adapter`."""
         body = {**_wanted(payment), "token": token}
-        answer = await self._ask(Call.CHARGE, "POST", "/v1/intents", body, key=payment.operation_id)
+        answer = await self._ask(PspCall.CHARGE, "POST", "/v1/intents", body, key=payment.operation_id)
         return self._evidence(answer, Source.CREATE)
 
     async def capture(self, payment: Payment, operation: PendingOperation) -> Evidence:
         """See `Adapter`."""
         body = {"amount_minor": operation.amount_minor}
-        answer = await self._ask(Call.CAPTURE, "POST", f"{_path(payment)}/capture", body, key=operation.id)
+        answer = await self._ask(PspCall.CAPTURE, "POST", f"{_path(payment)}/capture", body, key=operation.id)
         return self._evidence(answer, Source.MERCHANT)
 
     async def void(self, payment: Payment, operation: PendingOperation) -> Evidence:
         """See `Adapter`."""
-        answer = await self._ask(Call.VOID, "POST", f"{_path(payment)}/void", {}, key=operation.id)
+        answer = await self._ask(PspCall.VOID, "POST", f"{_path(payment)}/void", {}, key=operation.id)
         return self._evidence(answer, Source.MERCHANT)
 
     async def refund(self, payment: Payment, refund: Refund) -> Evidence:
         """See `Adapter`."""
         body = {"refund_id": refund.id, "amount_minor": refund.money.amount_minor}
-        answer = await self._ask(Call.REFUND, "POST", f"{_path(payment)}/refunds", body, key=OperationId(refund.id))
+        answer = await self._ask(PspCall.REFUND, "POST", f"{_path(payment)}/refunds", body, key=OperationId(refund.id))
         intent = _read(answer.accepted(), Intent)
         return refund_evidence(intent, str(refund.id), self.account_id, source=Source.MERCHANT)
 
@@ -113,7 +114,7 @@ class SandboxAdapter:
             if intent is None:
                 return self._not_found(payment, source)
             reference = intent.id
-        answer = await self._ask(Call.CLOSE, "POST", f"/v1/intents/{quote(reference)}/close", {"as": as_kind.value})
+        answer = await self._ask(PspCall.CLOSE, "POST", f"/v1/intents/{quote(reference)}/close", {"as": as_kind.value})
         if answer.response.status == NOT_FOUND:
             return self._not_found(payment, source)
         return self._evidence(answer, source)
@@ -124,7 +125,7 @@ class SandboxAdapter:
         after = ""
         for _ in range(PAGES_MAX):
             window = f"created_from={int(since.timestamp())}&created_before={int(until.timestamp()) + 1}"
-            answer = await self._ask(Call.LIST, "GET", f"/v1/intents?{window}&limit={PAGE}&after={quote(after)}")
+            answer = await self._ask(PspCall.LIST, "GET", f"/v1/intents?{window}&limit={PAGE}&after={quote(after)}")
             intents = _read(answer.accepted(), IntentList).data
             found += [seen(intent, self.account_id) for intent in intents]
             if len(intents) < PAGE:
@@ -140,7 +141,7 @@ class SandboxAdapter:
             types = "rare" if only_rare else "all"
             window = f"created_from={int(since.timestamp())}&created_before={int(until.timestamp()) + 1}"
             path = f"/v1/events?{window}&types={types}&limit={PAGE}&after={quote(after)}"
-            page = _read((await self._ask(Call.LIST, "GET", path)).accepted(), EventList)
+            page = _read((await self._ask(PspCall.LIST, "GET", path)).accepted(), EventList)
             found += [listed(event, self.account_id) for event in page.data]
             if not page.has_more or not page.data:
                 return found
@@ -176,19 +177,19 @@ class SandboxAdapter:
 
     async def _find(self, payment: Payment) -> Intent | None:
         if payment.reference is not None:
-            answer = await self._ask(Call.FETCH, "GET", _path(payment))
+            answer = await self._ask(PspCall.FETCH, "GET", _path(payment))
             return None if answer.response.status == NOT_FOUND else _read(answer.accepted(), Intent)
-        answer = await self._ask(Call.FETCH, "GET", f"/v1/intents?operation_id={payment.operation_id}")
+        answer = await self._ask(PspCall.FETCH, "GET", f"/v1/intents?operation_id={payment.operation_id}")
         found = _read(answer.accepted(), IntentList).data
         return found[0] if found else None
 
     async def _ask(
-        self, call: Call, method: str, path: str, body: dict[str, Any] | None = None, *, key: OperationId | None = None
+        self, call: PspCall, method: str, path: str, body: dict[str, Any] | None = None, *, key: OperationId | None = None
     ) -> Answer:
         content = msgspec.json.encode(body) if body is not None else b""
         headers = [("idempotency-key", str(key))] if key is not None else []
-        is_keyed = key is not None or call is Call.CLOSE  # closing twice is closing once
-        return await self.wire.call(call, method, path, body=content, headers=headers, is_keyed=is_keyed)
+        is_keyed = key is not None or call is PspCall.CLOSE  # closing twice is closing once
+        return await self.transport.call(call, method, path, body=content, headers=headers, is_keyed=is_keyed)
 
 
 def _path(payment: Payment) -> str:
@@ -217,3 +218,38 @@ def _read(response: Response, kind: type[T]) -> T:
         return msgspec.json.decode(response.body, type=kind)
     except msgspec.DecodeError as error:
         raise PspOutcomeUnknown(f"the answer of the sandbox PSP cannot be read: {error}") from error
+
+
+def headers(api_key: str) -> list[tuple[str, str]]:
+    """What goes with every call."""
+    return [("authorization", f"Bearer {api_key}"), ("content-type", "application/json")]
+
+
+def make_adapter(
+    transport: PspTransport,
+    *,
+    account_id: PspAccountId,
+    webhook_secrets: tuple[str, ...],
+    mode: str,
+    is_enabled: bool,
+    now: Callable[[], datetime],
+) -> SandboxAdapter:
+    """See `server.psp.providers.MakeAdapter`."""
+    del now
+    return SandboxAdapter(
+        transport=transport, account_id=account_id, webhook_secrets=webhook_secrets, mode=mode, is_enabled=is_enabled
+    )
+
+
+def require_api_key(api_key: str, mode: str) -> None:
+    """The sandbox takes no real money, so no live account is there. Raises `Unprocessable`."""
+    if mode != "test":
+        raise Unprocessable("the sandbox has test accounts only")
+    if not api_key.startswith("sandbox_"):
+        raise Unprocessable("the sandbox's API keys begin with sandbox_")
+
+
+def require_webhook_secret(secret: str) -> None:
+    """Raises `Unprocessable`."""
+    if not secret.startswith("sandbox_whsec_"):
+        raise Unprocessable("the sandbox's webhook signing secrets begin with sandbox_whsec_")

@@ -39,11 +39,9 @@ from server.psp.stripe.objects import (
     to_stripe,
 )
 from server.psp.stripe.objects import Refund as StripeRefund
-from server.psp.transport import Call
+from server.psp.transport import PspCall
 
-CAPABILITIES = Capabilities(
-    key_lifetime=timedelta(hours=23), charges_in_two_steps=True, page_needs_return_url=True, page_seconds_max=79_200
-)
+CAPABILITIES = Capabilities(key_lifetime=timedelta(hours=23), page_needs_return_url=True, page_seconds_max=79_200)
 SESSION_LONGER = timedelta(hours=1)
 SESSION_MAX = timedelta(hours=23, minutes=59)
 WINDOW_OF_TOKENS = timedelta(minutes=3)
@@ -67,7 +65,12 @@ class StripeAdapter:
     @property
     def guard(self) -> Guard:
         """See `Adapter`."""
-        return self.api.wire.guard
+        return self.api.transport.guard
+
+    @property
+    def two_steps(self) -> "StripeAdapter":
+        """See `Adapter`."""
+        return self
 
     def takes(self, money: Money) -> bool:
         """See `Adapter`."""
@@ -105,11 +108,11 @@ class StripeAdapter:
                 "statement_descriptor_suffix": descriptor_suffix(payment.statement_descriptor),
             },
         }
-        answer = await self.api.post(Call.INTENT, "/v1/checkout/sessions", wanted, key=str(payment.operation_id))
+        answer = await self.api.post(PspCall.INTENT, "/v1/checkout/sessions", wanted, key=str(payment.operation_id))
         return self._of_session(read(answer, Session), Source.CREATE)
 
     async def prepare(self, payment: Payment, token: str) -> Evidence:
-        """See `Adapter`. `token` is a PaymentMethod (`pm_...`) or one of the older tokens (`tok_...`)."""
+        """See `TwoSteps`. `token` is a PaymentMethod (`pm_...`) or one of the older tokens (`tok_...`)."""
         is_old = token.startswith("tok_")
         wanted: dict[str, Field] = {
             "amount": _amount(payment.money),
@@ -122,7 +125,7 @@ class StripeAdapter:
             "statement_descriptor_suffix": descriptor_suffix(payment.statement_descriptor),
             "metadata": metadata_of(payment),
         }
-        answer = await self.api.post(Call.INTENT, "/v1/payment_intents", wanted, key=f"{payment.operation_id}-create")
+        answer = await self.api.post(PspCall.INTENT, "/v1/payment_intents", wanted, key=f"{payment.operation_id}-create")
         return self._of_intent(read(answer, PaymentIntent), payment, Source.CREATE)
 
     async def charge(self, payment: Payment, token: str) -> Evidence:
@@ -135,7 +138,7 @@ class StripeAdapter:
             **_EXPAND_CHARGE,
         }
         path = f"/v1/payment_intents/{quote(payment.reference)}/confirm"
-        answer = await self.api.post(Call.CHARGE, path, wanted, key=f"{payment.operation_id}-confirm")
+        answer = await self.api.post(PspCall.CHARGE, path, wanted, key=f"{payment.operation_id}-confirm")
         if answer.response.status != 402:
             return self._of_intent(read(answer, PaymentIntent), payment, Source.CREATE)
         if answer.after_loss:
@@ -148,14 +151,14 @@ class StripeAdapter:
         assert operation.amount_minor is not None
         amount = _amount(Money(operation.amount_minor, payment.money.currency))
         path = f"/v1/payment_intents/{quote(await self._intent_id(payment))}/capture"
-        answer = await self.api.post(Call.CAPTURE, path, {"amount_to_capture": amount}, key=None)
+        answer = await self.api.post(PspCall.CAPTURE, path, {"amount_to_capture": amount}, key=None)
         return self._of_intent(read(answer, PaymentIntent), payment, Source.MERCHANT)
 
     async def void(self, payment: Payment, operation: PendingOperation) -> Evidence:
         """See `Adapter`."""
         del operation  # what is authorized is released as a whole
         path = f"/v1/payment_intents/{quote(await self._intent_id(payment))}/cancel"
-        answer = await self.api.post(Call.VOID, path, {}, key=None)
+        answer = await self.api.post(PspCall.VOID, path, {}, key=None)
         return self._of_intent(read(answer, PaymentIntent), payment, Source.MERCHANT)
 
     async def refund(self, payment: Payment, refund: Refund) -> Evidence:
@@ -165,13 +168,13 @@ class StripeAdapter:
             "amount": _amount(refund.money),
             "metadata": {**metadata_of(payment), "florin_refund": str(refund.id)},
         }
-        answer = await self.api.post(Call.REFUND, "/v1/refunds", wanted, key=str(refund.id))
+        answer = await self.api.post(PspCall.REFUND, "/v1/refunds", wanted, key=str(refund.id))
         return self._of_refund(read(answer, StripeRefund), payment, Source.MERCHANT)
 
     async def fetch_refund(self, payment: Payment, refund: Refund, *, source: Source) -> Evidence:
         """See `Adapter`."""
         if refund.reference is not None:
-            answer = await self.api.get(Call.FETCH, f"/v1/refunds/{quote(refund.reference)}")
+            answer = await self.api.get(PspCall.FETCH, f"/v1/refunds/{quote(refund.reference)}")
             if answer.response.status != 404:
                 return self._of_refund(read(answer, StripeRefund), payment, source)
         else:
@@ -186,7 +189,7 @@ class StripeAdapter:
         if payment.reference is None:
             return await self._search(payment, source)
         if payment.is_sync:
-            answer = await self.api.get(Call.FETCH, f"/v1/payment_intents/{quote(payment.reference)}", _EXPAND_CHARGE)
+            answer = await self.api.get(PspCall.FETCH, f"/v1/payment_intents/{quote(payment.reference)}", _EXPAND_CHARGE)
             if answer.response.status != 404:
                 return self._of_intent(read(answer, PaymentIntent), payment, source)
         else:
@@ -202,7 +205,7 @@ class StripeAdapter:
         if seen.kind not in (EvidenceKind.OPENED, EvidenceKind.DECLINED) or seen.reference is None:
             return seen
         collection, verb = ("payment_intents", "cancel") if payment.is_sync else ("checkout/sessions", "expire")
-        answer = await self.api.post(Call.CLOSE, f"/v1/{collection}/{quote(seen.reference)}/{verb}", {}, key=None)
+        answer = await self.api.post(PspCall.CLOSE, f"/v1/{collection}/{quote(seen.reference)}/{verb}", {}, key=None)
         if answer.response.status >= 400:
             return await self.fetch(payment, source=source)
         if payment.is_sync:
@@ -236,7 +239,7 @@ class StripeAdapter:
     async def resolve(self, notice: Notice) -> Notice:
         """See `Adapter`. Asks for the PaymentIntent of a refund or dispute; one that is not ours leaves nothing to do."""
         assert notice.reference is not None
-        answer = await self.api.get(Call.FETCH, f"/v1/payment_intents/{quote(notice.reference)}")
+        answer = await self.api.get(PspCall.FETCH, f"/v1/payment_intents/{quote(notice.reference)}")
         intent = read(answer, PaymentIntent) if answer.response.status != 404 else None
         ids = ids_of(intent.metadata) if intent is not None else None
         # What is released of an authorization looks like a refund in older versions of the API.
@@ -276,7 +279,7 @@ class StripeAdapter:
 
     async def _session(self, session_id: str) -> Session | None:
         fields = {"expand": ["payment_intent", "payment_intent.latest_charge"]}
-        answer = await self.api.get(Call.FETCH, f"/v1/checkout/sessions/{quote(session_id)}", fields)
+        answer = await self.api.get(PspCall.FETCH, f"/v1/checkout/sessions/{quote(session_id)}", fields)
         return None if answer.response.status == 404 else read(answer, Session)
 
     async def _search(self, payment: Payment, source: Source) -> Evidence:

@@ -11,10 +11,10 @@ from core.errors import PspOutcomeUnknown
 from server.http.client.response import Response
 from server.psp.stripe.form import Field, encode
 from server.psp.stripe.objects import API_VERSION, ErrorBody, Listed
-from server.psp.transport import Answer, Call, Wire
+from server.psp.transport import Answer, PspCall, PspTransport
 
 RETRY_HEADER = b"stripe-should-retry"
-ONCE_ANYWAY = frozenset({Call.CLOSE, Call.CAPTURE, Call.VOID})
+ONCE_ANYWAY = frozenset({PspCall.CLOSE, PspCall.CAPTURE, PspCall.VOID})
 PAGE = 100
 PAGES_MAX = 1_000
 _NUL = b"\\u0000"
@@ -40,7 +40,7 @@ def headers(api_key: str) -> list[tuple[str, str]]:
 class StripeApi:
     """Calls of one account. `now` is the time, for how far back a list has to be read."""
 
-    wire: Wire
+    transport: PspTransport
     now: Callable[[], datetime]
 
     async def window(self, path: str, kind: type[T], *, since: datetime, until: datetime) -> list[T]:
@@ -56,7 +56,7 @@ class StripeApi:
         found: list[T] = []
         after: str | None = None
         for _ in range(PAGES_MAX):
-            answer = await self.get(Call.LIST, path, {**fields, "limit": PAGE, "starting_after": after})
+            answer = await self.get(PspCall.LIST, path, {**fields, "limit": PAGE, "starting_after": after})
             page = read(answer, Listed)
             items = [_decode_raw(raw, kind) for raw in page.data]
             found += items
@@ -68,15 +68,15 @@ class StripeApi:
             after = last.id
         raise PspOutcomeUnknown("Stripe's list does not end")
 
-    async def get(self, call: Call, path: str, fields: Mapping[str, Field] | None = None) -> Answer:
+    async def get(self, call: PspCall, path: str, fields: Mapping[str, Field] | None = None) -> Answer:
         """Read something."""
         query = encode(fields or {}).decode()
-        return await self.wire.call(call, "GET", f"{path}?{query}" if query else path)
+        return await self.transport.call(call, "GET", f"{path}?{query}" if query else path)
 
-    async def post(self, call: Call, path: str, fields: Mapping[str, Field], *, key: str | None) -> Answer:
+    async def post(self, call: PspCall, path: str, fields: Mapping[str, Field], *, key: str | None) -> Answer:
         """Do something, once per key. Raises `PspOutcomeUnknown` for a key that was used otherwise."""
         headers = [("idempotency-key", key)] if key is not None else []
-        answer = await self.wire.call(
+        answer = await self.transport.call(
             call, "POST", path, body=encode(fields), headers=headers, is_keyed=key is not None or call in ONCE_ANYWAY
         )
         if answer.response.status == 400 and decode(answer.response, ErrorBody).error.type == "idempotency_error":

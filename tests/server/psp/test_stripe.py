@@ -2,9 +2,7 @@
 
 import json
 import random
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,14 +17,12 @@ import httpx2
 import msgspec
 import pytest
 import stripe
-import trio
 
 from core.errors import InvalidSignature, Malformed, PspBusy, PspOutcomeUnknown
 from core.evidence import EvidenceKind
 from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 from core.money import Money
 from core.signing import sign_timestamped
-from server import child_process
 from server.clock import utc_now
 from server.db.psps.accounts import PspAccount, add_psp_account
 from server.http.client.client import open_client
@@ -36,10 +32,11 @@ from server.psp.stripe import events
 from server.psp.stripe.api import RETRY_HEADER, headers
 from server.psp.stripe.form import encode
 from server.psp.stripe.objects import descriptor_suffix, from_stripe, to_stripe
-from server.psp.transport import Call, Deadlines, Wire
+from server.psp.transport import Deadlines, PspCall, PspTransport
 from server.sealing import Sealer
 from server.uuid7 import uuid7
 from tests.conftest import HOUSE, program
+from tests.support.counterparty import process
 from tests.support.florin import UNSHARED, Florin, eventually, order
 
 SECRET = "whsec_stripe_test"
@@ -76,26 +73,6 @@ class Stripe:
         key = {**self.florin.headers, "idempotency-key": uuid4().hex}
         url = f"{self.florin.api_url}/v1/payments/{payment_id}/{verb}"
         return await self.florin.http.post(url, json=fields, headers=key)
-
-
-@asynccontextmanager
-async def process(*command: str, url: str, **kwargs: Any) -> AsyncIterator[None]:
-    """A counterparty's process, once it answers."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, **kwargs)  # noqa: ASYNC220 - it outlives this call
-    try:
-        async with httpx2.AsyncClient() as http:
-
-            async def answers() -> bool:
-                try:
-                    return bool((await http.get(url)).status_code)
-                except httpx2.TransportError:
-                    return False
-
-            await eventually(answers)
-        yield
-    finally:
-        with trio.move_on_after(10, shield=True):
-            await child_process.stop(child, first=signal.SIGTERM, seconds=5)
 
 
 @pytest.fixture
@@ -342,11 +319,11 @@ def test_amounts_are_stripes_own(money: Money, amount: int | None) -> None:
 
 
 @asynccontextmanager
-async def a_wire(url: str) -> AsyncIterator[Wire]:
+async def a_wire(url: str) -> AsyncIterator[PspTransport]:
     guard = Guard(Limits(), UNSHARED, patience_seconds=1)
     deadlines = Deadlines(seconds=5, read_seconds=5, connect_seconds=1)
     async with open_client() as http:
-        yield Wire(
+        yield PspTransport(
             http,
             guard,
             base_url=url,
@@ -359,7 +336,7 @@ async def a_wire(url: str) -> AsyncIterator[Wire]:
 
 
 @pytest.fixture
-async def stateful_mock() -> AsyncIterator[Wire]:
+async def stateful_mock() -> AsyncIterator[PspTransport]:
     """stripe-stateful-mock (npm): it knows charges only, but replays idempotent requests and fails on demand."""
     node = program("node")
     package = HOUSE / ".node" / "node_modules" / "stripe-stateful-mock"
@@ -374,13 +351,13 @@ async def stateful_mock() -> AsyncIterator[Wire]:
         yield wire
 
 
-async def charge_there(wire: Wire, source: str, key: str) -> tuple[int, dict[str, Any]]:
+async def charge_there(wire: PspTransport, source: str, key: str) -> tuple[int, dict[str, Any]]:
     body = encode({"amount": 1_990, "currency": "eur", "source": source})
-    answer = await wire.call(Call.CHARGE, "POST", "/v1/charges", body=body, headers=[("idempotency-key", key)], is_keyed=True)
+    answer = await wire.call(PspCall.CHARGE, "POST", "/v1/charges", body=body, headers=[("idempotency-key", key)], is_keyed=True)
     return answer.response.status, json.loads(answer.response.body)
 
 
-async def test_a_repeated_key_is_one_charge(stateful_mock: Wire) -> None:
+async def test_a_repeated_key_is_one_charge(stateful_mock: PspTransport) -> None:
     first = await charge_there(stateful_mock, "tok_visa", "k")
     again = await charge_there(stateful_mock, "tok_visa", "k")
     other = await charge_there(stateful_mock, "tok_visa", "l")
@@ -388,27 +365,27 @@ async def test_a_repeated_key_is_one_charge(stateful_mock: Wire) -> None:
     assert first[1]["id"] == again[1]["id"] != other[1]["id"]
 
 
-async def test_what_stripe_has_no_room_for_was_not_done(stateful_mock: Wire) -> None:
+async def test_what_stripe_has_no_room_for_was_not_done(stateful_mock: PspTransport) -> None:
     with pytest.raises(PspBusy):
         await charge_there(stateful_mock, "tok_429", "k")
     assert stateful_mock.guard.concurrency.limit < stateful_mock.guard.concurrency.ceiling
 
 
-async def test_a_500_is_repeated_with_its_key_and_is_then_unknown(stateful_mock: Wire) -> None:
+async def test_a_500_is_repeated_with_its_key_and_is_then_unknown(stateful_mock: PspTransport) -> None:
     with pytest.raises(PspOutcomeUnknown):
         await charge_there(stateful_mock, "tok_500", "k")
     assert (await charge_there(stateful_mock, f"tok_429|tok_visa|{uuid4().hex}", "m"))[0] == 200
 
 
-async def test_a_decline_of_stripe_is_an_answer(stateful_mock: Wire) -> None:
+async def test_a_decline_of_stripe_is_an_answer(stateful_mock: PspTransport) -> None:
     status, body = await charge_there(stateful_mock, "tok_chargeDeclinedInsufficientFunds", "k")
     assert (status, body["error"]["decline_code"]) == (402, "insufficient_funds")
 
 
-async def test_a_charge_that_stripe_forgets_is_not_found(stateful_mock: Wire) -> None:
+async def test_a_charge_that_stripe_forgets_is_not_found(stateful_mock: PspTransport) -> None:
     status, body = await charge_there(stateful_mock, "tok_forget", "k")
     assert status == 200
-    answer = await stateful_mock.call(Call.FETCH, "GET", f"/v1/charges/{body['id']}")
+    answer = await stateful_mock.call(PspCall.FETCH, "GET", f"/v1/charges/{body['id']}")
     assert answer.response.status == 404
 
 
