@@ -2,14 +2,14 @@
 
 Callers submit an item and park. The writer takes everything that gathered while the last commit ran, writes it with one
 statement on a connection of its own, and wakes each caller with its own result. Nothing waits when the writer is idle, and the
-batch grows with the load by itself. Invariants:
+group grows with the load by itself. Invariants:
 
-- A statement in autocommit mode is one transaction: a batch happens as a whole or not at all.
-- At most one item per conflict key in a batch; a second one waits for the next, for inside one statement it would be lost.
+- A statement in autocommit mode is one transaction: a group happens as a whole or not at all.
+- At most one item per conflict key in a group; a second one waits for the next, for inside one statement it would be lost.
 - A caller that is cancelled before its item was taken leaves nothing behind; after that the item is written and the caller gone.
-- A batch is shielded from cancellation and bounded in time. After a lost connection the writer first asks which items were
+- A group is shielded from cancellation and bounded in time. After a lost connection the writer first asks which items were
   written (`recognize`), so that an item is never written twice.
-- One bad item cannot fail its neighbours: a batch the database refuses is bisected.
+- One bad item cannot fail its neighbours: a group the database refuses is bisected.
 - At most `QUEUE_MAX` items wait; past that `submit` raises `Overloaded` before any side effect.
 """
 
@@ -25,11 +25,11 @@ from psycopg import errors as pg_errors
 from core.errors import DatabaseRefused, DatabaseUnavailable, Overloaded
 from server.db.connection import Connection
 
-BATCH_MAX = 256
+GROUP_MAX = 256
 QUEUE_MAX = 4_096
-SMALL_BATCH_MAX = 64
+SMALL_GROUP_MAX = 64
 REPLAN_SECONDS = 1.0
-BATCH_SECONDS = 10.0
+GROUP_SECONDS = 10.0
 RECONNECT_DELAYS_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0)
 CONFLICT_RETRIES_MAX = 5
 
@@ -39,7 +39,7 @@ _CONNECTION_CLASSES = ("08", "53", "57")
 _CONFLICTS = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected)
 
 Observe = Callable[[int, float], None]
-"""Told of every batch: how many items, and how many seconds it took."""
+"""Told of every group: how many items, and how many seconds it took."""
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result")
@@ -47,10 +47,10 @@ I = TypeVar("I")  # noqa: E741 - the invariant twin of Item
 
 
 class Statement(Protocol[Item, Result]):
-    """One kind of batch."""
+    """One kind of group."""
 
     def conflict_key(self, item: Item) -> Hashable:
-        """Two items with equal keys never share a batch."""
+        """Two items with equal keys never share a group."""
         ...
 
     async def write(self, connection: Connection, items: Sequence[Item]) -> list[Result]:
@@ -71,7 +71,7 @@ class _Entry(Generic[I]):
 
 
 class Committer(Generic[I, Result]):
-    """The writer of one kind of batch. `run` owns its connection; `submit` may be called from any task."""
+    """The writer of one kind of group. `run` owns its connection; `submit` may be called from any task."""
 
     def __init__(
         self, statement: Statement[I, Result], conninfo: str, *, role: str | None = None, observe: Observe | None = None
@@ -84,7 +84,7 @@ class Committer(Generic[I, Result]):
         self._wakeup = trio.Event()
         self._connections: dict[str, Connection] = {}
         self._planned_at = float("-inf")
-        self.batches = 0
+        self.groups = 0
         self.items = 0
 
     async def submit(self, item: I) -> Result:
@@ -107,7 +107,7 @@ class Committer(Generic[I, Result]):
         return result
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write batches until cancelled; what is queued by then is still written."""
+        """Write groups until cancelled; what is queued by then is still written."""
         try:
             await self._connection_for(1)
             task_status.started()
@@ -121,35 +121,35 @@ class Committer(Generic[I, Result]):
             self._disconnect()
 
     async def _write_all(self) -> None:
-        """Empty the queue. Ends, because submitters are gone or parked and every batch is bounded in time."""
-        while batch := self._take():
+        """Empty the queue. Ends, because submitters are gone or parked and every group is bounded in time."""
+        while group := self._take():
             with trio.CancelScope(shield=True):
-                await self._write_batch([entry.item for entry in batch], batch)
+                await self._write_group([entry.item for entry in group], group)
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _take(self) -> list[_Entry[I]]:
-        batch: dict[Hashable, _Entry[I]] = {}
+        group: dict[Hashable, _Entry[I]] = {}
         waiting: list[_Entry[I]] = []
-        while self._queue and len(batch) < BATCH_MAX:
+        while self._queue and len(group) < GROUP_MAX:
             entry = self._queue.popleft()
             if entry.task is None:
                 continue
             key = self._statement.conflict_key(entry.item)
-            if key in batch:
+            if key in group:
                 waiting.append(entry)
             else:
-                batch[key] = entry
+                group[key] = entry
         self._queue.extendleft(reversed(waiting))
-        return list(batch.values())
+        return list(group.values())
 
-    async def _write_batch(self, items: list[I], entries: list[_Entry[I]]) -> None:
-        self.batches += 1
+    async def _write_group(self, items: list[I], entries: list[_Entry[I]]) -> None:
+        self.groups += 1
         self.items += len(items)
         began = trio.current_time()
         try:
-            with trio.fail_after(BATCH_SECONDS):
+            with trio.fail_after(GROUP_SECONDS):
                 results = await self._write_surely(items)
-        except Exception as error:  # noqa: BLE001 - whatever a row does to its batch is told to its caller
+        except Exception as error:  # noqa: BLE001 - whatever a row does to its group is told to its caller
             if _is_lost(error):
                 self._disconnect()
                 said = f"the database did not answer: {str(error).strip()}"
@@ -159,8 +159,8 @@ class Committer(Generic[I, Result]):
                 self._wake(entries, [outcome.Error(_refusal(error) if isinstance(error, psycopg.Error) else error)])
                 return
             half = len(items) // 2
-            await self._write_batch(items[:half], entries[:half])
-            await self._write_batch(items[half:], entries[half:])
+            await self._write_group(items[:half], entries[:half])
+            await self._write_group(items[half:], entries[half:])
         else:
             if self._observe is not None:
                 self._observe(len(items), trio.current_time() - began)
@@ -203,13 +203,13 @@ class Committer(Generic[I, Result]):
                 trio.lowlevel.reschedule(entry.task, result)
 
     async def _connection_for(self, size: int) -> Connection:
-        """The connection for a batch of this size. A commit on it means that it is on disk, whatever the server's default.
+        """The connection for a group of this size. A commit on it means that it is on disk, whatever the server's default.
 
-        Planning a batch takes PostgreSQL longer than writing a small one, so small ones use a plan that was made once; it expects
+        Planning a group takes PostgreSQL longer than writing a small one, so small ones use a plan that was made once; it expects
         few rows and suits them, and is made again every moment: one made while a table was empty would scan it for ever. Large
         ones are planned anew for their size.
         """
-        plan = "force_generic_plan" if size <= SMALL_BATCH_MAX else "force_custom_plan"
+        plan = "force_generic_plan" if size <= SMALL_GROUP_MAX else "force_custom_plan"
         connection = self._connections.get(plan)
         now = trio.current_time()
         if connection is not None:

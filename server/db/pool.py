@@ -84,9 +84,9 @@ class Pool:
 
 
 @asynccontextmanager
-async def open_pool(conninfo: str, *, size: int, role: str | None = None) -> AsyncIterator[Pool]:
+async def open_pool(conninfo: str, *, size: int, role: str | None = None, waiters_max: int = WAITERS_MAX) -> AsyncIterator[Pool]:
     """A pool that is closed at the end of the block; its sessions work as `role`."""
-    pool = Pool(conninfo, size=size, role=role)
+    pool = Pool(conninfo, size=size, role=role, waiters_max=waiters_max)
     try:
         yield pool
     finally:

@@ -1,6 +1,6 @@
 """Changes that depend on what a wallet holds: decided under its lock, in a transaction of their own.
 
-The batches of `server.db.payments.changes` add to wallets without reading them. A refund must not overdraw one and a release
+The groups of `server.db.payments.changes` add to wallets without reading them. A refund must not overdraw one and a release
 must not take more than there is, so these lock first, in the order of `server.db`: the payment, the merchant's sequences, the
 wallets; then they think, and write with the same statement as everything else.
 """
@@ -39,7 +39,7 @@ async def lock_balances(connection: Connection, merchant_id: MerchantId, currenc
 
 async def change_under_lock(
     connection: Connection,
-    batch: ChangeGroup,
+    group: ChangeGroup,
     merchant_id: MerchantId,
     payment_id: PaymentId,
     decide: Callable[[Payment, Balances], ChangeRow | None],
@@ -65,6 +65,6 @@ async def change_under_lock(
         row = decide(payment, balances)
         if row is None:
             return None
-        applied = (await batch.write(connection, [row]))[0]
+        applied = (await group.write(connection, [row]))[0]
         assert not isinstance(applied, Lost), "the payment is locked"
     return row, applied

@@ -1,6 +1,6 @@
-"""Transaction 2 and every later step of a payment, for a whole batch.
+"""Transaction 2 and every later step of a payment, for a whole group.
 
-One statement per batch: compare-and-set of the payment, its log row, the operations' states, the ledger postings, the wallets,
+One statement per group: compare-and-set of the payment, its log row, the operations' states, the ledger postings, the wallets,
 the event with the merchant's next sequence number, the deliveries, the PSP event it came from, a finding, a refund, and the reply
 of the request that it answers. Invariants:
 
@@ -77,11 +77,11 @@ class ChangeGroup:
         self._delivery_lease_seconds = delivery_lease_seconds
 
     def conflict_key(self, item: ChangeRow) -> Hashable:
-        """One change per payment in a batch."""
+        """One change per payment in a group."""
         return item.change.before.id
 
     async def write(self, connection: Connection, items: Sequence[ChangeRow]) -> list[Applied | Lost]:
-        """Write the batch; a change whose payment has moved on meanwhile is `Lost`."""
+        """Write the group; a change whose payment has moved on meanwhile is `Lost`."""
         applied: dict[UUID, tuple[int | None, list[Target]]] = {}
         left = items
         for _ in range(TRIES_MAX):

@@ -15,7 +15,7 @@ from server.db import json_records
 from server.db.connection import Connection
 
 
-class Outcome(StrEnum):
+class EventOutcome(StrEnum):
     """What became of the event. TOO_EARLY and DEAD are in the inbox, `server.db.psps.inbox`."""
 
     APPLIED = "applied"
@@ -75,7 +75,7 @@ async def record(
     *,
     event_id: str,
     event_type: str,
-    outcome: Outcome,
+    outcome: EventOutcome,
     now: datetime,
 ) -> None:
     """Remember the event; a second time changes nothing."""

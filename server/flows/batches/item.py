@@ -59,7 +59,7 @@ DETAIL_LENGTH_MAX = 1_000
 _WAITS = (Overloaded, DatabaseUnavailable, PspBusy)
 """Nothing was sent, and there is nothing wrong with the item: it waits, as long as its batch has time."""
 
-Outcome = Done | Refunded | Replay | Mismatch | InFlight
+ItemOutcome = Done | Refunded | Replay | Mismatch | InFlight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +318,7 @@ async def _made(context: Payments, request: Request, payment_id: PaymentId) -> R
         return made
 
 
-async def _repeated(place: Place, ask: Callable[[], Awaitable[Outcome]]) -> Done | Refunded | Replay:
+async def _repeated(place: Place, ask: Callable[[], Awaitable[ItemOutcome]]) -> Done | Refunded | Replay:
     """Ask until something has come of it. Raises `RequestError`, `_GivenUp`."""
     while True:
         try:

@@ -164,6 +164,11 @@ class Feeds:
         """Whose events are read here."""
         return list(self._feeds)
 
+    def readers_of(self, merchant_id: MerchantId) -> int:
+        """How many read a merchant's events here."""
+        feed = self._feeds.get(merchant_id)
+        return len(feed._readers) if feed is not None else 0
+
     def publish(self, event: Event) -> None:
         """This worker has committed an event. Never waits."""
         feed = self._feeds.get(event.merchant_id)

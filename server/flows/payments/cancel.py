@@ -9,11 +9,11 @@ from core.ids import PaymentId, ResourceId
 from core.payment import CLOSED, Payment, Status
 from server.flows.contexts import Psps
 from server.flows.idempotency import Claimed, Request, answer, claim, give_up
-from server.flows.payments.capture import Done, Outcome, load, void
+from server.flows.payments.capture import Done, OperationOutcome, load, void
 from server.flows.payments.settle import Answering, encode_payment, settle
 
 
-async def cancel(context: Psps, request: Request, payment_id: PaymentId) -> Outcome:
+async def cancel(context: Psps, request: Request, payment_id: PaymentId) -> OperationOutcome:
     """Cancel a payment; one that is canceled stays so. Raises `NotFound`, `Conflict` where the PSP holds the money."""
     payment = await load(context, request, payment_id)
     claimed = await claim(context, request, ResourceId(payment.id), operation=KeyedOperation.CANCEL)
@@ -38,7 +38,7 @@ async def cancel(context: Psps, request: Request, payment_id: PaymentId) -> Outc
             raise Conflict(f"a payment that is {payment.status} cannot be canceled{advice}", code="not_cancelable")
 
 
-async def _close(context: Psps, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
+async def _close(context: Psps, request: Request, claimed: Claimed, payment: Payment) -> OperationOutcome:
     try:
         with trio.fail_after(context.psp_seconds):
             adapter = await context.psps.of(payment.psp_account_id)

@@ -48,7 +48,7 @@ class Done:
     is_answered: bool = False
 
 
-Outcome = Done | Replay | Mismatch | InFlight
+OperationOutcome = Done | Replay | Mismatch | InFlight
 
 
 async def load(context: Psps, request: Request, payment_id: PaymentId) -> Payment:
@@ -62,7 +62,7 @@ async def load(context: Psps, request: Request, payment_id: PaymentId) -> Paymen
     return payment
 
 
-async def capture(context: Psps, request: Request, payment_id: PaymentId, amount_minor: int | None) -> Outcome:
+async def capture(context: Psps, request: Request, payment_id: PaymentId, amount_minor: int | None) -> OperationOutcome:
     """Take authorized money, in full or in part, once; the PSP releases the rest.
 
     Raises `NotFound`, `Unprocessable` for an impossible amount, `Conflict` where there is nothing to capture.
@@ -82,13 +82,13 @@ async def capture(context: Psps, request: Request, payment_id: PaymentId, amount
     return await _operate(context, request, claimed, payment, wanted)
 
 
-async def void(context: Psps, request: Request, claimed: Claimed, payment: Payment) -> Outcome:
+async def void(context: Psps, request: Request, claimed: Claimed, payment: Payment) -> OperationOutcome:
     """Release authorized money; the key is the caller's already. Raises `Conflict` where there is nothing to void."""
     wanted = evidence_about(payment, EvidenceKind.VOID_REQUESTED, Source.MERCHANT, requested_id=payment.void_id)
     return await _operate(context, request, claimed, payment, wanted)
 
 
-async def _operate(context: Psps, request: Request, claimed: Claimed, payment: Payment, wanted: Evidence) -> Outcome:
+async def _operate(context: Psps, request: Request, claimed: Claimed, payment: Payment, wanted: Evidence) -> OperationOutcome:
     capturing = wanted.kind is EvidenceKind.CAPTURE_REQUESTED
     if claimed.resumed and _is_done(payment, wanted):
         await answer(context, request, encode_payment(payment))

@@ -62,7 +62,7 @@ class Opened(msgspec.Struct, frozen=True):
     is_waiting: bool = False
 
 
-Outcome = Opened | Replay | Mismatch | InFlight
+CreateOutcome = Opened | Replay | Mismatch | InFlight
 
 
 async def create(
@@ -72,7 +72,7 @@ async def create(
     request: Request,
     *,
     reply_within_seconds: float | None = None,
-) -> Outcome:
+) -> CreateOutcome:
     """Accept a payment once per key, and open or charge it at the PSP.
 
     It goes to the first account of the merchant's rules that can take it and is healthy. `reply_within_seconds`: return the

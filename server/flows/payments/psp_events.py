@@ -21,7 +21,7 @@ from core.retry import INBOX_DELAYS_SECONDS
 from server.db.payments.change_row import PspEvent
 from server.db.payments.findings import add_finding, has_transfer
 from server.db.payments.payments import find_payment
-from server.db.psps.events import Outcome, record, was_seen
+from server.db.psps.events import EventOutcome, record, was_seen
 from server.db.psps.inbox import NOBODY, InboxItem, InboxState, end_event, give_back, note_failure, park
 from server.flows.contexts import Psps
 from server.flows.payments.capture import carry_out
@@ -39,14 +39,14 @@ PATIENCE = timedelta(days=5)
 _log = structlog.get_logger()
 
 
-async def receive(context: Psps, adapter: Adapter, notice: Notice) -> Outcome:
+async def receive(context: Psps, adapter: Adapter, notice: Notice) -> EventOutcome:
     """Apply a verified notice. Returns after the commit; repeating it changes nothing.
 
     TOO_EARLY is parked, and DEAD has failed often enough: neither is to be told again. Raises what went wrong, which the PSP then
     has to tell again: `PspError` where it could not be asked what the event is about, which counts as no failure.
     """
     failure: Exception | None = None
-    outcome = Outcome.DEAD
+    outcome = EventOutcome.DEAD
     try:
         notice = await _resolved(adapter, notice)
         outcome = await _apply(context, adapter, notice)
@@ -56,7 +56,7 @@ async def receive(context: Psps, adapter: Adapter, notice: Notice) -> Outcome:
         failure = error
     if failure is not None and await _failed(context, _item(context, adapter, notice, failure), notice) is InboxState.WAITING:
         raise failure
-    if outcome is Outcome.TOO_EARLY:
+    if outcome is EventOutcome.TOO_EARLY:
         await keep(context, adapter, notice)
     context.metrics.psp_event(adapter.psp, outcome.value)
     return outcome
@@ -69,15 +69,15 @@ async def keep(context: Psps, adapter: Adapter, notice: Notice) -> None:
         await park(connection, _item(context, adapter, notice, None), due_at=due_at)
 
 
-async def receive_unreadable(context: Psps, adapter: Adapter, body: bytes, error: Malformed) -> Outcome:
+async def receive_unreadable(context: Psps, adapter: Adapter, body: bytes, error: Malformed) -> EventOutcome:
     """A signed event that cannot be read. Raises `Malformed` again, until it has failed often enough."""
     event_id = "sha256:" + hashlib.sha256(body).hexdigest()
     notice = Notice(event_id=event_id, event_type="unreadable", merchant_id=None, payment_id=None)
     item = replace(_item(context, adapter, notice, error), notice=None)
     if await _failed(context, item, notice) is InboxState.WAITING:
         raise error
-    context.metrics.psp_event(adapter.psp, Outcome.DEAD.value)
-    return Outcome.DEAD
+    context.metrics.psp_event(adapter.psp, EventOutcome.DEAD.value)
+    return EventOutcome.DEAD
 
 
 async def keep_unreadable(context: Psps, adapter: Adapter, notice: Notice) -> None:
@@ -90,7 +90,7 @@ async def keep_unreadable(context: Psps, adapter: Adapter, notice: Notice) -> No
 
 async def retry(context: Psps, item: InboxItem) -> None:
     """Try a claimed event of the inbox again."""
-    error, outcome, notice = item.last_error, Outcome.DEAD, None
+    error, outcome, notice = item.last_error, EventOutcome.DEAD, None
     try:
         if item.notice is not None:
             notice = msgspec.json.decode(item.notice, type=Notice)
@@ -102,12 +102,12 @@ async def retry(context: Psps, item: InboxItem) -> None:
         if context.now() - item.received_at < PATIENCE:
             await put_back(context, item)
             return
-        outcome, error = Outcome.TOO_EARLY, _text(failure)
+        outcome, error = EventOutcome.TOO_EARLY, _text(failure)
     except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
-        outcome, error = Outcome.TOO_EARLY, _text(failure)
-    is_over = item.attempts >= len(INBOX_DELAYS_SECONDS) or outcome is Outcome.DEAD
+        outcome, error = EventOutcome.TOO_EARLY, _text(failure)
+    is_over = item.attempts >= len(INBOX_DELAYS_SECONDS) or outcome is EventOutcome.DEAD
     async with context.pool.connection() as connection:
-        if outcome not in (Outcome.TOO_EARLY, Outcome.DEAD):
+        if outcome not in (EventOutcome.TOO_EARLY, EventOutcome.DEAD):
             await end_event(connection, item, InboxState.DONE, due_at=None, error=error)
         elif not is_over:
             due_at = context.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[item.attempts])
@@ -127,32 +127,32 @@ async def _resolved(adapter: Adapter, notice: Notice) -> Notice:
     return await adapter.resolve(notice) if notice.merchant_id is None and notice.reference is not None else notice
 
 
-async def _apply(context: Psps, adapter: Adapter, notice: Notice) -> Outcome:
+async def _apply(context: Psps, adapter: Adapter, notice: Notice) -> EventOutcome:
     if notice.merchant_id is None or notice.payment_id is None or not notice.evidence:
         if notice.merchant_id is not None and notice.payment_id is not None:
-            await _remember(context, adapter.account_id, notice, Outcome.IGNORED)
+            await _remember(context, adapter.account_id, notice, EventOutcome.IGNORED)
         _log.debug("a PSP event is of no concern", psp=adapter.psp, type=notice.event_type, event_id=notice.event_id)
-        return Outcome.IGNORED
+        return EventOutcome.IGNORED
     ids = notice.merchant_id, notice.payment_id
     if len(notice.evidence) > 1 or notice.evidence[0].refund_id is not None:
         return await _apply_refunds(context, adapter, notice, ids)
     evidence = notice.evidence[0]
     if evidence.kind in DISPUTES and not await _is_its_turn(context, ids, evidence):
-        return Outcome.TOO_EARLY
+        return EventOutcome.TOO_EARLY
     # Other evidence is idempotent by itself; a refused attempt is logged each time, so its event must be new.
     if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(context, adapter.account_id, notice, ids):
-        return Outcome.NOTHING_NEW
+        return EventOutcome.NOTHING_NEW
     settled = await settle(context, *ids, evidence, psp_event=PspEvent(notice.event_id, notice.event_type))
     if settled is None:
-        return Outcome.TOO_EARLY
+        return EventOutcome.TOO_EARLY
     if not settled.changed:
-        await _remember(context, adapter.account_id, notice, Outcome.NOTHING_NEW)
-        return Outcome.NOTHING_NEW
+        await _remember(context, adapter.account_id, notice, EventOutcome.NOTHING_NEW)
+        return EventOutcome.NOTHING_NEW
     if is_provisionally_declined(settled.payment):
         await verify_again(context, settled.payment)
     if settled.payment.pending is not None and settled.payment.status in CLOSED:
         await carry_out(context, settled.payment)  # money was authorized too late: it is released
-    return Outcome.APPLIED
+    return EventOutcome.APPLIED
 
 
 async def _is_its_turn(context: Psps, ids: tuple[MerchantId, PaymentId], evidence: Evidence) -> bool:
@@ -166,19 +166,19 @@ async def _is_its_turn(context: Psps, ids: tuple[MerchantId, PaymentId], evidenc
         return bool(payment.captured_minor) and (is_opening or await has_transfer(connection, payment.merchant_id, opening))
 
 
-async def _apply_refunds(context: Psps, adapter: Adapter, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> Outcome:
+async def _apply_refunds(context: Psps, adapter: Adapter, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> EventOutcome:
     """Refunds come several in one event; each is applied by itself, and the event is remembered when all are."""
-    outcome = Outcome.NOTHING_NEW
+    outcome = EventOutcome.NOTHING_NEW
     for evidence in notice.evidence:
         assert evidence.refund_id is not None
         apply = partial(settle_refund, context, *ids, evidence.refund_id, evidence)
         settled = await apply()
         if settled is None:
             if not await adopt(context, adapter, *ids, evidence):
-                return Outcome.TOO_EARLY
+                return EventOutcome.TOO_EARLY
             settled = await apply()
         if settled is not None and settled.changed:
-            outcome = Outcome.APPLIED
+            outcome = EventOutcome.APPLIED
     await _remember(context, adapter.account_id, notice, outcome)
     return outcome
 
@@ -188,7 +188,7 @@ async def _was_seen(context: Psps, account_id: PspAccountId, notice: Notice, ids
         return await was_seen(connection, *ids, account_id, event_id=notice.event_id)
 
 
-async def _remember(context: Psps, account_id: PspAccountId, notice: Notice, outcome: Outcome) -> None:
+async def _remember(context: Psps, account_id: PspAccountId, notice: Notice, outcome: EventOutcome) -> None:
     assert notice.merchant_id is not None
     assert notice.payment_id is not None
     async with context.pool.connection() as connection:

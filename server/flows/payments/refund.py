@@ -45,12 +45,12 @@ class Refunded:
     is_answered: bool = False
 
 
-Outcome = Refunded | Replay | Mismatch | InFlight
+RefundOutcome = Refunded | Replay | Mismatch | InFlight
 
 
 async def refund(
     context: Psps, request: Request, payment_id: PaymentId, *, amount_minor: int | None, reason: str | None
-) -> Outcome:
+) -> RefundOutcome:
     """Refund an amount, or all that is left. Raises `NotFound`, `Conflict`."""
     payment = await load(context, request, payment_id)
     if payment.status is not Status.SUCCEEDED:

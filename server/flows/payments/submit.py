@@ -78,7 +78,7 @@ async def open_payment(context: Payments, payment: Payment, opening: Opening) ->
         payment, evidence = await _ask(context, payment, opening, risk)
         if evidence is None or evidence.kind is not EvidenceKind.UNREACHABLE:
             break
-        rerouted = await _reroute(context, payment, left, until=opening.until)
+        rerouted = await reroute(context, payment, left, until=opening.until)
         if rerouted is None:
             break
         payment = rerouted
@@ -171,7 +171,7 @@ async def _prepare(context: Payments, payment: Payment, evidence: Evidence) -> P
     return settled.payment
 
 
-async def _reroute(context: Payments, payment: Payment, left: list[PspAccountId], *, until: datetime | None) -> Payment | None:
+async def reroute(context: Payments, payment: Payment, left: list[PspAccountId], *, until: datetime | None) -> Payment | None:
     """Commit a new operation at the next healthy account of those `left`; None where there is none, or it is too late."""
     is_late = until is None or context.now() + timedelta(seconds=context.psp_seconds) > until
     if payment.reference is not None or is_late:

@@ -60,7 +60,7 @@ async def dial(host: str, port: int, *, check: AddressCheck | None, lookups: tri
         for _, address in addresses:
             check(_ip_address(address))
     if len(addresses) == 1:
-        return await _connect(addresses[0])
+        return await connect(addresses[0])
     return await _race(addresses[:ADDRESSES_MAX])
 
 
@@ -70,7 +70,7 @@ async def resolve(host: str, port: int, *, lookups: trio.CapacityLimiter) -> lis
 
 
 async def _find(host: str, port: int, lookups: trio.CapacityLimiter) -> list[_Address]:
-    return _numeric(host, port) or await trio.to_thread.run_sync(_look_up, host, port, abandon_on_cancel=True, limiter=lookups)
+    return _numeric(host, port) or await trio.to_thread.run_sync(look_up, host, port, abandon_on_cancel=True, limiter=lookups)
 
 
 def _ip_address(address: Any) -> IPv4Address | IPv6Address:
@@ -85,7 +85,7 @@ def _numeric(host: str, port: int) -> list[_Address]:
         return []
 
 
-def _look_up(host: str, port: int) -> list[_Address]:
+def look_up(host: str, port: int) -> list[_Address]:
     return _addresses(host, port, flags=0)
 
 
@@ -136,7 +136,7 @@ async def _attempt(
     address: _Address, failed: trio.Event, connected: list[socket.socket], failures: list[OSError], race: trio.CancelScope
 ) -> None:
     try:
-        one = await _connect(address)
+        one = await connect(address)
     except OSError as error:
         failures.append(error)
         failed.set()
@@ -148,7 +148,7 @@ async def _attempt(
     race.cancel()
 
 
-async def _connect(address: _Address) -> socket.socket:
+async def connect(address: _Address) -> socket.socket:
     family, sockaddr = address
     one = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -121,6 +121,11 @@ class Listener:
         self._accepting = trio.CancelScope()
 
     @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    @property
     def port(self) -> int:
         """The TCP port that is listened on."""
         port: int = self._socket.getsockname()[1]

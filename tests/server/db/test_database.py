@@ -65,11 +65,10 @@ async def test_the_pool_replaces_dead_connections_and_is_bounded(database_url: s
         with pytest.raises(DatabaseUnavailable):
             async with pool.connection() as third:
                 await third.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        async with pool.connection(), pool.connection():
-            pool._waiters_max = 0
-            with pytest.raises(Overloaded):
-                async with pool.connection():
-                    pass
+    async with open_pool(database_url, size=1, waiters_max=0) as pool, pool.connection():
+        with pytest.raises(Overloaded):
+            async with pool.connection():
+                pass
 
 
 async def test_an_address_where_nothing_answers() -> None:
@@ -99,7 +98,7 @@ async def test_creations_and_changes_in_batches(database_url: str, connection: C
         nursery.cancel_scope.cancel()
 
     assert all(isinstance(result, Applied) for result in results)
-    assert creations.batches < 20
+    assert creations.groups < 20
     assert await connection.query("SELECT count(*), sum(balance_minor) FROM wallets") == [(3, 30_000)]
     assert await connection.query("SELECT count(*), max(seq) FROM events") == [(300, 100)]
 

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio_websocket as tw
 
+from core.ids import MerchantId
 from core.resumption import Sequence, resume
 from server.api.events import stream
 from server.db.merchants.merchants import list_api_keys
@@ -241,16 +242,17 @@ async def test_who_is_too_far_behind_is_cut_off_and_nobody_else(florin: Florin, 
         upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         await slow.send_all(f"{head}{upgrade}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
         assert b"101" in await slow.receive_some(1_000)
-        feed = florin.contexts.events.feeds._feeds[florin.demo.merchant_id]  # type: ignore[index]
-        await until(lambda: len(feed._readers) == 2)
+        feeds, merchant_id = florin.contexts.events.feeds, MerchantId(florin.demo.merchant_id)
+        await until(lambda: feeds.readers_of(merchant_id) == 2)
         description = "x" * 1_000
 
         async def fill() -> bool:
             await charge(florin, order_id=uuid4().hex, description=description, metadata={str(n): "y" * 500 for n in range(50)})
-            return len(feed._readers) == 1
+            return feeds.readers_of(merchant_id) == 1
 
         assert await eventually(fill, seconds=60)
-        await until(lambda: good.seqs == list(range(1, feed.last_seq + 1)))
+        (last,) = await florin.rows("SELECT last_seq FROM merchant_sequences")
+        await until(lambda: good.seqs == list(range(1, last["last_seq"] + 1)))
         await slow.aclose()
 
 

@@ -44,7 +44,7 @@ async def test_a_half_closed_websocket_with_unsent_data_is_not_kept_for_ever(mon
     async with sockets.serving(app) as (listener, port), connected(port) as peer:
         await trio.testing.wait_all_tasks_blocked(0.1)
         await peer.stream.send_eof()
-        await until(lambda: not listener._connections)
+        await until(lambda: not listener.connections)
 
 
 async def test_one_that_cannot_be_expired_does_not_end_the_watch_over_all() -> None:
@@ -276,7 +276,7 @@ async def test_a_client_that_leaves_before_it_was_accepted_is_forgotten(monkeypa
         stream = await trio.open_tcp_stream("127.0.0.1", port)
         await stream.send_all(HANDSHAKE)
         await stream.aclose()
-        await until(lambda: told == ["websocket.disconnect"] and not listener._connections)
+        await until(lambda: told == ["websocket.disconnect"] and not listener.connections)
 
 
 @pytest.mark.parametrize(

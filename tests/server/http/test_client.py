@@ -395,7 +395,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> Iterator[
         ]
 
     with monkeypatch.context() as patched:
-        patched.setattr(dial, "_look_up", look_up)
+        patched.setattr(dial, "look_up", look_up)
         yield asked
 
 
@@ -418,15 +418,15 @@ async def test_the_address_that_is_checked_is_the_address_that_is_called(monkeyp
 
 async def test_addresses_are_tried_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
-    connect = dial._connect
+    connecting = dial.connect
 
     async def watched(address: Any) -> socket.socket:
         tried.append(address[1][0])
         if address[1][0] == "127.0.0.9":
             await trio.sleep_forever()  # a packet that nobody answers
-        return await connect(address)
+        return await connecting(address)
 
-    monkeypatch.setattr(dial, "_connect", watched)
+    monkeypatch.setattr(dial, "connect", watched)
     monkeypatch.setattr(dial, "ATTEMPT_SECONDS", 0.05)
     async with serving() as (_, port), open_client() as client:
         with resolving(monkeypatch, ["127.0.0.9", "::1", "127.0.0.1"]):
@@ -440,7 +440,7 @@ async def test_addresses_are_tried_beside_each_other(monkeypatch: pytest.MonkeyP
 
 async def test_names_whose_look_up_hangs_stop_only_so_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = threading.Event()
-    monkeypatch.setattr(dial, "_look_up", lambda host, port: hanging.wait(10) and [])
+    monkeypatch.setattr(dial, "look_up", lambda host, port: hanging.wait(10) and [])
     options = ClientOptions(connect_seconds=0.2)
     try:
         async with open_client(options) as merchants, trio.open_nursery() as nursery:
@@ -481,7 +481,7 @@ async def _slowly(scope: Scope, receive: Receive, send: Send) -> None:
 async def test_cancelled_at_every_checkpoint_the_next_call_gets_its_own_answer(
     is_warm: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dial, "_look_up", lambda host, port: [(socket.AF_INET, ("127.0.0.1", port))] * 3)
+    monkeypatch.setattr(dial, "look_up", lambda host, port: [(socket.AF_INET, ("127.0.0.1", port))] * 3)
     body = b"x" * 4_000_000  # more than the kernel takes at once
     async with serving(_slowly) as (_, port), open_client(ClientOptions(connections_per_origin_max=1)) as client:
         url = f"http://three.example:{port}"

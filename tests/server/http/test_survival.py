@@ -74,7 +74,7 @@ async def test_a_reset_in_the_middle_of_a_response_hurts_nobody() -> None:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
             await stream.aclose()
         assert b"ok" in await talk(port, request("GET /small HTTP/1.1", "Host: a"))
-        await until(lambda: not listener._connections)
+        await until(lambda: not listener.connections)
     assert len(ended) == 20, "the application is told by OSError"
 
 
@@ -124,7 +124,7 @@ print(held[-1].recv(1000).split(b"\\r\\n")[0].decode(), flush=True)
             with few_descriptors(spare=20):
                 assert await trio.to_thread.run_sync(peers.stdout.readline) == "connected\n"
                 await trio.sleep(0.3)
-                assert 0 < len(listener._connections) < 60
+                assert 0 < listener.connections < 60
                 peers.stdin.write("go on\n")
                 assert await trio.to_thread.run_sync(peers.stdout.readline) == "HTTP/1.1 200 OK\n"
         assert b"200 OK" in await talk(port, GET)
@@ -186,7 +186,7 @@ async def test_slowhttptest_finds_the_service_available(mode: str, options: list
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
         said = done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace")
         assert set(re.findall(r"service available: *(\w+)", re.sub("\x1b\\[[0-9;]*[A-Za-z]", "", said))) == {"YES"}, said
-        await until(lambda: not listener._connections)
+        await until(lambda: not listener.connections)
         assert b"200 OK" in await talk(port, GET)
 
 
@@ -196,7 +196,7 @@ async def test_many_hang_up_at_once() -> None:
             for _ in range(300):
                 nursery.start_soon(partial(_hang_up, port))
         assert b"200 OK" in await talk(port, GET)
-        await until(lambda: not listener._connections)
+        await until(lambda: not listener.connections)
 
 
 async def _hang_up(port: int) -> None:

@@ -266,7 +266,7 @@ async def test_a_close_that_nobody_answers_is_over_in_bounded_time(monkeypatch: 
 
     async with serving(app) as (listener, port), connected(port):
         await returned.wait()
-        await until(lambda: not listener._connections)
+        await until(lambda: not listener.connections)
 
 
 async def test_one_frame_for_many_and_a_stalled_reader_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

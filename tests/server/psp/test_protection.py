@@ -238,17 +238,17 @@ async def test_a_retry_that_takes_a_payment_up_keeps_the_first_request_from_anot
 ) -> None:
     """The first request stands still between its failure at one PSP and its going to the next, for as long as you like."""
     stands_still, may_go_on = trio.Event(), trio.Event()
-    reroute = open_flow._reroute
+    rerouting = open_flow.reroute
 
     async def stand_still(*given: Any, **named: Any) -> Any:
         stands_still.set()
         await may_go_on.wait()
-        return await reroute(*given, **named)
+        return await rerouting(*given, **named)
 
     async with second_psp(florin, directory) as (other, url):
         await florin.connection.execute("UPDATE psp_accounts SET base_url = 'http://127.0.0.1:9' WHERE id = $1", (other,))
         await florin.payments.psps.reload()
-        monkeypatch.setattr(open_flow, "_reroute", stand_still)
+        monkeypatch.setattr(open_flow, "reroute", stand_still)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(florin.post, order(confirm=True, token="tok_paid"), key="k"))
             await stands_still.wait()
