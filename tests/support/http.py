@@ -3,9 +3,12 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from server.http.asgi import Receive, Scope, Send, read_body, respond
+from server.http.client.client import Client
+from server.http.client.errors import NotSent
 from server.http.server.listener import Listener, bind
 
 TEXT = b"text/plain"
@@ -51,3 +54,11 @@ def request(*lines: str, body: bytes = b"") -> bytes:
 
 
 GET = request("GET / HTTP/1.1", "Host: a")
+
+
+async def in_vain(client: Client, url: str) -> None:
+    with pytest.raises(NotSent):
+        await client.request("GET", url)
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"

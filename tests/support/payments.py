@@ -7,6 +7,7 @@ from uuid import uuid4
 import httpx2
 import msgspec
 import trio
+import trio.testing
 
 from core.signing import sign_timestamped
 from tests.support.florin import Florin, eventually, order
@@ -82,3 +83,7 @@ async def send_event(florin: Florin, event: dict[str, Any]) -> None:
     url = florin.demo.psp_webhook_url(florin.api_url)
     response = await florin.http.post(url, content=body, headers={"sandbox-signature": signature})
     assert response.status_code == 200, response.text
+
+
+def metrics(florin: Florin) -> str:
+    return florin.payments.metrics.exposition().decode()

@@ -1,26 +1,17 @@
 """The HTTP client over real sockets: what it reads, what it says is known, whom it may call, and what it leaves behind."""
 
-import ipaddress
-import socket
-import ssl
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import pytest
 import trio
 
 from server.http.asgi import Receive, Scope, Send, read_body, respond
-from server.http.client import dial
 from server.http.client.client import Client, ClientOptions, open_client
-from server.http.client.errors import BadResponse, NotSent, OutcomeUnknown, Refused
-from tests.support.cancellation import cancelled_at
+from server.http.client.errors import BadResponse, NotSent, OutcomeUnknown
 from tests.support.florin import until
-from tests.support.http import TEXT, echo, serving
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+from tests.support.http import OK, TEXT, serving
 
 
 @asynccontextmanager
@@ -291,75 +282,6 @@ async def test_after_its_block_a_client_calls_nobody() -> None:
         assert client.connections == 0
 
 
-# Over TLS
-
-
-@asynccontextmanager
-async def tls_peer(certificate: tuple[str, str], *writes: bytes, farewell: bool = True) -> AsyncIterator[str]:
-    """A peer over TLS that writes these records, all at once, for each request; then it may say farewell."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(*certificate)
-
-    async def peer(stream: trio.SocketStream) -> None:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = context.wrap_bio(incoming, outgoing, server_side=True)
-        async with stream:
-            while True:
-                try:
-                    if tls.read(65_536) == b"":
-                        return
-                    for write in writes:
-                        tls.write(write)
-                    if farewell:
-                        with suppress(ssl.SSLWantReadError):
-                            tls.unwrap()
-                    await stream.send_all(outgoing.read())
-                    if not farewell:
-                        return
-                except ssl.SSLWantReadError:
-                    if said := outgoing.read():
-                        await stream.send_all(said)
-                    received = await stream.receive_some(65_536)
-                    if not received:
-                        return
-                    incoming.write(received)
-
-    async with trio.open_nursery() as nursery:
-        listeners: list[trio.SocketListener] = await nursery.start(partial(trio.serve_tcp, peer, 0, host="127.0.0.1"))
-        yield f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
-        nursery.cancel_scope.cancel()
-
-
-def trusting(certificate: tuple[str, str]) -> ClientOptions:
-    return ClientOptions(tls=ssl.create_default_context(cafile=certificate[0]))
-
-
-async def test_over_tls_too_every_call_gets_its_own_answer(certificate: tuple[str, str]) -> None:
-    """A second record in the same packet lies where no poll of the socket sees it."""
-    extra = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL"
-    async with tls_peer(certificate, OK, extra) as url, open_client(trusting(certificate)) as client:
-        for _ in range(3):
-            assert (await client.request("GET", url)).body == b"hi"
-
-
-async def test_a_farewell_behind_a_response_is_seen_before_the_next_request(certificate: tuple[str, str]) -> None:
-    async with tls_peer(certificate, OK) as url, open_client(trusting(certificate)) as client:
-        for _ in range(3):
-            assert (await client.request("POST", url, body=b"x")).body == b"hi"
-
-
-@pytest.mark.parametrize("farewell", [True, False])
-async def test_a_body_that_was_cut_short_is_not_whole(certificate: tuple[str, str], farewell: bool) -> None:
-    """RFC 9112, 9.8: without a farewell nobody knows whether the end of the stream is the end of the body."""
-    endless = b'HTTP/1.1 200 OK\r\n\r\n{"amount": 10'
-    async with tls_peer(certificate, endless, farewell=farewell) as url, open_client(trusting(certificate)) as client:
-        if farewell:
-            assert (await client.request("GET", url)).body == b'{"amount": 10'
-        else:
-            with pytest.raises(OutcomeUnknown):
-                await client.request("GET", url)
-
-
 async def test_an_answer_that_comes_before_the_request_was_taken_is_heard() -> None:
     async def reject(stream: trio.SocketStream) -> None:
         async with stream:
@@ -375,154 +297,3 @@ async def test_an_answer_that_comes_before_the_request_was_taken_is_heard() -> N
         assert (response.status, response.body) == (413, b"no")
         assert client.connections == 0
         nursery.cancel_scope.cancel()
-
-
-# Whom it may call
-
-
-@contextmanager
-def resolving(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> Iterator[list[str]]:
-    """Names with several addresses, or with another answer each time; the names that were looked up."""
-    rest = list(answers)
-    asked: list[str] = []
-
-    def look_up(host: str, port: int) -> list[tuple[int, Any]]:
-        asked.append(host)
-        answer = rest.pop(0) if len(rest) > 1 else rest[0]
-        return [
-            (socket.AF_INET6 if ":" in one else socket.AF_INET, (one, port, 0, 0) if ":" in one else (one, port))
-            for one in answer
-        ]
-
-    with monkeypatch.context() as patched:
-        patched.setattr(dial, "look_up", look_up)
-        yield asked
-
-
-def no_second_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
-    if str(address) == "127.0.0.2":
-        raise Refused(f"{address} may not be called")
-
-
-async def test_the_address_that_is_checked_is_the_address_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving() as (_, port), open_client(ClientOptions(check=no_second_loopback)) as client:
-        with resolving(monkeypatch, ["127.0.0.1"], ["127.0.0.2"]) as asked:
-            assert (await client.request("GET", f"http://shop.example:{port}/")).status == 200
-            assert asked == ["shop.example"], "a second look-up could be answered otherwise"
-        with resolving(monkeypatch, ["127.0.0.1", "127.0.0.2"]), pytest.raises(Refused):
-            await client.request("GET", f"http://mixed.example:{port}/")
-        for spelling in ("127.0.0.2", "2130706434", "0x7f000002", "0177.0.0.2", "127.2", "[::ffff:127.0.0.2]", "[::ffff:7f00:2]"):
-            with pytest.raises(Refused):
-                await client.request("GET", f"http://{spelling}:{port}/")
-
-
-async def test_addresses_are_tried_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
-    connecting = dial.connect
-
-    async def watched(address: Any) -> socket.socket:
-        tried.append(address[1][0])
-        if address[1][0] == "127.0.0.9":
-            await trio.sleep_forever()  # a packet that nobody answers
-        return await connecting(address)
-
-    monkeypatch.setattr(dial, "connect", watched)
-    monkeypatch.setattr(dial, "ATTEMPT_SECONDS", 0.05)
-    async with serving() as (_, port), open_client() as client:
-        with resolving(monkeypatch, ["127.0.0.9", "::1", "127.0.0.1"]):
-            assert (await client.request("GET", f"http://many.example:{port}/")).status == 200
-        assert tried == ["127.0.0.9", "::1", "127.0.0.1"]
-        with resolving(monkeypatch, ["127.0.0.3", "127.0.0.4"]), pytest.raises(NotSent, match="refused"):
-            await client.request("GET", "http://none.example:9/")
-        with resolving(monkeypatch, []), pytest.raises(NotSent, match="no address"):
-            await client.request("GET", "http://nowhere.example:9/")
-
-
-async def test_names_whose_look_up_hangs_stop_only_so_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    hanging = threading.Event()
-    monkeypatch.setattr(dial, "look_up", lambda host, port: hanging.wait(10) and [])
-    options = ClientOptions(connect_seconds=0.2)
-    try:
-        async with open_client(options) as merchants, trio.open_nursery() as nursery:
-            for number in range(50):
-                nursery.start_soon(_in_vain, merchants, f"http://slow-{number}.example/")
-            await trio.sleep(0.3)
-            nursery.cancel_scope.cancel()
-        monkeypatch.undo()
-        async with serving() as (_, port), open_client(options) as psps:
-            assert (await psps.request("GET", f"http://localhost:{port}/")).status == 200
-    finally:
-        hanging.set()
-
-
-async def _in_vain(client: Client, url: str) -> None:
-    with pytest.raises(NotSent):
-        await client.request("GET", url)
-
-
-# Cancellation
-
-
-def _close_idle(client: Client) -> None:
-    for connection in list(client.reaper.watched):
-        connection.expire()
-
-
-async def _slowly(scope: Scope, receive: Receive, send: Send) -> None:
-    """An answer in many parts, so that there are many places to be cancelled at."""
-    await read_body(receive, bytes_max=10_000_000)
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    for letter in scope["path"] + "!":
-        await trio.sleep(0.002)
-        await send({"type": "http.response.body", "body": letter.encode(), "more_body": letter != "!"})
-
-
-@pytest.mark.parametrize("is_warm", [False, True])
-async def test_cancelled_at_every_checkpoint_the_next_call_gets_its_own_answer(
-    is_warm: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dial, "look_up", lambda host, port: [(socket.AF_INET, ("127.0.0.1", port))] * 3)
-    body = b"x" * 4_000_000  # more than the kernel takes at once
-    async with serving(_slowly) as (_, port), open_client(ClientOptions(connections_per_origin_max=1)) as client:
-        url = f"http://three.example:{port}"
-        for step in range(1, 10_000):
-            if is_warm:
-                await client.request("GET", f"{url}/warm")
-            else:
-                _close_idle(client)
-            was_cancelled = await cancelled_at(step, partial(client.request, "POST", f"{url}/cancelled", body=body))
-            assert client.connections <= 1
-            response = await client.request("GET", f"{url}/{step}")
-            assert response.body == b"/%d!" % step
-            if not was_cancelled:
-                break
-        assert step > 5
-
-
-async def test_cancelled_while_it_waits_for_a_place_or_a_connection() -> None:
-    async with serving(_slowly) as (_, port), open_client(ClientOptions(connections_per_origin_max=1)) as client:
-        url = f"http://127.0.0.1:{port}"
-        for step in range(1, 20):
-            _close_idle(client)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(client.request, "GET", f"{url}/first")
-                await trio.testing.wait_all_tasks_blocked()
-                await cancelled_at(step, partial(client.request, "GET", f"{url}/second"))
-            assert (await client.request("GET", f"{url}/third")).body == b"/third!"
-
-
-async def _call_many(client: Client, port: int) -> None:
-    async with trio.open_nursery() as nursery:
-        for number in range(200):
-            nursery.start_soon(client.request, "GET", f"http://127.0.0.1:{port}/{number}")
-
-
-async def test_origins_are_bounded_and_a_crowd_shares_few_connections() -> None:
-    async with serving(echo) as (_, port), open_client(ClientOptions(connections_per_origin_max=4)) as client:
-        await _call_many(client, port)
-        assert client.connections == 4
-        for number in range(1_200):
-            client._add_pool(f"http://127.0.0.1:{number + 1}")
-        assert len(client._pools) <= 1_024
-        assert client.connections == 0, "what is at rest may be forgotten, and is closed then"
-        await _in_vain(client, "http://127.0.0.1:9/ ")

@@ -1,0 +1,67 @@
+"""The command as such: what it imports, what it says where something is missing, who reads its output."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from server.cli import COMMANDS, load
+from tests.support.command import FLORIN, run, up
+
+
+def test_clear_words_where_something_is_missing(directory: Path) -> None:
+    nowhere = ("--data-dir", str(directory))
+    for command, code in (("doctor", 2), ("smoke", 1), ("migrate", 1)):
+        assert "start one with `florin up`" in run(command, *nowhere, code=code)
+    assert "cannot connect" in run("doctor", "--database-url", "postgresql://127.0.0.1:9/x", code=2)
+    for nonsense in ("nonsense", "mysql://x", "postgresql://u@a..b/x"):
+        assert "florin:" in run("migrate", "--database-url", nonsense, code=1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert "Choose another with --port" in run("up", *nowhere, "--port", port, code=1)
+    (directory / "file").write_text("")
+    assert "Choose another with --data-dir" in run("up", "--data-dir", str(directory / "file"), "--port", "0", code=1)
+    assert "florin " in run("--version")
+    assert "not a port" in run("up", *nowhere, "--port", "65535", "--workers", "2", "--port-per-worker", code=1)
+    assert "--host" in run("up", *nowhere, "--host", "nosuchhost.invalid", "--port", "0", code=1)
+    for mistake in (["frobnicate"], ["up", "--workers", "0"], ["up", "--port", "x"]):
+        run(*mistake, code=2)
+
+
+def test_the_current_directory_cannot_stand_in_for_our_modules(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (directory / "trio.py").write_text("raise SystemExit('not ours')")
+    (directory / "server").mkdir()
+    monkeypatch.chdir(directory)
+    with up("--data-dir", str(directory / "it's, a \\ data directory"), "--workers", "1") as running:
+        assert httpx2.get(f"{running.value('API')}/healthz").status_code == 200
+
+
+def test_output_that_nobody_reads_is_no_failure_of_ours(directory: Path) -> None:
+    arguments = f"{FLORIN} up --data-dir {directory} --port 0 --psp-port 0 --shop-port 0 --workers 1"
+    done = subprocess.run(["bash", "-c", f"{arguments} | head -1"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith("starting")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
+    said = " ".join((load(name).help or "").split())
+    assert said.startswith(COMMANDS[name].summary), said
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_and_version_import_no_command(option: str) -> None:
+    """Commands are imported when they run; what they need takes a second."""
+    code = (
+        "import sys; sys.argv = ['florin', sys.argv[1]]\n"
+        "from server.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'trio', 'psycopg', 'cryptography', 'httptools', 'server.settings'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, option], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]"), done.stdout

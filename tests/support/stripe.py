@@ -1,0 +1,3 @@
+"""What the tests of Stripe's adapter share."""
+
+SECRET = "whsec_stripe_test"
