@@ -3,6 +3,7 @@
 Two workers that extend the same chain write the same rows, so no lock is needed: a row that is there already stays.
 """
 
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -19,21 +20,13 @@ concat_ws('|', e.seq, e.transfer_id, e.kind, e.account, coalesce(e.payment_id::t
 """
 """`core.hash_chain.canonical` of the row `e`, in SQL: a worker need not build each entry anew. A test holds the two together."""
 
-_COLUMNS = "e.seq, e.transfer_id, e.kind, e.account, e.payment_id, e.currency, e.amount_minor, e.created_at"
+_FIELDS = tuple(field.name for field in fields(Entry))
+_COLUMNS = ", ".join(f"e.{name}" for name in _FIELDS)
 
 
 def entry_of(row: tuple[Any, ...]) -> Entry:
-    """A ledger entry from its columns."""
-    return Entry(
-        seq=row[0],
-        transfer_id=row[1],
-        kind=row[2],
-        account=row[3],
-        payment_id=row[4],
-        currency=row[5],
-        amount_minor=row[6],
-        created_at=row[7],
-    )
+    """A ledger entry from its columns, in the order of its fields."""
+    return Entry(**dict(zip(_FIELDS, row, strict=True)))
 
 
 async def merchants_behind(connection: Connection, *, limit: int) -> list[MerchantId]:
@@ -102,6 +95,9 @@ async def chained_entries(
         merchant_id,
         payment_id,
     )
-    if any(row[9] is None for row in rows):
-        return None
-    return [(entry_of(row[:8]), bytes(row[8] or GENESIS), bytes(row[9])) for row in rows]
+    found: list[tuple[Entry, bytes, bytes]] = []
+    for *columns, previous_hash, own_hash in rows:
+        if own_hash is None:
+            return None
+        found.append((entry_of(tuple(columns)), bytes(previous_hash or GENESIS), bytes(own_hash)))
+    return found

@@ -13,24 +13,26 @@ from server.db.merchants.audit import Act, record_act
 from server.db.payments.balance_locked import lock_balances
 
 LIST_MAX = 1_000
-_COLUMNS = """
-merchant_id, id, amount_minor, currency, status, requested_by, approved_by, reference, failure, created_at, updated_at
-"""
+_FIELDS = (
+    "merchant_id",
+    "id",
+    "amount_minor",
+    "currency",
+    "status",
+    "requested_by",
+    "approved_by",
+    "reference",
+    "failure",
+    "created_at",
+    "updated_at",
+)
+_COLUMNS = ", ".join(_FIELDS)
 
 
 def _payout(row: tuple[Any, ...]) -> Payout:
-    return Payout(
-        merchant_id=MerchantId(row[0]),
-        id=PayoutId(row[1]),
-        money=Money(row[2], row[3]),
-        status=PayoutStatus(row[4]),
-        requested_by=row[5],
-        approved_by=row[6],
-        reference=row[7],
-        failure=row[8],
-        created_at=row[9],
-        updated_at=row[10],
-    )
+    values = dict(zip(_FIELDS, row, strict=True))
+    money = Money(values.pop("amount_minor"), values.pop("currency"))
+    return Payout(**{**values, "money": money, "status": PayoutStatus(values["status"])})
 
 
 async def add_payout(connection: Connection, payout: Payout, act: Act) -> None:

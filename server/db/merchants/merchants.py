@@ -103,35 +103,41 @@ class ApiKey:
     revoked_at: datetime | None
 
 
-_MERCHANT = """
-m.merchant_id, m.name, m.mode, m.psp_account_id, m.created_at, m.accepts_payments, m.one_live_payment_per_order,
-m.statement_descriptor, m.refunds_late, m.refunds_fee, m.settlement_delay_seconds,
-(SELECT json_agg(json_build_array(c.currency, c.fee_basis_points, c.fee_fixed_minor, c.negative_limit_minor,
-                                  c.fallback_limit_minor) ORDER BY c.currency)
-   FROM merchant_currencies c WHERE c.merchant_id = m.merchant_id),
-(SELECT json_agg(json_build_array(r.psp_account_id, r.currency, r.amount_minor_min, r.amount_minor_max) ORDER BY r.position)
-   FROM psp_routes r WHERE r.merchant_id = m.merchant_id)
-"""
+_COLUMN_BY_FIELD = {
+    "id": "m.merchant_id",
+    "name": "m.name",
+    "mode": "m.mode",
+    "psp_account_id": "m.psp_account_id",
+    "created_at": "m.created_at",
+    "accepts_payments": "m.accepts_payments",
+    "one_live_payment_per_order": "m.one_live_payment_per_order",
+    "statement_descriptor": "m.statement_descriptor",
+    "refunds_late": "m.refunds_late",
+    "refunds_fee": "m.refunds_fee",
+    "settlement_delay_seconds": "m.settlement_delay_seconds",
+    "currencies": """
+        (SELECT json_agg(json_build_object(
+                    'currency', c.currency, 'fee_basis_points', c.fee_basis_points, 'fee_fixed_minor', c.fee_fixed_minor,
+                    'negative_limit_minor', c.negative_limit_minor, 'fallback_limit_minor', c.fallback_limit_minor)
+                ORDER BY c.currency)
+           FROM merchant_currencies c WHERE c.merchant_id = m.merchant_id)""",
+    "routes": """
+        (SELECT json_agg(json_build_object(
+                    'psp_account_id', r.psp_account_id, 'currency', r.currency,
+                    'amount_minor_min', r.amount_minor_min, 'amount_minor_max', r.amount_minor_max)
+                ORDER BY r.position)
+           FROM psp_routes r WHERE r.merchant_id = m.merchant_id)""",
+}
+_MERCHANT = ", ".join(_COLUMN_BY_FIELD.values())
 
 
-def _merchant(row: tuple[Any, ...]) -> Merchant:
-    currencies = tuple(CurrencyTerms(*one) for one in row[11] or ())
-    created_at, accepts, exclusive, descriptor, refunds_late, refunds_fee, delay_seconds = row[4:11]
-    return Merchant(
-        MerchantId(row[0]),
-        row[1],
-        row[2],
-        PspAccountId(row[3]),
-        created_at,
-        accepts,
-        exclusive,
-        descriptor,
-        refunds_late,
-        refunds_fee,
-        delay_seconds,
-        currencies,
-        tuple(Route(PspAccountId(UUID(one[0])), *one[1:]) for one in row[12] or ()),
+def _merchant(row: Sequence[Any]) -> Merchant:
+    values = dict(zip(_COLUMN_BY_FIELD, row, strict=True))
+    values["currencies"] = tuple(CurrencyTerms(**one) for one in values["currencies"] or ())
+    values["routes"] = tuple(
+        Route(**{**one, "psp_account_id": PspAccountId(UUID(one["psp_account_id"]))}) for one in values["routes"] or ()
     )
+    return Merchant(**values)
 
 
 async def add_merchant(connection: Connection, merchant: Merchant) -> None:
@@ -260,7 +266,9 @@ async def find_key_owner(
         merchant_id,
         secret_sha256,
     )
-    return (_merchant(rows[0]), rows[0][13]) if rows else None
+    for *merchant, key_id in rows:
+        return _merchant(merchant), key_id
+    return None
 
 
 class KeyRecord(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """Our accounts at PSPs, and which of them a merchant's payments go to. Secrets arrive sealed and leave sealed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 from core.ids import MerchantId, PspAccountId
@@ -78,32 +78,15 @@ async def _add(connection: Connection, account: PspAccount, now: datetime) -> No
     )
 
 
+_RENAMED = {"sealed_old_secret": "sealed_old_webhook_secret", "old_secret_until": "old_webhook_secret_until"}
+_COLUMN_BY_FIELD = {field.name: _RENAMED.get(field.name, field.name) for field in fields(PspAccount)}
+
+
 async def list_psp_accounts(connection: Connection) -> list[PspAccount]:
     """All accounts, oldest first."""
-    rows = await connection.query(
-        """
-        SELECT id, psp, mode, base_url, sealed_api_key, sealed_webhook_secret, name, enabled, concurrency_max,
-               requests_per_second_max, sealed_old_webhook_secret, old_webhook_secret_until
-          FROM psp_accounts ORDER BY created_at, id
-        """
-    )
-    return [
-        PspAccount(
-            id=PspAccountId(row[0]),
-            psp=row[1],
-            mode=row[2],
-            base_url=row[3],
-            sealed_api_key=row[4],
-            sealed_webhook_secret=row[5],
-            name=row[6],
-            enabled=row[7],
-            concurrency_max=row[8],
-            requests_per_second_max=row[9],
-            sealed_old_secret=row[10],
-            old_secret_until=row[11],
-        )
-        for row in rows
-    ]
+    columns = ", ".join(_COLUMN_BY_FIELD.values())
+    rows = await connection.query(f"SELECT {columns} FROM psp_accounts ORDER BY created_at, id")  # noqa: S608 - own columns
+    return [PspAccount(**dict(zip(_COLUMN_BY_FIELD, row, strict=True))) for row in rows]
 
 
 async def set_psp_account(

@@ -42,23 +42,13 @@ class InboxItem(msgspec.Struct, frozen=True, kw_only=True):
     received_at: datetime
 
 
-_COLUMNS = """
-b.merchant_id, b.psp_account_id, b.event_id, b.type, b.notice, b.state, b.attempts, b.last_error, b.received_at
-"""
+_FIELDS = InboxItem.__struct_fields__
+_COLUMNS = ", ".join(f"b.{name}" for name in _FIELDS)
 
 
 def _item(row: tuple[Any, ...]) -> InboxItem:
-    return InboxItem(
-        merchant_id=MerchantId(row[0]),
-        psp_account_id=PspAccountId(row[1]),
-        event_id=row[2],
-        type=row[3],
-        notice=row[4],
-        state=InboxState(row[5]),
-        attempts=row[6],
-        last_error=row[7],
-        received_at=row[8],
-    )
+    values = dict(zip(_FIELDS, row, strict=True))
+    return InboxItem(**{**values, "state": InboxState(values["state"])})
 
 
 def _told(item: InboxItem) -> tuple[Any, ...]:

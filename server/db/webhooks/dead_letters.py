@@ -36,6 +36,17 @@ class Letters:
     seq: int | None = None
 
 
+_COLUMN_BY_FIELD = {
+    "merchant_id": "d.merchant_id",
+    "endpoint_id": "d.endpoint_id",
+    "seq": "d.event_seq",
+    "event_id": "e.id",
+    "event_type": "e.type",
+    "attempts": "d.attempts",
+    "last_status": "d.last_status",
+    "last_error": "d.last_error",
+    "died_at": "d.updated_at",
+}
 _DEAD = """
  WHERE d.state = 'DEAD' AND ($1::uuid IS NULL OR d.merchant_id = $1) AND ($2::uuid IS NULL OR d.endpoint_id = $2)
    AND ($3::bigint IS NULL OR d.event_seq = $3)
@@ -48,7 +59,7 @@ async def list_dead_letters(
     """Dead letters by merchant, endpoint and number, those after one of them."""
     rows = await connection.query(
         f"""
-        SELECT d.merchant_id, d.endpoint_id, d.event_seq, e.id, e.type, d.attempts, d.last_status, d.last_error, d.updated_at
+        SELECT {", ".join(_COLUMN_BY_FIELD.values())}
           FROM deliveries d JOIN events e ON e.merchant_id = d.merchant_id AND e.seq = d.event_seq
         {_DEAD} AND ($4::uuid IS NULL OR (d.endpoint_id, d.event_seq) > ($4, $5::bigint))
          ORDER BY d.merchant_id, d.endpoint_id, d.event_seq LIMIT $6
@@ -59,20 +70,7 @@ async def list_dead_letters(
         *(after or (None, None)),
         limit,
     )
-    return [
-        DeadLetter(
-            merchant_id=MerchantId(row[0]),
-            endpoint_id=EndpointId(row[1]),
-            seq=row[2],
-            event_id=EventId(row[3]),
-            event_type=row[4],
-            attempts=row[5],
-            last_status=row[6],
-            last_error=row[7],
-            died_at=row[8],
-        )
-        for row in rows
-    ]
+    return [DeadLetter(**dict(zip(_COLUMN_BY_FIELD, row, strict=True))) for row in rows]
 
 
 async def retry_dead_letters(connection: Connection, letters: Letters, *, per_second: float = REPLAY_PER_SECOND) -> int:

@@ -51,28 +51,27 @@ class FailedAttempt:
     created_at: datetime
 
 
-_COLUMNS = """
-d.endpoint_id, d.event_seq, e.id, e.type, d.state, d.attempts, d.due_at, d.last_status, d.last_error, d.last_milliseconds,
-d.last_response, d.created_at, d.updated_at
-"""
+_COLUMN_BY_FIELD = {
+    "endpoint_id": "d.endpoint_id",
+    "seq": "d.event_seq",
+    "event_id": "e.id",
+    "event_type": "e.type",
+    "state": "d.state",
+    "attempts": "d.attempts",
+    "due_at": "d.due_at",
+    "last_status": "d.last_status",
+    "last_error": "d.last_error",
+    "last_milliseconds": "d.last_milliseconds",
+    "last_response": "d.last_response",
+    "created_at": "d.created_at",
+    "updated_at": "d.updated_at",
+}
+_COLUMNS = ", ".join(_COLUMN_BY_FIELD.values())
+_ATTEMPT_FIELDS = ("id", "attempt", "status", "error", "milliseconds", "response", "created_at")
 
 
 def _row(row: tuple[Any, ...]) -> DeliveryRow:
-    return DeliveryRow(
-        endpoint_id=EndpointId(row[0]),
-        seq=row[1],
-        event_id=EventId(row[2]),
-        event_type=row[3],
-        state=row[4],
-        attempts=row[5],
-        due_at=row[6],
-        last_status=row[7],
-        last_error=row[8],
-        last_milliseconds=row[9],
-        last_response=row[10],
-        created_at=row[11],
-        updated_at=row[12],
-    )
+    return DeliveryRow(**dict(zip(_COLUMN_BY_FIELD, row, strict=True)))
 
 
 async def list_deliveries(
@@ -120,21 +119,16 @@ async def list_failed_attempts(
 ) -> list[FailedAttempt]:
     """A delivery's attempts that failed, the latest `ATTEMPTS_SHOWN_MAX`, oldest first."""
     rows = await connection.query(
-        """
-        SELECT id, attempt, status, error, milliseconds, response, created_at FROM delivery_attempts
+        f"""
+        SELECT {", ".join(_ATTEMPT_FIELDS)} FROM delivery_attempts
          WHERE merchant_id = $1 AND endpoint_id = $2 AND event_seq = $3 ORDER BY id DESC LIMIT $4
-        """,
+        """,  # noqa: S608 - own columns
         merchant_id,
         endpoint_id,
         seq,
         ATTEMPTS_SHOWN_MAX,
     )
-    return [
-        FailedAttempt(
-            id=row[0], attempt=row[1], status=row[2], error=row[3], milliseconds=row[4], response=row[5], created_at=row[6]
-        )
-        for row in reversed(rows)
-    ]
+    return [FailedAttempt(**dict(zip(_ATTEMPT_FIELDS, row, strict=True))) for row in reversed(rows)]
 
 
 async def resend(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int) -> bool:

@@ -4,7 +4,7 @@ Secrets arrive sealed and leave sealed. One that is deleted keeps its row, for t
 `held_until` are of who sends in order (`server.db.webhooks.ordered_deliveries`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -52,32 +52,19 @@ class Endpoint:
     old_secret_until: datetime | None = None
 
 
-_COLUMNS = """
-e.id, e.merchant_id, e.url, e.sealed_secret, e.created_at, e.enabled, e.mode, e.event_types, e.description,
-e.requests_per_second_max, e.concurrency_max, e.disabled_reason, e.failing_since, e.sealed_old_secret, e.old_secret_until,
-e.updated_at
-"""
+_FIELDS = tuple(field.name for field in fields(Endpoint))
+_COLUMNS = ", ".join(f"e.{name}" for name in _FIELDS)
 
 
 def _endpoint(row: tuple[Any, ...]) -> Endpoint:
-    return Endpoint(
-        id=EndpointId(row[0]),
-        merchant_id=MerchantId(row[1]),
-        url=row[2],
-        sealed_secret=row[3],
-        created_at=row[4],
-        enabled=row[5],
-        mode=EndpointMode(row[6]),
-        event_types=tuple(row[7]) if row[7] is not None else None,
-        description=row[8],
-        requests_per_second_max=row[9],
-        concurrency_max=row[10],
-        disabled_reason=DisabledReason(row[11]) if row[11] else None,
-        failing_since=row[12],
-        sealed_old_secret=row[13],
-        old_secret_until=row[14],
-        updated_at=row[15],
-    )
+    values = dict(zip(_FIELDS, row, strict=True))
+    types, reason = values["event_types"], values["disabled_reason"]
+    values |= {
+        "mode": EndpointMode(values["mode"]),
+        "event_types": tuple(types) if types is not None else None,
+        "disabled_reason": DisabledReason(reason) if reason is not None else None,
+    }
+    return Endpoint(**values)
 
 
 async def add_endpoint(connection: Connection, endpoint: Endpoint) -> Endpoint | None:
