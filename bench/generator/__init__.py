@@ -1,0 +1,1 @@
+"""The load: an epoll loop that plays customers, merchants and a PSP."""

@@ -1,0 +1,1 @@
+"""The laboratory: runs, what is measured, reports and comparisons."""

@@ -1,0 +1,1 @@
+"""Parts measured by themselves, beside their peers."""

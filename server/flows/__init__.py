@@ -1,1 +1,3 @@
-"""The use cases, one file a verb. Each takes what it works with as `Services` and returns what came of it."""
+"""The use cases, one file a verb. Each takes its context (`server.flows.contexts`) and returns what came of it."""
+it.
+"""

@@ -1,0 +1,1 @@
+"""Events, consumers and the stream over HTTP."""

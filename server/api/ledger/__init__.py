@@ -1,0 +1,1 @@
+"""Wallets, account statements and receipts over HTTP."""

@@ -1,0 +1,1 @@
+"""`florin listen` and `florin trigger`."""

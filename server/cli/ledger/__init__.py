@@ -1,0 +1,1 @@
+"""`florin payout`, `florin receipt` and `florin wallet`."""

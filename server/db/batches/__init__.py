@@ -1,0 +1,1 @@
+"""Batches and what came of their items."""

@@ -1,0 +1,1 @@
+"""The promises as queries that must find nothing."""

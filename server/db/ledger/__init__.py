@@ -1,0 +1,1 @@
+"""Ledger entries, wallets, payouts, account statements and the hash chain."""

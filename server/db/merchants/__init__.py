@@ -1,0 +1,1 @@
+"""Merchants, their keys and terms, and the audit log."""

@@ -1,0 +1,1 @@
+"""PSP accounts, what workers share about them, and their events."""

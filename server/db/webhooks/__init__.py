@@ -1,0 +1,1 @@
+"""Webhook endpoints, deliveries, their log and dead letters."""

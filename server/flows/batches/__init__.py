@@ -1,0 +1,1 @@
+"""Batches as merchants see them, and one item of one."""

@@ -1,0 +1,1 @@
+"""Events as merchants read them: live, by cursor, acknowledged."""

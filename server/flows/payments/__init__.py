@@ -1,0 +1,1 @@
+"""Payments: created, charged, captured, canceled, refunded, settled by what the PSP says."""

@@ -9,8 +9,9 @@ from core.ids import PaymentId, ResourceId
 from core.payment import CLOSED, Payment, Status
 from server.flows.contexts import Psps
 from server.flows.idempotency import Claimed, Request, answer, claim, give_up
-from server.flows.payments.capture import Done, OperationOutcome, load, void
+from server.flows.payments.capture import Done, OperationOutcome, void
 from server.flows.payments.settle import Answering, encode_payment, settle
+from server.flows.payments.verify import load
 
 
 async def cancel(context: Psps, request: Request, payment_id: PaymentId) -> OperationOutcome:

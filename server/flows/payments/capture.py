@@ -12,7 +12,6 @@ import trio
 from core.errors import (
     Conflict,
     IllegalTransition,
-    NotFound,
     PspError,
     PspOutcomeUnknown,
     PspRejected,
@@ -24,12 +23,11 @@ from core.idempotency import InFlight, KeyedOperation, Mismatch, Replay
 from core.ids import OperationId, PaymentId, ResourceId
 from core.money import Money
 from core.payment import OperationKind, Payment, PendingOperation, Status, evidence_about
-from server.db.payments.payments import find_payment
 from server.flows.contexts import Psps
 from server.flows.idempotency import Claimed, Request, answer, claim, give_up
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.payments.submit import key_lifetime
-from server.flows.payments.verify import look, verify_if_possible
+from server.flows.payments.verify import load, look
 from server.uuid7 import uuid7
 
 _log = structlog.get_logger()
@@ -49,17 +47,6 @@ class Done:
 
 
 OperationOutcome = Done | Replay | Mismatch | InFlight
-
-
-async def load(context: Psps, request: Request, payment_id: PaymentId) -> Payment:
-    """The merchant's payment; one that is UNKNOWN is asked about first. Raises `NotFound`."""
-    async with context.pool.connection() as connection:
-        payment = await find_payment(connection, request.merchant_id, payment_id)
-    if payment is None:
-        raise NotFound("no such payment")
-    if payment.status is Status.UNKNOWN:
-        payment = await verify_if_possible(context, payment, source=Source.ACCESS, seconds=context.psp_seconds)
-    return payment
 
 
 async def capture(context: Psps, request: Request, payment_id: PaymentId, amount_minor: int | None) -> OperationOutcome:

@@ -2,32 +2,24 @@
 
 An event that comes too early (its payment, refund or dispute is not here yet) is parked in the inbox and tried again from there,
 as is one whose processing failed. Five failures alike, or the end of the inbox's patience, make it a dead letter and a finding.
+What an event means for its payment is `server.flows.payments.notices`.
 """
 
 import hashlib
 from datetime import timedelta
-from functools import partial
 
 import msgspec
 import structlog
 from msgspec.structs import replace
 
 from core.errors import DatabaseUnavailable, FlorinError, Malformed, Overloaded, PspError
-from core.evidence import DISPUTES, Evidence, EvidenceKind, Finding
-from core.ids import MerchantId, PaymentId, PspAccountId
-from core.ledger import dispute_transfer
-from core.payment import CLOSED, is_provisionally_declined
+from core.evidence import Finding
 from core.retry import INBOX_DELAYS_SECONDS
-from server.db.payments.change_row import PspEvent
-from server.db.payments.findings import add_finding, has_transfer
-from server.db.payments.payments import find_payment
-from server.db.psps.events import EventOutcome, record, was_seen
+from server.db.payments.findings import add_finding
+from server.db.psps.events import EventOutcome
 from server.db.psps.inbox import NOBODY, InboxItem, InboxState, end_event, give_back, note_failure, park
 from server.flows.contexts import Psps
-from server.flows.payments.capture import carry_out
-from server.flows.payments.refund import adopt
-from server.flows.payments.settle import settle, settle_refund
-from server.flows.payments.verify import verify_again
+from server.flows.payments.notices import apply_notice, resolve
 from server.psp.adapter import Adapter, Notice
 from server.uuid7 import uuid7
 
@@ -35,7 +27,6 @@ ERROR_LENGTH_MAX = 300
 ASK_AGAIN_SECONDS = 30.0
 PATIENCE = timedelta(days=5)
 """How long a parked event waits for a PSP that cannot be asked what it is about."""
-
 _log = structlog.get_logger()
 
 
@@ -48,8 +39,8 @@ async def receive(context: Psps, adapter: Adapter, notice: Notice) -> EventOutco
     failure: Exception | None = None
     outcome = EventOutcome.DEAD
     try:
-        notice = await _resolved(adapter, notice)
-        outcome = await _apply(context, adapter, notice)
+        notice = await resolve(adapter, notice)
+        outcome = await apply_notice(context, adapter, notice)
     except (DatabaseUnavailable, Overloaded, PspError):
         raise
     except Exception as error:  # noqa: BLE001 - counted, and raised again below
@@ -95,8 +86,8 @@ async def retry(context: Psps, item: InboxItem) -> None:
         if item.notice is not None:
             notice = msgspec.json.decode(item.notice, type=Notice)
             adapter = await context.psps.of(item.psp_account_id)
-            notice = await _resolved(adapter, notice)
-            outcome = await _apply(context, adapter, notice)
+            notice = await resolve(adapter, notice)
+            outcome = await apply_notice(context, adapter, notice)
             context.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
     except (DatabaseUnavailable, Overloaded, PspError) as failure:
         if context.now() - item.received_at < PATIENCE:
@@ -120,88 +111,6 @@ async def put_back(context: Psps, item: InboxItem) -> None:
     """Put a claimed event back: nobody could be asked, and that was no attempt."""
     async with context.pool.connection() as connection:
         await give_back(connection, item, due_at=context.now() + timedelta(seconds=ASK_AGAIN_SECONDS))
-
-
-async def _resolved(adapter: Adapter, notice: Notice) -> Notice:
-    """The notice with the payment that it is about. Raises `PspError`."""
-    return await adapter.resolve(notice) if notice.merchant_id is None and notice.reference is not None else notice
-
-
-async def _apply(context: Psps, adapter: Adapter, notice: Notice) -> EventOutcome:
-    if notice.merchant_id is None or notice.payment_id is None or not notice.evidence:
-        if notice.merchant_id is not None and notice.payment_id is not None:
-            await _remember(context, adapter.account_id, notice, EventOutcome.IGNORED)
-        _log.debug("a PSP event is of no concern", psp=adapter.psp, type=notice.event_type, event_id=notice.event_id)
-        return EventOutcome.IGNORED
-    ids = notice.merchant_id, notice.payment_id
-    if len(notice.evidence) > 1 or notice.evidence[0].refund_id is not None:
-        return await _apply_refunds(context, adapter, notice, ids)
-    evidence = notice.evidence[0]
-    if evidence.kind in DISPUTES and not await _is_its_turn(context, ids, evidence):
-        return EventOutcome.TOO_EARLY
-    # Other evidence is idempotent by itself; a refused attempt is logged each time, so its event must be new.
-    if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(context, adapter.account_id, notice, ids):
-        return EventOutcome.NOTHING_NEW
-    settled = await settle(context, *ids, evidence, psp_event=PspEvent(notice.event_id, notice.event_type))
-    if settled is None:
-        return EventOutcome.TOO_EARLY
-    if not settled.changed:
-        await _remember(context, adapter.account_id, notice, EventOutcome.NOTHING_NEW)
-        return EventOutcome.NOTHING_NEW
-    if is_provisionally_declined(settled.payment):
-        await verify_again(context, settled.payment)
-    if settled.payment.pending is not None and settled.payment.status in CLOSED:
-        await carry_out(context, settled.payment)  # money was authorized too late: it is released
-    return EventOutcome.APPLIED
-
-
-async def _is_its_turn(context: Psps, ids: tuple[MerchantId, PaymentId], evidence: Evidence) -> bool:
-    """Whether what a dispute is about has been told: the charge, and for its end its opening."""
-    async with context.pool.connection() as connection:
-        payment = await find_payment(connection, *ids)
-        if payment is None or evidence.money is None or evidence.money.amount_minor <= 0:
-            return True
-        opening = dispute_transfer(payment, replace(evidence, kind=EvidenceKind.DISPUTED))
-        is_opening = evidence.kind is EvidenceKind.DISPUTED
-        return bool(payment.captured_minor) and (is_opening or await has_transfer(connection, payment.merchant_id, opening))
-
-
-async def _apply_refunds(context: Psps, adapter: Adapter, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> EventOutcome:
-    """Refunds come several in one event; each is applied by itself, and the event is remembered when all are."""
-    outcome = EventOutcome.NOTHING_NEW
-    for evidence in notice.evidence:
-        assert evidence.refund_id is not None
-        apply = partial(settle_refund, context, *ids, evidence.refund_id, evidence)
-        settled = await apply()
-        if settled is None:
-            if not await adopt(context, adapter, *ids, evidence):
-                return EventOutcome.TOO_EARLY
-            settled = await apply()
-        if settled is not None and settled.changed:
-            outcome = EventOutcome.APPLIED
-    await _remember(context, adapter.account_id, notice, outcome)
-    return outcome
-
-
-async def _was_seen(context: Psps, account_id: PspAccountId, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> bool:
-    async with context.pool.connection() as connection:
-        return await was_seen(connection, *ids, account_id, event_id=notice.event_id)
-
-
-async def _remember(context: Psps, account_id: PspAccountId, notice: Notice, outcome: EventOutcome) -> None:
-    assert notice.merchant_id is not None
-    assert notice.payment_id is not None
-    async with context.pool.connection() as connection:
-        await record(
-            connection,
-            notice.merchant_id,
-            notice.payment_id,
-            account_id,
-            event_id=notice.event_id,
-            event_type=notice.event_type,
-            outcome=outcome,
-            now=context.now(),
-        )
 
 
 def _item(context: Psps, adapter: Adapter, notice: Notice, error: Exception | None) -> InboxItem:

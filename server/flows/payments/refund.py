@@ -23,9 +23,9 @@ from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund, postpone_refund
 from server.flows.contexts import Psps
 from server.flows.idempotency import Claimed, Request, answer, claim, give_up
-from server.flows.payments.capture import load
 from server.flows.payments.settle import Answering, encode_refund, row_of, settle, settle_refund
 from server.flows.payments.submit import key_lifetime
+from server.flows.payments.verify import load
 from server.psp.adapter import Adapter
 from server.uuid7 import uuid7
 

@@ -8,10 +8,21 @@ from functools import partial
 import structlog
 import trio
 
-from core.errors import DatabaseUnavailable, FlorinError, Overloaded, PspBusy, PspError, PspOutcomeUnknown
+from core.errors import (
+    DatabaseUnavailable,
+    FlorinError,
+    NotFound,
+    Overloaded,
+    PspBusy,
+    PspError,
+    PspOutcomeUnknown,
+)
 from core.evidence import Evidence, EvidenceKind, Source
+from core.ids import PaymentId
 from core.payment import Payment, Status, is_provisionally_declined
+from server.db.payments.payments import find_payment
 from server.flows.contexts import Psps
+from server.flows.idempotency import Request
 from server.flows.payments.settle import settle
 
 CONCURRENCY_MAX = 2_500
@@ -144,3 +155,14 @@ async def verify_patiently(context: Psps, payment: Payment, source: Source) -> V
             return Verified(payment, error)
         await trio.sleep(max(wait_seconds, BUSY_SECONDS))
     return Verified(payment, failure)
+
+
+async def load(context: Psps, request: Request, payment_id: PaymentId) -> Payment:
+    """The merchant's payment; one that is UNKNOWN is asked about first. Raises `NotFound`."""
+    async with context.pool.connection() as connection:
+        payment = await find_payment(connection, request.merchant_id, payment_id)
+    if payment is None:
+        raise NotFound("no such payment")
+    if payment.status is Status.UNKNOWN:
+        payment = await verify_if_possible(context, payment, source=Source.ACCESS, seconds=context.psp_seconds)
+    return payment

@@ -1,0 +1,1 @@
+"""Webhook endpoints, and one attempt to deliver to them."""

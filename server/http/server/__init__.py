@@ -1,0 +1,1 @@
+"""The ASGI server: bytes to requests to an application, one task a connection."""

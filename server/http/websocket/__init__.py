@@ -1,0 +1,1 @@
+"""Websockets on the server's connections (RFC 6455)."""

@@ -1,0 +1,1 @@
+"""Batches, claimed and carried out."""
