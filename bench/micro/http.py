@@ -56,8 +56,7 @@ def server(rounds: Rounds = 5, requests: Requests = 30_000) -> dict[str, float]:
             one, port = stack.enter_context(_serving(name))
             count = requests // SLOW_PEER_SHARE if name == "quart_trio" else requests
             http_load.request_in_turn(stack.enter_context(_connections(port, CONNECTIONS)), min(count, WARM_UP_REQUESTS))
-            connections = stack.enter_context(_connections(port, CONNECTIONS))
-            subjects[name] = _metered(one, count, partial(http_load.request_in_turn, connections))
+            subjects[name] = _metered(one, count, partial(_ask, port))
         return _print("server", interleaved(subjects, repeats=rounds), {"uvicorn": 1.0, "quart_trio": 1 / 15})
 
 
@@ -150,6 +149,12 @@ def _serving(name: str, *arguments: str) -> Iterator[tuple[Program, int]]:
         ) as one,
     ):
         yield one, listening.getsockname()[1]
+
+
+def _ask(port: int, count: int) -> None:
+    """On connections of its own: while others have their turn a server may close what is idle."""
+    with _connections(port, CONNECTIONS) as connections:
+        http_load.request_in_turn(connections, count)
 
 
 @contextmanager

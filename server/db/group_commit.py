@@ -27,7 +27,6 @@ from server.db.connection import Connection
 
 GROUP_MAX = 256
 QUEUE_MAX = 4_096
-SMALL_GROUP_MAX = 64
 REPLAN_SECONDS = 1.0
 GROUP_SECONDS = 10.0
 RECONNECT_DELAYS_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0)
@@ -82,7 +81,7 @@ class Committer(Generic[I, Result]):
         self._observe = observe
         self._queue: deque[_Entry[I]] = deque()
         self._wakeup = trio.Event()
-        self._connections: dict[str, Connection] = {}
+        self._connection: Connection | None = None
         self._planned_at = float("-inf")
         self.groups = 0
         self.items = 0
@@ -109,7 +108,7 @@ class Committer(Generic[I, Result]):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write groups until cancelled; what is queued by then is still written."""
         try:
-            await self._connection_for(1)
+            await self._connected()
             task_status.started()
             while True:
                 await self._wakeup.wait()
@@ -173,7 +172,7 @@ class Committer(Generic[I, Result]):
         doubtful = False
         while True:
             try:
-                connection = await self._connection_for(len(items))
+                connection = await self._connected()
                 if doubtful:
                     return await self._write_the_rest(connection, items)
                 return await self._statement.write(connection, items)
@@ -202,26 +201,24 @@ class Committer(Generic[I, Result]):
             if entry.task is not None:
                 trio.lowlevel.reschedule(entry.task, result)
 
-    async def _connection_for(self, size: int) -> Connection:
-        """The connection for a group of this size. A commit on it means that it is on disk, whatever the server's default.
+    async def _connected(self) -> Connection:
+        """The writer's connection. A commit on it means that it is on disk, whatever the server's default.
 
-        Planning a group takes PostgreSQL longer than writing a small one, so small ones use a plan that was made once; it expects
-        few rows and suits them, and is made again every moment: one made while a table was empty would scan it for ever. Large
-        ones are planned anew for their size.
+        Planning a group takes PostgreSQL longer than writing a small one, and a plan does not depend on how many rows the
+        document has, which the planner cannot see: so a plan is made once, and again every moment, since one that was made
+        while a table was empty would scan it for ever.
         """
-        plan = "force_generic_plan" if size <= SMALL_GROUP_MAX else "force_custom_plan"
-        connection = self._connections.get(plan)
         now = trio.current_time()
-        if connection is not None:
-            if plan == "force_generic_plan" and now - self._planned_at > REPLAN_SECONDS:
-                await connection.execute("DISCARD PLANS")
+        if self._connection is not None:
+            if now - self._planned_at > REPLAN_SECONDS:
+                await self._connection.execute("DISCARD PLANS")
                 self._planned_at = now
-            return connection
-        connection = self._connections[plan] = await Connection.open(
+            return self._connection
+        connection = self._connection = await Connection.open(
             self._conninfo,
             application_name="florin committer",
             role=self._role,
-            plan_cache_mode=plan,
+            plan_cache_mode="force_generic_plan",
             jit="off",
             enable_seqscan="off",
             random_page_cost="1.1",
@@ -231,8 +228,9 @@ class Committer(Generic[I, Result]):
         return connection
 
     def _disconnect(self) -> None:
-        while self._connections:
-            self._connections.popitem()[1].discard()
+        if self._connection is not None:
+            self._connection.discard()
+            self._connection = None
 
 
 def _is_lost(error: Exception) -> bool:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -286,14 +287,17 @@ def test_an_answer_that_proves_nothing_keeps_the_key(tmp_path: Path, status: int
             "--api-key",
             "fl_test_x",
         ]
+        kept = tmp_path / "f.csv.results.csv.batch.json"
         with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                process.wait(4)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            give_up_at = time.monotonic() + 60
+            while not kept.exists():  # it is written before anything is asked
+                assert time.monotonic() < give_up_at
+                time.sleep(0.05)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(4)  # what it is answered with must not make it forget the key
         server.shutdown()
         thread.join()
-    assert (tmp_path / "f.csv.results.csv.batch.json").exists()
+    assert kept.exists()
 
 
 def test_a_resumption_that_is_killed_is_resumed(running: Up, tmp_path: Path) -> None:

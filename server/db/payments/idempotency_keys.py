@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -22,9 +23,13 @@ class KeyRecord(msgspec.Struct, frozen=True):
     key: str
 
 
-_FIND = f"""
-SELECT k.merchant_id, k.key, k.operation, k.fingerprint, k.payment_id, k.refund_id, k.in_flight_until, k.reply_status,
-       coalesce(k.reply_body, (SELECT e.data FROM events e WHERE e.merchant_id = k.merchant_id AND e.seq = k.reply_seq))
+_COLUMNS = """
+k.merchant_id, k.key, k.operation, k.fingerprint, k.payment_id, k.refund_id, k.in_flight_until, k.reply_status,
+coalesce(k.reply_body, (SELECT e.data FROM events e WHERE e.merchant_id = k.merchant_id AND e.seq = k.reply_seq))
+"""
+_FIND = f"SELECT {_COLUMNS} FROM idempotency_keys k WHERE k.merchant_id = $1 AND k.key = $2"  # noqa: S608 - own columns
+_FIND_MANY = f"""
+SELECT {_COLUMNS}
   FROM idempotency_keys k
   JOIN json_to_recordset($1::json) AS i ({json_records.columns(KeyRecord)})
     ON (k.merchant_id, k.key) = (i.merchant_id, i.key)
@@ -33,23 +38,26 @@ SELECT k.merchant_id, k.key, k.operation, k.fingerprint, k.payment_id, k.refund_
 
 async def find_keys(connection: Connection, keys: Sequence[tuple[MerchantId, str]]) -> dict[tuple[MerchantId, str], StoredKey]:
     """What is stored under these keys."""
-    rows = await connection.query(_FIND, json_records.encode([KeyRecord(*one) for one in keys]))
-    return {
-        (MerchantId(merchant_id), key): StoredKey(
-            operation=KeyedOperation(operation),
-            fingerprint=fingerprint,
-            resource_id=ResourceId(resource_id),
-            in_flight_until=until,
-            reply=Reply(status, body.encode()) if status is not None and body is not None else None,
-            made_id=ResourceId(made_id) if made_id is not None else None,
-        )
-        for merchant_id, key, operation, fingerprint, resource_id, made_id, until, status, body in rows
-    }
+    rows = await connection.query(_FIND_MANY, json_records.encode([KeyRecord(*one) for one in keys]))
+    return {(row[0], row[1]): _stored(row) for row in rows}
 
 
 async def find_key(connection: Connection, merchant_id: MerchantId, key: str) -> StoredKey | None:
     """What is stored under one key."""
-    return (await find_keys(connection, [(merchant_id, key)])).get((merchant_id, key))
+    rows = await connection.query(_FIND, merchant_id, key)
+    return _stored(rows[0]) if rows else None
+
+
+def _stored(row: Sequence[Any]) -> StoredKey:
+    _, _, operation, fingerprint, resource_id, made_id, until, status, body = row
+    return StoredKey(
+        operation=KeyedOperation(operation),
+        fingerprint=fingerprint,
+        resource_id=ResourceId(resource_id),
+        in_flight_until=until,
+        reply=Reply(status, body.encode()) if status is not None and body is not None else None,
+        made_id=ResourceId(made_id) if made_id is not None else None,
+    )
 
 
 async def known_keys(connection: Connection, merchant_id: MerchantId, keys: Sequence[str]) -> dict[str, KeyedOperation]:

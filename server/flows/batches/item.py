@@ -102,12 +102,8 @@ class Place:
             merchant_id=self.merchant_id,
             key=key,
             fingerprint=fingerprint("BATCH", item.type.value, key.encode()),
-            reply_status=REPLY_STATUS,
+            reply_status=200 if item.type is ItemType.CAPTURE else 201,  # as the API's, though nobody is answered with it
         )
-
-
-REPLY_STATUS = 200
-"""What is stored with an item's definitive reply: nobody is answered with it, but it says that the reply is one."""
 
 
 class _GivenUp(Exception):

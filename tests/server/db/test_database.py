@@ -125,16 +125,6 @@ async def test_the_loser_of_a_key_reads_the_winner(database_url: str) -> None:
     assert {stored.resource_id for stored in results.values() if isinstance(stored, StoredKey)} == set(winners)
 
 
-async def test_the_loser_of_a_compare_and_set_writes_nothing(database_url: str, connection: Connection) -> None:
-    payment = a_payment(MerchantId(uuid7()))
-    batch = ChangeGroup(delivery_lease_seconds=30)
-    await CreationGroup().write(connection, [a_creation(payment)])
-    assert [type(one) for one in await batch.write(connection, [a_change(payment)])] == [Applied]
-    assert await batch.write(connection, [a_change(payment)]) == [Lost()]
-    assert await connection.query("SELECT count(*) FROM ledger_entries") == [(2,)]
-    assert await connection.query("SELECT last_seq FROM merchant_sequences") == [(1,)]
-
-
 async def test_two_writers_with_crossing_keys_lose_nothing(database_url: str, connection: Connection) -> None:
     merchant_ids = [MerchantId(uuid7()) for _ in range(8)]
     payments = [a_payment(merchant_ids[number % 8]) for number in range(64)]

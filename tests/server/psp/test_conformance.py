@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
 
 import pytest
+import trio
 from msgspec.structs import replace
 
 from core.errors import InvalidSignature, Malformed, PspRejected, PspUnreachable, Unprocessable
@@ -82,6 +83,7 @@ def test_every_provider_has_a_harness_and_a_record_of_its_own_name() -> None:
 
 
 async def test_the_adapter_is_of_its_account(there: There) -> None:
+    await trio.lowlevel.checkpoint()
     adapter = there.adapter
     assert (PROVIDERS[adapter.psp].name, adapter.mode, adapter.is_enabled) == (adapter.psp, "test", True)
     assert adapter.capabilities.key_lifetime > timedelta(hours=1)
@@ -217,6 +219,7 @@ async def test_a_page_that_is_paid_is_captured_and_listed(there: There) -> None:
 
 @pytest.mark.parametrize("age_seconds", [0, 86_400, -86_400])
 async def test_a_webhook_that_is_forged_stale_or_no_event_is_refused(there: There, age_seconds: int) -> None:
+    await trio.lowlevel.checkpoint()
     now, body = int(time.time()), b"{}"
     with pytest.raises(InvalidSignature):
         there.adapter.read_webhook({}, body, now=now)
