@@ -134,7 +134,7 @@ class Metrics:
         self._verdicts.labels(verdict).inc()
 
     def committed(self, committer: str, items: int, seconds: float) -> None:
-        """A committer has written a batch."""
+        """A committer has written a group."""
         self._batch_items.labels(committer).observe(items)
         self._commit_seconds.labels(committer).observe(seconds)
 

@@ -104,9 +104,10 @@ def wire_problem(refusal: Refusal) -> Rendered:
             status, detail = 403, "there is no websocket here"
         case _:
             assert_never(refusal)
-    document = problem(status, code=refusal.value, detail=detail, request_id=f"req_{uuid7().hex}")
+    request_id = f"req_{uuid7().hex}"
+    document = problem(status, code=refusal.value, detail=detail, request_id=request_id)
     headers = [(b"retry-after", b"1")] if status == 503 else []
-    return Rendered(status, msgspec.json.encode(document), CONTENT_TYPE, headers)
+    return Rendered(status, msgspec.json.encode(document), CONTENT_TYPE, headers, request_id)
 
 
 async def send_problem(

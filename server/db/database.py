@@ -34,7 +34,7 @@ async def open_database(
 ) -> AsyncIterator[Database]:
     """Open the pool and run the committers. At the end of the block what is queued is written before they close.
 
-    `observe` is told of every batch: which committer, how many items, how many seconds.
+    `observe` is told of every group: which committer, how many items, how many seconds.
     """
 
     def observed(committer: str) -> Observe | None:

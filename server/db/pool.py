@@ -56,7 +56,7 @@ class Pool:
             self._slots.release()
 
     async def _acquire(self) -> None:
-        if self._slots.statistics().tasks_waiting >= self._waiters_max:
+        if self._slots.value == 0 and self._slots.statistics().tasks_waiting >= self._waiters_max:
             raise Overloaded("too many requests wait for the database")
         with trio.move_on_after(ACQUIRE_SECONDS):
             await self._slots.acquire()

@@ -23,12 +23,13 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A whole answer."""
+    """A whole answer. `request_id` is the one that the body names, which goes to the log where something failed."""
 
     status: int
     body: bytes
     content_type: bytes = b"text/plain"
     headers: Sequence[tuple[bytes, bytes]] = ()
+    request_id: str | None = None
 
 
 Render = Callable[[Refusal], Rendered]

@@ -19,7 +19,7 @@ from server.db.psps.shared_state import claim_probe, reserve_slots
 from server.http.client.client import Client
 from server.psp.adapter import Adapter
 from server.psp.guard import Guard, Limits, Shared
-from server.psp.providers import Provider, provider_of
+from server.psp.providers import PROVIDERS, Provider, provider_of
 from server.psp.transport import Deadlines, PspTransport
 from server.sealing import Sealer, SealError
 from server.telemetry import Metrics
@@ -54,7 +54,7 @@ class Accounts:
         self._made: dict[PspAccountId, tuple[PspAccount, Adapter | None]] = {}
 
     async def load(self) -> Sequence[Adapter]:
-        """The adapters of all accounts. Raises `SealError` where none can be opened."""
+        """The adapters of all accounts that can be used. Raises `SealError` where none can be opened."""
         async with self._db.pool.connection() as connection:
             stored = await list_psp_accounts(connection)
         now = self._now()
@@ -69,7 +69,7 @@ class Accounts:
             if known is None or known[0] != account:
                 self._made[account.id] = account, self._adapter(account)
         adapters = [adapter for account in accounts if (adapter := self._made[account.id][1]) is not None]
-        if accounts and not adapters:
+        if not adapters and any(account.psp in PROVIDERS for account in accounts):
             raise SealError("no PSP account can be opened with this sealing key: is it the right key file?")
         return adapters
 

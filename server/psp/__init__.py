@@ -1,1 +1,1 @@
-"""Payment Service Providers: one module a provider, behind one small interface."""
+"""Payment Service Providers: one package or module for each, behind one interface."""

@@ -5,7 +5,7 @@ PSP's idempotency key and goes, with the payment's and the merchant's, into the 
 whose answer was lost can be found again, and a webhook its payment. Calls that fail raise what is known: `PspUnreachable`
 (provably nothing was done; `PspBusy` for want of room), `PspRejected` (the PSP refused), `PspOutcomeUnknown` (the answer was
 lost). Repeating a call changes nothing within `Capabilities.key_lifetime`. Callers own the deadlines, but for `charge` where it
-is one step: that ends by its wire's; a call that is cancelled may have taken place.
+is one step: that ends by its transport's; a call that is cancelled may have taken place.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""The payment service providers that Florin knows: one record each, and nothing else names one.
+"""The payment service providers that Florin knows: one record each.
 
-The command line, the composition root and the database read these records. A provider is added by a module with its adapter and
-a record here; `tests/server/psp/test_conformance.py` then asks of it what it asks of every other.
+The command line and the composition root read these records, and no code chooses by a provider's name. A provider is added by a
+module with its adapter and a record here; `tests/server/psp/test_conformance.py` then asks of it what it asks of every other.
 """
 
 from collections.abc import Callable, Mapping

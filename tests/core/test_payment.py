@@ -203,3 +203,12 @@ def test_nothing_is_due_once_it_is_final() -> None:
         payment, _ = run(a_payment(), [_OPENED, evidence(kind)])
         assert payment.status in FINAL
         assert payment.due_at is None
+
+
+def test_payments_and_money_do_not_change() -> None:
+    payment = a_payment()
+    for value, name in ((payment, "version"), (payment.money, "amount_minor")):
+        with pytest.raises(AttributeError):
+            setattr(value, name, 2)
+    assert a_payment() == payment
+    assert hash(a_payment().money) == hash(payment.money)

@@ -72,7 +72,7 @@ Rate = Annotated[int | None, typer.Option(min=0, max=100_000, help="Requests per
 
 @app.command("add")
 def add(
-    psp: Annotated[str, typer.Argument(help="The provider.", metavar="|".join(_ADDED))],
+    psp: Annotated[str, typer.Argument(help=f"The provider: {', '.join(_ADDED)}.", metavar="PROVIDER")],
     name: Annotated[str, typer.Option(help="What you call the account.")] = "",
     mode: Annotated[Mode, typer.Option(help="Live accounts take real money.")] = Mode.TEST,
     api_key_file: KeyPath = None,

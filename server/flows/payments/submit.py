@@ -143,7 +143,7 @@ async def _ask(context: Payments, payment: Payment, opening: Opening, risk: Risk
             with trio.fail_after(context.psp_seconds):
                 adapter = await context.psps.of(payment.psp_account_id)
         if opening.token is not None and adapter.two_steps is None:
-            return payment, await adapter.charge(payment, opening.token)  # one call, which its wire bounds in time
+            return payment, await adapter.charge(payment, opening.token)  # one call, which its transport bounds in time
         with trio.fail_after(context.psp_seconds):
             if opening.token is None:
                 return payment, await adapter.create_intent(payment)

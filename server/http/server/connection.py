@@ -170,13 +170,14 @@ class Connection:
             raise self._parser.failure
         if exchange.broken or (failure is None and exchange.gone):
             return  # the peer is gone; that is no failure of the application
-        where = {"method": request.method, "target": request.target.decode("latin-1")}
+        answer = self._house.render(Refusal.FAILED)
+        where = {"method": request.method, "target": request.target.decode("latin-1"), "request_id": answer.request_id}
         if failure is not None:
             _log.error("the application failed", exc_info=failure, **where)
         elif request.complete:
             _log.error("the application did not answer", **where)
         if exchange.take_back():
-            await refuse(exchange.send, self._house.render(Refusal.FAILED))
+            await refuse(exchange.send, answer)
 
     async def _serve_websocket(self, request: Request, exchange: Exchange) -> None:
         """Serve it to its end. Raises `BadRequest` where the handshake is not what it should be."""

@@ -118,13 +118,15 @@ class WebSocket:
         scope.pop("method")
         failure = await call(app, scope, self.receive, self.send)
         self._inbox.close()
+        answer = self._render(Refusal.FAILED)
         if failure is not None and self._ended is None and not self._exchange.broken:
-            _log.error("the application failed", exc_info=failure, target=scope["raw_path"].decode("latin-1"))
+            where = {"target": scope["raw_path"].decode("latin-1"), "request_id": answer.request_id}
+            _log.error("the application failed", exc_info=failure, **where)
         if self._is_accepted:
             self._begin_close(NORMAL if failure is None else FAILED, "")
         elif self._ended is None and self._exchange.take_back():
             with suppress(OSError):
-                await refuse(self._exchange.send, self._render(Refusal.FAILED))
+                await refuse(self._exchange.send, answer)
 
     def go_away(self) -> None:
         """The server stops: close with the code that means reconnect."""

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from server import resources
 from server.api.problems import wire_problem
@@ -25,13 +26,16 @@ async def broken(scope: Scope, receive: Receive, send: Send) -> None:
     ("data", "status", "code"), [(GET, 500, "internal_error"), (HANDSHAKE, 403, "forbidden")], ids=["failed", "denied"]
 )
 async def test_where_the_application_does_not_answer(data: bytes, status: int, code: str) -> None:
-    async with serving(broken, render=wire_problem) as (_, port):
-        head, _, body = (await talk(port, data)).partition(b"\r\n\r\n")
+    with capture_logs() as logs:
+        async with serving(broken, render=wire_problem) as (_, port):
+            head, _, body = (await talk(port, data)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"content-type: application/problem+json" in head.lower()
     problem = msgspec.json.decode(body, type=resources.Problem)
     assert (problem.status, problem.code, problem.request_id[:4]) == (status, code, "req_")
     assert "told to nobody" not in body.decode()
+    failures = [(one["event"], one["request_id"]) for one in logs if one["log_level"] == "error"]
+    assert failures == ([("the application failed", problem.request_id)] if status == 500 else [])
 
 
 async def test_without_room() -> None:

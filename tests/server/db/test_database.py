@@ -1,6 +1,6 @@
 """The driver, the pool, the committers, migrations and the schema, on a real PostgreSQL."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 
 import psycopg
 import pytest
@@ -18,6 +18,7 @@ from server.db.payments.change_row import ChangeRow
 from server.db.payments.changes import Applied, ChangeGroup, Lost
 from server.db.payments.creations import Creation, CreationGroup, OrderIsLive
 from server.db.pool import open_pool
+from server.db.roles import Role
 from server.uuid7 import uuid7
 from tests.support.changes import a_change, a_creation, a_payment
 
@@ -272,9 +273,18 @@ async def test_append_only_tables_refuse_changes(connection: Connection) -> None
                 await connection.execute(statement)
 
 
+@pytest.fixture
+async def reader(database_url: str) -> AsyncIterator[Connection]:
+    """A connection that may only read, to a PostgreSQL that Florin supports."""
+    connection = await Connection.open(database_url, role=Role.READ)
+    assert (await connection.query("SHOW server_version"))[0][0].startswith(("15", "16", "17", "18"))
+    yield connection
+    connection.discard()
+
+
 @pytest.mark.any_postgres
-async def test_every_key_leads_with_the_merchant(connection: Connection) -> None:
-    rows = await connection.query(
+async def test_every_key_leads_with_the_merchant(reader: Connection) -> None:
+    rows = await reader.query(
         """
         SELECT c.conrelid::regclass::text, c.conname, a.attname
           FROM pg_constraint c
@@ -289,8 +299,8 @@ async def test_every_key_leads_with_the_merchant(connection: Connection) -> None
 
 
 @pytest.mark.any_postgres
-async def test_unique_indexes_lead_with_the_merchant_and_defaults_are_not_volatile(connection: Connection) -> None:
-    stray = await connection.query(
+async def test_unique_indexes_lead_with_the_merchant_and_defaults_are_not_volatile(reader: Connection) -> None:
+    stray = await reader.query(
         """
         SELECT indexrelid::regclass::text FROM pg_index i
           JOIN pg_class t ON t.oid = i.indrelid
@@ -300,7 +310,7 @@ async def test_unique_indexes_lead_with_the_merchant_and_defaults_are_not_volati
         """
     )
     assert stray == []
-    volatile = await connection.query(
+    volatile = await reader.query(
         """
         SELECT d.adrelid::regclass::text FROM pg_attrdef d JOIN pg_class t ON t.oid = d.adrelid
          WHERE t.relnamespace = 'public'::regnamespace AND pg_get_expr(d.adbin, d.adrelid) ~ '(random|nextval|clock_timestamp)'
