@@ -131,11 +131,6 @@ class ChangeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     operations: list[OperationRecord] = []
     refunds: list[RefundRecord] = []
 
-    @property
-    def is_seldom(self) -> bool:
-        """Whether it needs the statement's seldom parts."""
-        return bool(self.operations or self.refunds or self.finding is not None)
-
 
 _STATE_OF_OPENING = {
     EvidenceKind.LOST: "LOST",

@@ -1,8 +1,6 @@
-"""The statement that writes a group of changes: one text for groups in which something seldom happens, and one for all others.
+"""The statement that writes a group of changes with everything that belongs to them.
 
-Most groups hold nothing but captures, each with its log, its postings, its event and the reply. To open the tables that a
-refund, a new operation or a finding needs would cost PostgreSQL a part of a small group for nothing. Both texts are made of the
-same parts and read the same document. Parameters: $1 the changes, `ChangeRecord`s; $2 the lease of a new delivery in seconds.
+Parameters: $1 the changes, `ChangeRecord`s; $2 the lease of a new delivery in seconds.
 """
 
 from core.ledger import WalletKind
@@ -13,33 +11,7 @@ from server.db.payments.change_row import ChangeRecord, OperationRecord, RefundR
 
 _WALLETS = ", ".join(f"'{kind.value}'" for kind in WalletKind)
 
-_OPERATIONS = f"""), begun AS (
-    INSERT INTO psp_operations (
-        merchant_id, id, payment_id, psp_account_id, kind, amount_minor, currency, state, first_sent_at)
-    SELECT a.merchant_id, o.id, a.payment_id, a.account_id, o.kind, o.amount_minor, o.currency, 'SENT', a.now
-      FROM applied a CROSS JOIN LATERAL json_to_recordset(a.operations) AS o ({json_records.columns(OperationRecord)})
-    ON CONFLICT (merchant_id, payment_id, id) DO NOTHING
-"""  # noqa: S608 - own columns
-
-_REFUNDED_OR_FOUND = f"""), found AS (
-    INSERT INTO findings (merchant_id, id, kind, payment_id, detail, created_at)
-    SELECT merchant_id, log_id, finding, payment_id, source || ' brought ' || kind, now
-      FROM applied WHERE finding IS NOT NULL
-), refunded AS (
-    INSERT INTO refunds AS r (
-        merchant_id, payment_id, id, psp_account_id, amount_minor, currency, status, from_pending_minor, fee_minor,
-        reason, reference, failure_code, is_accepted, checks, due_at, created_at, updated_at)
-    SELECT a.merchant_id, a.payment_id, n.id, n.psp_account_id, n.amount_minor, n.currency, n.status, n.from_pending_minor,
-           n.fee_minor, n.reason, n.reference, n.failure_code, n.is_accepted, n.checks, n.due_at, n.created_at, n.updated_at
-      FROM applied a CROSS JOIN LATERAL json_to_recordset(a.refunds) AS n ({json_records.columns(RefundRecord)})
-    ON CONFLICT (merchant_id, payment_id, id) DO UPDATE
-       SET status = excluded.status, reference = excluded.reference, failure_code = excluded.failure_code,
-           is_accepted = excluded.is_accepted, checks = excluded.checks, due_at = excluded.due_at,
-           updated_at = excluded.updated_at
-"""  # noqa: S608 - own columns
-
-
-_TEXT = f"""
+WRITE_CHANGES = f"""
 /* florin: payments change */
 WITH input AS MATERIALIZED (
     SELECT * FROM json_to_recordset($1::json) AS i ({json_records.columns(ChangeRecord)})
@@ -80,7 +52,13 @@ WITH input AS MATERIALIZED (
         merchant_id, id, payment_id, version, source, kind, from_status, to_status, code, reference, created_at)
     SELECT merchant_id, log_id, payment_id, version + 1, source, kind, from_status, status, code, log_reference, now
       FROM applied
-{{operations}}), ended AS (
+), begun AS (
+    INSERT INTO psp_operations (
+        merchant_id, id, payment_id, psp_account_id, kind, amount_minor, currency, state, first_sent_at)
+    SELECT a.merchant_id, o.id, a.payment_id, a.account_id, o.kind, o.amount_minor, o.currency, 'SENT', a.now
+      FROM applied a CROSS JOIN LATERAL json_to_recordset(a.operations) AS o ({json_records.columns(OperationRecord)})
+    ON CONFLICT (merchant_id, payment_id, id) DO NOTHING
+), ended AS (
     UPDATE psp_operations o
        SET state = a.operation_state
       FROM applied a
@@ -91,7 +69,22 @@ WITH input AS MATERIALIZED (
     SELECT merchant_id, psp_account_id, psp_event_id, payment_id, psp_event_type, 'applied', now
       FROM applied WHERE psp_event_id IS NOT NULL
     ON CONFLICT (merchant_id, payment_id, psp_account_id, event_id) DO NOTHING
-{{refunded_or_found}}), sequences AS (
+), found AS (
+    INSERT INTO findings (merchant_id, id, kind, payment_id, detail, created_at)
+    SELECT merchant_id, log_id, finding, payment_id, source || ' brought ' || kind, now
+      FROM applied WHERE finding IS NOT NULL
+), refunded AS (
+    INSERT INTO refunds AS r (
+        merchant_id, payment_id, id, psp_account_id, amount_minor, currency, status, from_pending_minor, fee_minor,
+        reason, reference, failure_code, is_accepted, checks, due_at, created_at, updated_at)
+    SELECT a.merchant_id, a.payment_id, n.id, n.psp_account_id, n.amount_minor, n.currency, n.status, n.from_pending_minor,
+           n.fee_minor, n.reason, n.reference, n.failure_code, n.is_accepted, n.checks, n.due_at, n.created_at, n.updated_at
+      FROM applied a CROSS JOIN LATERAL json_to_recordset(a.refunds) AS n ({json_records.columns(RefundRecord)})
+    ON CONFLICT (merchant_id, payment_id, id) DO UPDATE
+       SET status = excluded.status, reference = excluded.reference, failure_code = excluded.failure_code,
+           is_accepted = excluded.is_accepted, checks = excluded.checks, due_at = excluded.due_at,
+           updated_at = excluded.updated_at
+), sequences AS (
     INSERT INTO merchant_sequences AS s (merchant_id, last_seq, last_ledger_seq)
     SELECT merchant_id, count(event_type), coalesce(sum(entries), 0)
       FROM applied WHERE event_type IS NOT NULL OR entries > 0 GROUP BY merchant_id ORDER BY merchant_id
@@ -149,7 +142,3 @@ SELECT l.id AS payment_id, a.payment_id IS NOT NULL AS is_applied, t.seq, s.endp
   LEFT JOIN told t ON t.payment_id = l.id
   LEFT JOIN sent s ON s.merchant_id = t.merchant_id AND s.event_seq = t.seq
 """  # noqa: S608 - own columns and conditions
-
-
-WRITE_ALL = _TEXT.format(operations=_OPERATIONS, refunded_or_found=_REFUNDED_OR_FOUND)
-WRITE_USUAL = _TEXT.format(operations="", refunded_or_found="")

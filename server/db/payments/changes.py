@@ -26,7 +26,7 @@ from server.db import json_records
 from server.db.connection import Connection
 from server.db.events.events import Event
 from server.db.payments.change_row import ChangeRow, record_of
-from server.db.payments.change_sql import WRITE_ALL, WRITE_USUAL
+from server.db.payments.change_sql import WRITE_CHANGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,8 @@ class ChangeGroup:
         applied: dict[UUID, tuple[int | None, list[Target]]] = {}
         left = items
         for _ in range(TRIES_MAX):
-            records = [record_of(item) for item in left]
-            statement = WRITE_ALL if any(record.is_seldom for record in records) else WRITE_USUAL
-            rows = await connection.query(statement, json_records.encode(records), self._delivery_lease_seconds)
+            document = json_records.encode([record_of(item) for item in left])
+            rows = await connection.query(WRITE_CHANGES, document, self._delivery_lease_seconds)
             missed = set()
             for payment_id, is_applied, seq, endpoint_id, is_ordered in rows:
                 if not is_applied:
