@@ -1,4 +1,5 @@
-"""CPU time of processes: the figure that a noisy machine cannot bend much; and programs to measure it of.
+"""CPU time of processes: the figure that a noisy machine cannot bend much; programs to measure it of, and a place for
+their data.
 
 A process's time includes its threads, to the nanosecond, and the children that it has waited for, in ticks of 10 ms.
 """
@@ -7,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,15 @@ from pathlib import Path
 CORES = sorted(os.sched_getaffinity(0))
 MEASURED_CORE, LOAD_CORE = CORES[0], CORES[-1]
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A directory that is removed at the end of the block. As root PostgreSQL runs as another user below it, who may go there."""
+    with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        yield directory
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

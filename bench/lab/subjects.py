@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ import msgspec
 import trio
 
 from bench.lab.load import Generator, free_socket
-from bench.measure import family
+from bench.measure import family, scratch_directory
 from core.errors import FlorinError
 from core.ids import EndpointId, MerchantId, PspAccountId
 from core.signing import standard_secret
@@ -89,9 +88,7 @@ class Setup:
 @asynccontextmanager
 async def open_florin(setup: Setup, generators: Sequence[Generator], *, name: str = "florin") -> AsyncIterator[Subject]:
     """`florin up` with a database of its own, and merchants whose webhooks the generators hear. Raises `SubjectError`."""
-    with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as directory:
-        home = Path(directory)
-        home.chmod(0o711)  # as root PostgreSQL runs as another user below it
+    with scratch_directory() as home:
         async with _up(setup, home) as process:
             running = msgspec.json.decode(running_file(home).read_bytes(), type=Running)
             with stub_psp() as (stub_url, stub_pid):

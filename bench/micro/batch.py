@@ -5,9 +5,7 @@ An instance of its own: a worker, PostgreSQL, the sandbox PSP and this client sh
 have to hold.
 """
 
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -17,13 +15,9 @@ import typer
 from rich.console import Console
 
 from bench.measure import CpuMeter, family, peak_bytes
-from server.child_process import allow_many_files
-from server.cli.doctor import print_diagnosis
-from server.db.connection import open_session
-from server.db.doctor.run import Violation, broken_promises
+from bench.micro.instance import measure_instance
 from server.http.client.client import ClientOptions, open_client
-from server.process.instance import Instance, Options, open_instance
-from server.telemetry import configure_logs
+from server.process.instance import Instance
 
 SECONDS_MAX = 900
 PATIENT = ClientOptions(response_bytes_max=64 * 1_048_576, header_seconds=SECONDS_MAX, total_seconds=SECONDS_MAX)
@@ -37,28 +31,16 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, max=20, help="How many batches, one after the other.")] = 3,
 ) -> None:
     """Charge a batch of tokens at a slow PSP."""
-    configure_logs("error")
-    allow_many_files()
-    with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        settings = {"FLORIN_LOG_LEVEL": "error"}
-        options = Options(data_directory=Path(name), workers=1, port=0, psp_port=0, shop_port=0, settings=settings)
-        violations = trio.run(_run, options, items, latency, concurrency, rounds)
-    if violations:
-        print_diagnosis(violations, _console)
-        raise typer.Exit(1)
-    _console.print("all promises are kept")
+    measure_instance(lambda instance: _run(instance, items, latency, concurrency, rounds))
 
 
-async def _run(options: Options, items: int, latency: float, concurrency: int, rounds: int) -> list[Violation]:
-    async with open_instance(options) as instance, open_client(PATIENT) as http:
+async def _run(instance: Instance, items: int, latency: float, concurrency: int, rounds: int) -> None:
+    async with open_client(PATIENT) as http:
         control = partial(http.request, "POST", f"{instance.running.psp_url}/control")
         await control(body=b'{"webhooks": "lose"}')
         await control(body=msgspec.json.encode({"latency": {"seconds": latency} if latency else None}))
         for number in range(rounds):
             await _measure(instance, http, number, items, concurrency)
-        async with open_session(instance.running.database_url) as connection:
-            return await broken_promises(connection)
 
 
 async def _measure(instance: Instance, http: Any, number: int, items: int, concurrency: int) -> None:

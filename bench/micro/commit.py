@@ -6,7 +6,6 @@ over the same driver, and by pgbench running that same script. CPU time is the c
 
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -21,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure import cpu_seconds, family
+from bench.measure import cpu_seconds, family, scratch_directory
 from bench.micro.commit_rows import Item, items, prepare
 from bench.micro.commit_single import pgbench_script, settle_by_statements
 from core.ids import MerchantId
@@ -57,9 +56,8 @@ def main(
 ) -> None:
     """Compare the ways to commit payments."""
     configure_logs("warning")
-    with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        found = trio.run(run, Path(name), payments, callers, rounds)
+    with scratch_directory() as directory:
+        found = trio.run(run, directory, payments, callers, rounds)
     _print(found, callers)
 
 

@@ -12,7 +12,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure import percentile
+from bench.measure import percentile, scratch_directory
 from bench.micro.commit_rows import items, prepare
 from core.ids import MerchantId
 from server.api.events.stream import STREAMS_PER_MERCHANT_MAX
@@ -59,9 +58,8 @@ def main(
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 2 * max(sockets, merchants) + 500:
         raise typer.BadParameter(f"this needs some {2 * max(sockets, merchants) + 500} open files, and {soft} are allowed")
-    with tempfile.TemporaryDirectory(prefix="florin-bench-") as name:
-        Path(name).chmod(0o711)
-        trio.run(_run, Path(name), sockets, events, merchants, seconds)
+    with scratch_directory() as directory:
+        trio.run(_run, directory, sockets, events, merchants, seconds)
 
 
 async def _run(directory: Path, sockets: int, events: int, merchants: int, seconds: int) -> None:

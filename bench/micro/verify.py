@@ -5,7 +5,6 @@ Then one worker, this process, asks about all of them at once, and each result i
 """
 
 import resource
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,22 +16,19 @@ import typer
 from rich.console import Console
 
 from bench.measure import cpu_seconds, family
+from bench.micro.instance import measure_instance
 from core.evidence import Source
 from core.ids import MerchantId
 from core.payment import Payment, Status
-from server.child_process import allow_many_files
-from server.cli.doctor import print_diagnosis
 from server.db.connection import open_session
-from server.db.doctor.run import Violation, broken_promises
 from server.db.payments.payments import Filter, list_payments
 from server.flows.payments.verify import Verified, verify_all
 from server.http.client.client import Client, ClientOptions, open_client
 from server.http.server.listener import bind
-from server.process.instance import Instance, Options, open_instance
+from server.process.instance import Instance
 from server.process.worker import open_worker
 from server.sandbox.intents import PAID_CARD
 from server.settings import Settings
-from server.telemetry import configure_logs
 
 PAGE = 100
 CUSTOMERS = 64
@@ -46,21 +42,11 @@ def main(
     concurrency: Annotated[int, typer.Option(min=1, max=8_000, help="How many calls at once.")] = 2_500,
 ) -> None:
     """Ask a slow PSP about many payments at once."""
-    configure_logs("error")
-    allow_many_files()
-    with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o711)
-        settings = {"FLORIN_LOG_LEVEL": "error"}
-        options = Options(data_directory=Path(name), workers=1, port=0, psp_port=0, shop_port=0, settings=settings)
-        violations = trio.run(_run, options, payments, latency, concurrency)
-    if violations:
-        print_diagnosis(violations, _console)
-        raise typer.Exit(1)
-    _console.print("all promises are kept")
+    measure_instance(lambda instance: _run(instance, payments, latency, concurrency))
 
 
-async def _run(options: Options, payments: int, latency: float, concurrency: int) -> list[Violation]:
-    async with open_instance(options) as instance, open_client(ClientOptions(connections_per_origin_max=64)) as http:
+async def _run(instance: Instance, payments: int, latency: float, concurrency: int) -> None:
+    async with open_client(ClientOptions(connections_per_origin_max=64)) as http:
         control = partial(http.request, "POST", f"{instance.running.psp_url}/control")
         await control(body=b'{"webhooks": "lose"}')
         await _pay(instance, http, payments)
@@ -70,8 +56,6 @@ async def _run(options: Options, payments: int, latency: float, concurrency: int
         await control(body=wanted)
         await _measure(instance, latency, concurrency)
         await control(body=b'{"latency": null}')
-        async with open_session(instance.running.database_url) as connection:
-            return await broken_promises(connection)
 
 
 async def _pay(instance: Instance, http: Client, payments: int) -> None:
