@@ -223,6 +223,7 @@ class Committer(Generic[I, Result]):
             enable_seqscan="off",
             random_page_cost="1.1",
         )
+        self._planned_at = now
         if (await connection.query("SHOW synchronous_commit"))[0][0] in ("off", "local"):
             await connection.execute("SET synchronous_commit = on")
         return connection
