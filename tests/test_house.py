@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.flows": {"server.resources", *_DOMAIN},
     "server.api": {"server.flows", "server.resources", "server.credentials", *_DOMAIN},
     "server.jobs": {"server.flows", *_DOMAIN},
-    "server.merchant_client": {"core", "server.resources"},
+    "server.merchant_client": set(),
     "server.sandbox": {"core", "server.http", "server.telemetry", "server.child_process"},
     "server.process": set(),
     "server.process.psp_adapters": {"core", "server.db", "server.psp", "server.http", *_TOOLS},
