@@ -1,1 +1,1 @@
-"""Load on a Florin of one's own, on this machine only: bounded in count and time, with the cost of each part in CPU time."""
+"""Load tests against a Florin on this machine, bounded in count and time, with the CPU cost of each part."""

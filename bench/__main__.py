@@ -1,8 +1,8 @@
 """`florin bench`, or `python -m bench`: the load laboratory.
 
-Every scenario is a command with the same options; `compare` sets two subjects beside each other, `profile` says where the time
-goes, `report` renders a kept one again. Exit code 1: a promise is broken, a target missed, or nothing ended well; 130 after
-Ctrl-C.
+Every scenario is a command with the same options. `compare` sets two subjects beside each other, `profile` shows where the time
+goes, `report` renders a stored report again. Exit code 1: a promise is broken, a target is missed, or no journey succeeded; 130
+after Ctrl-C.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from bench.lab.compare import compare as compare_rounds
 from bench.lab.compare import rounds_of, table, warnings
 from bench.lab.growth import SIZE_MAX, grow
 from bench.lab.live import Screen
-from bench.lab.options import Asked, BenchError, require_sense
+from bench.lab.options import BenchError, RunOptions, require_sense
 from bench.lab.page import render
 from bench.lab.profile_run import profile_scenario
 from bench.lab.profiling import ALARMS, BUDGETS_US, hottest
@@ -35,36 +35,38 @@ from server.telemetry import configure_logs
 
 app = typer.Typer(
     name="bench",
-    help="Measure a Florin under load, beside its peers, and write down what was found.",
+    help="Measure a Florin under load, alone or beside its peers, and write a report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Url = Annotated[str | None, typer.Option(help="An instance that runs; without it one is started and forgotten.")]
+Url = Annotated[str | None, typer.Option(help="A running instance. Default: one is started for the run.")]
 Key = Annotated[
     str | None, typer.Option(envvar="FLORIN_API_KEY", help="A test merchant's API key, for --url.", show_default=False)
 ]
-AllowRemote = Annotated[bool, typer.Option("--allow-remote", help="Load a host that is not this one. Have its owner's consent.")]
-Subjects = Annotated[str, typer.Option(help="By commas: florin, asyncio, trio, swoole, or another checkout's directory.")]
-Workers = Annotated[int, typer.Option(min=1, max=64, help="How many workers.")]
-Generators = Annotated[int, typer.Option(min=1, max=16, help="How many load generators, a process each.")]
-Rounds = Annotated[int, typer.Option(min=1, max=50, help="How often; subjects take turns.")]
-Rate = Annotated[float | None, typer.Option(min=0.1, max=100_000, help="Open loop: so many a second.", show_default=False)]
-Steps = Annotated[str | None, typer.Option(help="Open loop: these rates by commas, one after the other.", show_default=False)]
-Spread = Annotated[Arrivals | None, typer.Option("--arrivals", help="How an open loop spreads them: poisson, or constant.")]
-Callers = Annotated[int | None, typer.Option(min=1, max=16_000, help="Closed loop: so many at a time.", show_default=False)]
-Seconds = Annotated[float | None, typer.Option(min=1, max=7_200, help="How long load is offered.", show_default=False)]
-Count = Annotated[int | None, typer.Option(min=1, max=10_000_000, help="How many at most.", show_default=False)]
-WarmUp = Annotated[float, typer.Option("--warm-up", min=0, max=600, help="Seconds of load before the measurement.")]
-Merchants = Annotated[int | None, typer.Option(min=1, max=5_000, help="How many merchants share the load.", show_default=False)]
-PspMs = Annotated[
-    int | None, typer.Option("--psp-ms", min=0, max=60_000, help="What the PSP takes for an answer, in milliseconds.")
+AllowRemote = Annotated[bool, typer.Option("--allow-remote", help="Allow load on another host. Get its owner's consent first.")]
+Subjects = Annotated[str, typer.Option(help="florin, asyncio, trio, swoole, or a checkout's directory, separated by commas.")]
+Workers = Annotated[int, typer.Option(min=1, max=64, help="Number of workers.")]
+Generators = Annotated[int, typer.Option(min=1, max=16, help="Number of load generators, one process each.")]
+Rounds = Annotated[int, typer.Option(min=1, max=50, help="Number of rounds; subjects take turns.")]
+Rate = Annotated[float | None, typer.Option(min=0.1, max=100_000, help="Open loop: requests per second.", show_default=False)]
+Steps = Annotated[
+    str | None, typer.Option(help="Open loop: several rates one after another, separated by commas.", show_default=False)
 ]
-Sockets = Annotated[int | None, typer.Option(min=1, max=15_000, help="Of `stream`: how many websockets.", show_default=False)]
-Items = Annotated[int | None, typer.Option(min=1, max=10_000, help="Of `batch`: how many items one has.", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="FLORIN_X=Y", help="A setting of the Florin that is started.")]
+Spread = Annotated[Arrivals | None, typer.Option("--arrivals", help="Spread of an open loop: poisson or constant.")]
+Callers = Annotated[int | None, typer.Option(min=1, max=16_000, help="Closed loop: concurrent callers.", show_default=False)]
+Seconds = Annotated[float | None, typer.Option(min=1, max=7_200, help="Duration of the load in seconds.", show_default=False)]
+Count = Annotated[int | None, typer.Option(min=1, max=10_000_000, help="The most requests.", show_default=False)]
+WarmUp = Annotated[float, typer.Option("--warm-up", min=0, max=600, help="Seconds of load before the measurement.")]
+Merchants = Annotated[
+    int | None, typer.Option(min=1, max=5_000, help="Number of merchants that share the load.", show_default=False)
+]
+PspMs = Annotated[int | None, typer.Option("--psp-ms", min=0, max=60_000, help="The PSP's response time in milliseconds.")]
+Sockets = Annotated[int | None, typer.Option(min=1, max=15_000, help="Number of websockets (`stream`).", show_default=False)]
+Items = Annotated[int | None, typer.Option(min=1, max=10_000, help="Items per batch (`batch`).", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FLORIN_X=Y", help="A setting of the started Florin.")]
 Out = Annotated[
-    Path | None, typer.Option(help="Where the report goes. Default: bench-results/TIME-SCENARIO.", show_default=False)
+    Path | None, typer.Option(help="Directory for the report. Default: bench-results/TIME-SCENARIO.", show_default=False)
 ]
 
 
@@ -93,7 +95,7 @@ def _scenario_command(name: str) -> None:
         settings: Set = None,
         out: Out = None,
     ) -> None:
-        asked = Asked(
+        options = RunOptions(
             scenario=name,
             subjects=[one.strip() for one in subjects.split(",") if one.strip()],
             url=url,
@@ -116,7 +118,7 @@ def _scenario_command(name: str) -> None:
             settings=_settings(settings or []),
         )
         place = _made(out or _place(name))
-        report = measured(asked)
+        report = measured(options)
         _keep(report, place)
         show(report)
         raise typer.Exit(0 if is_good(report) else 1)
@@ -134,7 +136,7 @@ def _rates(text: str | None) -> list[float]:
     try:
         return [float(one) for one in text.split(",")] if text else []
     except ValueError as error:
-        raise BenchError(f"--steps takes rates by commas, as 100,200,400, not {text!r}") from error
+        raise BenchError(f"--steps takes rates separated by commas, like 100,200,400, not {text!r}") from error
 
 
 def _settings(given: list[str]) -> dict[str, str]:
@@ -144,37 +146,37 @@ def _settings(given: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def measured(asked: Asked) -> Report:
-    """Carry out a run, with a screen."""
-    scenario = SCENARIOS[asked.scenario]
-    require_sense(asked, scenario)
+def measured(options: RunOptions) -> Report:
+    """Carry out a run, showing its progress."""
+    scenario = SCENARIOS[options.scenario]
+    require_sense(options, scenario)
     configure_logs("error")
     allow_many_files()
-    seconds = asked.seconds or scenario.defaults.seconds
-    with Screen(f"florin bench {asked.scenario}", seconds) as screen:
-        return trio.run(run, asked, scenario, screen.tell)
+    seconds = options.seconds or scenario.defaults.seconds
+    with Screen(f"florin bench {options.scenario}", seconds) as screen:
+        return trio.run(run, options, scenario, screen.tell)
 
 
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="A subject (florin, asyncio, trio, swoole), a checkout, or a report: FILE[:SUBJECT].")],
-    b: Annotated[str, typer.Argument(help="The one to compare with it.")],
-    scenario: Annotated[str, typer.Option(help="What is measured, where subjects are given.")] = "sync",
-    rounds: Annotated[int, typer.Option(min=3, max=50, help="How often each is measured, in turn.")] = 7,
+    b: Annotated[str, typer.Argument(help="The subject, checkout or report to compare with it.")],
+    scenario: Annotated[str, typer.Option(help="The scenario, if subjects are given.")] = "sync",
+    rounds: Annotated[int, typer.Option(min=3, max=50, help="Rounds of each, in turn.")] = 7,
     count: Count = 4_000,
     callers: Callers = None,
     seconds: Seconds = None,
     out: Out = None,
 ) -> None:
-    """Ratios of B to A with their confidence, from rounds in turn."""
+    """Compare two subjects: ratios of B to A with their confidence, from rounds in turn."""
     if scenario not in SCENARIOS:
-        raise BenchError(f"there is no scenario {scenario!r}: {', '.join(SCENARIOS)}")
+        raise BenchError(f"unknown scenario {scenario!r}: expected one of {', '.join(SCENARIOS)}")
     if _file(a) is not None or _file(b) is not None:
         first, second = _of_file(a), _of_file(b)
         _show_ratios(first, second, a, b)
         return
-    asked = Asked(scenario=scenario, subjects=[a, b], rounds=rounds, count=count, callers=callers, seconds=seconds)
-    report = measured(asked)
+    options = RunOptions(scenario=scenario, subjects=[a, b], rounds=rounds, count=count, callers=callers, seconds=seconds)
+    report = measured(options)
     _keep(report, out or _place(f"compare-{scenario}"))
     show(report)
     names = list(dict.fromkeys(one.subject for one in report.measurements))
@@ -192,7 +194,7 @@ def _file(text: str) -> Path | None:
 def _of_file(text: str) -> tuple[Report, str | None]:
     path = _file(text)
     if path is None:
-        raise BenchError(f"a report is compared with a report: {text} is none")
+        raise BenchError(f"a report can only be compared with a report, and {text} is not one")
     return read_report(path), text.partition(":")[2] or None
 
 
@@ -205,22 +207,22 @@ def _show_ratios(a: tuple[Report, str | None], b: tuple[Report, str | None], nam
 
 @app.command()
 def profile(
-    scenario: Annotated[str, typer.Argument(help="What is going on meanwhile.")] = "sync",
-    of: Annotated[str, typer.Option(help="worker (py-spy), or PostgreSQL (perf).")] = "worker",
-    seconds: Annotated[float, typer.Option(min=2, max=600, help="How long it is sampled.")] = 10.0,
+    scenario: Annotated[str, typer.Argument(help="The scenario to run meanwhile.")] = "sync",
+    of: Annotated[str, typer.Option(help="worker (py-spy) or PostgreSQL (perf).")] = "worker",
+    seconds: Annotated[float, typer.Option(min=2, max=600, help="Seconds of sampling.")] = 10.0,
     callers: Callers = None,
     out: Out = None,
 ) -> None:
-    """Where the time of a payment goes: by part of the flow, by function, and as a flame graph."""
+    """Show where the time of a payment goes: by part of the flow, by function, and as a flame graph."""
     if scenario not in SCENARIOS or of not in ("worker", "PostgreSQL"):
-        raise BenchError(f"profile one of {', '.join(SCENARIOS)}, of worker or PostgreSQL")
+        raise BenchError(f"the scenario must be one of {', '.join(SCENARIOS)}, and --of worker or PostgreSQL")
     configure_logs("error")
     allow_many_files()
     path = (out or _place(f"profile-{scenario}")) / "flame.svg"
     with Screen(f"florin bench profile {scenario}", seconds) as screen:
         found = trio.run(profile_scenario, scenario, of, seconds, callers, path, screen.tell)
     if of == "worker":
-        shown = Table("part", "µs a payment", "budget", "bare requests", "CI complains at", box=None)
+        shown = Table("part", "µs a payment", "budget", "bare requests", "CI limit", box=None)
         for part, microseconds in found.parts.items():
             ratio = f"{microseconds / found.request_us:.1f}"
             shown.add_row(part, f"{microseconds:,.0f}", f"{BUDGETS_US[part]}", ratio, f"{ALARMS[part]:.1f}")
@@ -234,18 +236,18 @@ def profile(
 
 @app.command()
 def growth(
-    sizes: Annotated[str, typer.Option(help="How many payments are stored, by commas.")] = "100,10000,1000000",
-    count: Annotated[int, typer.Option(min=100, max=1_000_000, help="How many payments are measured at each size.")] = 3_000,
-    rounds: Annotated[int, typer.Option(min=1, max=50, help="How often at each size.")] = 3,
+    sizes: Annotated[str, typer.Option(help="Numbers of stored payments, separated by commas.")] = "100,10000,1000000",
+    count: Annotated[int, typer.Option(min=100, max=1_000_000, help="Payments measured at each size.")] = 3_000,
+    rounds: Annotated[int, typer.Option(min=1, max=50, help="Rounds at each size.")] = 3,
     out: Out = None,
 ) -> None:
-    """What a payment costs as the tables grow. Ten million take half an hour and 40 GB."""
+    """Measure the cost of a payment as the tables grow. Ten million payments take half an hour and 40 GB."""
     try:
         wanted = [int(one) for one in sizes.replace("_", "").split(",")]
     except ValueError as error:
-        raise BenchError(f"--sizes takes numbers by commas, not {sizes!r}") from error
+        raise BenchError(f"--sizes takes numbers separated by commas, not {sizes!r}") from error
     if min(wanted) < 1 or max(wanted) > SIZE_MAX:
-        raise BenchError(f"--sizes are from 1 to {SIZE_MAX:,}")
+        raise BenchError(f"--sizes must be between 1 and {SIZE_MAX:,}")
     configure_logs("error")
     with Screen("florin bench growth", 60.0) as screen:
         report, found = trio.run(partial(grow, wanted, count=count, rounds=rounds, told=screen.tell))
@@ -263,13 +265,13 @@ def report(
     file: Annotated[Path, typer.Argument(help="A report.json.")],
     out: Annotated[Path | None, typer.Option(help="Default: beside it.", show_default=False)] = None,
 ) -> None:
-    """Show a kept report, and render its page anew."""
+    """Show a stored report, and render its page again."""
     found = read_report(file)
     path = out or file.with_suffix(".html")
     try:
         path.write_text(render(found), encoding="utf-8")
     except OSError as error:
-        raise ReportError(f"{path} cannot be written: {error}. Choose another place with --out") from error
+        raise ReportError(f"{path} cannot be written: {error}. Choose another directory with --out") from error
     show(found)
     console.print(f"page: {path}", markup=False)
 
@@ -279,11 +281,11 @@ def _place(name: str) -> Path:
 
 
 def _made(directory: Path) -> Path:
-    """Where the report goes: that it cannot is said before the run."""
+    """The directory for the report, checked before the run."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ReportError(f"the report cannot be kept in {directory}: {error}. Choose another place with --out") from error
+        raise ReportError(f"the report cannot be written to {directory}: {error}. Choose another directory with --out") from error
     return directory
 
 
@@ -292,7 +294,7 @@ def _keep(found: Report, directory: Path) -> None:
         write_report(found, directory / "report.json")
         (directory / "report.html").write_text(render(found), encoding="utf-8")
     except OSError as error:
-        raise ReportError(f"the report cannot be kept in {directory}: {error}. Choose another place with --out") from error
+        raise ReportError(f"the report cannot be written to {directory}: {error}. Choose another directory with --out") from error
     console.print(f"report: {directory / 'report.html'}", markup=False)
 
 
@@ -301,7 +303,7 @@ for _name in SCENARIOS:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; failures of ours become one line on standard error."""
+    """Run a command. An expected failure becomes one line on standard error."""
     try:
         app(arguments, prog_name="florin bench")
     except (FlorinError, KeyboardInterrupt, OSError, trio.TooSlowError, BaseExceptionGroup) as error:
@@ -310,7 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(130)
         if not all(isinstance(one, FlorinError | OSError | trio.TooSlowError) for one in errors):
             raise
-        for text in dict.fromkeys(str(one) or "something did not come to its end in time" for one in errors):
+        for text in dict.fromkeys(str(one) or "something did not end in time" for one in errors):
             print(f"florin bench: {text}", file=sys.stderr)
         sys.exit(1)
 

@@ -1,5 +1,4 @@
-"""CPU time of processes: the figure that a noisy machine cannot bend much; programs to measure it of, and a place for
-their data.
+"""CPU time of processes, which a noisy machine distorts little; programs to measure, and a directory for their data.
 
 A process's time includes its threads, to the nanosecond, and the children that it has waited for, in ticks of 10 ms.
 """
@@ -22,7 +21,7 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A directory that is removed at the end of the block. As root PostgreSQL runs as another user below it, who may go there."""
+    """A directory that is removed at the end of the block. As root PostgreSQL runs below it as another user, who may enter it."""
     with tempfile.TemporaryDirectory(prefix="florin-bench-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         directory.chmod(0o711)
@@ -34,7 +33,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     total = 0.0
     for pid in pids:
         try:
-            # The second field is the command in brackets and may hold anything; the rest is numbers.
+            # the second field is the command in brackets, with any characters; the rest is numbers
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             total += time.clock_gettime(_cpu_clock(pid))
         except OSError:  # it has ended
@@ -44,25 +43,27 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def _cpu_clock(pid: int) -> int:
-    """The id of a process's CPU clock, as clock_getcpuclockid(3) makes it; /proc counts in ticks, which hide a short run."""
+    """The id of a process's CPU clock, as clock_getcpuclockid(3) makes it; /proc counts in ticks, which are too coarse for a
+    short run.
+    """
     return (~pid << 3) | 2
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process has had resident."""
+    """The peak resident memory of a process."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1_024
 
 
 def resident_bytes(pid: int) -> int:
-    """How much of a process is in memory; 0 for one that has ended."""
+    """The resident memory of a process; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (FileNotFoundError, ProcessLookupError):
         return 0
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """A process and all its living descendants."""
     found = [pid]
     for one in found:
@@ -76,7 +77,7 @@ def family(pid: int) -> list[int]:
 
 @dataclass(slots=True)
 class CpuMeter:
-    """Measures named groups of processes from when it is made. A group is asked for anew each time."""
+    """Measures named groups of processes from its creation on. The processes of a group are looked up each time."""
 
     groups: Mapping[str, Callable[[], Iterable[int]]]
     began: dict[str, float]
@@ -87,7 +88,7 @@ class CpuMeter:
         return cls(groups, {name: cpu_seconds(pids()) for name, pids in groups.items()})
 
     def used_seconds(self) -> dict[str, float]:
-        """What each group has used since."""
+        """The CPU time of each group since the start."""
         return {name: cpu_seconds(pids()) - self.began[name] for name, pids in self.groups.items()}
 
 
@@ -98,24 +99,24 @@ def percentile(values: list[float], fraction: float) -> float:
 
 @dataclass(slots=True)
 class Program:
-    """A measured program: one process on a core of its own."""
+    """A measured program: one process on its own core."""
 
     process: subprocess.Popen[str]
 
     @property
     def cpu_seconds(self) -> float:
-        """What it has used so far."""
+        """Its CPU time so far."""
         return cpu_seconds([self.process.pid])
 
     @property
     def resident_bytes(self) -> int:
-        """How much of it is in memory."""
+        """Its resident memory."""
         return resident_bytes(self.process.pid)
 
 
 @contextmanager
 def program(module: str, *arguments: str, core: int, sockets: Iterable[socket.socket] = ()) -> Iterator[Program]:
-    """Run `python -m module` pinned to a core, with pipes to its input and output and with these sockets; killed at the end."""
+    """Run `python -m module` on one core, with pipes to its input and output and these sockets; killed at the end."""
     descriptors = [one.fileno() for one in sockets]
     command = ["taskset", "-c", str(core), sys.executable, "-m", module, *arguments]
     with subprocess.Popen(
@@ -128,7 +129,7 @@ def program(module: str, *arguments: str, core: int, sockets: Iterable[socket.so
 
 
 def interleaved(subjects: Mapping[str, Callable[[], float]], *, repeats: int) -> dict[str, list[float]]:
-    """Measure each subject in turn, again and again, so that what changes on the machine meanwhile meets all of them."""
+    """Measure each subject in turn, again and again, so that changes of the machine meet all of them."""
     found: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(repeats):
         for name, measure in subjects.items():

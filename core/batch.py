@@ -1,9 +1,9 @@
 """Batches: many charges, verifications, captures and refunds in one request, carried out under one deadline.
 
-A batch is RUNNING until every item has its result, its deadline has passed, or someone has stopped it; what is unfinished then
-can be resumed. An item is carried out under an idempotency key that follows from the batch and its number, so that whoever
-carries it out again, another worker or a later run, finds what was done and charges nothing twice. Merchants cannot send such a
-key: it begins with a character that theirs must not hold.
+A batch is RUNNING until every item has a result, the deadline passes or somebody stops it. Unfinished items can be resumed. Each
+item runs under an idempotency key derived from the batch and the item's number, so another worker or a later run finds what has
+been done and charges nothing twice. A merchant cannot send such a key, because it begins with a character that merchants' keys
+must not contain.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ COUNT_MAX = 10_000
 DEADLINE_SECONDS_DEFAULT, DEADLINE_SECONDS_MAX = 300, 900
 CONCURRENCY_DEFAULT, CONCURRENCY_MAX = 1_000, 2_500
 RESUMABLE_DAYS = 7
-"""For how long after it was accepted a batch can be resumed: much shorter than its items' idempotency keys are kept."""
+"""The time after acceptance in which a batch can be resumed; much shorter than the life of its items' idempotency keys."""
 
 ATTEMPTS_MAX = 5
-"""How many payments an item may open one after the other, each of which the PSP provably never received."""
+"""The most payments that an item may open one after another, where the PSP provably never received the earlier ones."""
 
 
 class BatchStatus(StrEnum):
-    """How a batch stands."""
+    """The state of a batch."""
 
     RUNNING = "RUNNING"
     COMPLETED = "COMPLETED"
@@ -40,7 +40,7 @@ class BatchStatus(StrEnum):
 
 
 class ItemType(StrEnum):
-    """What is asked for."""
+    """The operation that an item asks for."""
 
     CHARGE = "charge"
     VERIFY = "verify"
@@ -53,11 +53,13 @@ TYPE_BY_OPERATION = {
     KeyedOperation.CAPTURE: ItemType.CAPTURE,
     KeyedOperation.REFUND: ItemType.REFUND,
 }
-"""What an item is, by the operation of its key."""
+"""The item type of each keyed operation."""
 
 
 class ItemStatus(StrEnum):
-    """What came of an item. UNKNOWN: the PSP was asked, or may have been, and the answer is not in. FAILED: nothing was done."""
+    """The result of an item. UNKNOWN: the PSP was or may have been asked, and its answer has not come. FAILED: nothing
+    was done.
+    """
 
     SUCCEEDED = "SUCCEEDED"
     DECLINED = "DECLINED"
@@ -68,12 +70,12 @@ class ItemStatus(StrEnum):
 
 
 UNFINISHED = frozenset({ItemStatus.UNKNOWN, ItemStatus.NOT_STARTED})
-"""What a resumption carries out, or finds out."""
+"""The results that a resumption starts or settles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemResult:
-    """What came of one item. `number` counts from 1; `reference` is the merchant's order id where the item names one."""
+    """The result of one item. `number` counts from 1; `reference` is the merchant's order id if the item has one."""
 
     number: int
     type: ItemType
@@ -88,7 +90,7 @@ class ItemResult:
 
     @property
     def success(self) -> int:
-        """1 exactly where the item came to what was asked for."""
+        """1 exactly if the item achieved what was asked for."""
         return int(self.status is ItemStatus.SUCCEEDED)
 
 
@@ -98,12 +100,12 @@ def item_key(batch_id: BatchId, number: int, *, attempt: int = 1) -> str:
 
 
 def resume_token(batch_id: BatchId, run: int) -> str:
-    """What resumes a batch after this run of it, once."""
+    """The token that resumes a batch after this run, once."""
     return f"{encode_id(RESUME, batch_id)}_{run}"
 
 
 def parse_resume_token(text: str) -> tuple[BatchId, int]:
-    """The batch and the run that a token is about. Raises `InvalidId`."""
+    """Return the batch and the run of a token. Raises `InvalidId`."""
     head, _, run = text.rpartition("_")
     if not (run.isascii() and run.isdigit() and len(run) <= 6):
         raise InvalidId("this is not a resume token")
@@ -111,14 +113,14 @@ def parse_resume_token(text: str) -> tuple[BatchId, int]:
 
 
 def status_of_payment(payment: Payment) -> ItemStatus:
-    """What a payment as it stands means for the item that asked for it."""
+    """The item status that follows from the current state of its payment."""
     match payment.status:
         case Status.SUCCEEDED | Status.AUTHORIZED:
             return ItemStatus.SUCCEEDED
         case Status.DECLINED:
             return ItemStatus.DECLINED
         case Status.PENDING:
-            # With an address it waits for its customer; a charge without one was sent, or is just being sent.
+            # With an address it waits for its customer; a charge without one was sent or is being sent.
             return ItemStatus.UNKNOWN if is_under_way(payment) else ItemStatus.PENDING
         case Status.UNKNOWN:
             return ItemStatus.UNKNOWN
@@ -127,14 +129,14 @@ def status_of_payment(payment: Payment) -> ItemStatus:
 
 
 def is_under_way(payment: Payment) -> bool:
-    """Whether a charge has not come to anything yet, so that asking again makes sense."""
+    """Return whether a charge is still undecided, so that asking the PSP again makes sense."""
     return payment.status is Status.UNKNOWN or (
         payment.status is Status.PENDING and payment.is_sync and payment.payment_url is None
     )
 
 
 def status_of_refund(refund: Refund) -> ItemStatus:
-    """What a refund as it stands means for its item."""
+    """The item status that follows from the current state of its refund."""
     match refund.status:
         case RefundStatus.SUCCEEDED:
             return ItemStatus.SUCCEEDED
@@ -147,5 +149,5 @@ def status_of_refund(refund: Refund) -> ItemStatus:
 
 
 def was_never_received(payment: Payment) -> bool:
-    """Whether the PSP provably never received the payment, so that the item may open another one."""
+    """Return whether the PSP provably never received the payment, so that the item may open another one."""
     return payment.status is Status.CANCELED and payment.decline_code == "psp_unreachable"

@@ -1,9 +1,9 @@
-"""A circuit breaker: stops asking a PSP that fails, and lets one call find out whether it has recovered.
+"""A circuit breaker: it stops calls to a failing PSP and lets a single probe find out whether the PSP has recovered.
 
-It opens when at least half of at least 20 calls within 30 seconds have failed; after 10 seconds one call may go through, the
+It opens when at least half of at least 20 calls within 30 seconds have failed. After 10 seconds one call is admitted as the
 probe: its success closes the breaker, its failure keeps it open for another 10 seconds. Time is in seconds on any clock that
-never goes back. Results of calls that were admitted before the breaker opened say nothing about recovery and are dropped while it
-is open.
+never goes back. While the breaker is open, results of calls admitted earlier are dropped, because they say nothing about
+recovery.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ FAILURES_MIN_SHARE = 0.5
 
 
 class BreakerState(StrEnum):
-    """`HALF_OPEN`: the time is over, and one call may try."""
+    """The state of a breaker. `HALF_OPEN`: the waiting time is over and one probe may go through."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -24,7 +24,7 @@ class BreakerState(StrEnum):
 
 
 class Admission(StrEnum):
-    """What a call that asks to be let through is told."""
+    """The answer to a call that asks for admission."""
 
     CALL = "call"
     PROBE = "probe"
@@ -43,21 +43,21 @@ class Breaker:
         self._is_probing = False
 
     def state(self, *, now: float) -> BreakerState:
-        """How it stands."""
+        """The current state."""
         if not self._opened:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self._open_until else BreakerState.HALF_OPEN
 
     def seconds_left(self, *, now: float) -> float:
-        """How long it stays open; 0 where a call may be let through."""
+        """Seconds until a call may be admitted; 0 if one may be admitted now."""
         return max(self._open_until - now, 0.0) if self._opened else 0.0
 
     def may_call(self, *, now: float) -> bool:
-        """Whether a call would be let through now; takes nothing."""
+        """Return whether a call would be admitted now, without admitting it."""
         return not self._opened or (now >= self._open_until and not self._is_probing)
 
     def admit(self, *, now: float) -> Admission:
-        """Ask to be let through. Who gets PROBE must `record` or `withdraw` it."""
+        """Admit a call or refuse it. A caller that gets PROBE must `record` or `withdraw` it."""
         if not self._opened:
             return Admission.CALL
         if now < self._open_until or self._is_probing:
@@ -66,7 +66,7 @@ class Breaker:
         return Admission.PROBE
 
     def record(self, admission: Admission, *, failed: bool, now: float) -> bool:
-        """How an admitted call ended; whether the breaker opened, or stays open, because of it."""
+        """Record the end of an admitted call. Returns whether the breaker opened, or stays open, because of it."""
         if admission is Admission.PROBE:
             self._is_probing = False
             if failed:
@@ -87,18 +87,18 @@ class Breaker:
         return True
 
     def withdraw(self, admission: Admission) -> None:
-        """An admitted call was given up without telling anything."""
+        """Take back an admission whose call was given up without a result."""
         if admission is Admission.PROBE:
             self._is_probing = False
 
     def open(self, *, until: float) -> None:
-        """Open it, or keep it open: here, or because another process has opened its own."""
+        """Open the breaker or keep it open, for a failure here or because another process opened its own."""
         self._opened = True
         self._open_until = until
         self._seconds.clear()
 
     def close(self) -> None:
-        """Close it: here, or because another process's probe has succeeded."""
+        """Close the breaker, for a probe here or because another process's probe succeeded."""
         self._opened = self._is_probing = False
         self._open_until = 0.0
         self._seconds.clear()

@@ -1,8 +1,8 @@
-"""Card numbers must never enter: finds them in free text so that the text can be refused.
+"""Finds card numbers in free text, so that the text can be refused: card data must never enter Florin (promise:no-card-data).
 
-A card number is a run of digits, possibly grouped by single spaces or hyphens, with a leading digit, a length and a Luhn
-check digit that an issuer uses (ISO/IEC 7812-1). Order numbers of other lengths or with another check digit pass, and so do
-hexadecimal identifiers: one UUID in a few thousand holds such digits by chance, and shops use them as keys of real payments.
+A card number is a run of digits, possibly grouped by single spaces or hyphens, with a leading digit, a length and a Luhn check
+digit that an issuer uses (ISO/IEC 7812-1). Order numbers of other lengths or with another check digit pass. So do hexadecimal
+identifiers: one UUID in a few thousand contains such digits by chance, and shops use UUIDs as keys of real payments.
 """
 
 import re
@@ -23,7 +23,7 @@ _LENGTHS_BY_LEADING_DIGIT = {
 
 
 def contains_card_number(text: str) -> bool:
-    """Whether the text holds what looks like a card number."""
+    """Return whether the text contains what looks like a card number."""
     runs = _RUN.finditer(_HEX_IDENTIFIER.sub("", text))
     return any(_is_card_number(re.sub(r"[ -]", "", run.group())) for run in runs)
 

@@ -1,7 +1,7 @@
-"""One tree of failures.
+"""The one exception tree.
 
-Expected outcomes are return values; what is raised is a failure and belongs to this tree. Every class carries a stable
-`code` that merchants may program against; the HTTP status of each is decided in one place, `server.api.problems`.
+Expected outcomes are return values. Whatever is raised is a failure and belongs to this tree. Every class has a stable `code`
+that merchants may program against; `server.api.problems` decides the HTTP status of each.
 """
 
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 
 class FlorinError(Exception):
-    """The root of all failures that Florin raises itself."""
+    """The base of all failures that Florin itself raises."""
 
     code: str = "internal_error"
 
 
 class NotChecked(FlorinError):
-    """The database could not be looked at, which says nothing about the promises."""
+    """The database could not be inspected, which says nothing about the promises."""
 
     code = "not_checked"
 
@@ -31,31 +31,31 @@ class InvalidMoney(DomainError):
 
 
 class IllegalTransition(DomainError):
-    """A payment was asked to go where the table of transitions does not lead."""
+    """The table of transitions does not allow this change of a payment."""
 
     code = "illegal_transition"
 
 
 class UnbalancedTransfer(DomainError):
-    """Postings of one transfer that do not sum to zero per currency."""
+    """The postings of a transfer do not sum to zero per currency."""
 
     code = "unbalanced_transfer"
 
 
 class InvalidId(DomainError):
-    """A public identifier that was not made by Florin."""
+    """A public identifier that Florin did not make."""
 
     code = "invalid_id"
 
 
 class InvalidSignature(DomainError):
-    """A signed message whose signature, timestamp or form is not acceptable."""
+    """A signed message with a wrong signature, timestamp or format."""
 
     code = "invalid_signature"
 
 
 class RequestError(FlorinError):
-    """The caller's request cannot be carried out as it stands; nothing was changed."""
+    """The request cannot be carried out; nothing was changed."""
 
     def __init__(self, detail: str, *, code: str | None = None, path: str | None = None) -> None:
         super().__init__(detail)
@@ -64,44 +64,44 @@ class RequestError(FlorinError):
 
 
 class Malformed(RequestError):
-    """The request could not be read at all."""
+    """The request could not be parsed."""
 
     code = "malformed_request"
 
 
 class Unauthenticated(RequestError):
-    """No key, an unknown key or a revoked key."""
+    """The API key is missing, unknown or revoked."""
 
     code = "unauthenticated"
 
 
 class Forbidden(RequestError):
-    """The caller is known and may not do this."""
+    """The caller is known but not allowed to do this."""
 
     code = "forbidden"
 
 
 class NotFound(RequestError):
-    """Nothing of that name belongs to the caller."""
+    """Nothing with that name belongs to the caller."""
 
     code = "not_found"
 
 
 class Conflict(RequestError):
-    """The state of things forbids it for now."""
+    """The current state of the resource does not allow the request."""
 
     code = "conflict"
 
 
 class Unprocessable(RequestError):
-    """Readable, but against the rules; `path` names the field."""
+    """The request is readable but breaks a rule; `path` names the field."""
 
     code = "unprocessable"
 
 
 @dataclass(frozen=True, slots=True)
 class ItemError:
-    """What is wrong with one item of a batch; `item` counts from 1."""
+    """The problem with one item of a batch. `item` counts from 1."""
 
     item: int
     path: str
@@ -110,14 +110,14 @@ class ItemError:
 
 
 class InvalidItems(Unprocessable):
-    """Some items of a batch are against the rules, so that none was begun. All that are wrong are named."""
+    """Some items of a batch break a rule, so none was begun. Every such item is listed."""
 
     code = "invalid_items"
 
     def __init__(self, errors: Sequence[ItemError], *, count: int) -> None:
         first = errors[0]
         super().__init__(
-            f"{len(errors):,} of {count:,} items cannot be carried out, so nothing was begun; "
+            f"{len(errors):,} of {count:,} items are invalid, so nothing was begun; "
             f"the first is item {first.item}: {first.detail}",
             path=first.path,
         )
@@ -125,13 +125,13 @@ class InvalidItems(Unprocessable):
 
 
 class TooLarge(RequestError):
-    """The body is larger than the route takes."""
+    """The body is larger than the route accepts."""
 
     code = "body_too_large"
 
 
 class Overloaded(FlorinError):
-    """A bound was reached before any side effect; try again in a moment."""
+    """A limit was reached before any side effect; the caller may try again shortly."""
 
     code = "overloaded"
 
@@ -141,15 +141,15 @@ class Overloaded(FlorinError):
 
 
 class DatabaseUnavailable(FlorinError):
-    """The database could not be reached or did not answer; whether the last write happened may be unknown."""
+    """The database could not be reached or did not answer. The outcome of the last write may be unknown."""
 
     code = "database_unavailable"
 
 
 class DatabaseRefused(FlorinError):
-    """The database refused: a right is missing, or a constraint held what the code should have held.
+    """The database refused a statement: a privilege is missing, or a constraint caught what the code should have prevented.
 
-    `constraint` is its name where it is known.
+    `constraint` is its name, if known.
     """
 
     def __init__(self, detail: str, *, constraint: str | None = None) -> None:
@@ -158,7 +158,7 @@ class DatabaseRefused(FlorinError):
 
 
 class PspError(FlorinError):
-    """Something went wrong between Florin and a Payment Service Provider."""
+    """A failure between Florin and a payment service provider."""
 
     code = "psp_error"
 
@@ -170,9 +170,9 @@ class PspUnreachable(PspError):
 
 
 class PspBusy(PspUnreachable):
-    """Nothing was sent, or the PSP took nothing, because it is asked too much or fails at the moment.
+    """Nothing was sent, or the PSP accepted nothing, because it is overloaded or failing.
 
-    `retry_after_seconds`: when it makes sense to try again, where that is known.
+    `retry_after_seconds` is when another try makes sense, if that is known.
     """
 
     code = "psp_busy"
@@ -183,19 +183,19 @@ class PspBusy(PspUnreachable):
 
 
 class PspOutcomeUnknown(PspError):
-    """The PSP may have received the request; its answer was lost."""
+    """The PSP may have received the request, but its answer was lost."""
 
     code = "psp_timeout"
 
 
 class PspRejected(PspError):
-    """The PSP understood the request and refused to carry it out."""
+    """The PSP understood the request and refused it."""
 
     code = "psp_rejected"
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """The exceptions of a group, without the groups."""
+    """Return the exceptions of a group, without the groups."""
     found: list[BaseException] = []
     for error in group.exceptions:
         found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]

@@ -1,6 +1,6 @@
-"""What merchants are told: the event of a change, if it is one that concerns them.
+"""The events that merchants receive, and which changes of a payment make one.
 
-An event is made once, in the transaction of its change; a merchant that receives it twice sees the same id and sequence number.
+An event is written in the transaction of its change. A merchant that receives it twice sees the same id and sequence number.
 """
 
 from collections.abc import Sequence
@@ -11,27 +11,27 @@ from core.payment import Change, Status
 from core.refund import RefundStatus
 
 API_VERSION = "2026-11-01"
-"""Of what merchants are sent and answered; said in every event, so that a reader knows what it reads."""
+"""The version of the API's documents. Every event carries it."""
 
 ENDPOINT_DISABLED = "webhook_endpoint.disabled"
 ENDPOINT_TEST = "webhook_endpoint.test"
 
 EVENT_TYPES = {
-    "payment.authorized": "The amount is reserved: capture or cancel it before `capture_before`.",
-    "payment.succeeded": "The money was taken. `late` says that it came after the payment had been given up.",
-    "payment.declined": "The customer's bank, or the PSP, refused for good; `decline_code` says why.",
-    "payment.expired": "The customer has not paid in time; the page is closed.",
-    "payment.canceled": "Canceled by you or by the PSP, or never begun; nothing was taken.",
-    "payment.authorization_expiring": "The authorization ends within a day and is not captured yet.",
-    "payment.disputed": "The customer has disputed the payment with his bank; the money was taken back for now.",
-    "payment.dispute_won": "The dispute was decided for you; the money is yours again.",
-    "payment.dispute_lost": "The dispute was decided for the customer.",
+    "payment.authorized": "The amount is reserved. Capture or cancel it before `capture_before`.",
+    "payment.succeeded": "The money was taken. With `late` it came after the payment had expired or been canceled.",
+    "payment.declined": "The customer's bank or the PSP refused for good; `decline_code` says why.",
+    "payment.expired": "The customer did not pay in time. The payment page is closed.",
+    "payment.canceled": "Canceled by you or by the PSP, or never begun. Nothing was taken.",
+    "payment.authorization_expiring": "The authorization ends within a day and has not been captured.",
+    "payment.disputed": "The customer disputed the payment with their bank. The money is withheld for now.",
+    "payment.dispute_won": "The dispute was decided in your favor. The money is yours again.",
+    "payment.dispute_lost": "The dispute was decided in the customer's favor.",
     "refund.succeeded": "The refund is on its way to the customer.",
-    "refund.failed": "The refund did not go through; the money is yours again.",
-    ENDPOINT_DISABLED: "One of your webhook endpoints gets no more events: it answered 410, or failed for five days.",
+    "refund.failed": "The refund failed. The money is yours again.",
+    ENDPOINT_DISABLED: "One of your webhook endpoints was disabled: it answered 410, or failed for five days.",
     ENDPOINT_TEST: "You asked for a test of a webhook endpoint.",
 }
-"""The catalogue: every type of event, and what it tells."""
+"""The catalogue: every event type with its description."""
 
 _FAMILIES = frozenset(f"{name.partition('.')[0]}.*" for name in EVENT_TYPES)
 TYPES_MAX = 32
@@ -43,6 +43,10 @@ EVENT_TYPE_BY_STATUS = {
     Status.EXPIRED: "payment.expired",
     Status.CANCELED: "payment.canceled",
 }
+"""The event type of each status that makes an event. The doctor relies on these names: `payment.` and the status in lower
+case.
+"""
+assert all(name == f"payment.{status.lower()}" for status, name in EVENT_TYPE_BY_STATUS.items())
 
 _EVENT_TYPE_BY_KIND = {
     EvidenceKind.EXPIRING: "payment.authorization_expiring",
@@ -55,9 +59,9 @@ _EVENT_TYPE_BY_REFUND_STATUS = {RefundStatus.SUCCEEDED: "refund.succeeded", Refu
 
 
 def event_type_of(change: Change) -> str | None:
-    """The type of the event that a change makes, or None where the merchant sees no difference.
+    """The type of the event that a change makes, or None if the change does not concern the merchant.
 
-    PENDING and UNKNOWN are not final and make no event: the merchant hears when something is settled.
+    PENDING and UNKNOWN are not final and make no event.
     """
     if change.after.status is not change.before.status:
         return EVENT_TYPE_BY_STATUS.get(change.after.status)
@@ -68,19 +72,19 @@ def event_type_of(change: Change) -> str | None:
 
 
 def parse_types(types: Sequence[str], *, path: str) -> tuple[str, ...] | None:
-    """A filter by type: names of the catalogue or families like `payment.*`; None where it lets everything through.
+    """Parse a filter: names of the catalogue or families like `payment.*`. Returns None for a filter that matches everything.
 
-    Raises `Unprocessable` for a type that there is not, because nothing would ever come.
+    Raises `Unprocessable` for an unknown type, because no event would ever match it.
     """
     if len(types) > TYPES_MAX:
-        raise Unprocessable(f"a filter names at most {TYPES_MAX} types", code="invalid_event_type", path=path)
+        raise Unprocessable(f"a filter may name at most {TYPES_MAX} types", code="invalid_event_type", path=path)
     for one in types:
         if one != "*" and one not in EVENT_TYPES and one not in _FAMILIES:
-            detail = f"there is no event type {one[:60]!r}: see /docs#events; a whole family is like payment.*"
+            detail = f"there is no event type {one[:60]!r}: /docs#events lists them, and payment.* selects a family"
             raise Unprocessable(detail, code="invalid_event_type", path=path)
     return None if not types or "*" in types else tuple(dict.fromkeys(types))
 
 
 def is_wanted(event_type: str, types: Sequence[str] | None) -> bool:
-    """Whether a filter lets an event through; None is no filter."""
+    """Return whether a filter matches an event type. None matches everything."""
     return types is None or event_type in types or f"{event_type.partition('.')[0]}.*" in types

@@ -1,4 +1,4 @@
-"""What is learned about a payment, and from whom: the one form in which all of it meets the transition functions."""
+"""Evidence: the one form in which facts about a payment reach the transition functions, whatever their source."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -10,13 +10,13 @@ from core.money import Money
 
 
 class EvidenceKind(StrEnum):
-    """What was learned.
+    """The kind of fact.
 
-    The first group are facts at the PSP. NOT_FOUND and UNANSWERED are looks that brought nothing; LOST, UNREACHABLE and REJECTED
-    are ends of a call of ours; REROUTED is the choice of another PSP account, for one that provably received nothing; RESUMED
-    says that another request has taken the payment up; DENIED is our own no, before any PSP was asked. The requests are what a
-    merchant wants, before the PSP is asked for it; EXPIRING and RELEASED are what the passing of time brings. Kinds that begin
-    with REFUND are about one refund, and are for `core.refund`.
+    The kinds listed first are facts at the PSP. NOT_FOUND and UNANSWERED are fetches that brought nothing. LOST, UNREACHABLE and
+    REJECTED are ends of a call of ours. REROUTED is the choice of another PSP account after one that provably received nothing.
+    RESUMED says that another request has taken the payment up. DENIED is the fraud check's refusal, before any PSP was asked. The
+    requests are a merchant's wishes, before the PSP is asked. EXPIRING and RELEASED come with the passing of time. Kinds that
+    begin with REFUND concern one refund and belong to `core.refund_transition`.
     """
 
     OPENED = "opened"
@@ -51,7 +51,7 @@ class EvidenceKind(StrEnum):
 
 
 class Risk(StrEnum):
-    """What the fraud check said of a payment. UNCHECKED: it did not answer, and the amount was small."""
+    """The fraud check's verdict on a payment. UNCHECKED: it did not answer, and the amount was small."""
 
     ALLOWED = "allowed"
     REVIEW = "review"
@@ -60,7 +60,7 @@ class Risk(StrEnum):
 
 
 class Source(StrEnum):
-    """Who brought the evidence."""
+    """The origin of the evidence."""
 
     CREATE = "create"
     WEBHOOK = "webhook"
@@ -72,7 +72,7 @@ class Source(StrEnum):
 
 
 FETCHED = frozenset({Source.ACCESS, Source.RECHECK, Source.EXPIRY})
-"""Sources that asked the PSP for the state of the operation, rather than being told."""
+"""Sources that fetched the state of the operation from the PSP, rather than being told."""
 
 WITH_MONEY = frozenset(
     {
@@ -88,15 +88,15 @@ WITH_MONEY = frozenset(
         EvidenceKind.REFUND_FAILED,
     }
 )
-"""Kinds that name an amount."""
+"""Kinds that carry an amount."""
 
 
 DISPUTES = frozenset({EvidenceKind.DISPUTED, EvidenceKind.DISPUTE_WON, EvidenceKind.DISPUTE_LOST})
-"""Kinds that are about a dispute, whose reference is the dispute's."""
+"""Kinds about a dispute; their reference is the dispute's."""
 
 
 class Finding(StrEnum):
-    """What a person has to look at."""
+    """The reason for which a person has to look."""
 
     EVIDENCE_MISMATCH = "evidence_mismatch"
     OUTCOME_UNKNOWN = "outcome_unknown"
@@ -108,12 +108,13 @@ class Finding(StrEnum):
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing learned about a payment.
+    """One fact about a payment.
 
-    `operation_id` is the operation that opened the payment: it names the object at the PSP. `reference` is the PSP's name of that
-    object, of a refund, or of a dispute; `code` a decline code. `money` is set exactly for the kinds `WITH_MONEY`;
-    `capture_before` may come with AUTHORIZED; `requested_id` is the new operation of a request, `refund_id` the refund it is
-    about; `rerouted_to` the account that is asked next, by a new operation. `risk` comes with what followed the fraud check.
+    `operation_id` is the operation that opened the payment, which is our name for the object at the PSP. `reference` is the PSP's
+    name for that object, for a refund or for a dispute. `code` is a decline code. `money` is set exactly for the kinds in
+    `WITH_MONEY`. `capture_before` may come with AUTHORIZED. `requested_id` is the new operation of a request, `refund_id` the
+    refund concerned, `rerouted_to` the account that is asked next, by a new operation. `risk` is set for what follows the fraud
+    check.
     """
 
     kind: EvidenceKind

@@ -1,7 +1,7 @@
-"""The hash chain over a merchant's ledger: tamper-evidence that anyone can recompute.
+"""The hash chain over a merchant's ledger: tamper evidence that anyone can recompute.
 
-Each entry has the merchant's next number; its hash is SHA-256 over the hash before it and the entry's canonical text. Whoever
-knows one hash notices any change to any entry before it. Nothing personal is in it.
+Each entry has the merchant's next number. Its hash is SHA-256 over the previous hash and the entry's canonical text, so anyone
+who knows one hash notices a change to any earlier entry. The text contains nothing personal.
 """
 
 import hashlib
@@ -10,14 +10,14 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 GENESIS = bytes(32)
-"""The hash before the first entry."""
+"""The hash that precedes the first entry."""
 
 _MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One ledger entry, as it is chained."""
+    """A ledger entry as the chain sees it."""
 
     seq: int
     transfer_id: UUID
@@ -30,7 +30,7 @@ class Entry:
 
 
 def canonical(entry: Entry) -> str:
-    """The text that is hashed: the fields in order, joined by `|`; the time in microseconds since 1970."""
+    """The text that is hashed: the fields in order, joined by `|`, with the time in microseconds since 1970."""
     microseconds = (entry.created_at - datetime(1970, 1, 1, tzinfo=UTC)) // _MICROSECOND
     payment = str(entry.payment_id) if entry.payment_id else ""
     return (
@@ -40,5 +40,5 @@ def canonical(entry: Entry) -> str:
 
 
 def link(previous_hash: bytes, text: str) -> bytes:
-    """The hash of an entry, by its canonical text."""
+    """The hash of an entry, from the previous hash and its canonical text."""
     return hashlib.sha256(previous_hash + text.encode()).digest()

@@ -1,8 +1,8 @@
-"""Idempotency keys: one effect and one reply for any number of requests with one key.
+"""Idempotency keys: one effect and one reply for any number of requests with the same key.
 
-Source: draft-ietf-httpapi-idempotency-key-header. A key is the merchant's; with it go a fingerprint of the request and, once
-known, the first definitive reply. A key without a reply is in flight until `in_flight_until`; after that its request has died
-and the next one with the same key takes the work up where it stopped.
+Source: draft-ietf-httpapi-idempotency-key-header. A key belongs to a merchant. A fingerprint of the request and, once known, its
+first definitive reply are stored with it. A key without a reply is in flight until `in_flight_until`. After that its request is
+considered dead, and the next one with the same key continues where it stopped.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + string.punctu
 
 
 class KeyedOperation(StrEnum):
-    """What a request with a key does, and so what its ids are of."""
+    """The operation of a request with a key. It determines the kinds of the key's ids."""
 
     CREATE = "create"
     CAPTURE = "capture"
@@ -32,17 +32,17 @@ class KeyedOperation(StrEnum):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A definitive reply: its HTTP status, which the API decides and the flows carry, and its body."""
+    """A definitive reply: the body, and the HTTP status that the API has decided."""
 
     status: int
     body: bytes
 
 
 class StoredKey(msgspec.Struct, frozen=True):
-    """What is known of a key that was used before.
+    """A key that was used before.
 
-    `resource_id` is what the request is about, `made_id` the id that was drawn with the key for what it makes: of which kind
-    they are follows from the operation.
+    `resource_id` is the object of the request, `made_id` the id drawn with the key for what the request creates. The operation
+    determines their kinds.
     """
 
     operation: KeyedOperation
@@ -55,14 +55,14 @@ class StoredKey(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The first definitive reply, to be given again."""
+    """Give the first definitive reply again."""
 
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The key was used with another request."""
+    """The key was used for a different request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The first request died without a reply: go on from how things stand."""
+    """The first request died without a reply: continue from the current state."""
 
     stored: StoredKey
 
@@ -81,7 +81,7 @@ Decision = Replay | Mismatch | InFlight | Resume
 
 
 def fingerprint(method: str, path: str, body: bytes) -> bytes:
-    """32 bytes that tell one request from another. `body` is the validated request in its canonical encoding."""
+    """32 bytes that identify a request. `body` is the validated request in its canonical encoding."""
     digest = hashlib.sha256()
     for part in (method.encode(), path.encode(), body):
         digest.update(len(part).to_bytes(8, "big") + part)
@@ -89,7 +89,7 @@ def fingerprint(method: str, path: str, body: bytes) -> bytes:
 
 
 def decide(stored: StoredKey, request_fingerprint: bytes, *, now: datetime) -> Decision:
-    """What to do with a request whose key was used before."""
+    """Decide about a request whose key was used before."""
     if stored.fingerprint != request_fingerprint:
         return Mismatch()
     if stored.reply is not None:
@@ -100,13 +100,13 @@ def decide(stored: StoredKey, request_fingerprint: bytes, *, now: datetime) -> D
 
 
 def parse_key(header: str | None) -> str:
-    """The key of an `Idempotency-Key` header, bare or as a quoted string.
+    """Parse an `Idempotency-Key` header, bare or as a quoted string.
 
-    Raises `Malformed` where it is missing, empty, too long or not printable ASCII.
+    Raises `Malformed` if it is missing, empty, too long or not printable ASCII.
     """
     if header is None:
         raise Malformed(
-            "this request needs an Idempotency-Key header: a fresh random value for each new operation, the same one for a retry",
+            "this request needs an Idempotency-Key header: a new random value for each operation, the same value for its retries",
             code="idempotency_key_missing",
         )
     text = header.strip()

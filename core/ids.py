@@ -1,6 +1,6 @@
-"""Identifiers: UUIDv7 values made by the caller, and the text form that merchants see.
+"""Identifiers: UUIDv7 values made by the caller, and their public text form.
 
-A public identifier is a prefix that tells its kind and the UUID's 32 hexadecimal digits: `pay_0198c5...`.
+A public identifier is a prefix that names its kind, followed by the UUID's 32 hexadecimal digits: `pay_0198c5...`.
 """
 
 import re
@@ -13,7 +13,7 @@ MerchantId = NewType("MerchantId", UUID)
 PaymentId = NewType("PaymentId", UUID)
 OperationId = NewType("OperationId", UUID)
 ResourceId = NewType("ResourceId", UUID)
-"""An id whose kind is known by what stands beside it: what an idempotency key is about, by its operation."""
+"""An id whose kind depends on the operation stored beside it: the object of an idempotency key."""
 
 PspAccountId = NewType("PspAccountId", UUID)
 LogId = NewType("LogId", UUID)
@@ -43,7 +43,7 @@ def encode_id(prefix: str, value: UUID) -> str:
 def decode_id(prefix: str, text: str) -> UUID:
     """The UUID of a public identifier.
 
-    Raises `InvalidId` where the prefix or the digits are not what `encode_id` makes.
+    Raises `InvalidId` if `encode_id` does not make such a prefix or such digits.
     """
     head, separator, digits = text.partition("_")
     if head != prefix or not separator or not _DIGITS.fullmatch(digits):

@@ -1,8 +1,8 @@
-"""The double-entry ledger: accounts, and the balanced postings that a change of a payment makes.
+"""The double-entry ledger: accounts, and the balanced postings of a change.
 
-Sign: an amount is what the account's owner is owed. A charge credits (+) the merchant and debits (-) the receivable from the
-PSP that holds the money. Invariants: a transfer sums to zero per currency; a change of one kind makes the same transfer id, kind
-and accounts whenever it is computed, so that the ledger's primary key refuses a second posting of it.
+Sign: a positive amount is owed to the account's owner. A charge credits (+) the merchant and debits (-) the receivable from the
+PSP that holds the money. Invariants: a transfer sums to zero per currency (promise:money-conserved); a change of one kind has the
+same transfer id, kind and accounts whenever it is computed, so the ledger's primary key rejects a second posting.
 """
 
 from collections import defaultdict
@@ -20,14 +20,14 @@ from core.refund import Refund, RefundStatus
 
 
 class WalletKind(StrEnum):
-    """The merchant's own accounts; each has a wallet that holds the sum of its entries."""
+    """The merchant's accounts. Each has a wallet that holds the sum of its entries."""
 
     AVAILABLE = "merchant_available"
     PENDING = "merchant_pending"
 
 
 class TransferKind(StrEnum):
-    """Why money moved."""
+    """The reason for a movement of money."""
 
     CHARGE = "charge"
     RELEASE = "release"
@@ -50,7 +50,7 @@ SUSPENSE = "suspense"
 
 
 def psp_receivable(account: PspAccountId) -> str:
-    """The account that says what a PSP owes us."""
+    """The account of the money that a PSP owes us."""
     return f"psp_receivable:{account.hex}"
 
 
@@ -62,7 +62,7 @@ class Posting(msgspec.Struct, frozen=True):
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """Postings that happen together or not at all. `id` is the payment, refund or payout that they belong to.
+    """Postings that happen together or not at all. `id` is that of the payment, refund or payout.
 
     Raises `UnbalancedTransfer` unless it sums to zero in every currency.
     """
@@ -76,22 +76,22 @@ class Transfer(msgspec.Struct, frozen=True):
         for posting in self.postings:
             totals[posting.money.currency] += posting.money.amount_minor
         if not self.postings or any(totals.values()):
-            raise UnbalancedTransfer(f"a transfer sums to zero, this one to {dict(totals)}")
+            raise UnbalancedTransfer(f"a transfer must sum to zero, this one sums to {dict(totals)}")
 
 
 def transfer(transfer_id: UUID, kind: TransferKind, currency: str, **amounts_minor: int) -> Transfer:
-    """A transfer in one currency, without the accounts that nothing moves on."""
+    """A transfer in one currency, without the accounts whose amount is zero."""
     postings = tuple(Posting(account, Money(amount, currency)) for account, amount in amounts_minor.items() if amount)
     return Transfer(transfer_id, kind, postings)
 
 
 def transfer_of(change: Change, *, pending_minor: int = 0) -> Transfer | None:
-    """The transfer that belongs to a change, or None where no money moved.
+    """The transfer of a change, or None if no money moves.
 
     `pending_minor`, read under the wallet's lock, is what a release can take: refunds may have used some of it.
     """
     if change.to_suspense is not None:
-        # Named by what the PSP calls the money, so that a second mismatch is posted too and a repeated one is not.
+        # Identified by the PSP's reference, so that a second mismatch is posted too and a repeated one is not.
         name = f"{change.evidence.psp_account_id.hex}:{change.evidence.reference}"
         return _from_psp(change, TransferKind.SUSPENSE, uuid5(change.after.id, name), to=SUSPENSE, money=change.to_suspense)
     if change.is_mismatch:
@@ -119,7 +119,7 @@ def _charge(change: Change) -> Transfer:
     captured, fee = payment.captured_minor, payment.terms.fee_minor(payment.captured_minor)
     to = WalletKind.PENDING if payment.terms.settlement_delay_seconds else WalletKind.AVAILABLE
     receivable = psp_receivable(change.evidence.psp_account_id)
-    if not fee:  # nearly always, and on the payment path
+    if not fee:  # the usual case, on the payment path
         money, debit = Money(captured, payment.money.currency), Money(-captured, payment.money.currency)
         return Transfer(payment.id, TransferKind.CHARGE, (Posting(to, money), Posting(receivable, debit)))
     amounts = {to.value: captured - fee, PLATFORM_FEES: fee, receivable: -captured}
@@ -145,7 +145,7 @@ def _refund_transfer(change: Change, refund: Refund) -> Transfer | None:
     amount = refund.money.amount_minor
     from_pending = refund.from_pending_minor
     if kind is TransferKind.REFUND_REVERSAL:
-        # Only the payment's own money becomes pending again: nothing would ever release another's.
+        # Only the payment's own money becomes pending again, because nothing would ever release the rest.
         from_pending = change.before.pending_taken_minor - change.after.pending_taken_minor
     amounts = {
         WalletKind.AVAILABLE.value: sign * (amount - refund.fee_minor - from_pending),
@@ -157,7 +157,7 @@ def _refund_transfer(change: Change, refund: Refund) -> Transfer | None:
 
 
 def dispute_transfer(payment: Payment, evidence: Evidence) -> Transfer:
-    """The transfer of a dispute's step; the same whenever it is computed, so a step that is told twice is known."""
+    """The transfer of a dispute's step. It is the same whenever it is computed, so a repeated step is recognized."""
     assert evidence.money is not None
     amount = evidence.money.amount_minor
     transfer_id = uuid5(payment.id, f"dispute:{evidence.reference}")

@@ -1,4 +1,4 @@
-"""Whether evidence is of the payment that it names, and what becomes of evidence that is not."""
+"""Checks that evidence belongs to the payment it names, and makes the change for evidence that does not."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from core.payment import FINAL, Change, Payment
 
 
 def matches(payment: Payment, evidence: Evidence) -> bool:
-    """Whether the evidence is of this payment: account, operation, reference, currency and amount."""
+    """Return whether account, operation, reference, currency and amount of the evidence are the payment's own."""
     if evidence.psp_account_id != payment.psp_account_id or evidence.operation_id != payment.operation_id:
         return False
     if evidence.kind in DISPUTES:
@@ -23,7 +23,7 @@ def matches(payment: Payment, evidence: Evidence) -> bool:
 
 
 def _expected_minor(payment: Payment, evidence: Evidence) -> int:
-    """The amount that the operation which the evidence is about was for."""
+    """The amount of the operation that the evidence concerns."""
     assert evidence.money is not None
     match evidence.kind:
         case EvidenceKind.CAPTURE_REQUESTED:
@@ -37,7 +37,7 @@ def _expected_minor(payment: Payment, evidence: Evidence) -> int:
 
 
 def _is_possible_dispute(payment: Payment, evidence: Evidence) -> bool:
-    """Whether a dispute, or the end of one, fits what was captured and what is disputed already."""
+    """Return whether a dispute, or its end, fits what has been captured and disputed so far."""
     assert evidence.money is not None
     if evidence.money.currency != payment.money.currency or evidence.reference is None:
         return False
@@ -47,10 +47,10 @@ def _is_possible_dispute(payment: Payment, evidence: Evidence) -> bool:
 
 
 def mismatch(payment: Payment, evidence: Evidence, *, now: datetime) -> Change:
-    """A change for a person to look at: the evidence is not of this payment. The caller drops one that it has written before: the
-    ledger and the findings know.
+    """A change for a person to look at: the evidence does not belong to this payment. The caller drops one that it has written
+    before, which the ledger and the findings show.
 
-    Once money is in suspense, or our own look finds a stranger's object, there is nothing that a job could do.
+    Once money is in suspense, or our own fetch has found somebody else's object, no job can do anything more.
     """
     money = evidence.money if evidence.kind is EvidenceKind.CAPTURED else None
     to_suspense = money if money is not None and 0 < money.amount_minor <= AMOUNT_MINOR_MAX else None

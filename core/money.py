@@ -1,7 +1,7 @@
-"""Money: whole minor units of an ISO 4217 currency, never a float.
+"""Money: integer minor units of an ISO 4217 currency, never a float.
 
-Invariants: an amount is an int; a currency is a code of the table below; two amounts meet only in one currency.
-Source: ISO 4217:2015, list one (active codes and their minor-unit exponents). Funds codes, metals and test codes are left out.
+Invariants: an amount is an int; a currency is a code in the table below; amounts are combined only within one currency. Source:
+ISO 4217:2015, list one (active codes and their minor-unit exponents). Funds codes, metals and test codes are left out.
 """
 
 import msgspec
@@ -23,18 +23,18 @@ _CODES_BY_EXPONENT = {
 CURRENCY_EXPONENTS = {code: exponent for exponent, codes in _CODES_BY_EXPONENT.items() for code in codes.split()}
 
 AMOUNT_MINOR_MAX = 999_999_999_999
-"""The largest amount of one payment. Far below 2**63, so that sums over a merchant's lifetime cannot overflow a bigint."""
+"""The largest amount of one payment. It is far below 2**63, so sums over a merchant's lifetime fit a bigint."""
 
 
 class Money(msgspec.Struct, frozen=True):
-    """An amount in minor units of a currency. May be negative: postings and balances are."""
+    """An amount in minor units of a currency. It may be negative, as postings and balances are."""
 
     amount_minor: int
     currency: str
 
     def __post_init__(self) -> None:
         if type(self.amount_minor) is not int:
-            raise InvalidMoney("an amount is a whole number of minor units")
+            raise InvalidMoney("an amount is an integer number of minor units")
         if self.currency not in CURRENCY_EXPONENTS:
             raise InvalidMoney(f"unsupported currency {self.currency!r}")
 
@@ -53,5 +53,5 @@ def payable(amount_minor: int, currency: str) -> Money:
     """
     money = Money(amount_minor, currency)
     if not 0 < amount_minor <= AMOUNT_MINOR_MAX:
-        raise InvalidMoney(f"an amount is from 1 to {AMOUNT_MINOR_MAX} minor units")
+        raise InvalidMoney(f"an amount must be between 1 and {AMOUNT_MINOR_MAX} minor units")
     return money

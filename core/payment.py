@@ -1,8 +1,8 @@
-"""A payment: what it is, where it can stand, and what a change of it carries.
+"""Payments: their fields, their statuses, and what a change carries.
 
-Invariants: money is taken at most once (`captured_minor`), what is given back never exceeds it (`refunded_minor`, pending refunds
-included), and at most one operation on it is under way (`pending`). `disputed_minor` is in open disputes, `lost_minor` went in
-lost ones. How it changes is `core.transition`'s, when a job must look at it `core.schedule`'s.
+Invariants: money is captured at most once (`captured_minor`); refunds, pending ones included, never exceed it (`refunded_minor`);
+at most one operation on a payment is under way (`pending`). `disputed_minor` is held by open disputes, `lost_minor` was lost in
+decided ones. `core.transition` changes payments; `core.schedule` says when a job must look at one.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from core.refund import Refund
 
 
 class Status(StrEnum):
-    """Where a payment stands. `UNKNOWN`: the PSP was asked and the answer was lost."""
+    """The status of a payment. `UNKNOWN`: the PSP was asked and the answer was lost."""
 
     PENDING = "PENDING"
     AUTHORIZED = "AUTHORIZED"
@@ -36,14 +36,14 @@ UNSETTLED = frozenset({Status.PENDING, Status.UNKNOWN})
 
 
 class Capture(StrEnum):
-    """When authorized money is taken: at once by the PSP, or when the merchant asks for it."""
+    """The time of the capture: at once by the PSP, or at the merchant's request."""
 
     AUTOMATIC = "automatic"
     MANUAL = "manual"
 
 
 class OperationKind(StrEnum):
-    """What is asked of a PSP. INTENT opens a hosted page, CHARGE authorizes a token in the same request."""
+    """An operation at a PSP. INTENT opens a hosted page, CHARGE authorizes a token in the same request."""
 
     INTENT = "intent"
     CHARGE = "charge"
@@ -53,7 +53,7 @@ class OperationKind(StrEnum):
 
 
 class PendingOperation(msgspec.Struct, frozen=True, kw_only=True):
-    """A capture or void that was committed and has not ended. `amount_minor` is what a capture takes, else None."""
+    """A capture or void that was committed and has not ended. `amount_minor` is set for a capture only."""
 
     id: OperationId
     kind: OperationKind
@@ -62,12 +62,12 @@ class PendingOperation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What was agreed with the merchant when the payment was made; later changes are for later payments.
+    """The terms of a payment, fixed when it is made.
 
-    The fee is `fee_basis_points` hundredths of a percent of what is captured, rounded half up to a minor unit, plus
-    `fee_fixed_minor`; it never exceeds what is captured. It is kept when a payment is refunded unless `refunds_fee`. What is
-    charged is pending for `settlement_delay_seconds`, then available. `refunds_late`: money that comes after the payment was
-    over is given back.
+    The fee is `fee_basis_points` hundredths of a percent of the captured amount, rounded half up to a minor unit, plus
+    `fee_fixed_minor`, and never exceeds the captured amount. It is kept after a refund unless `refunds_fee`. A charge is pending
+    for `settlement_delay_seconds`, then available. With `refunds_late`, money that arrives after the payment was over is
+    refunded.
     """
 
     fee_basis_points: int = 0
@@ -86,10 +86,10 @@ NO_TERMS = Terms()
 
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment as it stands. `version` counts its changes; `due_at` is when a job must look at it next.
+    """The state of a payment. `version` counts its changes; `due_at` is when a job must look at it next.
 
-    `release_at` is when its money becomes available, None once it is. Refunds that did not fail have taken `pending_taken_minor`
-    of its own pending money and given `fee_returned_minor` of its fee back.
+    `release_at` is when its money becomes available, and None once it is. Refunds that did not fail have taken
+    `pending_taken_minor` of the payment's own pending money and returned `fee_returned_minor` of its fee.
     """
 
     id: PaymentId
@@ -134,31 +134,32 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def refundable_minor(self) -> int:
-        """What can still be given back."""
+        """The amount that can still be refunded."""
         return max(self.captured_minor - self.refunded_minor - self.disputed_minor - self.lost_minor, 0)
 
     @property
     def unreleased_minor(self) -> int:
-        """What of the payment is in the merchant's pending wallet, unless refunds of others have used it."""
+        """The payment's part of the merchant's pending wallet, unless other payments' refunds have used it."""
         if self.release_at is None:
             return 0
         return self.captured_minor - self.terms.fee_minor(self.captured_minor) - self.pending_taken_minor
 
     @property
     def late_refund_id(self) -> RefundId:
-        """The refund that gives late money back: one, whoever begins it."""
+        """The id of the refund that returns late money. There is one, whoever begins it."""
         return RefundId(uuid5(self.id, "late"))
 
     @property
     def void_id(self) -> OperationId:
-        """The operation that voids the payment: the same whoever asks for it, for a payment is voided once."""
+        """The id of the operation that voids the payment. A payment is voided once, so it is the same for every caller."""
         return OperationId(uuid5(self.id, "void"))
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a payment, to be written by compare-and-set on `before.version`.
+    """One step of a payment, written by compare-and-set on `before.version`.
 
-    `requested` is an operation that the change begins; `refund` is the refund that changes with it, `refund_before` as it was.
+    `requested` is an operation that the change begins; `refund` is the refund that changes with it, `refund_before` its previous
+    state.
     """
 
     before: Payment
@@ -172,12 +173,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_mismatch(self) -> bool:
-        """Whether the evidence was not of this payment: then it changes nothing but what a person has to look at."""
+        """Return whether the evidence did not belong to this payment, so that only a finding or suspense posting follows."""
         return self.finding is Finding.EVIDENCE_MISMATCH
 
 
 def is_provisionally_declined(payment: Payment) -> bool:
-    """Whether a decline was heard of that no fetch has confirmed yet."""
+    """Return whether a decline was reported that no fetch has confirmed yet."""
     return payment.status in UNSETTLED and payment.decline_code is not None
 
 
@@ -192,7 +193,7 @@ def evidence_about(
     refund_id: RefundId | None = None,
     rerouted_to: PspAccountId | None = None,
 ) -> Evidence:
-    """Evidence that we make ourselves: about our own asking, a merchant's wish, the passing of time."""
+    """Evidence from inside Florin: the end of our own call, a merchant's wish, the passing of time."""
     return Evidence(
         kind=kind,
         source=source,

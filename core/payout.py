@@ -1,8 +1,8 @@
-"""A payout: a merchant's available money on its way to its bank.
+"""Payouts: a merchant's available money on its way to its bank.
 
-Asked for by one operator and approved by another. What it takes from the wallet is in transit until the bank has it or has
-failed it; a bank may return money after it had taken it. Invariants: a payout never takes more than is available, so there is
-none while the balance is negative; each step is posted once.
+One operator requests a payout and another approves it. Its money is in transit until the bank confirms or rejects it; a bank may
+return money that it had accepted. Invariants: a payout never takes more than is available, so there is none while the balance is
+negative; each step is posted once.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from core.refund_transition import Balances
 
 
 class PayoutStatus(StrEnum):
-    """Where a payout stands."""
+    """The status of a payout."""
 
     PENDING = "PENDING"
     SUCCEEDED = "SUCCEEDED"
@@ -30,12 +30,12 @@ PAYOUT_TRANSITIONS: Mapping[PayoutStatus, frozenset[PayoutStatus]] = {
     PayoutStatus.SUCCEEDED: frozenset({PayoutStatus.FAILED}),
     PayoutStatus.FAILED: frozenset(),
 }
-"""Which status may follow which."""
+"""The statuses that may follow each status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payout:
-    """A payout as it stands. Operators are named as they name themselves."""
+    """The state of a payout. Operators go by the names they give."""
 
     id: PayoutId
     merchant_id: MerchantId
@@ -54,31 +54,33 @@ def request_payout(payout: Payout, balances: Balances) -> Transfer:
     amount = payout.money.amount_minor
     if amount > balances.available_minor:
         available = Money(balances.available_minor, payout.money.currency)
-        raise Conflict(f"only {available} is available for payouts", code="insufficient_balance")
+        raise Conflict(f"only {available} is available for a payout", code="insufficient_balance")
     amounts = {WalletKind.AVAILABLE.value: -amount, PAYOUTS_IN_TRANSIT: amount}
     return transfer(payout.id, TransferKind.PAYOUT, payout.money.currency, **amounts)
 
 
 def approve_payout(payout: Payout, balances: Balances, *, operator: str, now: datetime) -> Payout:
-    """The payout with its approval. Raises `Conflict` where it cannot be given, or not by this operator, or not now."""
+    """Return the approved payout. Raises `Conflict` if its status, the operator or the balance does not allow it."""
     if payout.status is not PayoutStatus.PENDING or payout.approved_by is not None:
         said = f", approved by {payout.approved_by}" if payout.approved_by else ""
         raise Conflict(f"this payout is {payout.status}{said}", code="not_approvable")
     if operator == payout.requested_by:
-        raise Conflict(f"{operator} asked for this payout: another operator has to approve it", code="four_eyes")
+        raise Conflict(f"{operator} requested this payout, so another operator has to approve it", code="four_eyes")
     if balances.available_minor < 0:
-        raise Conflict("the merchant's balance is negative: payouts wait until it is not", code="insufficient_balance")
+        raise Conflict("the merchant's balance is negative: wait until it is not", code="insufficient_balance")
     return replace(payout, approved_by=operator, updated_at=now)
 
 
 def end_payout(
     payout: Payout, end: PayoutStatus, *, reference: str | None, failure: str | None, now: datetime
 ) -> tuple[Payout, Transfer]:
-    """The payout after the bank's word, and the transfer that follows. Raises `Conflict` where that cannot be."""
+    """Return the payout after the bank's answer, and the transfer that follows. Raises `Conflict` if its status does not allow
+    it.
+    """
     if end not in PAYOUT_TRANSITIONS[payout.status]:
         raise Conflict(f"a payout that is {payout.status} cannot become {end}", code="illegal_transition")
     if end is PayoutStatus.SUCCEEDED and payout.approved_by is None:
-        raise Conflict("this payout was not approved", code="not_approved")
+        raise Conflict("this payout has not been approved", code="not_approved")
     amount = payout.money.amount_minor
     held_in = PAYOUTS_IN_TRANSIT if payout.status is PayoutStatus.PENDING else BANK
     kind, to = {

@@ -1,6 +1,7 @@
-"""What may be kept of a text that somebody else wrote: no address of a person, no number of a card, nothing that opens a door.
+"""Removes secrets and personal data from texts that somebody else wrote, before they are stored.
 
-Used for what merchants' endpoints answer, of which an excerpt goes into the log of deliveries. It takes away rather too much.
+It is used for excerpts of merchants' replies in the delivery log. It removes too much rather than too little: numbers, tokens,
+addresses and everything after a word like "password".
 """
 
 import re
@@ -16,7 +17,7 @@ _NAMED = (
     rf"(?i:(?<![A-Za-z0-9])[\w-]{{0,20}}(?:{_NAMES})[\w-]{{0,20}})[\"']?[ \t]{{0,3}}(?:[:=]\s{{0,3}})?"
     rf"(?:(?i:bearer|basic)[ \t]{{1,3}})?{_VALUE}"
 )
-"""What follows such a name."""
+"""A name that announces a secret, and the value that follows it."""
 
 _SECRETS = (
     r"(?i:set-cookie|cookie)\s{0,3}:[^\n]{0,1000}+",
@@ -26,22 +27,22 @@ _SECRETS = (
     r"\beyJ[\w-]{1,500}+\.[\w-]{1,500}+\.?[\w-]{0,500}+",  # a JSON web token
     r"(?<![0-9A-Za-z])[0-9A-Fa-f]{32,500}+",
     r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{40,500}+={0,2}",  # long random digits
-    r"(?<!\d)\d(?:[ ()./_\u2010-\u2015-]{0,3}\d){7,40}+",  # a number of a card, an account or a telephone
+    r"(?<!\d)\d(?:[ ()./_\u2010-\u2015-]{0,3}\d){7,40}+",  # a card, account or telephone number
 )
 _SECRET = re.compile("|".join(_SECRETS), re.ASCII)
 _UNPRINTABLE = re.compile(r"[^\x09\x0a\x20-\x7e\u00a0-\ud7ff\ue000-\ufffd]")
 
 PERSONAL = frozenset({"description", "metadata", "return_url", "payment_url", "statement_descriptor", "order_id", "reason"})
-"""Fields of what events tell that may hold what merchants know of their customers, or lead to a page of theirs."""
+"""Fields of event data that may contain details of a customer, or lead to a page of theirs."""
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a text, without what is somebody's secret."""
+    """The beginning of a text, without secrets."""
     return _SECRET.sub(REDACTED, _UNPRINTABLE.sub("�", text[: 2 * EXCERPT_LENGTH_MAX]))[:EXCERPT_LENGTH_MAX]
 
 
 def redacted_url(url: str) -> str:
-    """A URL without what tokens are in: its query, and its path but for the first part."""
+    """A URL without the parts that carry tokens: its query, and its path except for the first segment."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -52,5 +53,5 @@ def redacted_url(url: str) -> str:
 
 
 def redacted_data(data: Mapping[str, object]) -> dict[str, object]:
-    """What an event tells, without what is personal."""
+    """The data of an event, without personal details."""
     return {name: REDACTED if name in PERSONAL and value not in (None, {}, "") else value for name, value in data.items()}

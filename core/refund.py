@@ -1,8 +1,8 @@
-"""A refund: money that goes back to a customer, as a row of its own.
+"""Refunds: money that goes back to a customer, each a row of its own.
 
-Invariants: its id is its operation's id and so the PSP's idempotency key; the merchant's wallet pays when the refund is accepted,
-before the PSP is asked, and gets the money back if the PSP fails it, even after it had succeeded. How it changes is
-`core.refund_transition`'s.
+Invariants: the refund's id is its operation's id and therefore the PSP's idempotency key. The merchant's wallet is debited when
+the refund is accepted, before the PSP is asked, and credited again if the PSP fails it, even after it had succeeded.
+`core.refund_transition` changes refunds.
 """
 
 from datetime import datetime
@@ -16,7 +16,7 @@ from core.money import Money
 
 
 class RefundStatus(StrEnum):
-    """Where a refund stands. `UNKNOWN`: the PSP was asked and the answer was lost."""
+    """The status of a refund. `UNKNOWN`: the PSP was asked and the answer was lost."""
 
     PENDING = "PENDING"
     SUCCEEDED = "SUCCEEDED"
@@ -25,15 +25,15 @@ class RefundStatus(StrEnum):
 
 
 def made_at_the_psp(payment_id: PaymentId, reference: str) -> RefundId:
-    """The id here of a refund that somebody made at the PSP, which calls it `reference`."""
+    """Our id for a refund made at the PSP itself, which calls it `reference`."""
     return RefundId(uuid5(payment_id, reference))
 
 
 class Refund(msgspec.Struct, frozen=True, kw_only=True):
-    """A refund as it stands.
+    """The state of a refund.
 
-    `from_pending_minor` of it came from the merchant's pending wallet, the rest from the available one, which got
-    `fee_minor` back. `is_accepted`: the PSP has it and will tell its end. `due_at`: when a job must look at it next.
+    `from_pending_minor` of it came from the merchant's pending wallet and the rest from the available one, which got `fee_minor`
+    back. `is_accepted`: the PSP has accepted it and will report its end. `due_at` is when a job must look at it next.
     """
 
     id: RefundId

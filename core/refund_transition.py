@@ -1,8 +1,8 @@
-"""The two functions that make and change a refund, each with the payment that it belongs to.
+"""The two functions that create and change a refund, together with its payment.
 
-Invariants: the refunds of a payment, pending ones included, never exceed what was captured and is not disputed; the merchant pays
-from the available wallet, then the pending one, and never beyond its negative limit; a refund that fails, even after it had
-succeeded, gives back exactly what it took, once.
+Invariants: the refunds of a payment, pending ones included, never exceed its captured amount less what is disputed; the available
+wallet is debited first, then the pending one, and never beyond the merchant's negative limit; a refund that fails, even after it
+had succeeded, returns exactly what it took, once.
 """
 
 from collections.abc import Mapping
@@ -54,16 +54,16 @@ REFUND_TRANSITIONS: Mapping[RefundStatus, Mapping[EvidenceKind, RefundStatus]] =
         RefundStatus.FAILED,
     ),
 }
-"""What each kind of evidence makes of each status. FAILED is the last word: a success that comes after it is an old one."""
+"""The status that follows each status by each kind of evidence. FAILED is final: a success that arrives later is an old one."""
 
 REFUSED = "refused_by_the_psp"
-"""The failure code of a refund that the PSP would not make."""
+"""The failure code of a refund that the PSP refused."""
 
 _UNSETTLED = frozenset({RefundStatus.PENDING, RefundStatus.UNKNOWN})
 
 
 class Balances(msgspec.Struct, frozen=True, kw_only=True):
-    """What the merchant has in the payment's currency, read under the wallets' locks, and how far it may go below zero."""
+    """The merchant's balances in the payment's currency, read under the wallets' locks, and how far below zero they may go."""
 
     available_minor: int
     pending_minor: int
@@ -81,14 +81,14 @@ def request_refund(
     now: datetime,
     reference: str | None = None,
 ) -> Change:
-    """Accept a refund: the wallet pays now, the PSP is asked after the commit.
+    """Accept a refund: debit the wallet now; the PSP is asked after the commit.
 
-    With a `reference` the PSP has made it by itself: then the wallet pays whatever it holds.
+    A refund with a `reference` was made by the PSP itself, and the wallet is debited whatever it holds.
 
     Raises `Conflict` with the code `not_refundable`, `refund_too_large` or `insufficient_balance`.
     """
     if payment.status is not Status.SUCCEEDED:
-        raise Conflict(f"a payment that is {payment.status} has no money to give back", code="not_refundable")
+        raise Conflict(f"a payment that is {payment.status} has no money to refund", code="not_refundable")
     if not 0 < amount_minor <= payment.refundable_minor:
         raise Conflict(f"at most {payment.refundable_minor} of this payment can still be refunded", code="refund_too_large")
     fee_minor = _fee_share(payment, amount_minor)
@@ -125,8 +125,8 @@ def request_refund(
     return Change(before=payment, after=after, evidence=evidence, refund=refund)
 
 
-def made_there(payment: Payment, reference: str, *, money: Money, now: datetime) -> Refund:
-    """A refund that somebody made at the PSP, as far as it is known before it is accepted."""
+def refund_made_at_psp(payment: Payment, reference: str, *, money: Money, now: datetime) -> Refund:
+    """A refund that was made at the PSP, with what is known of it before it is accepted."""
     return Refund(
         id=made_at_the_psp(payment.id, reference),
         merchant_id=payment.merchant_id,
@@ -143,7 +143,7 @@ def made_there(payment: Payment, reference: str, *, money: Money, now: datetime)
 
 
 def apply_refund(payment: Payment, refund: Refund, evidence: Evidence, *, now: datetime) -> Change | None:
-    """What evidence about a refund makes of it and of its payment; None where it brings nothing new.
+    """The change that evidence makes to a refund and its payment, or None if it brings nothing new.
 
     Raises `IllegalTransition` for evidence that is not about a refund.
     """
@@ -157,7 +157,7 @@ def apply_refund(payment: Payment, refund: Refund, evidence: Evidence, *, now: d
     is_look = evidence.kind is EvidenceKind.REFUND_NOT_FOUND and refund.due_at is not None and step.status in _UNSETTLED
     if step == refund and not is_look:
         return None
-    next_due_at = next_refund_look_at(step, now=now)
+    next_due_at = next_refund_check_at(step, now=now)
     given_up = next_due_at is None and refund.due_at is not None and step.status in _UNSETTLED
     failed = step.status is RefundStatus.FAILED and refund.status is not RefundStatus.FAILED
     changed = _given_back(payment, refund) if failed else payment
@@ -173,7 +173,7 @@ def apply_refund(payment: Payment, refund: Refund, evidence: Evidence, *, now: d
 
 
 def _given_back(payment: Payment, refund: Refund) -> Payment:
-    """The payment without a refund that has failed."""
+    """The payment after one of its refunds has failed."""
     own_minor = 0 if payment.release_at is None else min(refund.from_pending_minor, payment.pending_taken_minor)
     return replace(
         payment,
@@ -201,7 +201,7 @@ def _matches(refund: Refund, evidence: Evidence) -> bool:
 
 
 def _contradicts(refund: Refund, evidence: Evidence) -> bool:
-    """Whether the PSP has made a refund that it had refused: not an old success of one that failed later."""
+    """Return whether the PSP made a refund that it had refused, as opposed to an old success of one that failed later."""
     return refund.failure_code == REFUSED and evidence.kind is EvidenceKind.REFUND_SUCCEEDED
 
 
@@ -213,7 +213,7 @@ def _step(refund: Refund, evidence: Evidence, target: RefundStatus) -> Refund:
         case EvidenceKind.REFUND_SUCCEEDED:
             return named if target is RefundStatus.FAILED else replace(named, is_accepted=True)
         case EvidenceKind.REFUND_LOST if refund.is_accepted:
-            return refund  # the PSP has it, whatever became of its answer to us
+            return refund  # the PSP has it, whatever became of its answer
         case EvidenceKind.REFUND_FAILED if refund.status is not RefundStatus.FAILED:
             return replace(named, failure_code=evidence.code or "failed")
         case EvidenceKind.REFUND_NOT_FOUND if refund.status in _UNSETTLED and refund.due_at is not None:
@@ -223,8 +223,10 @@ def _step(refund: Refund, evidence: Evidence, target: RefundStatus) -> Refund:
             return named
 
 
-def next_refund_look_at(refund: Refund, *, now: datetime) -> datetime | None:
-    """When a job must look at a refund next: one that the PSP has, less and less often; else by the recheck schedule."""
+def next_refund_check_at(refund: Refund, *, now: datetime) -> datetime | None:
+    """The time at which a job must look at a refund next: at growing intervals if the PSP has accepted it, else by the recheck
+    schedule.
+    """
     match refund.status:
         case RefundStatus.PENDING if refund.is_accepted and not refund.checks:
             return now + max(now - refund.created_at, timedelta(seconds=FIRST_LOOK_SECONDS))
@@ -237,7 +239,7 @@ def next_refund_look_at(refund: Refund, *, now: datetime) -> datetime | None:
 
 
 def _fee_share(payment: Payment, amount_minor: int) -> int:
-    """The part of the fee that goes back, by what is refunded so far: refunds of the whole give back the whole fee."""
+    """The part of the fee that is returned, in proportion to what is refunded so far: all of it for a refund of everything."""
     if not payment.terms.refunds_fee:
         return 0
     fee, captured = payment.terms.fee_minor(payment.captured_minor), payment.captured_minor
@@ -246,7 +248,7 @@ def _fee_share(payment: Payment, amount_minor: int) -> int:
 
 
 def _from_pending(net_minor: int, balances: Balances) -> int:
-    """How much of a refund the pending wallet pays. Raises `Conflict` where both are short and the limit does not allow it."""
+    """The part of a refund that the pending wallet pays. Raises `Conflict` if both wallets and the limit are too small."""
     short = max(net_minor - max(balances.available_minor, 0), 0)
     from_pending = min(short, max(balances.pending_minor, 0))
     left = balances.available_minor - (net_minor - from_pending)

@@ -1,34 +1,34 @@
-"""Schedules: when to try again, and when to give up.
+"""Retry schedules: when to try again, and when to give up (promise:bounded).
 
-A schedule is a tuple of delays in seconds; entry n is the wait before attempt n (the first attempt is number 0).
-Jitter comes as an argument, so that a schedule is a pure function.
+A schedule is a tuple of delays in seconds; entry n is the wait before attempt n, and the first attempt is number 0. Jitter is an
+argument, so a schedule is a pure function.
 """
 
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 DELIVERY_DELAYS_SECONDS = (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
-"""Webhook attempts to a merchant: at once, then about 75 hours of growing patience (Standard Webhooks' advice)."""
+"""Webhook attempts to a merchant: at once, then at growing intervals over about 75 hours (Standard Webhooks' advice)."""
 
 RETRY_AFTER_SECONDS_MAX = 86_400.0
-"""For how long an endpoint may put us off at a time."""
+"""The longest Retry-After of an endpoint that is honored."""
 
 FAILING_DAYS_MAX = 5
-"""After how many days without a success an endpoint gets no more."""
+"""Days without a success after which an endpoint is disabled."""
 
 INBOX_DELAYS_SECONDS = (2, 10, 60, 600, 3_600)
-"""A PSP's event that came before what it is about."""
+"""Retries of a PSP event that arrived before its payment or charge was known."""
 
 RECHECK_DELAYS_SECONDS = (5, 30, 120, 600, 3_600, 86_400, 86_400, 86_400, 86_400, 86_400)
-"""Fetches of an operation whose answer was lost; after the last one an operator has to look."""
+"""Fetches of an operation whose answer was lost. After the last one an operator has to look."""
 
 JITTER_FRACTION = 0.2
 
 
 def next_attempt_at(delays_seconds: tuple[int, ...], *, attempts: int, now: datetime, jitter: float = 0.5) -> datetime | None:
-    """When to make the next attempt after `attempts` have been made, or None where the schedule is exhausted.
+    """The time of the next attempt after `attempts` have been made, or None if the schedule is exhausted.
 
-    `jitter` is a number in [0, 1): 0.5 is no jitter, the ends are ±20 %.
+    `jitter` is a number in [0, 1): 0.5 means none, the ends mean ±20 %.
     """
     assert attempts >= 0
     assert 0 <= jitter < 1
@@ -39,7 +39,7 @@ def next_attempt_at(delays_seconds: tuple[int, ...], *, attempts: int, now: date
 
 
 def retry_after_seconds(header: str, *, now: datetime) -> float | None:
-    """What a Retry-After header (RFC 9110, 10.2.3) asks for, bounded; None where it cannot be read."""
+    """The seconds of a Retry-After header (RFC 9110, 10.2.3), bounded, or None if it cannot be read."""
     text = header.strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:9]), RETRY_AFTER_SECONDS_MAX)

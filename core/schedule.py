@@ -1,4 +1,6 @@
-"""When a job must look at a payment next. One column, one job: expiry, recheck, completion, release and late refunds."""
+"""The time at which a job must look at a payment next. One column serves expiry, recheck, completion, release and late
+refunds.
+"""
 
 from datetime import datetime, timedelta
 from typing import assert_never
@@ -8,37 +10,37 @@ from core.payment import Payment, Status, is_provisionally_declined
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
 
 FIRST_LOOK_SECONDS = 600
-"""How old an open payment is when it is first looked at for a webhook that may have been lost."""
+"""The age at which an open payment is first checked for a lost webhook."""
 
 COMPLETE_AFTER_SECONDS = 60
-"""How long an operation that we know no end of is left to the request that began it."""
+"""Grace period before the follow-up job adopts an operation with no recorded outcome."""
 
 LOOK_AGAIN_SECONDS = 15
-"""How long the second look at a decline is left to whoever heard of it first."""
+"""Grace period before the follow-up job repeats the check of a decline; the process that heard of it goes first."""
 
 WARN_BEFORE_SECONDS = 86_400
-"""How long before an authorization ends the merchant is warned."""
+"""The merchant is warned this long before an authorization ends."""
 
 
 LOOK_AT_AUTHORIZED_SECONDS = 86_400
-"""How often an authorization whose end nobody has told is looked at."""
+"""The interval between checks of an authorization whose end is not known."""
 
 
 def first_due_at(*, created_at: datetime, expires_at: datetime) -> datetime:
-    """When to look at a payment whose opening nothing has been heard of: once its request must have died."""
+    """The time of the first look at a payment whose opening has no recorded outcome: once its request must have died."""
     return min(expires_at, created_at + timedelta(seconds=COMPLETE_AFTER_SECONDS))
 
 
-def next_look_at(payment: Payment, *, now: datetime) -> datetime:
-    """When to look next at an open page that was just seen open: in case a webhook is lost, less and less often."""
+def next_check_at(payment: Payment, *, now: datetime) -> datetime:
+    """The time of the next look at a page just seen open, in case a webhook is lost: at growing intervals."""
     age = max(now - payment.created_at, timedelta(seconds=FIRST_LOOK_SECONDS))
     return min(payment.expires_at, now + age) if payment.expires_at > now else now + timedelta(seconds=FIRST_LOOK_SECONDS)
 
 
 def due_at(payment: Payment, kind: EvidenceKind, *, reference: str | None, now: datetime) -> datetime | None:
-    """When a payment that has just become what it is, by evidence of this kind, must be looked at; None for never.
+    """The time of the next look at a payment after evidence of this kind, or None for never.
 
-    `reference` is the PSP's name of it, which the payment itself need not have yet.
+    `reference` is the PSP's reference, which the payment itself may not have yet.
     """
     if payment.pending is not None:
         if kind in (EvidenceKind.CAPTURE_REQUESTED, EvidenceKind.VOID_REQUESTED):
@@ -62,7 +64,7 @@ def due_at(payment: Payment, kind: EvidenceKind, *, reference: str | None, now: 
 
 
 def owes_late_refund(payment: Payment) -> bool:
-    """Whether the money came too late and is to be given back, and nobody has begun to."""
+    """Return whether the money arrived too late and must be refunded, and no refund has begun."""
     is_untouched = payment.refunded_minor == 0 and payment.refundable_minor > 0
     return payment.late and payment.terms.refunds_late and not payment.is_given_back and is_untouched
 
@@ -77,7 +79,7 @@ def _pending_due_at(payment: Payment, *, reference: str | None, now: datetime) -
         return now + timedelta(seconds=LOOK_AGAIN_SECONDS)
     if reference is None:
         return first_due_at(created_at=payment.created_at, expires_at=payment.expires_at)
-    return next_look_at(payment, now=now)
+    return next_check_at(payment, now=now)
 
 
 def _authorized_due_at(payment: Payment, *, now: datetime) -> datetime | None:

@@ -1,10 +1,10 @@
-"""Signed messages: the HMAC dialects that Florin speaks and understands.
+"""Signed messages: the HMAC dialects that Florin signs with and verifies.
 
 - Standard Webhooks (github.com/standard-webhooks/standard-webhooks, spec 1.0): what merchants receive.
 - Timestamped, `t=...,v1=...` as Stripe signs: what the sandbox PSP sends.
 
-Invariants: comparison takes constant time; a timestamp outside the tolerance is refused, so that a recorded message cannot be
-replayed later; several secrets may be valid at once while one rotates.
+Invariants: comparison takes constant time; a timestamp outside the tolerance is rejected, so a recorded message cannot be
+replayed later; several secrets may be valid during a rotation.
 """
 
 import base64
@@ -30,7 +30,7 @@ def sign_standard(secrets: Iterable[str], *, message_id: str, timestamp: int, bo
 
 
 def verify_standard(secrets: Iterable[str], *, message_id: str, timestamp: str, signature: str, body: bytes, now: float) -> None:
-    """Raises `InvalidSignature` unless one of the signatures was made with one of the secrets, lately."""
+    """Verify that one of the signatures was made with one of the secrets, recently. Raises `InvalidSignature`."""
     moment = _fresh(timestamp, now)
     given = [value for version, _, value in (part.partition(",") for part in signature.split(" ")) if version == "v1"]
     _require_match(given, [_standard_digest(secret, message_id, moment, body) for secret in secrets])
@@ -42,7 +42,7 @@ def sign_timestamped(secret: str, *, timestamp: int, body: bytes) -> str:
 
 
 def verify_timestamped(secrets: Iterable[str], *, header: str, body: bytes, now: float) -> None:
-    """Raises `InvalidSignature` unless the header was made with one of the secrets, lately."""
+    """Verify that the header was made with one of the secrets, recently. Raises `InvalidSignature`."""
     fields = [part.partition("=")[::2] for part in header.split(",")]
     moment = _fresh(next((value for name, value in fields if name == "t"), ""), now)
     given = [value for name, value in fields if name == "v1"]
@@ -53,7 +53,7 @@ def _standard_digest(secret: str, message_id: str, timestamp: int, body: bytes) 
     try:
         key = base64.b64decode(secret.removeprefix(_STANDARD_PREFIX), validate=True)
     except binascii.Error as error:
-        raise InvalidSignature("the secret is not whsec_ and base64") from error
+        raise InvalidSignature("the secret is not whsec_ followed by base64") from error
     signed = b"%s.%d.%s" % (message_id.encode(), timestamp, body)
     return base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 

@@ -1,9 +1,9 @@
-"""How fast, and how many at once, a PSP is asked.
+"""Limits the rate and the concurrency of calls to a PSP.
 
 Concurrency adapts by AIMD, additive increase and multiplicative decrease (Chiu and Jain, 1989): every answer raises the limit a
-little, every 429 halves it, at most once a second, so that one burst counts once. The rate is a schedule of slots: who gets a
-share of the schedule may call once in each slot of it, and a slot that was not used in its time is lost, so that there are no
-bursts. Time is in seconds on any clock that never goes back.
+little, and a 429 halves it, at most once a second, so that one burst counts once. The rate is a schedule of evenly spaced slots:
+a process reserves a range of the schedule and makes one call in each slot of it. An unused slot is lost, so there are no bursts.
+Time is in seconds on any clock that never goes back.
 """
 
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ CUT_SECONDS_MIN = 1.0
 
 @dataclass(slots=True)
 class AdaptiveLimit:
-    """How many calls may be under way. `ceiling` is what was agreed; `limit` what the PSP bears at the moment."""
+    """The number of calls that may be under way. `ceiling` is the configured limit; `limit` adapts below it."""
 
     ceiling: int
     limit: float
     cut_at: float = float("-inf")
 
     def grow(self) -> None:
-        """A call was answered: one more, once as many as there may be have been."""
+        """Record an answer: raise the limit by 1/limit, which adds one after as many answers as the limit."""
         if self.limit < self.ceiling:
             self.limit = min(self.limit + 1 / self.limit, float(self.ceiling))
 
     def cut(self, *, now: float) -> None:
-        """The PSP said that it was too much."""
+        """Record a 429: halve the limit."""
         if now - self.cut_at >= CUT_SECONDS_MIN:
             self.cut_at = now
             self.limit = max(self.limit / 2, 1.0)
 
-    def move_ceiling(self, ceiling: int) -> None:
-        """What was agreed has changed, or is shared with more or fewer processes."""
+    def set_ceiling(self, ceiling: int) -> None:
+        """Change the ceiling, because the configuration or the number of processes has changed."""
         if self.limit >= self.ceiling or ceiling < self.limit:
             self.limit = float(ceiling)
         self.ceiling = ceiling
@@ -39,14 +39,16 @@ class AdaptiveLimit:
 
 @dataclass(slots=True)
 class Slots:
-    """A share of a schedule: one slot each `interval_seconds` from `next_at` until `ends_at`."""
+    """A reserved range of the schedule: a slot every `interval_seconds` from `next_at` until `ends_at`."""
 
     interval_seconds: float
     next_at: float = 0.0
     ends_at: float = 0.0
 
     def take(self, *, now: float, before: float) -> float | None:
-        """The time of the next slot, which is taken if it is `before` then; None where the share is used up."""
+        """Return the time of the next slot, and take it unless that is later than `before`. Returns None if the range is
+        used up.
+        """
         at = max(self.next_at, now)
         if at >= self.ends_at:
             return None

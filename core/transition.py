@@ -1,16 +1,16 @@
-"""The one function that changes a payment.
+"""The one function that changes a payment (promise:one-transition).
 
-Whoever learns something about a payment (a PSP webhook, a customer's return, a recheck, the answer to our own call, a merchant's
-wish) turns it into `Evidence` and asks `apply` what follows. Invariants:
+Every source of facts about a payment (a PSP webhook, a customer's return, a recheck, the answer to our own call, a merchant's
+request) makes them `Evidence`, and `apply` decides the change. Invariants:
 
-- `TRANSITIONS` is the only place that says which status may follow which; a pair that is not in it raises.
+- `TRANSITIONS` alone says which status may follow which; a pair outside it raises.
 - `apply` is a pure function. Evidence that brings nothing new yields None, so duplicates and late arrivals are harmless, and the
-  same facts in any order lead to the same status and the same postings. (A refused attempt is always new: it is for the log.
-  The end of a dispute that was not told before is a mismatch, for a person.)
-- Evidence that the PSP holds the money wins from every state, but only if account, operation, reference, amount and currency
-  are the payment's own; otherwise the money goes to suspense and a person is told.
-- A lost answer is UNKNOWN, never DECLINED. A decline is provisional until a fetch, made after it was first heard of, agrees.
-- An authorization that comes after the payment was over is voided: the change itself begins the void.
+  same facts in any order lead to the same status and the same postings. (A failed attempt is always new, because it is logged.
+  The end of a dispute whose beginning is unknown is a mismatch, for a person.)
+- Evidence that the PSP holds the money wins from every state, but only if account, operation, reference, amount and currency are
+  the payment's own; otherwise the money goes to suspense with a finding.
+- A lost answer is UNKNOWN, never DECLINED. A decline is provisional until a fetch made after it was first reported agrees.
+- An authorization that arrives after the payment was over is voided; the same change begins the void.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from core.retry import RECHECK_DELAYS_SECONDS
 from core.schedule import due_at
 
 CONFIRM_SECONDS = 900
-"""How long a customer has for confirming a payment that was charged by token."""
+"""The time that a customer has to confirm a payment that was charged by token."""
 
 _MONEY_WINS = {EvidenceKind.CAPTURED: Status.SUCCEEDED}
 _OPEN = {
@@ -108,13 +108,13 @@ TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
     Status.EXPIRED: {**_MONEY_WINS, **_stays(Status.EXPIRED, *_PSP_FACTS, *_ASKING, EvidenceKind.REJECTED)},
     Status.CANCELED: {**_MONEY_WINS, **_stays(Status.CANCELED, *_PSP_FACTS, *_ASKING, EvidenceKind.REJECTED)},
 }
-"""What each kind of evidence makes of each status. A missing pair cannot happen and raises `IllegalTransition`."""
+"""The status that follows each status by each kind of evidence. A pair that is missing raises `IllegalTransition`."""
 
 
 def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | None:
-    """What the evidence makes of the payment; None where it brings nothing new.
+    """The change that evidence makes to a payment, or None if it brings nothing new.
 
-    Raises `IllegalTransition` for a pair outside `TRANSITIONS`, or a request while another operation is under way.
+    Raises `IllegalTransition` for a pair outside `TRANSITIONS`, or for a request while another operation is under way.
     """
     target = TRANSITIONS[payment.status].get(evidence.kind)
     if target is None:
@@ -143,7 +143,7 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
 
 
 def _is_news(payment: Payment, step: Payment, names: Mapping[str, object], evidence: Evidence) -> bool:
-    """Whether the step changes anything, or belongs into the log all the same."""
+    """Return whether the step changes anything, or must be logged all the same."""
     if step.status is not payment.status or (step is not payment and step != payment):
         return True
     if any(getattr(payment, name) != value for name, value in names.items()):
@@ -153,7 +153,7 @@ def _is_news(payment: Payment, step: Payment, names: Mapping[str, object], evide
 
 
 def _begun(payment: Payment, after: Payment, evidence: Evidence, *, now: datetime) -> PendingOperation | None:
-    """The operation that the change begins, if it begins one."""
+    """The operation that the change begins, if any."""
     if evidence.kind is EvidenceKind.REROUTED:
         kind = OperationKind.CHARGE if payment.is_sync else OperationKind.INTENT
         return PendingOperation(id=after.operation_id, kind=kind, amount_minor=after.money.amount_minor, since=now)
@@ -173,7 +173,7 @@ def _finding(payment: Payment, evidence: Evidence, *, given_up: bool) -> Finding
 
 
 def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
-    """The payment after one step, its names and its due time not yet filled in."""
+    """The payment after one step, before its references and its due time are filled in."""
     match evidence.kind:
         case EvidenceKind.CAPTURED:
             return payment if payment.status is Status.SUCCEEDED else _captured(payment, evidence, target, now=now)
@@ -183,7 +183,7 @@ def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime
                 return replace(payment, status=target, did_check_again=True)
             return replace(payment, decline_code=payment.decline_code or evidence.code or "declined", checks=0)
         case EvidenceKind.DECLINED if payment.status is Status.AUTHORIZED:
-            # Told, it is an old story; seen by our own look, the authorization is gone.
+            # A reported decline is old news; one that our own fetch sees means that the authorization is gone.
             return replace(payment, status=target, pending=None) if evidence.source in FETCHED else payment
         case EvidenceKind.NOT_FOUND | EvidenceKind.UNANSWERED:
             counted = min(payment.checks + 1, len(RECHECK_DELAYS_SECONDS))
@@ -256,7 +256,7 @@ def _captured(payment: Payment, evidence: Evidence, target: Status, *, now: date
 def _authorized(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
     if payment.status in CLOSED:
         if payment.pending is not None:
-            return payment  # the void of it has begun
+            return payment  # its void has begun
         void = PendingOperation(id=payment.void_id, kind=OperationKind.VOID, amount_minor=None, since=now)
         return replace(payment, pending=void, checks=0)
     if payment.status is Status.SUCCEEDED:
@@ -271,9 +271,9 @@ def _authorized(payment: Payment, evidence: Evidence, target: Status, *, now: da
 
 
 def _rerouted(payment: Payment, evidence: Evidence) -> Payment:
-    """Another account is asked, by another operation. Raises `IllegalTransition` once the first may have received anything."""
+    """Ask another account, by another operation. Raises `IllegalTransition` once the first may have received anything."""
     if payment.reference is not None or payment.decline_code is not None or payment.pending is not None:
-        raise IllegalTransition("the PSP has this payment: it cannot go to another one")
+        raise IllegalTransition("the PSP may have received this payment, so it cannot go to another account")
     assert evidence.requested_id is not None
     assert evidence.rerouted_to is not None
     return replace(payment, psp_account_id=evidence.rerouted_to, operation_id=evidence.requested_id)
@@ -281,7 +281,7 @@ def _rerouted(payment: Payment, evidence: Evidence) -> Payment:
 
 def _requested(payment: Payment, evidence: Evidence, *, now: datetime) -> Payment:
     if payment.pending is not None:
-        raise IllegalTransition(f"a {payment.pending.kind} of this payment is under way")
+        raise IllegalTransition(f"a {payment.pending.kind} of this payment is already under way")
     assert evidence.requested_id is not None
     kind = OperationKind.CAPTURE if evidence.kind is EvidenceKind.CAPTURE_REQUESTED else OperationKind.VOID
     amount = evidence.money.amount_minor if evidence.money else None
@@ -291,7 +291,9 @@ def _requested(payment: Payment, evidence: Evidence, *, now: datetime) -> Paymen
 
 
 def _unanswered(payment: Payment, evidence: Evidence, target: Status) -> Payment:
-    """A call of ours has ended without the PSP's view: of the pending operation if there is one, else of the opening."""
+    """The payment after a call of ours has failed or was refused: the pending operation's call if there is one, else the
+    opening.
+    """
     if evidence.requested_id is not None:
         is_this = payment.pending is not None and payment.pending.id == evidence.requested_id
         return replace(payment, pending=None, checks=0) if is_this else payment
@@ -305,7 +307,9 @@ def _unanswered(payment: Payment, evidence: Evidence, target: Status) -> Payment
 
 
 def _counts_as_look(payment: Payment, evidence: Evidence) -> bool:
-    """Whether a look in vain is one of the schedule's: not a reader's, and not after we have given up."""
+    """Return whether a fetch that brought nothing counts toward the schedule: not one for a reader, and not one after the
+    schedule has ended.
+    """
     is_scheduled = evidence.source is not Source.ACCESS and payment.due_at is not None
     is_open = payment.pending is not None or payment.status in UNSETTLED or payment.status is Status.AUTHORIZED
     return is_scheduled and is_open and evidence.kind in _LOOKS_IN_VAIN

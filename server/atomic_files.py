@@ -1,18 +1,18 @@
-"""Files that only their owner can read, there whole or not at all, whenever the process is killed."""
+"""Files that only their owner can read, present completely or not at all, whenever the process is killed."""
 
 import os
 from pathlib import Path
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file, or put it in the place of the one that is there."""
+    """Write a file, replacing an existing one."""
     unfinished = _written(path, content)
     unfinished.replace(path)
     _sync(path.parent)
 
 
 def create_private(path: Path, content: bytes) -> None:
-    """Write a file unless there is one; then that stays."""
+    """Write a file unless it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         return
@@ -38,7 +38,7 @@ def _written(path: Path, content: bytes) -> Path:
 
 
 def _sync(directory: Path) -> None:
-    """A new name is durable only once its directory is."""
+    """A new name is durable only once its directory is synced."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

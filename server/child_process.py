@@ -1,9 +1,9 @@
 """Child processes that cannot outlive their parent.
 
-A child gets a session of its own, so that a terminal's Ctrl-C reaches only the parent, which then stops its children in
-order; and PR_SET_PDEATHSIG, so that the kernel signals it when the parent dies of kill -9. Two rules of Linux decide how
-(prctl(2)): the signal fires when the *thread* that spawned the child ends, so children are spawned from the main thread; and
-changing the user clears it, so it is set after that.
+A child gets its own session, so that a terminal's Ctrl-C reaches only the parent, which then stops its children in order; and
+PR_SET_PDEATHSIG, so that the kernel signals it when the parent dies of kill -9. Two rules of prctl(2) matter: the signal fires
+when the *thread* that spawned the child ends, so children are spawned from the main thread; and changing the user clears it, so
+it is set after that.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An unprivileged user to run a child as. It exists already; nothing is ever added to the system."""
+    """An unprivileged user to run a child as. It must exist; nothing is ever added to the system."""
 
     uid: int
     gid: int
@@ -71,24 +71,24 @@ def spawn(
 
 def python(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of Florin with this interpreter."""
-    # -P: a file in the current directory must not stand in for a module of ours.
+    # -P: a file in the current directory must not shadow one of our modules
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def allow_many_files() -> None:
-    """Raise this process's limit of open files as far as it may be: every connection is one."""
+    """Raise this process's limit of open files to its maximum: every connection is one."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def say_ready(descriptor: int) -> None:
-    """Tell the parent, on the pipe that it has passed, that this process can be used."""
+    """Tell the parent, on the pipe that it has passed, that this process is ready."""
     os.write(descriptor, b"ready\n")
     os.close(descriptor)
 
 
 async def is_ready(descriptor: int, *, seconds: float) -> bool:
-    """Wait for the child's word on the pipe; False where it ends before, or the time is over. Closes the pipe."""
+    """Wait until the child is ready. Returns False if it ends before, or the time is over. Closes the pipe."""
     async with trio.lowlevel.FdStream(descriptor) as pipe:
         with trio.move_on_after(seconds):
             return bool(await pipe.receive_some(64))
@@ -96,7 +96,7 @@ async def is_ready(descriptor: int, *, seconds: float) -> bool:
 
 
 async def wait(child: subprocess.Popen[bytes]) -> int:
-    """Wait until the child has ended; its return code."""
+    """Wait until the child has ended, and return its exit code."""
     try:
         descriptor = os.pidfd_open(child.pid)
     except ProcessLookupError:
@@ -112,8 +112,7 @@ async def wait(child: subprocess.Popen[bytes]) -> int:
 async def stopped_at_the_end(
     child: subprocess.Popen[bytes], *, first: signal.Signals, seconds: float
 ) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """A block at whose end the child is asked to end, and killed if it has not after `seconds`. Cancellation does not shorten
-    it."""
+    """A block at whose end the child is asked to stop, and killed after `seconds`. Cancellation does not shorten that."""
     try:
         yield child
     finally:
@@ -122,7 +121,7 @@ async def stopped_at_the_end(
 
 
 async def stop(child: subprocess.Popen[bytes], *, first: signal.Signals, seconds: float) -> None:
-    """Ask a child to end, and kill it if it has not after `seconds`."""
+    """Ask a child to stop, and kill it after `seconds`."""
     if child.poll() is not None:
         return
     child.send_signal(first)

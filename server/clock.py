@@ -1,4 +1,4 @@
-"""The system clock. What needs the time takes it as an argument; this is what the processes pass."""
+"""The system clock. Code that needs the time takes it as an argument; the processes pass this."""
 
 from datetime import UTC, datetime
 

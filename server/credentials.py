@@ -1,4 +1,4 @@
-"""API keys and stream tickets: drawn, hashed and read. The only place that draws them."""
+"""API keys and stream tickets: drawn, hashed and parsed here only."""
 
 import hashlib
 import secrets
@@ -13,28 +13,28 @@ _TICKET_PREFIX = "flst"
 
 
 def api_key(mode: Literal["test", "live"], merchant_id: MerchantId) -> str:
-    """A new API key: mode, merchant and 256 random bits. Shown once, stored as a hash."""
+    """A new API key: mode, merchant and 256 random bits. It is shown once and stored as a hash."""
     return f"{_PREFIX}_{mode}_{merchant_id.hex}{secrets.token_hex(_SECRET_BYTES)}"
 
 
 def stream_ticket(merchant_id: MerchantId) -> str:
-    """A new ticket for the stream: merchant and 256 random bits. Stored as a hash, good once."""
+    """A new ticket for the stream: merchant and 256 random bits. It is stored as a hash and valid once."""
     return f"{_TICKET_PREFIX}_{merchant_id.hex}{secrets.token_hex(_SECRET_BYTES)}"
 
 
 def merchant_of_ticket(text: str) -> MerchantId | None:
-    """The merchant that a well-formed ticket names; None where it is not one of ours."""
+    """The merchant in a well-formed ticket; None for anything else."""
     prefix, _, digits = text.partition("_")
     return _merchant_of(digits) if prefix == _TICKET_PREFIX else None
 
 
 def key_hash(key: str) -> bytes:
-    """What is stored of an API key. Its 256 random bits need no slow hash."""
+    """The stored hash of an API key. Its 256 random bits need no slow hash."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def merchant_of_key(key: str) -> MerchantId | None:
-    """The merchant that a well-formed API key names; None where it is not one of ours."""
+    """The merchant in a well-formed API key; None for anything else."""
     prefix, _, rest = key.partition("_")
     mode, _, digits = rest.partition("_")
     return _merchant_of(digits) if prefix == _PREFIX and mode in ("test", "live") else None

@@ -1,8 +1,8 @@
 """Secrets at rest: AES-256-GCM with the row's identity as associated data.
 
 A sealed value is `1 | nonce (12 bytes) | ciphertext and tag`; the leading byte is the version of this form. The associated data
-(table, row, merchant) makes a value useless in any other place than its own. The key comes from a file of the operator and is
-never in the database or its backups. Source: NIST SP 800-38D; 96-bit random nonces.
+(table, row, merchant) ties a value to its own place. The key comes from a file of the operator's and is never in the database or
+its backups. Source: NIST SP 800-38D; 96-bit random nonces.
 """
 
 import base64
@@ -37,7 +37,7 @@ class Sealer:
 
     def __init__(self, key: bytes) -> None:
         if len(key) != _KEY_BYTES:
-            raise SealError(f"the sealing key has {_KEY_BYTES} bytes, this one {len(key)}")
+            raise SealError(f"a sealing key has {_KEY_BYTES} bytes, this one has {len(key)}")
         self._cipher = AESGCM(key)
         self._key = key
 
@@ -47,15 +47,15 @@ class Sealer:
         try:
             return cls(base64.b64decode(path.read_text().strip(), validate=True))
         except (OSError, binascii.Error, UnicodeDecodeError, SealError) as error:
-            raise SealError(f"cannot use the sealing key {path}: {error}. Restore it from its copy") from error
+            raise SealError(f"cannot use the sealing key {path}: {error}. Restore it from your copy") from error
 
     def receipt_key(self) -> Ed25519PrivateKey:
-        """The key that signs receipts: derived (RFC 5869), so that it is neither stored nor lost apart from the sealing key."""
+        """The key that signs receipts. It is derived (RFC 5869), so it is neither stored nor lost apart from the sealing key."""
         derived = HKDF(algorithm=hashes.SHA256(), length=_KEY_BYTES, salt=None, info=b"florin receipts 1").derive(self._key)
         return Ed25519PrivateKey.from_private_bytes(derived)
 
     def derive(self, purpose: bytes, row: UUID) -> bytes:
-        """32 bytes that only this key gives for this purpose and row."""
+        """32 bytes that only this key derives for this purpose and row."""
         info = b"florin " + purpose + b" " + row.bytes
         return HKDF(algorithm=hashes.SHA256(), length=_KEY_BYTES, salt=None, info=info).derive(self._key)
 
@@ -70,11 +70,11 @@ class Sealer:
         try:
             return self._cipher.decrypt(nonce, ciphertext, _place(table, row, merchant)).decode()
         except (InvalidTag, ValueError) as error:
-            raise SealError(f"a secret in {table} was sealed with another key: is this the right key file?") from error
+            raise SealError(f"a secret in {table} was sealed with another key: check that this is the right key file") from error
 
 
 def create_key_file(path: Path) -> None:
-    """Make a new key, readable by its owner only, unless the file exists."""
+    """Create a new key, readable by its owner only, unless the file exists."""
     create_private(path, base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""Fixtures: a real PostgreSQL for the session, a database of its own for each test, and a whole Florin over real sockets."""
+"""Fixtures: a real PostgreSQL for the session, a new database for each test, and a whole Florin over real sockets."""
 
 import datetime
 import ipaddress
@@ -25,22 +25,22 @@ from server.process import embedded_postgres
 from server.telemetry import configure_logs
 from tests.support.florin import Florin, open_florin
 
-HOUSE = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 REQUIRE_ALL = "FLORIN_REQUIRE_ALL"
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # our programs are started a hundred times: compiling them once is enough
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # our programs are started a hundred times: compile them once
 configure_logs("warning")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind nohup: then our programs would ignore Ctrl-C too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind nohup: our programs would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The long forms of tests are behind a flag."""
+    """Put the long forms of tests behind a flag."""
     parser.addoption("--write-tables", action="store_true", help="write the tables that tests produce, rather than compare them")
     parser.addoption("--long", action="store_true", help="run the stateful tests for an hour rather than a minute")
 
 
 def program(name: str) -> str:
-    """The path of an optional outside program; the test is skipped where it is missing, and fails where all are required."""
+    """The path of an optional outside program. The test is skipped if it is missing, and fails if all are required."""
     found = shutil.which(name)
     if found is None:
         if os.environ.get(REQUIRE_ALL):
@@ -50,15 +50,15 @@ def program(name: str) -> str:
 
 
 def debian_postgres() -> Path:
-    """The binaries of Debian's PostgreSQL, the newest there is; skipped or required like any outside program."""
+    """The binaries of the newest PostgreSQL of Debian; skipped or required like any outside program."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     if not found:
-        program("postgres")  # says that it is missing, as for any other program
+        program("postgres")  # reports that it is missing, as for any other program
     return found[-1].parent if found else Path(shutil.which("postgres") or "").parent
 
 
 def make_reachable_directory() -> Path:
-    """A directory below which other users can go: PostgreSQL runs as one when the tests run as root."""
+    """A directory that other users can enter, because PostgreSQL runs as another user when the tests run as root."""
     directory = Path(tempfile.mkdtemp(prefix="florin-test-"))
     directory.chmod(0o711)
     return directory
@@ -99,7 +99,7 @@ def database_of(server: embedded_postgres.Embedded, name: str) -> str:
 
 @pytest.fixture(scope="session")
 def debian_server() -> Iterator[embedded_postgres.Embedded]:
-    """Debian's PostgreSQL, with a login user who may make roles and nothing else."""
+    """Debian's PostgreSQL, with a login user who may create roles and nothing else."""
     directory = make_reachable_directory()
     server = embedded_postgres.start(directory, binaries=debian_postgres())
     try:
@@ -113,7 +113,7 @@ def debian_server() -> Iterator[embedded_postgres.Embedded]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests marked `any_postgres` run on the embedded PostgreSQL and on Debian's, under a user who is no superuser there."""
+    """Run tests marked `any_postgres` on the embedded PostgreSQL and on Debian's, there without a superuser."""
     if metafunc.definition.get_closest_marker("any_postgres") is not None:
         metafunc.parametrize("database_url", ["embedded", "debian"], indirect=True)
 

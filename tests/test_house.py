@@ -80,7 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench.micro": {"core", "server", "bench.measure", "bench.generator"},
     "bench": {"core", "server", "bench"},
 }
-"""Who may import whom: imports point down only. The longest name that fits a module says what it may import besides its own."""
+"""The imports allowed to each package besides its own modules: they point down only. The longest name that fits counts."""
 
 ROOM_FILES_MAX = 16
 CROWDED = {"core"}
@@ -206,6 +206,19 @@ def test_the_checks_are_clean(command: list[str]) -> None:
     ]
     said = [one.communicate()[0] for one in running]
     assert [one.returncode for one in running] == [0] * len(running), "".join(said)
+
+
+def test_docstrings_say_what_things_do() -> None:
+    """A docstring opens with an indicative or a noun, not with a question word."""
+    question = re.compile(r"\s*(What|Whether|Where|When|Which|Who|Whom|Whose|Why|How)\b")
+    found = [
+        f"{file.relative_to(HOUSE)}:{node.lineno}"
+        for _, file in _modules("core", "server", "bench", "tests")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if question.match(node.value.value)
+    ]
+    assert found == []
 
 
 def test_every_installed_version_is_pinned() -> None:

@@ -1,1 +1,1 @@
-"""The load: an epoll loop that plays customers, merchants and a PSP."""
+"""The load generators: an epoll loop that plays customers, merchants and a PSP."""

@@ -1,8 +1,8 @@
-"""When requests begin: the schedule of an open loop. Pure: the generator's clock and socket know nothing of it.
+"""The schedule of an open loop: the times at which requests begin. It is pure: no clock, no socket.
 
-In an open loop requests come when customers come, however slow the server is; a closed loop waits for an answer before it asks
-again, and so offers a stalled server less load and hides the stall. Latency is measured from the intended start
-(coordinated omission; Gil Tene, "How NOT to Measure Latency").
+In an open loop requests arrive when customers do, however slow the server is. A closed loop waits for an answer before the next
+request, and so offers a stalled server less load and hides the stall. Latency is measured from the intended start (coordinated
+omission; Gil Tene, "How NOT to Measure Latency").
 """
 
 import random
@@ -14,7 +14,7 @@ import msgspec
 
 
 class Arrivals(StrEnum):
-    """How requests are spread over a stage. `CLOSED`: no schedule, so many callers each with one request after another."""
+    """The spread of requests over a stage. `CLOSED`: no schedule, but callers that send one request after another."""
 
     CONSTANT = "constant"
     POISSON = "poisson"
@@ -22,7 +22,7 @@ class Arrivals(StrEnum):
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """So many seconds at so many requests per second."""
+    """A number of seconds at a rate of requests per second."""
 
     seconds: float
     rate: float
@@ -31,9 +31,10 @@ class Stage(msgspec.Struct, frozen=True):
 def intended_starts(
     stages: Sequence[Stage], *, kind: Arrivals, rng: random.Random, part: int = 0, parts: int = 1
 ) -> Iterator[float]:
-    """Seconds from the begin at which requests start, for one of several generators that share the rate evenly.
+    """The start times in seconds, for one of several generators that share the rate evenly.
 
-    Constant parts are offset so that together they are constant; Poisson parts are drawn apart, and their sum is Poisson too.
+    Constant parts are offset so that together they are constant; Poisson parts are drawn independently, so their sum is Poisson
+    too.
     """
     assert kind is not Arrivals.CLOSED
     begins = 0.0
@@ -50,7 +51,7 @@ def intended_starts(
 
 
 def _even(interval: float, *, first: float) -> Iterator[float]:
-    # Not by adding up: after an hour the last digits would have made a request of their own.
+    # Not by adding up: after an hour the rounding errors would have made a request of their own.
     return (first + number * interval for number in count())
 
 
@@ -59,10 +60,10 @@ def _random(interval: float, rng: random.Random) -> Iterator[float]:
 
 
 def spike(rate: float, *, factor: float, before_seconds: float, seconds: float, after_seconds: float) -> list[Stage]:
-    """A steady rate, so many times that for a while, and the steady rate again."""
+    """A steady rate, a multiple of it for a while, and the steady rate again."""
     return [Stage(before_seconds, rate), Stage(seconds, rate * factor), Stage(after_seconds, rate)]
 
 
 def steps(rates: Sequence[float], *, seconds: float) -> list[Stage]:
-    """One rate after another, each for as long."""
+    """One rate after another, each for the same time."""
     return [Stage(seconds, rate) for rate in rates]

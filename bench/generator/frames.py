@@ -1,10 +1,10 @@
-"""Websocket frames of a server, read by hand: a library would cost the reader more than the load does (RFC 6455, 5.2)."""
+"""Parses a server's websocket frames by hand, because a library would cost the reader more than the load does (RFC 6455, 5.2)."""
 
 TEXT, SHORT_MAX, LENGTH_16 = 0x81, 125, 126
 
 
 def take_frame(buffer: bytearray) -> tuple[int, bytes] | None:
-    """The next whole frame of a server: its first byte and its payload; None where it has not come yet (RFC 6455, 5.2)."""
+    """The next complete frame of a server: its first byte and its payload; None if it has not arrived (RFC 6455, 5.2)."""
     if len(buffer) < 2:
         return None
     begin, length = 2, buffer[1]

@@ -1,7 +1,8 @@
-"""HTTP/1.1 on `bench.generator.loop`, both sides: a pool of connections that asks, and a listening socket that answers.
+"""HTTP/1.1 on `bench.generator.loop`, both sides: a pool of client connections, and a listening server.
 
-Framing is httptools'. Invariants: a connection has one request at a time; what ends badly is answered with status 0 exactly once;
-at most `connections_max` connections are open to an origin, and what finds none free waits, its clock running.
+httptools does the framing. Invariants: a connection has one request at a time; a failed request is answered with status 0 exactly
+once; at most `connections_max` connections are open to an origin, and a request that finds none free waits, with its clock
+running.
 """
 
 import errno
@@ -19,7 +20,7 @@ from bench.generator.loop import Loop
 READ_BYTES = 65_536
 LOST = 0
 Answered = Callable[[int, bytes], None]
-"""Told of the status and the body; the status is `LOST` where there was no whole response."""
+"""Called with the status and the body. The status is `LOST` if there was no complete response."""
 
 
 class Pool:
@@ -36,7 +37,7 @@ class Pool:
         self._connections_max = connections_max
 
     def ask(self, data: bytes, answered: Answered) -> None:
-        """Send a whole request, now or when a connection is free."""
+        """Send a request, now or when a connection is free."""
         if self.idle:
             self.idle.pop().ask(data, answered)
         elif len(self.channels) < self._connections_max:
@@ -45,14 +46,14 @@ class Pool:
             self.waiting.append((data, answered))
 
     def give_back(self, channel: "Channel") -> None:
-        """It is free again."""
+        """Return a free connection to the pool."""
         if self.waiting:
             channel.ask(*self.waiting.popleft())
         else:
             self.idle.append(channel)
 
     def lose(self, channel: "Channel") -> None:
-        """It is closed."""
+        """Remove a closed connection from the pool."""
         self.channels.discard(channel)
         if channel in self.idle:
             self.idle.remove(channel)
@@ -60,21 +61,21 @@ class Pool:
             self.channels.add(Channel(self, *self.waiting.popleft()))
 
     def forget(self, answered: Answered) -> None:
-        """Give up a request that nobody waits for any more: its connection is closed, or it is never sent."""
+        """Abandon a request: close its connection, or never send it."""
         self.waiting = deque(one for one in self.waiting if one[1] != answered)
         for channel in list(self.channels):
             if channel.is_for(answered):
                 channel.close(is_told=False)
 
     def forget_all(self) -> None:
-        """Give up whatever is under way."""
+        """Abandon all requests."""
         self.waiting.clear()
         for channel in self.channels - set(self.idle):
             channel.close(is_told=False)
 
 
 class Channel:
-    """One connection; made with its first request."""
+    """One connection, opened with its first request."""
 
     __slots__ = ("_answered", "_body", "_parser", "_pool", "_socket", "_unsent")
 
@@ -90,7 +91,7 @@ class Channel:
         code = self._socket.connect_ex(pool.address)
         self._pool.loop.watch(self._socket.fileno(), self._on_event, select.EPOLLIN | select.EPOLLOUT)
         if code not in (0, errno.EINPROGRESS):
-            # Not at once: whoever asks must not be answered before his question is out of his hands.
+            # not at once: the caller must not be answered before it has returned
             self._pool.loop.call_at(self._pool.loop.now, self.close)
 
     def ask(self, data: bytes, answered: Answered) -> None:
@@ -146,11 +147,11 @@ class Channel:
             answered(status, body)
 
     def is_for(self, answered: Answered) -> bool:
-        """Whether this is the connection of that request."""
+        """Return whether this is the connection of that request."""
         return self._answered == answered
 
     def close(self, *, is_told: bool = True) -> None:
-        """Close it; a request under way is lost, and who waits for it is told."""
+        """Close the connection. A request under way is lost, and its caller is told."""
         if self._socket.fileno() < 0:
             return
         self._pool.loop.forget(self._socket.fileno())
@@ -162,7 +163,7 @@ class Channel:
 
 
 Answer = Callable[["Served", bytes, bytes, bytes], None]
-"""Told of a request: who to answer, its method, target and body."""
+"""Called with a request: the connection to answer on, its method, target and body."""
 
 
 def listen(loop: Loop, listening: socket.socket, answer: Answer) -> None:
@@ -181,7 +182,7 @@ def listen(loop: Loop, listening: socket.socket, answer: Answer) -> None:
 
 
 class Served:
-    """A connection that is served."""
+    """A connection of the server's side."""
 
     __slots__ = ("_answer", "_body", "_loop", "_parser", "_socket", "_target", "_unsent")
 
@@ -231,7 +232,7 @@ class Served:
         self._answer(self, self._parser.get_method(), self._target, self._body)
 
     def reply(self, status: int, body: bytes = b"") -> None:
-        """Answer the request; nothing happens where its sender has gone."""
+        """Answer the request. Does nothing if its sender has disconnected."""
         if self._socket.fileno() >= 0:
             head = b"HTTP/1.1 %d OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
             self._send(head + body)
@@ -251,14 +252,14 @@ class Served:
             self._loop.watch(self._socket.fileno(), self._on_event, select.EPOLLIN | (select.EPOLLOUT if self._unsent else 0))
 
     def close(self) -> None:
-        """End the connection, answered or not."""
+        """Close the connection, answered or not."""
         if self._socket.fileno() >= 0:
             self._loop.forget(self._socket.fileno())
             self._socket.close()
 
 
 def request(method: str, url_path: str, host: bytes, *, headers: dict[str, str] | None = None, body: bytes = b"") -> bytes:
-    """A whole request."""
+    """The bytes of a request."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     return (
         f"{method} {url_path} HTTP/1.1\r\nhost: ".encode()

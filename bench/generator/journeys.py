@@ -1,7 +1,9 @@
-"""What a customer or a merchant does, one generator function a scenario: it yields what it waits for and returns how it ended.
+"""The journeys of customers and merchants, one generator function per scenario. A journey yields what it waits for and returns
+its result.
 
-A journey knows no clock and no socket. It yields `Ask` (a request; it is sent the answer), `Hear` (the notification of a payment,
-over every channel of the plan) or `Mark` (a point in time worth a histogram of its own), and returns `OK` or the reason why not.
+A journey has no clock and no socket. It yields `Ask` (a request, whose answer it is sent), `AwaitNotification` (the notification
+of a payment, over every channel of the plan) or `Mark` (a point in time with a histogram of its own), and returns `OK` or the
+reason of its failure.
 """
 
 import random
@@ -19,7 +21,7 @@ from bench.generator.http import request
 OK = "ok"
 LOST = "lost"
 READ_SHARE = 0.3
-"""Of `mixed`, how much only reads."""
+"""The share of `mixed` that only reads."""
 
 _CREATE = msgspec.json.encode({"amount": 1_990, "currency": "EUR", "order_id": "bench"})
 _CHARGE = msgspec.json.encode({"amount": 1_990, "currency": "EUR", "order_id": "bench", "confirm": True, "token": "tok_paid"})
@@ -28,45 +30,45 @@ _FORM = b"card=4242424242424242"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request to the API, or to the PSP's hosted page."""
+    """Send a request to the API, or to the PSP's hosted page."""
 
     data: bytes
     is_psp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Hear:
-    """Wait until the merchant was told of a payment."""
+class AwaitNotification:
+    """Wait for the notification of a payment."""
 
     payment_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """So long it has taken until here."""
+    """Record the time up to this point."""
 
     name: str
 
 
 @dataclass(slots=True)
 class Answer:
-    """What was answered; `status` is 0 where the connection was lost, and -1 where it took too long."""
+    """An answer. `status` is 0 if the connection was lost, and -1 after a timeout."""
 
     status: int
     body: bytes
 
     @property
     def failure(self) -> str:
-        """How a journey ends that cannot go on from here."""
+        """The result of a journey that cannot continue after this answer."""
         return {0: LOST, -1: "timeout"}.get(self.status) or str(self.status)
 
 
-Wanted = Ask | Hear | Mark
+Wanted = Ask | AwaitNotification | Mark
 Journey = Generator[Wanted, Answer, str]
 
 
 class World:
-    """What journeys share: the API and its keys, which are taken in turn."""
+    """Shared by all journeys: the API and its keys, used in turn."""
 
     def __init__(self, url: str, keys: list[str], rng: random.Random, *, items: int = 1) -> None:
         parts = urlsplit(url)
@@ -74,7 +76,7 @@ class World:
         self.host, self.rng, self.recent = parts.netloc.encode(), rng, list[tuple[str, str]]()
         self._keys = keys
         self._numbers = count()
-        self._prefix = uuid4().hex  # not of the seed: a key that was used before would only be replayed
+        self._prefix = uuid4().hex  # independent of the seed: a key that was used before would only be replayed
         self._charges = [self._head(key, _CHARGE) for key in keys]
         self._creates = [self._head(key, _CREATE) for key in keys]
 
@@ -84,11 +86,11 @@ class World:
         return before, after
 
     def charge(self) -> tuple[str, bytes]:
-        """A key, and the request that charges a token in one step."""
+        """An API key, and the request that charges a token in one step."""
         return self._post(self._charges)
 
     def create(self) -> tuple[str, bytes]:
-        """A key, and the request that opens a page."""
+        """An API key, and the request that opens a page."""
         return self._post(self._creates)
 
     def _post(self, heads: list[tuple[bytes, bytes]]) -> tuple[str, bytes]:
@@ -98,7 +100,7 @@ class World:
         return self._keys[chosen], before + f"{self._prefix}-{number}".encode() + after
 
     def batch(self) -> bytes:
-        """The request that charges as many tokens as a batch has."""
+        """The request that charges a batch of tokens."""
         item = {"type": "charge", "amount": 1_990, "currency": "EUR", "token": "tok_paid"}
         items = [{**item, "order_id": f"bench-{number}"} for number in range(self.items)]
         number = next(self._numbers)
@@ -115,11 +117,11 @@ class World:
         return request("GET", path, self.host, headers={"authorization": f"Bearer {key}"} if key else {})
 
     def post(self, path: str, key: str) -> bytes:
-        """A request that needs no body."""
+        """A request without a body."""
         return request("POST", path, self.host, headers={"authorization": f"Bearer {key}"})
 
     def remember(self, key: str, payment_id: str) -> None:
-        """A payment that readers may read."""
+        """Keep a payment for journeys that read."""
         if len(self.recent) < 1_000:
             self.recent.append((key, payment_id))
         else:
@@ -127,13 +129,13 @@ class World:
 
 
 def hello(world: World) -> Journey:
-    """The smallest answer of the instance: the wire, the router, one query."""
+    """The cheapest request to the instance: the HTTP server, the router, one query."""
     answer = yield Ask(world.get("/healthz"))
     return OK if answer.status == 200 else answer.failure
 
 
 def sync(world: World) -> Journey:
-    """A token is charged at POST."""
+    """Charge a token at POST."""
     _, data = world.charge()
     answer = yield Ask(data)
     return OK if answer.status == 201 else answer.failure
@@ -157,7 +159,7 @@ def mixed(world: World) -> Journey:
 
 
 def checkout(world: World) -> Journey:
-    """A page is opened and paid, and the merchant is told: of all that the customer does, and until the notification."""
+    """Open a page, pay on it, and wait for the merchant's notification."""
     _, data = world.create()
     answer = yield Ask(data)
     if answer.status != 201:
@@ -168,12 +170,12 @@ def checkout(world: World) -> Journey:
     if answer.status not in (200, 303):
         return f"psp {answer.failure}"
     yield Mark("paid")
-    answer = yield Hear(payment["id"])
+    answer = yield AwaitNotification(payment["id"])
     return OK if answer.status == 200 else "not told"
 
 
 def verify(world: World) -> Journey:
-    """A page is opened and paid, the PSP's webhook is lost, and the merchant asks."""
+    """Open a page and pay on it; the PSP's webhook is lost, and the merchant asks."""
     key, data = world.create()
     answer = yield Ask(data)
     if answer.status != 201:
@@ -200,7 +202,7 @@ def _pay(payment: Any) -> bytes:
 
 
 def batch(world: World) -> Journey:
-    """A batch of charges, answered when it is over."""
+    """A batch of charges, answered when it has ended."""
     answer = yield Ask(world.batch())
     if answer.status != 200:
         return answer.failure
@@ -209,13 +211,13 @@ def batch(world: World) -> Journey:
 
 
 def streamed(world: World) -> Journey:
-    """A token is charged, and every socket of the merchant hears of it."""
+    """Charge a token, and wait until every websocket of the merchant has the event."""
     _, data = world.charge()
     answer = yield Ask(data)
     if answer.status != 201:
         return answer.failure
     yield Mark("charged")
-    answer = yield Hear(_payment(answer)["id"])
+    answer = yield AwaitNotification(_payment(answer)["id"])
     return OK if answer.status == 200 else "not told"
 
 

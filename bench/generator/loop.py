@@ -1,8 +1,8 @@
-"""One epoll, its handlers and timers: what load generators and the stub PSP run on.
+"""An epoll loop with handlers and timers, on which load generators and the stub PSP run.
 
-A generator shares its machine with what it measures, so it has to be cheaper than that; nothing here allocates a task, a scope or
-a queue. Invariants: timers fire in the order of their times, never early; `now` is read once a round; a handler that raises ends
-the loop, for a generator that limps measures nothing.
+A generator shares its machine with what it measures, so it has to be cheaper; nothing here allocates a task, a scope or a queue.
+Invariants: timers fire in the order of their times, never early; `now` is read once per round; a handler that raises ends the
+loop, because a broken generator measures nothing.
 """
 
 import heapq
@@ -16,7 +16,7 @@ Handler = Callable[[int], None]
 
 
 class Loop:
-    """Handlers are called with the event mask of their descriptor."""
+    """Calls handlers with the event mask of their descriptor."""
 
     def __init__(self) -> None:
         self._poller = select.epoll()
@@ -35,7 +35,7 @@ class Loop:
         self._handlers[descriptor] = handler
 
     def forget(self, descriptor: int) -> None:
-        """Watch it no more; to be called before it is closed."""
+        """Stop watching a descriptor, before it is closed."""
         if self._handlers.pop(descriptor, None) is not None:
             self._poller.unregister(descriptor)
 
@@ -54,7 +54,7 @@ class Loop:
         while not self._is_stopped:
             if timers:
                 wait_seconds = timers[0][0] - time.monotonic()
-                # epoll waits in whole milliseconds, which would make every arrival late; select knows microseconds.
+                # epoll waits in whole milliseconds, which would make every arrival late; select takes microseconds
                 if wait_seconds > 0:
                     select.select([poller], [], [], wait_seconds)
                 ready = poller.poll(0, EVENTS_MAX)
@@ -66,7 +66,7 @@ class Loop:
                 if handler is not None:
                     handler(mask)
             self.now = time.monotonic()
-            # What these set for now is for the next round: sockets have their turn in between.
+            # Timers that these set for now fire in the next round, after the sockets.
             due = []
             while timers and timers[0][0] <= self.now:
                 due.append(heapq.heappop(timers)[2])

@@ -1,8 +1,8 @@
-"""`python -m bench.generator.main [EARS_DESCRIPTOR]`: one process that offers load: a plan a line on its input, its reports on
-its output.
+"""`python -m bench.generator.main [WEBHOOKS_DESCRIPTOR]`: one process that offers load: one plan per line of its input, its
+reports on its output.
 
-Open loop by a schedule, latency counted from the intended start, whether or not the generator or the server was late; closed loop
-from the actual one. Invariants: it ends within the plan's time and its timeout; a journey ends once.
+In an open loop latency counts from the intended start, whether the generator or the server was late; in a closed loop from the
+actual one. Invariants: it ends within the plan's time and its timeout; a journey ends once.
 """
 
 import gc
@@ -19,9 +19,9 @@ from hdrh.histogram import HdrHistogram
 
 from bench.generator.arrivals import Arrivals, intended_starts
 from bench.generator.http import Pool
-from bench.generator.journeys import JOURNEYS, OK, Answer, Ask, Hear, Journey, Mark, Wanted, World
+from bench.generator.journeys import JOURNEYS, OK, Answer, Ask, AwaitNotification, Journey, Mark, Wanted, World
 from bench.generator.loop import Loop
-from bench.generator.notifications import Ears
+from bench.generator.notifications import Notifications
 from bench.generator.plan import Plan, Report, Second, Tally
 from server.child_process import allow_many_files
 
@@ -29,7 +29,7 @@ SAMPLES_MAX = 500
 _HIGHEST_US, _DIGITS = 3_600_000_000, 3
 
 
-class Trip:
+class RunningJourney:
     """A journey under way."""
 
     __slots__ = ("_driver", "_journey", "began", "is_over", "number")
@@ -46,7 +46,7 @@ class Trip:
         self._go(lambda: next(self._journey))
 
     def answered(self, status: int, body: bytes) -> None:
-        """Go on with an answer; nothing happens where the journey has been given up."""
+        """Continue with an answer. Does nothing if the journey was given up."""
         if not self.is_over:
             self._go(lambda: self._journey.send(Answer(status, body)))
 
@@ -67,15 +67,15 @@ class Trip:
             case Ask(data, True):
                 assert driver.psp is not None, "this scenario needs the PSP's address"
                 driver.psp.ask(data, self.answered)
-            case Hear(payment_id):
-                driver.ears.wait(payment_id, partial(self.answered, 200, b""))
+            case AwaitNotification(payment_id):
+                driver.notifications.wait(payment_id, partial(self.answered, 200, b""))
 
 
 class Driver:
     """Carries out one plan."""
 
-    def __init__(self, loop: Loop, ears: Ears, plan: Plan, pools: dict[str, Pool], *, told_before: int) -> None:
-        self._loop, self.ears, self._plan = loop, ears, plan
+    def __init__(self, loop: Loop, notifications: Notifications, plan: Plan, pools: dict[str, Pool], *, told_before: int) -> None:
+        self._loop, self.notifications, self._plan = loop, notifications, plan
         self.api = self._pool(pools, plan.url)
         self.psp = self._pool(pools, plan.psp_url) if plan.psp_url else None
         rng = random.Random(f"{plan.seed} {plan.part}")
@@ -83,7 +83,7 @@ class Driver:
         self._journey = JOURNEYS[plan.scenario]
         self._starts = self._schedule(rng)
         self._next_start: float | None = None
-        self._trips: dict[int, Trip] = {}
+        self._running: dict[int, RunningJourney] = {}
         self._begun = self._not_begun = self._told_before = 0
         self._ended: dict[str, int] = {}
         self._histograms: dict[str, HdrHistogram] = {}
@@ -99,18 +99,18 @@ class Driver:
         return pools[url]
 
     def run(self) -> Tally:
-        """From the plan's begin to its end."""
+        """Run the plan to its end."""
         plan, loop = self._plan, self._loop
         if plan.hears_stream:
-            self.ears.open_streams(plan.url, plan.keys, sockets=plan.sockets)
-        self.ears.channels = plan.hears_webhooks + (self.ears.sockets_per_key if plan.hears_stream else 0)
+            self.notifications.open_streams(plan.url, plan.keys, sockets=plan.sockets)
+        self.notifications.channels = plan.hears_webhooks + (self.notifications.sockets_per_key if plan.hears_stream else 0)
         loop.call_at(plan.begin_at, self._open)
         loop.call_at(plan.begin_at + plan.seconds, self._close)
         loop.call_at(plan.begin_at + 1, partial(self._tick, 1))
         loop.run()
         self._is_over = True
         self._tell(math.ceil(loop.now - plan.begin_at))
-        self.ears.forget()
+        self.notifications.forget()
         for pool in filter(None, (self.api, self.psp)):
             pool.forget_all()
         return Tally(
@@ -119,7 +119,7 @@ class Driver:
             not_begun=self._not_begun,
             seconds=max(self._last_ok_at, min(self._closed_at, plan.begin_at + plan.seconds)) - plan.begin_at,
             histograms={name: one.encode().decode() for name, one in self._histograms.items()},
-            told=self.ears.told - self._told_at_first,
+            told=self.notifications.told - self._told_at_first,
         )
 
     def _schedule(self, rng: random.Random) -> Iterator[float]:
@@ -138,7 +138,7 @@ class Driver:
             self._begin_due()
 
     def _begin_due(self) -> None:
-        """Begin what is due by the schedule, and come back for the next."""
+        """Begin what is due by the schedule, and set a timer for the next."""
         began_at = self._plan.begin_at
         while self._offers:
             if self._next_start is None:
@@ -156,7 +156,7 @@ class Driver:
         if self._begun >= self._plan.count_max:
             self._close()
             return
-        if len(self._trips) >= self._plan.in_flight_max:
+        if len(self._running) >= self._plan.in_flight_max:
             self._not_begun += 1
             return
         self._begun += 1
@@ -164,11 +164,11 @@ class Driver:
         now = time.monotonic()
         self._record("lag", int((now - intended) * 1e6))
         began = now if self._plan.arrivals is Arrivals.CLOSED else intended
-        trip = self._trips[self._begun] = Trip(self, self._journey(self._world), self._begun, began)
-        trip.begin()
+        journey_run = self._running[self._begun] = RunningJourney(self, self._journey(self._world), self._begun, began)
+        journey_run.begin()
 
     def record(self, name: str, since: float) -> None:
-        """So long it took since then."""
+        """Record the time since then."""
         self._record(name, int((self._loop.now - since) * 1e6))
 
     def _record(self, name: str, microseconds: int) -> None:
@@ -177,51 +177,51 @@ class Driver:
             histogram = self._histograms[name] = HdrHistogram(1, _HIGHEST_US, _DIGITS)
         histogram.record_value(min(max(microseconds, 1), _HIGHEST_US))
 
-    def ended(self, trip: Trip, ending: str) -> None:
-        """A journey has ended, or was given up."""
-        del self._trips[trip.number]
+    def ended(self, journey_run: RunningJourney, ending: str) -> None:
+        """End a journey that is over or was given up."""
+        del self._running[journey_run.number]
         self._ended[ending] = self._ended.get(ending, 0) + 1
         self._second_ended[ending] = self._second_ended.get(ending, 0) + 1
-        took_us = int((self._loop.now - trip.began) * 1e6)
+        took_us = int((self._loop.now - journey_run.began) * 1e6)
         self._record(ending, took_us)
         if ending == OK:
             self._last_ok_at = self._loop.now
             self._second_latencies.append(took_us)
         if self._offers and self._plan.arrivals is Arrivals.CLOSED:
-            # Not from here: a server that refuses at once would be asked deeper and deeper.
+            # not from here: a server that refuses at once would cause ever deeper recursion
             at = self._loop.now
             self._loop.call_at(at, lambda: self._begin(at) if self._offers else None)
-        elif not self._offers and not self._trips:
+        elif not self._offers and not self._running:
             self._loop.stop()
 
     def _close(self) -> None:
-        """Offer no more."""
+        """Start no more journeys."""
         if not self._offers or self._is_over:
             return
         self._offers = False
         self._closed_at = self._loop.now
-        if not self._trips:
+        if not self._running:
             self._loop.stop()
 
     def _tick(self, number: int) -> None:
         if self._is_over:
-            return  # a timer that was set before the end; the next plan has its own
-        for trip in list(self._trips.values()):
-            if self._loop.now - trip.began < self._plan.timeout_seconds:
+            return  # a timer from before the end; the next plan has its own
+        for journey_run in list(self._running.values()):
+            if self._loop.now - journey_run.began < self._plan.timeout_seconds:
                 break  # later ones began later
-            trip.is_over = True
+            journey_run.is_over = True
             for pool in filter(None, (self.api, self.psp)):
-                pool.forget(trip.answered)
-            self.ended(trip, "timeout")
+                pool.forget(journey_run.answered)
+            self.ended(journey_run, "timeout")
         self._tell(number)
-        if self._offers or self._trips:
+        if self._offers or self._running:
             self._loop.call_at(self._plan.begin_at + number + 1, partial(self._tick, number + 1))
 
     def _new_second(self) -> None:
         self._second_begun = 0
         self._second_ended: dict[str, int] = {}
         self._second_latencies: list[int] = []
-        self._told_before = self.ears.told
+        self._told_before = self.notifications.told
 
     def _tell(self, number: int) -> None:
         latencies = sorted(self._second_latencies)
@@ -232,10 +232,10 @@ class Driver:
                     number=number,
                     begun=self._second_begun,
                     ended=self._second_ended,
-                    in_flight=len(self._trips),
+                    in_flight=len(self._running),
                     latencies_us=[latencies[int(at * step)] for at in range(int(len(latencies) / step))],
                     max_us=latencies[-1] if latencies else 0,
-                    told=self.ears.told - self._told_before,
+                    told=self.notifications.told - self._told_before,
                 )
             )
         )
@@ -243,7 +243,7 @@ class Driver:
 
 
 def say(report: Report) -> None:
-    """One line to the parent."""
+    """Write one line to the parent."""
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     sys.stdout.buffer.flush()
 
@@ -252,7 +252,7 @@ def main() -> None:
     """Carry out plans until the input ends."""
     allow_many_files()
     loop = Loop()
-    ears = Ears(loop, socket.socket(fileno=int(sys.argv[1])) if len(sys.argv) > 1 else None)
+    notifications = Notifications(loop, socket.socket(fileno=int(sys.argv[1])) if len(sys.argv) > 1 else None)
     pools: dict[str, Pool] = {}
     told_before = 0
     gc.freeze()
@@ -260,7 +260,7 @@ def main() -> None:
     def read(_: int) -> None:
         loop.stop()
 
-    # Between plans the ears go on: notifications of the last one may still come.
+    # Notifications of the previous plan may still arrive between plans.
     loop.watch(0, read)
     say(Report())
     while True:
@@ -270,8 +270,8 @@ def main() -> None:
             return
         loop.forget(0)
         plan = msgspec.json.decode(line, type=Plan)
-        say(Report(tally=Driver(loop, ears, plan, pools, told_before=told_before).run()))
-        told_before = ears.told
+        say(Report(tally=Driver(loop, notifications, plan, pools, told_before=told_before).run()))
+        told_before = notifications.told
         loop.watch(0, read)
 
 

@@ -1,7 +1,7 @@
-"""The merchant's ears: webhooks and the websocket stream, counted, and matched with the journeys that wait for them.
+"""The merchant's side of notifications: webhooks and websocket streams, counted and matched with the journeys that wait for them.
 
-Signatures are not verified here, and frames read by hand: libraries for both are used elsewhere, and here they would cost the
-generator more than the load does.
+Signatures are not verified here and frames are parsed by hand: libraries for both are used elsewhere, and here they would cost
+the generator more than the load does.
 """
 
 import re
@@ -24,8 +24,8 @@ _HANDSHAKE = (
 Told = Callable[[], None]
 
 
-class Ears:
-    """Hears of payments. One that is heard of before anybody waits for it is kept for who comes."""
+class Notifications:
+    """Receives notifications of payments. One that arrives before anybody waits for it is kept."""
 
     def __init__(self, loop: Loop, listening: socket.socket | None) -> None:
         self.told = 0
@@ -40,7 +40,7 @@ class Ears:
             listen(loop, listening, self._on_webhook)
 
     def open_streams(self, url: str, keys: list[str], *, sockets: int = 0) -> None:
-        """Open websockets, once: one for each key, or as many as asked for, evenly."""
+        """Open websockets, once: one for each key, or the requested number, evenly."""
         self.sockets_per_key = max(sockets // len(keys), 1)
         if url in self._opened_for:
             return
@@ -58,7 +58,7 @@ class Ears:
             self._read_stream(one)
 
     def wait(self, payment_id: str, told: Told) -> None:
-        """Call back once every channel has told of the payment."""
+        """Call back once every channel has reported the payment."""
         if self._heard.get(payment_id, 0) >= self.channels:
             del self._heard[payment_id]
             told()
@@ -66,7 +66,7 @@ class Ears:
             self._waiting[payment_id] = told
 
     def forget(self) -> None:
-        """Nobody waits any more."""
+        """Stop waiting for a payment."""
         self._waiting.clear()
         self._heard.clear()
 
@@ -95,7 +95,7 @@ class Ears:
                 received = one.recv(READ_BYTES)
             except OSError:
                 received = b""
-            if not received:  # what is told no more ends in time-outs, which are counted
+            if not received:  # dropped ones end in timeouts, which are counted
                 self._loop.forget(one.fileno())
                 one.close()
                 return

@@ -1,4 +1,4 @@
-"""What a load generator is told and what it tells: one JSON document a line, over its input and output.
+"""The messages between the parent and a load generator: one JSON document per line of its input and output.
 
 The parent (`bench.lab.load`) and its generators (`bench.generator.main`) are processes of one machine; times are
 `time.monotonic()`, which they share.
@@ -13,12 +13,11 @@ IN_FLIGHT_MAX = 16_000
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One piece of load, bounded in time and count; for one of `parts` generators that share it evenly.
+    """A bounded amount of load, for one of `parts` generators that share it evenly.
 
-    `callers`: in a closed loop, how many at a time. `connections_max`: to the API, and as many to the PSP. `timeout_seconds`:
-    when a journey counts as failed. `in_flight_max`: what the schedule asks for beyond it is not begun, and counts as
-    `not_begun`. `sockets`: how many websockets hear, one for each key at least; `items`: how many payments a journey makes, where
-    it is a batch.
+    `callers`: concurrent callers of a closed loop. `connections_max`: to the API, and as many to the PSP. `timeout_seconds`: when
+    a journey counts as failed. `in_flight_max`: journeys that the schedule asks for beyond it are not begun, and counted as
+    `not_begun`. `sockets`: websockets that listen, at least one for each key; `items`: payments of a batch journey.
     """
 
     scenario: str
@@ -43,12 +42,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """How long load is offered."""
+        """The duration of the load."""
         return sum(stage.seconds for stage in self.stages)
 
 
 class Second(msgspec.Struct, frozen=True, kw_only=True):
-    """What a second brought. `latencies_us`: of the journeys that ended well, some hundred at even ranks."""
+    """The results of one second. `latencies_us`: of the successful journeys, some hundred at even ranks."""
 
     number: int
     begun: int
@@ -60,9 +59,9 @@ class Second(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a plan. `histograms`: HdrHistogram's compressed form, in µs since the intended start, by mark; `ok` is the whole
-    journey. `lag`: how much later than intended journeys began, which is the generator's own fault. `told`: notifications since
-    the plan before this one.
+    """The results of a plan. `histograms`: HdrHistogram's compressed form, in µs since the intended start, by mark; `ok` is the
+    whole journey. `lag`: how much later than intended journeys began, which is the generator's own fault. `told`: notifications
+    since the previous plan.
     """
 
     ended: dict[str, int]
@@ -74,7 +73,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a generator: a second, or the end; an empty one says that it is ready."""
+    """One line of a generator: a second, or the end. An empty one means that it is ready."""
 
     second: Second | None = None
     tally: Tally | None = None

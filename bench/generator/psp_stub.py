@@ -1,8 +1,8 @@
-"""`python -m bench.generator.psp_stub DESCRIPTOR`: a PSP that costs next to nothing, so that what is measured is not the PSP.
+"""`python -m bench.generator.psp_stub DESCRIPTOR`: a PSP that costs next to nothing, so that the PSP is not what is measured.
 
-It speaks as much of the sandbox PSP's API as a charge needs: `POST /v1/intents` captures, once for each idempotency key, after
-the latency that `POST /control` sets, or drops every connection while that says `down`; the intent can be fetched and listed.
-Webhooks it sends none. The last `KEPT_MAX` are known.
+It implements the part of the sandbox PSP's API that a charge needs: `POST /v1/intents` captures, once for each idempotency key,
+after the latency that `POST /control` sets, or drops every connection while that says `down`; the intent can be fetched and
+listed. It sends no webhooks. The last `KEPT_MAX` intents are kept.
 """
 
 import socket
@@ -30,7 +30,7 @@ class Stub:
         self.is_down = False
 
     def answer(self, served: Served, method: bytes, target: bytes, body: bytes) -> None:
-        """One request."""
+        """Answer one request."""
         if target == b"/v1/intents" and not self.is_down and method == b"POST":
             intent = self._charge(msgspec.json.decode(body))
             if self._latency_seconds:

@@ -1,1 +1,1 @@
-"""The laboratory: runs, what is measured, reports and comparisons."""
+"""The laboratory: runs, measurements, reports and comparisons."""

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: no script, no font and no file from anywhere, so that a report is one page that can be mailed and kept."""
+"""Plots as inline SVG, without scripts, fonts or external files, so that a report is one page that can be mailed and kept."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ Line = Sequence[tuple[float, float]]
 
 
 def lines(series: Mapping[str, Line], *, x: str, y: str, has_log_x: bool = False) -> str:
-    """One line a name. With `has_log_x` the x axis is of percentiles: 90, 99, 99.9, evenly."""
+    """A line chart with one line per name. With `has_log_x` the x axis is of percentiles: 90, 99, 99.9, evenly spaced."""
     drawn = {name: [(at, value) for at, value in line if math.isfinite(value)] for name, line in series.items()}
     drawn = {name: line for name, line in drawn.items() if line}
     if not drawn:
@@ -33,7 +33,7 @@ def lines(series: Mapping[str, Line], *, x: str, y: str, has_log_x: bool = False
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], *, y: str) -> str:
-    """A stacked bar a group: what it is made of."""
+    """A stacked bar for each group."""
     parts_of = list(dict.fromkeys(name for group in groups.values() for name in group))
     most = _round_up(max((sum(group.values()) for group in groups.values()), default=1.0))
     parts = [_axes(most, "", y)]
@@ -85,7 +85,7 @@ def _y(value: float, most: float) -> float:
 
 
 def _nines(percentile: float) -> float:
-    """0 at the median's side, 1 at 90, 2 at 99 and so on."""
+    """0 for the median, 1 for 90, 2 for 99 and so on."""
     return -math.log10(max(1 - percentile / 100, 1e-5))
 
 
@@ -97,7 +97,7 @@ def _ticks_x(least: float, most: float, *, has_log_x: bool) -> list[tuple[str, f
 
 
 def _round_up(value: float) -> float:
-    """To a number that people read with ease."""
+    """Round up to a number that is easy to read."""
     if value <= 0 or not math.isfinite(value):
         return 1.0
     power = 10 ** math.floor(math.log10(value))

@@ -1,7 +1,7 @@
-"""Ratios with confidence, from rounds that took turns.
+"""Ratios with confidence intervals, from interleaved rounds.
 
-Each round gives one ratio, for within a round the machine was nearly the same. Of their logarithms the mean and its 95 % interval
-by Student's t are shown: an interval that holds 1 says that the noise is larger than the difference, whatever the middle says.
+Each round gives one ratio, because within a round the machine was nearly the same. The result is the mean of their logarithms
+with its 95 % interval by Student's t. An interval that contains 1 means that the noise is larger than the difference.
 """
 
 import math
@@ -15,12 +15,12 @@ from bench.lab.results import Measurement, Report, ReportError
 
 ROUNDS_MIN = 3
 _T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
-"""Student's t at 97.5 %, from 1 degree of freedom on; beyond that 1.96 + 2.5 / freedom is near enough."""
+"""Student's t at 97.5 %, from 1 degree of freedom on; beyond that 1.96 + 2.5 / freedom is close enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """B to A: the middle, and between what it lies with 95 % confidence."""
+    """B divided by A: the mean, and the bounds of its 95 % interval."""
 
     what: str
     a: float
@@ -31,12 +31,12 @@ class Ratio:
 
     @property
     def is_certain(self) -> bool:
-        """Whether there is a difference that the noise does not explain."""
+        """Return whether the difference exceeds the noise."""
         return not self.low <= 1.0 <= self.high
 
 
 def ratio(what: str, a: Sequence[float], b: Sequence[float]) -> Ratio:
-    """Of values of the same rounds. At least `ROUNDS_MIN` of them, all above 0."""
+    """The ratio of values of the same rounds: at least `ROUNDS_MIN`, all above 0."""
     logs = [math.log(one / other) for one, other in zip(b, a, strict=True)]
     middle = statistics.fmean(logs)
     freedom = len(logs) - 1
@@ -47,12 +47,12 @@ def ratio(what: str, a: Sequence[float], b: Sequence[float]) -> Ratio:
 
 
 def compare(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Ratio]:
-    """The rounds of one subject beside those of another. Raises `ReportError` where there are too few to say anything."""
+    """Compare the rounds of one subject with those of another. Raises `ReportError` if there are too few."""
     pairs_of = [(one, other) for one, other in zip(a, b, strict=False) if "ok" in one.latencies and "ok" in other.latencies]
     a, b = [one for one, _ in pairs_of], [other for _, other in pairs_of]
     count = len(pairs_of)
     if count < ROUNDS_MIN:
-        raise ReportError(f"{count} rounds say nothing about noise: measure with --rounds {ROUNDS_MIN} or more")
+        raise ReportError(f"{count} rounds are too few to estimate the noise: measure with --rounds {ROUNDS_MIN} or more")
     figures: dict[str, Callable[[Measurement], float]] = {
         "payments/s": lambda one: one.rate,
         "p50 ms": lambda one: one.latencies["ok"].milliseconds["p50"],
@@ -60,7 +60,7 @@ def compare(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Ratio]:
     }
     shared = [name for name in a[0].cpu_us if all(name in one.cpu_us for one in (*a, *b))]
     for name in shared:
-        figures[f"{name} µs"] = lambda one, name=name: one.cpu_us[name]  # type: ignore[misc]  # the default holds the name
+        figures[f"{name} µs"] = lambda one, name=name: one.cpu_us[name]  # type: ignore[misc]  # the default binds the name
     found = []
     for what, figure in figures.items():
         pairs = [(figure(one), figure(other)) for one, other in zip(a[:count], b[:count], strict=True)]
@@ -70,30 +70,30 @@ def compare(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Ratio]:
 
 
 def rounds_of(report: Report, subject: str | None, scenario: str | None) -> list[Measurement]:
-    """One subject's rounds. Raises `ReportError` where it is not clear which are meant."""
+    """One subject's rounds. Raises `ReportError` if it is unclear which ones are meant."""
     found = [one for one in report.measurements if subject in (None, one.subject) and scenario in (None, one.scenario)]
     kinds = {(one.scenario, one.subject) for one in found}
     if len(kinds) != 1:
         known = ", ".join(sorted({one.subject for one in report.measurements})) or "nothing"
-        raise ReportError(f"say which subject of the report: it has {known}; as FILE:SUBJECT")
+        raise ReportError(f"name a subject of the report as FILE:SUBJECT: it has {known}")
     return found
 
 
 def table(ratios: Sequence[Ratio], *, a: str, b: str) -> Table:
-    """For people."""
+    """The table of ratios."""
     shown = Table("", a, b, f"{b} / {a}", "95 %", "", box=None)
     for one in ratios:
-        said = "" if one.is_certain else "no difference that the noise lets through"
+        said = "" if one.is_certain else "no difference beyond the noise"
         values = (f"{one.a:,.1f}", f"{one.b:,.1f}", f"{one.middle:.3f}", f"{one.low:.3f} to {one.high:.3f}")
         shown.add_row(one.what, *values, said)
     return shown
 
 
 def warnings(a: Report, b: Report) -> list[str]:
-    """What makes two reports hard to compare."""
+    """Reasons why two reports are hard to compare."""
     found = []
     if a != b:
-        found.append("these are two runs: their rounds did not take turns, so that the hour of the day is in the ratio")
+        found.append("these are two runs: their rounds were not interleaved, so the ratio includes the machine's drift")
     if {one.scenario for one in a.measurements} != {one.scenario for one in b.measurements}:
         found.append("they are of different scenarios")
     if a.measurements and b.measurements and _load(a.measurements[0]) != _load(b.measurements[0]):

@@ -1,9 +1,8 @@
-"""What a payment costs as the tables grow: the database is filled with stored payments, step by step, and `sync` measured at
-each.
+"""Measures the cost of a payment as the tables grow: fills the database step by step and runs `sync` at each size.
 
-The filling is SQL, a hundred thousand payments at a time, each with its key, operation, logs, event, ledger entries and delivery,
-as a payment leaves them. Only the hash chain is not computed: its head is put where it would be, so that the worker does not
-chain what was made up while it is measured. `florin doctor` would rightly object to such a chain, and is not asked.
+The rows are written in SQL, a hundred thousand payments at a time, each with its key, operation, logs, event, ledger entries and
+delivery, as a payment leaves them. Only the hash chain is not computed: its head is set to where it would be, so that the worker
+does not chain these rows during the measurement. `florin doctor` would rightly object to such a chain, and is not run.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import msgspec
 import trio
 
 from bench.lab.load import Load, open_generators
-from bench.lab.options import Asked
+from bench.lab.options import RunOptions
 from bench.lab.results import Measurement, Report, new_report
 from bench.lab.run import measure, warm_up
 from bench.lab.scenarios import SCENARIOS
@@ -25,7 +24,7 @@ STEP = 100_000
 SIZE_MAX = 100_000_000
 TIDY_SECONDS_MAX = 900.0
 QUIET_TIMES, QUIET_SHARE = 5, 0.1
-"""PostgreSQL is quiet after so many seconds in which it has used at most so much of a core."""
+"""PostgreSQL counts as quiet after this many seconds in which it used at most this part of a core."""
 _ID = "('0180' || lpad(to_hex(n), 8, '0') || '7{}00800000000000000{}')::uuid"
 _FROM = """
     generate_series($2::integer, $3::integer) AS n
@@ -104,14 +103,14 @@ _HEADS = (
 async def grow(
     sizes: Sequence[int], *, count: int, rounds: int, told: Callable[[str, Load | None], None]
 ) -> tuple[Report, dict[int, list[Measurement]]]:
-    """Measure `sync` at each size; the report, and what was found by size."""
+    """Measure `sync` at each size. Returns the report, and the measurements by size."""
     scenario = SCENARIOS["sync"]
-    asked = Asked(scenario="sync", count=count, seconds=60.0)
+    options = RunOptions(scenario="sync", count=count, seconds=60.0)
     found: dict[int, list[Measurement]] = {}
     stored = 0
     async with open_generators(1) as generators, open_florin(Setup(), generators) as subject:
         told("warming up", None)
-        await warm_up(asked, scenario, subject, generators)
+        await warm_up(options, scenario, subject, generators)
         assert subject.database_url is not None
         async with open_session(subject.database_url) as connection:
             postgres = str((await connection.query("SHOW server_version"))[0][0])
@@ -121,19 +120,19 @@ async def grow(
                     told(f"storing {size:,} payments: {stored:,}", None)
                     await _store(connection, subject, 1 + stored, step)
                     stored += step
-                told("waiting until PostgreSQL has tidied up", None)
+                told("waiting for PostgreSQL's vacuum and checkpoint", None)
                 await _settle(connection, subject)
                 title = f"{size:,} stored"
                 found[size] = []
                 for number in range(1, rounds + 1):
-                    one = await measure(asked, scenario, subject, generators, partial(told, title), number=number)
+                    one = await measure(options, scenario, subject, generators, partial(told, title), number=number)
                     found[size].append(msgspec.structs.replace(one, subject=title))
     every = [one for group in found.values() for one in group]
     return new_report(f"florin bench growth --sizes {','.join(map(str, sizes))}", every, {}, postgres=postgres), found
 
 
 async def _store(connection: Connection, subject: Subject, first: int, count: int) -> None:
-    """So many payments more, evenly over the merchants."""
+    """Store that many more payments, evenly over the merchants."""
     merchants = subject.merchants
     values = (list(merchants.ids), first, first + count - 1, len(merchants.ids))
     async with connection.atomic():
@@ -145,7 +144,7 @@ async def _store(connection: Connection, subject: Subject, first: int, count: in
 
 
 async def _settle(connection: Connection, subject: Subject) -> None:
-    """What autovacuum and checkpoints would do in their time, so that they do not do it while we measure."""
+    """Run autovacuum's and the checkpointer's work now, so that it does not happen during the measurement."""
     await connection.execute("VACUUM (ANALYZE)")
     await connection.execute("CHECKPOINT")
     with trio.move_on_after(TIDY_SECONDS_MAX):

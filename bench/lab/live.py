@@ -1,6 +1,6 @@
-"""What a run looks like while it goes on: a bar, the rate and latencies of the last second, and what has gone wrong so far.
+"""The progress of a run: a bar, the rate and latencies of the last second, and the failures so far.
 
-On a terminal it is drawn in place on standard error; elsewhere a line is written every ten seconds, so that a log stays a log.
+On a terminal it is redrawn on standard error; elsewhere one line is written every ten seconds, so that a log stays readable.
 """
 
 import time
@@ -23,7 +23,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class Screen:
-    """Shown while the block lasts."""
+    """Shown during the block."""
 
     def __init__(self, title: str, seconds: float) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -43,7 +43,7 @@ class Screen:
             self._live.stop()
 
     def tell(self, doing: str, load: Load | None) -> None:
-        """What is going on, and what was found so far."""
+        """Show the current activity, and the results so far."""
         is_new, self._doing = doing != self._doing, doing
         if self._console.is_terminal:
             self._live.update(self._draw(load))

@@ -1,7 +1,7 @@
-"""The parent's side of the load: several generator processes that share a plan, and what they found, put together.
+"""The parent's side of the load: several generator processes that share a plan, and their combined results.
 
-One generator can be what is slow; two on two cores are still part of the machine they measure. `lag` says how late they were, so
-that a reader can tell the server's latency from the generator's.
+One generator can be the bottleneck; two on two cores are still part of the machine they measure. `lag` shows how late they were,
+so that a reader can tell the server's latency from the generator's.
 """
 
 import math
@@ -24,7 +24,7 @@ from core.errors import FlorinError
 from server.http.server.listener import bind
 
 START_SECONDS = 0.3
-"""How long before a plan's begin it is handed out: all generators must have read it by then."""
+"""A plan is handed out this long before it begins, so that all generators have read it by then."""
 GRACE_SECONDS = 20.0
 READY_SECONDS = 30.0
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
@@ -36,7 +36,7 @@ class LoadError(FlorinError):
 
 @dataclass(slots=True)
 class Load:
-    """What generators found together. `ended` counts by how; seconds are of the longest."""
+    """The combined results of the generators. `ended` counts by result; seconds are those of the slowest."""
 
     ended: dict[str, int] = field(default_factory=dict)
     begun: int = 0
@@ -48,16 +48,16 @@ class Load:
 
     @property
     def succeeded(self) -> int:
-        """How many journeys ended well."""
+        """The number of successful journeys."""
         return self.ended.get(OK, 0)
 
     def latency_ms(self, percentile: float, mark: str = OK) -> float:
-        """In milliseconds, of the journeys that ended well; NaN without any."""
+        """A percentile of successful journeys in milliseconds; NaN if there are none."""
         histogram = self.histograms.get(mark)
         return histogram.get_value_at_percentile(percentile) / 1_000 if histogram else math.nan
 
     def add(self, tally: Tally) -> None:
-        """Put one generator's end to the rest."""
+        """Add one generator's results."""
         for ending, number in tally.ended.items():
             self.ended[ending] = self.ended.get(ending, 0) + number
         self.begun += tally.begun
@@ -71,7 +71,7 @@ class Load:
 
 
 class Generator:
-    """One process, and the ears that webhooks reach it at."""
+    """One process, and the socket on which webhooks reach it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", ears_url: str) -> None:
         self.process = process
@@ -86,11 +86,11 @@ class Generator:
     async def _read(self) -> Report:
         line = await trio.to_thread.run_sync(self._lines.readline, abandon_on_cancel=True)
         if not line:
-            raise LoadError("a load generator has ended; its reason is above")
+            raise LoadError("a load generator has ended; the reason is above")
         return msgspec.json.decode(line, type=Report)
 
     async def carry_out(self, plan: Plan, on_second: Callable[[Second], None]) -> Tally:
-        """Until its end."""
+        """Carry out a plan to its end."""
         assert self.process.stdin is not None
         self.process.stdin.write(msgspec.json.encode(plan) + b"\n")
         self.process.stdin.flush()
@@ -104,19 +104,23 @@ class Generator:
 
 @asynccontextmanager
 async def open_generators(count: int) -> AsyncIterator[list[Generator]]:
-    """So many generators, for as long as the block runs; killed at its end."""
+    """That many generators for the block, killed at its end."""
     with ExitStack() as stack:
         found = []
         for _ in range(count):
-            ears = stack.enter_context(bind("127.0.0.1", 0))
-            command = [sys.executable, "-m", "bench.generator.main", str(ears.fileno())]
+            notifications = stack.enter_context(bind("127.0.0.1", 0))
+            command = [sys.executable, "-m", "bench.generator.main", str(notifications.fileno())]
             process = stack.enter_context(
                 subprocess.Popen(  # noqa: ASYNC220 - it only forks
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[ears.fileno()], start_new_session=True
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    pass_fds=[notifications.fileno()],
+                    start_new_session=True,
                 )
             )
             stack.callback(process.kill)
-            found.append(Generator(process, f"http://127.0.0.1:{ears.getsockname()[1]}/"))
+            found.append(Generator(process, f"http://127.0.0.1:{notifications.getsockname()[1]}/"))
         with trio.fail_after(READY_SECONDS):
             for one in found:
                 await one.until_ready()
@@ -126,9 +130,9 @@ async def open_generators(count: int) -> AsyncIterator[list[Generator]]:
 async def offer(
     generators: Sequence[Generator], plan: Plan, keys: Sequence[Sequence[str]], on_second: Callable[[Load], None] | None = None
 ) -> Load:
-    """Have the generators carry out the plan together, each with its own merchants' keys.
+    """Let the generators carry out the plan together, each with its own merchants' keys.
 
-    Callers, connections and the count are shared out; `on_second` is told each time that all have told of a second.
+    Callers, connections and the count are divided; `on_second` is called when all have reported a second.
     """
     load = Load()
     begin_at = time.monotonic() + START_SECONDS
@@ -164,7 +168,7 @@ async def offer(
                 for number in range(parts):
                     nursery.start_soon(one, number)
     except trio.TooSlowError as error:
-        raise LoadError("a load generator did not come to its end in time") from error
+        raise LoadError("a load generator did not end in time") from error
     load.series = [_together(pending[number]) for number in sorted(pending)]
     return load
 

@@ -1,6 +1,6 @@
-"""What a run is asked for, and whether that makes sense: said before anything is started, in one line that says what to do.
+"""The options of a run, validated before anything is started, with errors of one line that say what to do.
 
-Only loopback is loaded, unless told otherwise: load on somebody else's host is an attack.
+Only loopback is loaded unless allowed otherwise: load on somebody else's host is an attack.
 """
 
 import ipaddress
@@ -18,12 +18,12 @@ _SECRET_WORDS = ("KEY", "PASS", "SECRET", "TOKEN", "URL")
 
 
 class BenchError(FlorinError):
-    """The run cannot be made as asked for; the text says what to do."""
+    """The run cannot be made as requested; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What was asked for. What is None follows from the scenario."""
+class RunOptions:
+    """The options of a run. None means the scenario's default."""
 
     scenario: str
     subjects: Sequence[str] = ("florin",)
@@ -48,7 +48,7 @@ class Asked:
 
 
 def require_loopback(url: str, *, allow_remote: bool) -> None:
-    """Raises `BenchError` for what is no address of an instance, or not on this machine."""
+    """Raise `BenchError` for a URL that is not an instance's, or not on this machine."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
@@ -56,55 +56,56 @@ def require_loopback(url: str, *, allow_remote: bool) -> None:
     except ValueError:
         is_plain = False
     if not is_plain:
-        raise BenchError(f"an instance is given like http://127.0.0.1:8080, not like {url[:80]!r}: http, host and port")
+        raise BenchError(f"--url must be like http://127.0.0.1:8080, not {url[:80]!r}: http, host and port")
     try:
         is_here = ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_here = host == "localhost"
     if not is_here and not allow_remote:
-        raise BenchError(f"{host} is not this machine: load on it needs its owner's consent. If you have it: --allow-remote")
+        raise BenchError(f"{host} is not this machine: load on it needs its owner's consent. If you have it, add --allow-remote")
 
 
-def require_sense(asked: Asked, scenario: Scenario) -> None:
-    """Raises `BenchError` for what would be ignored, or cannot be: before anything is started."""
-    url, is_batch = asked.url, scenario.journey == "batch"
-    peers = [name for name in asked.subjects if name in PEERS]
-    strangers = [name for name in asked.subjects if name not in PEERS and name != "florin" and not Path(name).is_dir()]
+def require_sense(options: RunOptions, scenario: Scenario) -> None:
+    """Raise `BenchError` for options that contradict each other or would be ignored."""
+    url, is_batch = options.url, scenario.journey == "batch"
+    peers = [name for name in options.subjects if name in PEERS]
+    strangers = [name for name in options.subjects if name not in PEERS and name != "florin" and not Path(name).is_dir()]
     wrong = {
-        "a loop is open (--rate, --steps) or closed (--callers), not both": (
-            (asked.rate is not None or bool(asked.steps)) and asked.callers is not None
+        "give either an open loop (--rate, --steps) or a closed one (--callers)": (
+            (options.rate is not None or bool(options.steps)) and options.callers is not None
         ),
-        "--rate is one rate and --steps several, one after the other: choose one": asked.rate is not None and bool(asked.steps),
-        "--steps takes rates from 0.1 to 100,000 by commas, as 100,200,400": any(
-            not 0.1 <= one <= 100_000 for one in asked.steps
+        "give either --rate, one rate, or --steps, several rates one after another": options.rate is not None
+        and bool(options.steps),
+        "--steps takes rates between 0.1 and 100,000, separated by commas, like 100,200,400": any(
+            not 0.1 <= one <= 100_000 for one in options.steps
         ),
-        f"`{asked.scenario}` has a schedule of its own: give --rate, not --steps": scenario.is_timed and bool(asked.steps),
-        "--arrivals closed is what --callers asks for": asked.arrivals is Arrivals.CLOSED,
-        "--arrivals spreads an open loop: it needs --rate": (
-            asked.arrivals is not None and asked.rate is None and not asked.steps and scenario.defaults.rate is None
+        f"`{options.scenario}` has its own schedule: give --rate, not --steps": scenario.is_timed and bool(options.steps),
+        "use --callers for a closed loop": options.arrivals is Arrivals.CLOSED,
+        "--arrivals is for an open loop: add --rate": (
+            options.arrivals is not None and options.rate is None and not options.steps and scenario.defaults.rate is None
         ),
-        f"`{asked.scenario}` is made by its schedule: give --rate, not --callers": scenario.is_timed
-        and asked.callers is not None,
-        "--items is for `batch`": asked.items is not None and not is_batch,
-        "--sockets is for `stream`": asked.sockets is not None and not scenario.hears_stream,
-        "--subjects are started here, and --url runs already: choose one": url is not None and list(asked.subjects) != ["florin"],
-        "--psp-ms, --workers, --merchants and --set are of a Florin that is started here, not of --url": (
-            url is not None and bool(asked.psp_ms or asked.workers != 1 or asked.merchants or asked.settings)
+        f"`{options.scenario}` needs a schedule: give --rate, not --callers": scenario.is_timed and options.callers is not None,
+        "--items is for `batch`": options.items is not None and not is_batch,
+        "--sockets is for `stream`": options.sockets is not None and not scenario.hears_stream,
+        "give either --subjects, which are started here, or --url, which runs already": url is not None
+        and list(options.subjects) != ["florin"],
+        "--psp-ms, --workers, --merchants and --set are for a Florin that is started here, not for --url": (
+            url is not None and bool(options.psp_ms or options.workers != 1 or options.merchants or options.settings)
         ),
-        f"`{asked.scenario}` needs a Florin that is started here, for its PSP or its memory: leave --url out": (
-            url is not None and (scenario.pages or asked.scenario in ("soak", "outage", "batch"))
+        f"`{options.scenario}` needs a Florin that is started here, because of its PSP or its memory: leave out --url": (
+            url is not None and (scenario.pages or options.scenario in ("soak", "outage", "batch"))
         ),
-        "an instance that runs needs --key with an API key of a test merchant (`florin up` shows one)": (
-            url is not None and asked.key is None and scenario.takes_payments
+        "--url needs --key with an API key of a test merchant (`florin up` shows one)": (
+            url is not None and options.key is None and scenario.takes_payments
         ),
-        "this is a live key: load would charge real cards. Use a test merchant's": (asked.key or "").startswith("fl_live_"),
-        f"peers implement the sync flow only: measure them with `sync`, not with `{asked.scenario}`": (
+        "this is a live key: load would charge real cards. Use a test merchant's": (options.key or "").startswith("fl_live_"),
+        f"peers implement the sync flow only: measure them with `sync`, not `{options.scenario}`": (
             bool(peers) and not scenario.is_for_peers
         ),
         "a Florin that is started for a run has its own database and key: leave them out of --set": bool(
-            {"FLORIN_DATABASE_URL", "FLORIN_KEY_FILE"} & asked.settings.keys()
+            {"FLORIN_DATABASE_URL", "FLORIN_KEY_FILE"} & options.settings.keys()
         ),
-        f"there is no subject {(strangers or [''])[0]!r}: florin, {', '.join(PEERS)}, or the directory of a checkout": bool(
+        f"unknown subject {(strangers or [''])[0]!r}: expected florin, {', '.join(PEERS)}, or the directory of a checkout": bool(
             strangers
         ),
     }
@@ -112,11 +113,11 @@ def require_sense(asked: Asked, scenario: Scenario) -> None:
         if is_so:
             raise BenchError(text)
     if url is not None:
-        require_loopback(url, allow_remote=asked.allow_remote)
+        require_loopback(url, allow_remote=options.allow_remote)
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as it may be shown to others: without keys, and without settings that are secrets."""
+    """The command line to show to others: without keys, and without settings that are secrets."""
     shown = ["florin", "bench"]
     for before, one in zip(["", *arguments], arguments, strict=False):
         name, _, value = one.partition("=")
@@ -130,5 +131,5 @@ def command_line(arguments: Sequence[str]) -> str:
 
 
 def shown_settings(settings: Mapping[str, str]) -> dict[str, str]:
-    """Those that may be shown to others."""
+    """The settings to show to others."""
     return {name: value for name, value in settings.items() if not any(word in name for word in _SECRET_WORDS)}

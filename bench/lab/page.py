@@ -1,4 +1,4 @@
-"""A report as one HTML page, for people who were not there."""
+"""A report as one HTML page, readable for people who were not there."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ from bench.lab.results import Measurement, Report, Verdict
 CAVEATS = (
     (
         "Load, PSP, PostgreSQL and what is measured share the cores of one machine: payments per second would be more if they "
-        "did not, for each subject by another factor. CPU µs say what a payment costs, whoever else runs."
+        "did not, by a different factor for each subject. CPU µs show what a payment costs, whatever else runs."
     ),
-    "On a shared host the same code differs by 10 to 20 % from hour to hour: compare rounds that took turns in one run.",
-    "Loopback has no distance: add your network's round trips to each latency.",
+    "On a shared host the same code differs by 10 to 20 % from hour to hour: compare interleaved rounds of one run.",
+    "Loopback has no network latency: add your round trips to each latency.",
     "The stub PSP answers at once, or after a fixed time; real ones vary.",
-    "A process's CPU time is counted in ticks of 10 ms: only rounds of a second or more are worth looking at.",
-    "An fsync costs what this machine's disk makes of it, which on virtual machines may be little.",
+    "A process's CPU time is counted in ticks of 10 ms: only rounds of a second or more are meaningful.",
+    "An fsync costs what this machine's disk takes for it, which may be little on a virtual machine.",
 )
 _PERCENTILES = (0.0, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 99.95, 99.99)
 
@@ -92,7 +92,7 @@ def _plots(found: Sequence[Measurement]) -> Iterable[dict[str, Any]]:
             histogram = HdrHistogram.decode(latency.histogram)
             name = one.subject if mark == "ok" and several else mark
             curves[name] = [(at, histogram.get_value_at_percentile(at) / 1_000) for at in _PERCENTILES]
-    about = "Of the first round. `ok` is the whole journey; other marks are points on its way."
+    about = "First round. `ok` is the whole journey; other marks are points on its way."
     yield _plot("Latency by percentile", lines(curves, x="percentile", y="ms", has_log_x=True), about)
     rate = {one.subject: [(float(at.second), float(at.ok)) for at in one.series] for one in firsts}
     if not several:
@@ -102,9 +102,7 @@ def _plots(found: Sequence[Measurement]) -> Iterable[dict[str, Any]]:
     yield _plot("p99 over time", lines(p99, x="seconds", y="ms"))
     costs = {one.subject: dict(one.cpu_us) for one in firsts if one.cpu_us}
     if costs:
-        yield _plot(
-            "CPU time of a payment, by component", bars(costs, y="µs"), "Of the first round, the time after the load included."
-        )
+        yield _plot("CPU time of a payment, by component", bars(costs, y="µs"), "First round, including the time after the load.")
     over_time = {
         name: [
             (float(at.second), at.cpu_seconds[name] / at.ok * 1e6) for at in firsts[0].series if at.ok and name in at.cpu_seconds
@@ -112,11 +110,9 @@ def _plots(found: Sequence[Measurement]) -> Iterable[dict[str, Any]]:
         for name in firsts[0].cpu_us
     }
     yield _plot(f"CPU time of a payment over time: {firsts[0].subject}", lines(over_time, x="seconds", y="µs"))
-    sizes = {one.subject: [(float(at.second), at.batch_items) for at in one.series] for one in firsts if one.batch_items}
+    sizes = {one.subject: [(float(at.second), at.group_items) for at in one.series] for one in firsts if one.group_items}
     if sizes:
-        yield _plot(
-            "Size of a commit's batch", lines(sizes, x="seconds", y="items"), "How many rows shared one fsync, on average."
-        )
+        yield _plot("Size of a commit's group", lines(sizes, x="seconds", y="items"), "Rows that shared one fsync, on average.")
     memory = {
         (f"{one.subject} " if several else "") + name: [
             (float(at.second), at.resident_bytes[name] / 1_048_576) for at in one.series if name in at.resident_bytes
@@ -125,7 +121,9 @@ def _plots(found: Sequence[Measurement]) -> Iterable[dict[str, Any]]:
         for name in ("worker", "PostgreSQL")
         if name in one.cpu_us and (name == "worker" or not several)
     }
-    yield _plot("Memory", lines(memory, x="seconds", y="MiB"), "PostgreSQL's processes share memory, which is counted in each.")
+    yield _plot(
+        "Memory", lines(memory, x="seconds", y="MiB"), "PostgreSQL's processes share memory, which is counted in each of them."
+    )
 
 
 def _plot(title: str, svg: str, about: str = "") -> dict[str, Any]:

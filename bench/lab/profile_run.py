@@ -1,4 +1,4 @@
-"""A profile of a scenario: start, warm up, measure without the sampler, and then sample under the same load."""
+"""A profile of a scenario: start, warm up, measure without the sampler, then sample under the same load."""
 
 import subprocess
 import tempfile
@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from bench.lab.load import Load, offer, open_generators
-from bench.lab.options import Asked
+from bench.lab.options import RunOptions
 from bench.lab.profiling import Stacks, flame_graph, parts, read_stacks, recorder
 from bench.lab.run import measure, plan_of, prepare, warm_up
 from bench.lab.scenarios import SCENARIOS
@@ -23,9 +23,9 @@ REQUESTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What was found. `worker_us`: CPU time of a payment, without the sampler; `parts` is what it is made of.
+    """The results. `worker_us`: CPU time per payment without the sampler, of which `parts` are the parts.
 
-    `request_us`: what a bare request costs the wire in this very run, by which machines can be compared.
+    `request_us`: the CPU cost of a bare HTTP request in the same run, by which machines can be compared.
     """
 
     stacks: Stacks
@@ -37,26 +37,26 @@ class Profile:
 async def profile_scenario(
     name: str, of: str, seconds: float, callers: int | None, path: Path, told: Callable[[str, Load | None], None]
 ) -> Profile:
-    """Take it, and draw its flame graph. Raises `ProfileError`."""
+    """Take a profile and draw its flame graph. Raises `ProfileError`."""
     scenario = SCENARIOS[name]
     told("a bare request, for comparison", None)
     request_us = await trio.to_thread.run_sync(http.request_us, REQUESTS)
-    asked = Asked(scenario=name, callers=callers, seconds=min(seconds, MEASURED_SECONDS_MAX))
+    options = RunOptions(scenario=name, callers=callers, seconds=min(seconds, MEASURED_SECONDS_MAX))
     setup = Setup(merchants=scenario.defaults.merchants, environment=scenario.environment, has_stub=not scenario.pages)
     with tempfile.TemporaryDirectory(prefix="florin-profile-") as directory:
         raw = Path(directory) / "stacks"
         async with open_generators(1) as generators, open_florin(setup, generators) as subject:
             told("warming up", None)
-            await prepare(asked, scenario, subject)
-            await warm_up(asked, scenario, subject, generators)
-            found = await measure(asked, scenario, subject, generators, lambda load: told("measuring", load), number=1)
+            await prepare(options, scenario, subject)
+            await warm_up(options, scenario, subject, generators)
+            found = await measure(options, scenario, subject, generators, lambda load: told("measuring", load), number=1)
             command = recorder(of, list(subject.components[of]()), seconds, raw)
-            plan = msgspec.structs.replace(plan_of(asked, scenario, subject), count_max=1_000_000)
+            plan = msgspec.structs.replace(plan_of(options, scenario, subject), count_max=1_000_000)
             stages = [msgspec.structs.replace(plan.stages[0], seconds=seconds + 2)]
             plan = msgspec.structs.replace(plan, stages=stages)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(offer, generators, plan, subject.merchants.keys, lambda load: told(f"sampling the {of}", load))
-                await trio.sleep(1.0)  # what is sampled is the middle of the load
+                await trio.sleep(1.0)  # the middle of the load is sampled
                 await trio.run_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
             stacks = read_stacks(of, raw)
     worker_us = found.cpu_us.get(of, 0.0)

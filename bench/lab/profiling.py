@@ -1,8 +1,8 @@
-"""Where a worker's time goes: stacks sampled under load by py-spy, or PostgreSQL's by perf, and what each part of the flow costs.
+"""Shows where a worker's time goes: stacks sampled under load by py-spy, or PostgreSQL's by perf, and the cost of each part of
+the flow.
 
-A sample belongs to the part whose code is nearest to the leaf; the shares are multiplied with the CPU time that /proc has
-counted, so that µs per payment come out. Sampling slows the worker by a tenth or so: shares are right, and the sum is taken
-without it.
+A sample belongs to the part whose code is nearest to the leaf. The shares are multiplied by the CPU time from /proc, which gives
+µs per payment. Sampling slows the worker by about a tenth: the shares are right, and the sum is taken without the sampler.
 """
 
 import shutil
@@ -20,7 +20,7 @@ REST = "everything else"
 PARTS: Mapping[str, Sequence[str]] = {
     "notification": (
         "server/jobs/webhooks/parallel.py",
-        "server/jobs/webhooks/endpoint_lane.py",
+        "server/jobs/webhooks/endpoint_queue.py",
         "server/flows/webhooks/send.py",
         "server/flows/events/live_feeds.py",
     ),
@@ -29,11 +29,11 @@ PARTS: Mapping[str, Sequence[str]] = {
     REST: ("server/api/", "server/flows/", "core/"),
     "HTTP in": ("server/http/server/", "server/http/asgi"),
 }
-"""Which files are which part of the sync flow; the first that is met from the leaf on."""
+"""The files of each part of the sync flow; the first match from the leaf counts."""
 BUDGETS_US = {"HTTP in": 31, "PSP call": 35, "commits": 45, "notification": 35, REST: 60}
-"""The design's budgets of a payment, on the machine that it was measured on: 205 µs together."""
+"""The budgets of a payment in the design, on the machine where it was measured: 205 µs together."""
 ALARMS = {"HTTP in": 6.0, "PSP call": 6.0, "commits": 8.0, "notification": 9.0, REST: 10.0}
-"""How many bare requests of the wire, in the same run, a part may cost before CI complains: half as much again as now."""
+"""The cost of a part, in bare HTTP requests of the same run, above which CI fails: half as much again as today."""
 
 Stacks = Counter[tuple[str, ...]]
 
@@ -43,7 +43,7 @@ class ProfileError(FlorinError):
 
 
 def recorder(component: str, pids: Sequence[int], seconds: float, out: Path) -> list[str]:
-    """The command that samples for so long. Raises `ProfileError` where the tool is missing."""
+    """The command that samples for that many seconds. Raises `ProfileError` if the tool is missing."""
     if component != "PostgreSQL":
         beside = Path(sys.executable).parent / "py-spy"
         tool = str(beside) if beside.exists() else shutil.which("py-spy")
@@ -59,13 +59,13 @@ def recorder(component: str, pids: Sequence[int], seconds: float, out: Path) -> 
 
 
 def read_stacks(component: str, path: Path) -> Stacks:
-    """What was sampled, outermost frame first. Raises `ProfileError` where that is nothing."""
+    """The sampled stacks, outermost frame first. Raises `ProfileError` if there are none."""
     try:
         stacks = _folded(path.read_text().splitlines()) if component != "PostgreSQL" else _scripted(path)
     except (OSError, ValueError) as error:
         raise ProfileError(f"the profile cannot be read: {error}") from error
     if not stacks:
-        raise ProfileError("nothing was sampled: may this user trace other processes? (as root, or kernel.yama.ptrace_scope=0)")
+        raise ProfileError("nothing was sampled: tracing other processes needs root, or kernel.yama.ptrace_scope=0")
     return stacks
 
 
@@ -78,7 +78,7 @@ def _folded(lines: Iterable[str]) -> Stacks:
 
 
 def _scripted(path: Path) -> Stacks:
-    """`perf script`: a header a sample, then its frames from the leaf outwards, then an empty line."""
+    """Parse `perf script`: a header per sample, then its frames from the leaf outwards, then an empty line."""
     command = ["perf", "script", "-i", str(path), "-F", "comm,ip,sym"]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     stacks: Stacks = Counter()
@@ -90,7 +90,7 @@ def _scripted(path: Path) -> Stacks:
 
 
 def part_of(stack: Sequence[str]) -> str:
-    """Which part of the flow a sample belongs to. What trio does is counted to whom it does it for."""
+    """The part of the flow that a sample belongs to. trio's own time is counted to its caller."""
     client_of = "notification" if any("server/flows/webhooks/send.py" in frame for frame in stack) else None
     for frame in reversed(stack):
         for part, files in PARTS.items():
@@ -100,7 +100,7 @@ def part_of(stack: Sequence[str]) -> str:
 
 
 def parts(stacks: Stacks, *, worker_us: float) -> dict[str, float]:
-    """µs of a payment by part."""
+    """µs per payment by part."""
     counts: Counter[str] = Counter()
     for stack, count in stacks.items():
         counts[part_of(stack)] += count
@@ -109,7 +109,7 @@ def parts(stacks: Stacks, *, worker_us: float) -> dict[str, float]:
 
 
 def hottest(stacks: Stacks, most: int) -> list[tuple[str, float]]:
-    """The functions in which most samples were taken, and their share."""
+    """The functions with the most samples, and their share."""
     counts: Counter[str] = Counter()
     for stack, count in stacks.items():
         counts[stack[-1].rpartition(":")[0] or stack[-1]] += count
@@ -117,14 +117,14 @@ def hottest(stacks: Stacks, most: int) -> list[tuple[str, float]]:
 
 
 def flame_graph(stacks: Stacks, *, title: str) -> str:
-    """An SVG that reads from the top: each box is a function, as wide as its share, above what it called."""
+    """An SVG to read from the top: each box is a function, as wide as its share, above the functions it called."""
     root: dict[str, tuple[int, dict[str, object]]] = {}
     for stack, count in stacks.items():
         level = root
         for frame in stack:
             before, below = level.get(frame, (0, {}))
             level[frame] = (before + count, below)
-            level = below  # type: ignore[assignment]  # the tree is of itself
+            level = below  # type: ignore[assignment]  # the tree contains itself
     boxes: list[str] = []
     depth = _draw(root, 0.0, 0, stacks.total(), boxes)
     style = "text{font:11px monospace;fill:#222;pointer-events:none}rect{stroke:#fff}"

@@ -1,7 +1,7 @@
-"""What a run of the laboratory has found, as it is kept in JSON: enough to judge the figures without having been there.
+"""The results of a run as stored in JSON: enough to judge the figures without having been there.
 
 Times are UTC; latencies are in milliseconds since the intended start (closed loop: the actual one); CPU is user and system time
-of processes by /proc, in µs for each payment that ended well. The format is `FORMAT`; a reader refuses another.
+of processes from /proc, in µs per successful payment. The format is `FORMAT`; a reader refuses any other.
 """
 
 import os
@@ -26,7 +26,7 @@ class ReportError(FlorinError):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What it was measured on."""
+    """The machine of the run."""
 
     processor: str
     cores: int
@@ -38,7 +38,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the journeys that ended well, or up to a mark on their way. `histogram` is HdrHistogram's compressed form, in µs."""
+    """The latency of successful journeys, or up to a mark on their way. `histogram` is HdrHistogram's compressed form, in µs."""
 
     count: int
     milliseconds: dict[str, float]
@@ -46,7 +46,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
-    """One second. `cpu_seconds` and `resident_bytes` are of the components; `batch_items` the mean size of a commit's batch."""
+    """One second. `cpu_seconds` and `resident_bytes` are by component; `group_items` is the mean size of a commit's group."""
 
     second: int
     begun: int
@@ -59,7 +59,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     max_ms: float
     cpu_seconds: dict[str, float] = {}
     resident_bytes: dict[str, int] = {}
-    batch_items: float = 0.0
+    group_items: float = 0.0
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,8 +73,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """One scenario of one subject, once.
 
-    `ended`: how many journeys ended how; `not_begun`: what the schedule asked for and the generator had no room for. `rate` is of
-    payments that ended well. `broken_promises` must be empty; None where it could not be looked.
+    `ended`: the number of journeys by result; `not_begun`: those that the schedule asked for and the generator had no room for.
+    `rate` counts successful payments. `broken_promises` must be empty; None if they could not be checked.
     """
 
     scenario: str
@@ -93,7 +93,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     series: list[Moment]
     cpu_us: dict[str, float]
     peak_bytes: dict[str, int]
-    batch_items: float
+    group_items: float
     broken_promises: list[str] | None
     verdicts: list[Verdict]
     notes: list[str]
@@ -113,7 +113,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Keep it, whole or not at all."""
+    """Write a report, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
@@ -121,18 +121,18 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Raises `ReportError`."""
+    """Read a report. Raises `ReportError`."""
     try:
         report = msgspec.json.decode(path.read_bytes(), type=Report)
     except (OSError, msgspec.DecodeError) as error:
-        raise ReportError(f"{path} is no report of `florin bench`: {error}") from error
+        raise ReportError(f"{path} is not a report of `florin bench`: {error}") from error
     if report.format != FORMAT:
         raise ReportError(f"{path} has format {report.format}, and this version reads {FORMAT}: measure again")
     return report
 
 
 def new_report(command: str, measurements: list[Measurement], left_out: dict[str, str], *, postgres: str) -> Report:
-    """With what there is to say about machine and versions."""
+    """A report with the facts about machine and versions."""
     return Report(
         format=FORMAT,
         florin=metadata.version("florin"),
@@ -146,7 +146,7 @@ def new_report(command: str, measurements: list[Measurement], left_out: dict[str
 
 
 def machine(*, postgres: str) -> Machine:
-    """This one."""
+    """This machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -167,9 +167,9 @@ def machine(*, postgres: str) -> Machine:
     )
 
 
-def commit_of(house: Path) -> str:
-    """The commit of a checkout, with a `+` where it was changed since; nothing where it is none."""
-    git = ["git", "-C", str(house)]
+def commit_of(checkout: Path) -> str:
+    """The commit of a checkout, with a `+` if it was changed since; empty if it is not one."""
+    git = ["git", "-C", str(checkout)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()

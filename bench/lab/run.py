@@ -1,6 +1,7 @@
-"""One run: start what is measured, warm it up, offer the load, let it come to rest, check every promise, and write it down.
+"""One run: start the subjects, warm them up, offer the load, wait for the end of all work, check every promise, and write the
+report.
 
-Subjects take turns, round after round, so that what changes on the machine meanwhile meets all of them.
+Subjects take turns, round after round, so that changes of the machine meet all of them.
 """
 
 import sys
@@ -19,11 +20,11 @@ import trio
 from bench.generator.arrivals import Arrivals, Stage, steps
 from bench.generator.plan import IN_FLIGHT_MAX, Plan
 from bench.lab.load import START_SECONDS, Generator, Load, offer, open_generators
-from bench.lab.options import Asked, BenchError, command_line, shown_settings
+from bench.lab.options import BenchError, RunOptions, command_line, shown_settings
 from bench.lab.results import PERCENTILES, Latency, Measurement, Moment, Report, new_report
 from bench.lab.sampler import Sample, Sampler
 from bench.lab.scenarios import Scenario
-from bench.lab.subjects import HOUSE, Merchants, Setup, Subject, missing_peer, open_florin, open_peer, require_alive
+from bench.lab.subjects import ROOT, Merchants, Setup, Subject, missing_peer, open_florin, open_peer, require_alive
 from bench.measure import CpuMeter, percentile
 from server.db.connection import Connection, open_session
 from server.db.doctor.run import broken_promises
@@ -32,33 +33,33 @@ from server.http.client.client import open_client
 SETTLE_SECONDS = 150.0
 PROMISES_SECONDS = 300.0
 SLOW_PEERS = {"trio": 10, "asyncio": 2}
-"""What costs so much more is given a share of the count, so that a round ends."""
+"""Expensive scenarios are given a share of the count, so that a round ends."""
 
 
 Told = Callable[[str, Load | None], None]
-"""Is told what is going on, and each second what the load has found."""
+"""Called with the current activity, and each second with the load's results."""
 
 
-async def run(asked: Asked, scenario: Scenario, told: Told) -> Report:
-    """Everything. Raises `BenchError` or `SubjectError`."""
+async def run(options: RunOptions, scenario: Scenario, told: Told) -> Report:
+    """Carry out a run. Raises `BenchError` or `SubjectError`."""
     measurements: list[Measurement] = []
     left_out: dict[str, str] = {}
     postgres = "unknown"
-    async with open_generators(asked.generators) as generators, AsyncExitStack() as stack:
+    async with open_generators(options.generators) as generators, AsyncExitStack() as stack:
         told("starting", None)
-        subjects = await _open(asked, scenario, generators, stack, left_out)
+        subjects = await _open(options, scenario, generators, stack, left_out)
         if not subjects:
             raise BenchError("nothing is left to measure: " + "; ".join(left_out.values()))
         for subject in subjects:
             told(f"{subject.name}: warming up", None)
-            await prepare(asked, scenario, subject)
-            await warm_up(asked, scenario, subject, generators)
-        for number in range(1, asked.rounds + 1):
-            # Every second round the other way round: what comes first or last has neither advantage each time.
+            await prepare(options, scenario, subject)
+            await warm_up(options, scenario, subject, generators)
+        for number in range(1, options.rounds + 1):
+            # Every second round in reverse: being first or last is an advantage for nobody.
             for subject in subjects if number % 2 else reversed(subjects):
-                title = subject.name + (f", round {number} of {asked.rounds}" if asked.rounds > 1 else "")
+                title = subject.name + (f", round {number} of {options.rounds}" if options.rounds > 1 else "")
                 await _rest(subject)
-                measurements.append(await measure(asked, scenario, subject, generators, partial(told, title), number=number))
+                measurements.append(await measure(options, scenario, subject, generators, partial(told, title), number=number))
         told("checking every promise", None)
         for database_url in dict.fromkeys(one.database_url for one in subjects if one.database_url is not None):
             postgres, broken = await _promises(database_url)
@@ -70,7 +71,7 @@ async def run(asked: Asked, scenario: Scenario, told: Told) -> Report:
 
 
 async def _promises(database_url: str) -> tuple[str, list[str]]:
-    """What PostgreSQL it is, and what `florin doctor` finds there."""
+    """The PostgreSQL of the run, and what `florin doctor` finds in it."""
     async with open_session(database_url) as connection:
         said = [str((await connection.query(f"SHOW {name}"))[0][0]) for name in ("server_version", "fsync", "synchronous_commit")]
         with trio.fail_after(PROMISES_SECONDS):
@@ -79,28 +80,28 @@ async def _promises(database_url: str) -> tuple[str, list[str]]:
 
 
 async def _rest(subject: Subject) -> None:
-    """What was written in the rounds before is written out, so that no round pays for another one's."""
+    """Write out the pages of earlier rounds, so that no round pays for another one's."""
     if subject.database_url is not None:
         async with open_session(subject.database_url) as connection:
             await connection.execute("CHECKPOINT")
 
 
 async def _open(
-    asked: Asked, scenario: Scenario, generators: Sequence[Generator], stack: AsyncExitStack, left_out: dict[str, str]
+    options: RunOptions, scenario: Scenario, generators: Sequence[Generator], stack: AsyncExitStack, left_out: dict[str, str]
 ) -> list[Subject]:
-    if asked.url is not None:
-        return [_existing(asked, generators)]
+    if options.url is not None:
+        return [_existing(options, generators)]
     setup = Setup(
-        workers=asked.workers,
-        merchants=asked.merchants or scenario.defaults.merchants,
-        environment={**scenario.environment, **asked.settings},
+        workers=options.workers,
+        merchants=options.merchants or scenario.defaults.merchants,
+        environment={**scenario.environment, **options.settings},
         has_stub=not scenario.pages,
     )
     beside: Subject | None = None
     found: list[Subject] = []
-    for name in asked.subjects:
+    for name in options.subjects:
         if name == "florin" or Path(name).is_dir():
-            checkout = HOUSE if name == "florin" else Path(name).resolve()
+            checkout = ROOT if name == "florin" else Path(name).resolve()
             title = name if all(one.name != name for one in found) else f"{name} again"
             one = await stack.enter_async_context(open_florin(replace(setup, checkout=checkout), generators, name=title))
             beside = beside or one
@@ -110,21 +111,21 @@ async def _open(
         else:
             if beside is None:  # whose database and PSP it uses
                 beside = await stack.enter_async_context(open_florin(setup, generators))
-            found.append(await stack.enter_async_context(open_peer(name, beside, workers=asked.workers)))
+            found.append(await stack.enter_async_context(open_peer(name, beside, workers=options.workers)))
     return found
 
 
-def _existing(asked: Asked, generators: Sequence[Generator]) -> Subject:
-    """An instance that runs: what can be known of it from outside."""
-    assert asked.url is not None
-    keys = [[asked.key or ""] for _ in generators]
+def _existing(options: RunOptions, generators: Sequence[Generator]) -> Subject:
+    """A running instance: what can be known of it from outside."""
+    assert options.url is not None
+    keys = [[options.key or ""] for _ in generators]
     components = {"load": lambda: [one.process.pid for one in generators]}
-    return Subject(name=asked.url, url=asked.url.rstrip("/"), psp_url=None, components=components, merchants=Merchants(keys))
+    return Subject(name=options.url, url=options.url.rstrip("/"), psp_url=None, components=components, merchants=Merchants(keys))
 
 
-async def prepare(asked: Asked, scenario: Scenario, subject: Subject) -> None:
-    """Have the PSP behave as the scenario wants."""
-    psp_ms = asked.psp_ms if asked.psp_ms is not None else scenario.defaults.psp_ms
+async def prepare(options: RunOptions, scenario: Scenario, subject: Subject) -> None:
+    """Set the PSP's behavior for the scenario."""
+    psp_ms = options.psp_ms if options.psp_ms is not None else scenario.defaults.psp_ms
     if subject.psp_url is None or not (psp_ms or scenario.loses_webhooks):
         return
     wanted: dict[str, Any] = {"latency": {"seconds": psp_ms / 1_000} if psp_ms else None}
@@ -134,60 +135,64 @@ async def prepare(asked: Asked, scenario: Scenario, subject: Subject) -> None:
 
 
 async def _control(subject: Subject, wanted: Mapping[str, Any]) -> None:
-    """Tell the PSP how to behave."""
+    """Set the PSP's behavior."""
     async with open_client() as http:
         response = await http.request("POST", f"{subject.psp_url}/control", body=msgspec.json.encode(wanted))
     if response.status != 200:
-        raise BenchError(f"the PSP would not {wanted}: {response.status}")
+        raise BenchError(f"the PSP refused {wanted}: {response.status}")
 
 
-def plan_of(asked: Asked, scenario: Scenario, subject: Subject) -> Plan:
-    """The load, before it is shared out."""
+def plan_of(options: RunOptions, scenario: Scenario, subject: Subject) -> Plan:
+    """The load, before it is divided."""
     defaults = scenario.defaults
-    rate = asked.steps[0] if asked.steps else asked.rate
-    rate = rate if rate is not None else (defaults.rate if asked.callers is None else None)
-    seconds = asked.seconds if asked.seconds is not None else defaults.seconds
-    callers = asked.callers or defaults.callers
-    arrivals = Arrivals.CLOSED if rate is None else asked.arrivals or Arrivals.POISSON
-    count = asked.count or defaults.count
+    rate = options.steps[0] if options.steps else options.rate
+    rate = rate if rate is not None else (defaults.rate if options.callers is None else None)
+    seconds = options.seconds if options.seconds is not None else defaults.seconds
+    callers = options.callers or defaults.callers
+    arrivals = Arrivals.CLOSED if rate is None else options.arrivals or Arrivals.POISSON
+    count = options.count or defaults.count
     return Plan(
         scenario=scenario.journey,
         url=subject.url,
         psp_url=subject.psp_url,
         keys=[],
         arrivals=arrivals,
-        stages=steps(asked.steps, seconds=seconds / len(asked.steps)) if asked.steps else scenario.stages(seconds, rate or 0.0),
+        stages=steps(options.steps, seconds=seconds / len(options.steps))
+        if options.steps
+        else scenario.stages(seconds, rate or 0.0),
         callers=callers,
         count_max=max(count // SLOW_PEERS.get(subject.name, 1), 1),
         begin_at=0.0,
         connections_max=callers if rate is None else IN_FLIGHT_MAX,
         timeout_seconds=330.0 if scenario.journey == "batch" else 60.0,
-        hears_webhooks=scenario.hears_webhooks and asked.url is None,
+        hears_webhooks=scenario.hears_webhooks and options.url is None,
         hears_stream=scenario.hears_stream,
-        sockets=asked.sockets if asked.sockets is not None else defaults.sockets,
-        items=(asked.items or defaults.items) if scenario.journey == "batch" else 1,
+        sockets=options.sockets if options.sockets is not None else defaults.sockets,
+        items=(options.items or defaults.items) if scenario.journey == "batch" else 1,
     )
 
 
-async def warm_up(asked: Asked, scenario: Scenario, subject: Subject, generators: Sequence[Generator]) -> None:
-    """Load it for a moment, unmeasured. Raises `BenchError` where nothing ends well: then there is nothing to measure."""
-    if asked.warm_up_seconds <= 0:
+async def warm_up(options: RunOptions, scenario: Scenario, subject: Subject, generators: Sequence[Generator]) -> None:
+    """Load a subject for a moment, unmeasured. Raises `BenchError` if no journey succeeds, because there is nothing to measure
+    then.
+    """
+    if options.warm_up_seconds <= 0:
         return
-    plan = plan_of(asked, scenario, subject)
-    seconds = asked.warm_up_seconds
+    plan = plan_of(options, scenario, subject)
+    seconds = options.warm_up_seconds
     stages = [Stage(seconds, plan.stages[0].rate)]
     count = max(plan.count_max // 5, plan.callers) if scenario.journey != "batch" else 1
     items = min(plan.items, 100)
     plan = msgspec.structs.replace(plan, stages=stages, count_max=count, items=items)
     load = await offer(generators, plan, subject.merchants.keys)
     if not load.succeeded:
-        raise BenchError(f"{subject.name}: not one of {load.begun} {scenario.journey} journeys ended well: {load.ended}")
+        raise BenchError(f"{subject.name}: none of {load.begun} {scenario.journey} journeys succeeded: {load.ended}")
     await _settle(subject)
     await _told_late(generators, plan, subject)
 
 
 async def measure(
-    asked: Asked,
+    options: RunOptions,
     scenario: Scenario,
     subject: Subject,
     generators: Sequence[Generator],
@@ -195,15 +200,15 @@ async def measure(
     *,
     number: int,
 ) -> Measurement:
-    """One scenario of one subject, once."""
-    plan = plan_of(asked, scenario, subject)
+    """Measure one scenario of one subject, once."""
+    plan = plan_of(options, scenario, subject)
     sampler = Sampler(subject)
     began_at = datetime.now(UTC)
     meter = CpuMeter.start(subject.components)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sampler.run)
         if scenario.outage is not None and subject.psp_url is not None:
-            nursery.start_soon(partial(_go_away, subject, *scenario.outage(plan.seconds)))
+            nursery.start_soon(partial(_stop_psp, subject, *scenario.outage(plan.seconds)))
         began = time.monotonic()
         load = await offer(generators, plan, subject.merchants.keys, on_second)
         nursery.cancel_scope.cancel()
@@ -214,11 +219,11 @@ async def measure(
     payments = load.succeeded * plan.items
     series = _moments(load, sampler.samples, began)
     return Measurement(
-        scenario=asked.scenario,
+        scenario=options.scenario,
         subject=subject.name,
         round=number,
         began_at=began_at,
-        settings=_settings(asked, plan),
+        settings=_settings(options, plan),
         seconds=load.seconds,
         begun=load.begun,
         not_begun=load.not_begun,
@@ -230,20 +235,20 @@ async def measure(
         series=series,
         cpu_us={name: seconds / payments * 1e6 for name, seconds in used.items()} if payments else {},
         peak_bytes=sampler.peaks(),
-        batch_items=await sampler.batch_items(),
+        group_items=await sampler.group_items(),
         broken_promises=None,
         verdicts=scenario.verdicts(load, series, plan.seconds),
-        notes=_notes(asked, plan, load, is_settled=is_settled),
+        notes=_notes(options, plan, load, is_settled=is_settled),
     )
 
 
 async def _told_late(generators: Sequence[Generator], plan: Plan, subject: Subject) -> int:
-    """How many notifications came after the end of a plan: a plan that asks for nothing counts them."""
+    """The number of notifications that arrived after the end of a plan, counted by an empty plan."""
     silence = msgspec.structs.replace(plan, arrivals=Arrivals.CLOSED, stages=[Stage(0.1, 0.0)], callers=0, hears_stream=False)
     return (await offer(generators, silence, subject.merchants.keys)).told
 
 
-async def _go_away(subject: Subject, begin: float, end: float) -> None:
+async def _stop_psp(subject: Subject, begin: float, end: float) -> None:
     """The PSP's outage."""
     await trio.sleep(begin)
     await _control(subject, {"down": True})
@@ -255,13 +260,13 @@ async def _go_away(subject: Subject, begin: float, end: float) -> None:
 
 
 async def _settle(subject: Subject) -> bool:
-    """Wait until nothing is on its way any more; whether that was so in time."""
+    """Wait until all work has ended. Returns whether that was in time."""
     if subject.database_url is None:
         await trio.sleep(1.0)
         return True
     async with open_session(subject.database_url) as connection:
         with trio.move_on_after(SETTLE_SECONDS):
-            while not await _is_settled(connection):  # noqa: ASYNC110 - a database tells nobody that it has come to rest
+            while not await _is_settled(connection):  # noqa: ASYNC110 - a database sends no event when its work has ended
                 await trio.sleep(0.1)
             return True
     return False
@@ -307,39 +312,39 @@ def _moments(load: Load, samples: Sequence[Sample], began: float) -> list[Moment
                 max_ms=second.max_us / 1_000,
                 cpu_seconds=sample.cpu_seconds,
                 resident_bytes=sample.resident_bytes,
-                batch_items=sample.batch_items,
+                group_items=sample.group_items,
             )
         )
     return found
 
 
-def _settings(asked: Asked, plan: Plan) -> dict[str, Any]:
+def _settings(options: RunOptions, plan: Plan) -> dict[str, Any]:
     return {
         "arrivals": plan.arrivals.value,
         "stages": [(stage.seconds, stage.rate) for stage in plan.stages],
         "callers": plan.callers if plan.arrivals is Arrivals.CLOSED else None,
         "count_max": plan.count_max,
-        "generators": asked.generators,
-        "workers": asked.workers if asked.url is None else None,
-        "merchants": asked.merchants,
-        "warm_up_seconds": asked.warm_up_seconds,
-        "psp_ms": asked.psp_ms,
+        "generators": options.generators,
+        "workers": options.workers if options.url is None else None,
+        "merchants": options.merchants,
+        "warm_up_seconds": options.warm_up_seconds,
+        "psp_ms": options.psp_ms,
         "items": plan.items,
         "sockets": plan.sockets,
-        **shown_settings(asked.settings),
+        **shown_settings(options.settings),
     }
 
 
-def _notes(asked: Asked, plan: Plan, load: Load, *, is_settled: bool) -> list[str]:
-    """What a reader has to know to believe the figures, or not to."""
+def _notes(options: RunOptions, plan: Plan, load: Load, *, is_settled: bool) -> list[str]:
+    """Notes that a reader needs to judge the figures."""
     notes = []
     lag = load.latency_ms(99.0, "lag")
     if lag > 5:
         notes.append(f"the generators were late: p99 {lag:.1f} ms behind the schedule, which the latencies include")
     if load.not_begun:
-        notes.append(f"{load.not_begun} journeys were not begun: more were in flight than the generators have room for")
-    if asked.count is None and load.begun >= plan.count_max:
-        notes.append(f"it ended after {plan.count_max:,} journeys, which is the most without --count")
+        notes.append(f"{load.not_begun} journeys were not begun, because the generators had no room for them")
+    if options.count is None and load.begun >= plan.count_max:
+        notes.append(f"it ended after {plan.count_max:,} journeys, the limit without --count")
     if not is_settled:
-        notes.append(f"not everything had come to rest {SETTLE_SECONDS:.0f} s after the load")
+        notes.append(f"some work had not ended {SETTLE_SECONDS:.0f} s after the load")
     return notes

@@ -1,4 +1,4 @@
-"""What the components of a subject use while load is on: CPU time and memory from /proc, the size of commits from its metrics."""
+"""Samples the components of a subject under load: CPU time and memory from /proc, the size of commits from its metrics."""
 
 import time
 import urllib.request
@@ -11,29 +11,31 @@ import trio
 from bench.lab.subjects import METRICS_TOKEN, Subject
 from bench.measure import cpu_seconds, peak_bytes, resident_bytes
 
-_SUM, _COUNT = "florin_commit_batch_items_sum", "florin_commit_batch_items_count"
+_SUM, _COUNT = "florin_commit_group_items_sum", "florin_commit_group_items_count"
 
 
 @dataclass(slots=True)
 class Sample:
-    """What was used in one second."""
+    """The usage of one second."""
 
     at: float
     cpu_seconds: dict[str, float]
     resident_bytes: dict[str, int]
-    batch_items: float
+    group_items: float
 
 
 @dataclass(slots=True)
 class Sampler:
-    """Takes a sample a second while `run` runs. Components are asked for their processes anew each time: they come and go."""
+    """Takes a sample per second while `run` runs. The processes of components are looked up each time, because they come
+    and go.
+    """
 
     subject: Subject
     samples: list[Sample] = field(default_factory=list)
     _batches_at_first: tuple[float, float] | None = None
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Sample until canceled."""
         before, before_at, batches_before = self._cpu(), time.monotonic(), await self.batches()
         self._batches_at_first = batches_before
         next_at = trio.current_time()
@@ -49,17 +51,17 @@ class Sampler:
                     at=at,
                     cpu_seconds={name: (used - before[name]) / seconds for name, used in now.items()},
                     resident_bytes=resident,
-                    batch_items=_mean(batches_before, batches),
+                    group_items=_mean(batches_before, batches),
                 )
             )
             before, before_at, batches_before = now, at, batches or batches_before
 
     def peaks(self) -> dict[str, int]:
-        """The most memory that each component has had, its processes together; PostgreSQL shares some of it among them."""
+        """The peak memory of each component, its processes added up; PostgreSQL's processes share some of it."""
         return {name: sum(_peak(pid) for pid in pids()) for name, pids in self.subject.components.items()}
 
-    async def batch_items(self) -> float:
-        """The mean size of a batch since the begin; 0 where that is not known."""
+    async def group_items(self) -> float:
+        """The mean size of a commit's group since the start; 0 if unknown."""
         return _mean(self._batches_at_first, await self.batches())
 
     def _cpu(self) -> dict[str, float]:
@@ -69,7 +71,7 @@ class Sampler:
         return {name: sum(resident_bytes(pid) for pid in pids()) for name, pids in self.subject.components.items()}
 
     async def batches(self) -> tuple[float, float] | None:
-        """How many items were committed so far, in how many batches; None where that cannot be told, as of several workers."""
+        """The number of committed items and groups so far; None if unknown, as with several workers."""
         if not self.subject.has_metrics:
             return None
         try:
@@ -89,7 +91,7 @@ def _read_metrics(url: str) -> Mapping[str, float]:
     request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"})
     with urllib.request.urlopen(request, timeout=2) as response:
         lines = response.read().decode().splitlines()
-    pairs = [line.rsplit(" ", 1) for line in lines if line.startswith("florin_commit_batch_items")]
+    pairs = [line.rsplit(" ", 1) for line in lines if line.startswith("florin_commit_group_items")]
     return {name: float(value) for name, value in pairs}
 
 

@@ -1,7 +1,7 @@
-"""The scenarios: what each one does, with which defaults, and what it promises.
+"""The scenarios: the journey, defaults and targets of each.
 
-A scenario is a journey (`bench.generator.journeys`), a schedule, and targets that hold on any machine: shed load is refused and
-not lost, an outage leaves nothing open, memory does not grow. How fast it is, is a figure and no verdict.
+A scenario is a journey (`bench.generator.journeys`), a schedule, and targets that hold on any machine: overload is refused
+without loss, an outage leaves nothing open, memory does not grow. Its speed is a figure, not a target.
 """
 
 import statistics
@@ -19,7 +19,7 @@ _MEBI = 1_048_576
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What is not said on the command line. No `rate` is a closed loop."""
+    """The defaults of a scenario. Without `rate` it is a closed loop."""
 
     seconds: float = 20.0
     callers: int = 128
@@ -33,8 +33,8 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """`pages`: the sandbox PSP with its hosted pages and webhooks is needed, not the stub. `is_timed`: only a schedule makes it.
-    `loses_webhooks`: the PSP's.
+    """A scenario. `pages`: it needs the sandbox PSP with its hosted pages and webhooks, not the stub. `is_timed`: it needs a
+    schedule. `loses_webhooks`: those of the PSP are lost.
     """
 
     about: str
@@ -60,7 +60,7 @@ def _spike(seconds: float, rate: float) -> list[Stage]:
 
 
 def _outage(seconds: float) -> tuple[float, float]:
-    """When the PSP goes and comes back: a sixth before, then down for half of the time."""
+    """The times at which the PSP goes and comes back: a sixth before, then down for half of the time."""
     return seconds / 6, seconds * 2 / 3
 
 
@@ -72,14 +72,12 @@ def _spike_verdicts(load: Load, series: Sequence[Moment], seconds: float) -> lis
         wrong["not begun"] = load.not_begun
     failed, ok = sum(one.failed for one in last), sum(one.ok for one in last)
     return [
-        Verdict(
-            target="what there is no room for is refused with 503, and nothing else", found=_counted(wrong), is_met=not wrong
-        ),
+        Verdict(target="excess requests are refused with 503, and nothing else fails", found=_counted(wrong), is_met=not wrong),
         Verdict(
             target="nothing is refused once the spike is over", found=f"{ok} ok, {failed} refused", is_met=ok > 0 and not failed
         ),
         Verdict(
-            target="latency is as before: p99 at most twice, or 50 ms more",
+            target="latency recovers: p99 at most twice as before, or 50 ms more",
             found=f"p99 {_p99(before):.0f} ms before, {_p99(last):.0f} ms after",
             is_met=ok > 0 and _p99(last) <= max(2 * _p99(before), _p99(before) + 50),
         ),
@@ -93,8 +91,8 @@ def _outage_verdicts(load: Load, series: Sequence[Moment], seconds: float) -> li
     refused = sum(one.failed for one in down)
     return [
         Verdict(
-            target="during the outage callers are told so, at once or in time: 502, 503 or 504",
-            found=f"{refused} told; otherwise: {_counted(wrong)}",
+            target="during the outage callers get 502, 503 or 504",
+            found=f"{refused} of those; otherwise: {_counted(wrong)}",
             is_met=refused > 0 and not wrong,
         ),
         Verdict(
@@ -104,7 +102,7 @@ def _outage_verdicts(load: Load, series: Sequence[Moment], seconds: float) -> li
 
 
 def _soak_verdicts(_load: Load, series: Sequence[Moment], seconds: float) -> list[Verdict]:
-    """Of the second half: what a program keeps that has just begun is no leak."""
+    """Of the second half only: what a program allocates after its start is not a leak."""
     half = _within(series, seconds / 2, seconds)
     resident = [one.resident_bytes["worker"] / _MEBI for one in half if one.resident_bytes.get("worker")]
     if len(resident) < 30:
@@ -126,12 +124,12 @@ def _soak_verdicts(_load: Load, series: Sequence[Moment], seconds: float) -> lis
 
 
 def _within(series: Sequence[Moment], begin: float, end: float) -> list[Moment]:
-    """The seconds that lie in a stretch of the schedule; what drains after it is no part of any."""
+    """The seconds within a part of the schedule. Seconds of draining belong to no part."""
     return [one for one in series if begin < one.second <= end]
 
 
 def _p99(series: Sequence[Moment]) -> float:
-    """The middle of the seconds' p99: one bad second of the machine is no change of the server's."""
+    """The median of the seconds' p99: one bad second of the machine is not a change of the server's."""
     known = [one.p99_ms for one in series if one.ok]
     return statistics.median(known) if known else 0.0
 
@@ -142,7 +140,7 @@ def _counted(wrong: dict[str, int]) -> str:
 
 SCENARIOS = {
     "hello": Scenario(
-        about="GET /healthz: the wire, the router and one query",
+        about="GET /healthz: the HTTP server, the router and one query",
         journey="hello",
         defaults=Defaults(callers=64),
         takes_payments=False,
@@ -157,7 +155,7 @@ SCENARIOS = {
         hears_stream=True,
     ),
     "verify": Scenario(
-        about="paid on the page, the PSP's webhook is lost, and the merchant asks",
+        about="paid on the page; the PSP's webhook is lost, and the merchant asks",
         journey="verify",
         defaults=Defaults(callers=64),
         pages=True,
@@ -193,7 +191,7 @@ SCENARIOS = {
     ),
     "outage": Scenario(
         is_timed=True,
-        about="the PSP answers nothing for half of the time, and comes back",
+        about="the PSP does not answer for half of the time, then comes back",
         journey="sync",
         defaults=Defaults(seconds=120.0, rate=50.0),
         outage=_outage,
@@ -203,7 +201,7 @@ SCENARIOS = {
 
 
 def describe(arrivals: Arrivals, *, rate: float | None, callers: int) -> str:
-    """How load is offered, in words."""
+    """The load in words."""
     if rate is None:
         return f"closed loop, {callers} callers"
     return f"open loop, {rate:g}/s, {arrivals}"

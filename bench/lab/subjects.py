@@ -1,7 +1,7 @@
-"""What is measured: a Florin that is started for it (of this or another checkout), one that runs already, or a peer.
+"""The subjects: a Florin that is started for the run (of this or another checkout), a running one, or a peer.
 
-Each is processes of its own, in named components whose CPU time and memory /proc tells. All of one run share one PostgreSQL, its
-schema and the merchants in it, the stub PSP and the generators, and take turns.
+Each consists of its own processes, in named components whose CPU time and memory come from /proc. All subjects of a run share one
+PostgreSQL, its schema and merchants, the stub PSP and the generators, and take turns.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from bench.lab.load import Generator, free_socket
-from bench.measure import family, scratch_directory
+from bench.measure import process_tree, scratch_directory
 from core.errors import FlorinError
 from core.ids import EndpointId, MerchantId, PspAccountId
 from core.signing import standard_secret
@@ -40,7 +40,7 @@ from server.uuid7 import uuid7
 READY_SECONDS = 60.0
 METRICS_TOKEN = "florin-bench-reads-the-metrics"
 STOP_SECONDS = 20.0
-HOUSE = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent
 Pids = Callable[[], Iterable[int]]
 
 
@@ -50,7 +50,7 @@ class SubjectError(FlorinError):
 
 @dataclass(frozen=True, slots=True)
 class Merchants:
-    """The merchants that the load pays: for each generator its keys. The secret signs webhooks to all of them."""
+    """The merchants that get the load: the keys for each generator. The secret signs the webhooks to all of them."""
 
     keys: list[list[str]]
     ids: list[MerchantId] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Merchants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """Something that takes payments. `components`: by name, its processes; `home` only where it was started here."""
+    """A server that takes payments. `components`: its processes by name; `home` only if it was started here."""
 
     name: str
     url: str
@@ -76,18 +76,18 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """How to start a Florin. `environment` is its settings; `merchants` how many share the load."""
+    """The parameters of a started Florin. `environment` is its settings; `merchants` is the number that share the load."""
 
     workers: int = 1
     merchants: int = 64
     environment: Mapping[str, str] = field(default_factory=dict)
-    checkout: Path = HOUSE
+    checkout: Path = ROOT
     has_stub: bool = True
 
 
 @asynccontextmanager
 async def open_florin(setup: Setup, generators: Sequence[Generator], *, name: str = "florin") -> AsyncIterator[Subject]:
-    """`florin up` with a database of its own, and merchants whose webhooks the generators hear. Raises `SubjectError`."""
+    """`florin up` with its own database, and merchants whose webhooks go to the generators. Raises `SubjectError`."""
     with scratch_directory() as home:
         async with _up(setup, home) as process:
             running = msgspec.json.decode(running_file(home).read_bytes(), type=Running)
@@ -121,7 +121,7 @@ async def _up(setup: Setup, home: Path) -> AsyncIterator[subprocess.Popen[bytes]
         "FLORIN_LOG_LEVEL": "error",
         "FLORIN_REQUESTS_IN_FLIGHT_MAX": "16000",
         "FLORIN_WEBHOOK_NETWORKS": "127.0.0.0/8,::1",
-        # What the shell says of another Florin, its database above all, is not for this one.
+        # The shell's settings for another Florin, above all its database, do not apply to this one.
         **{name: value for name, value in os.environ.items() if not name.startswith("FLORIN_")},
         **setup.environment,
         "FLORIN_METRICS_TOKEN": METRICS_TOKEN,
@@ -135,7 +135,7 @@ async def _up(setup: Setup, home: Path) -> AsyncIterator[subprocess.Popen[bytes]
             while not running_file(home).exists():
                 if process.poll() is not None:
                     raise SubjectError(f"florin did not start: {log.read_text()[-600:].strip()}")
-                await trio.sleep(0.05)  # noqa: ASYNC110 - a file of another process tells nobody when it comes
+                await trio.sleep(0.05)  # noqa: ASYNC110 - another process's file sends no event when it appears
         if scope.cancelled_caught:
             raise SubjectError(f"florin did not start within {READY_SECONDS:g} s: {log.read_text()[-600:].strip()}")
         yield process
@@ -150,12 +150,12 @@ async def _up(setup: Setup, home: Path) -> AsyncIterator[subprocess.Popen[bytes]
 
 @contextmanager
 def stub_psp() -> Iterator[tuple[str, int]]:
-    """A stub PSP of its own: its address and its pid."""
+    """A stub PSP: its address and its pid."""
     with free_socket() as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         command = child_process.python("bench.generator.psp_stub", str(listening.fileno()))
         process = child_process.spawn(command, death_signal=signal.SIGKILL, pass_fds=[listening.fileno()])
-        listening.close()  # so that nobody waits in a queue that is served no more
+        listening.close()  # so that nothing waits in a queue that is no longer served
         try:
             yield url, process.pid
         finally:
@@ -164,7 +164,7 @@ def stub_psp() -> Iterator[tuple[str, int]]:
 
 
 async def _provision(setup: Setup, home: Path, running: Running, generators: Sequence[Generator], psp_url: str) -> Merchants:
-    """Merchants for the load. Those of the sandbox use its account, which it sends webhooks for."""
+    """Create merchants for the load. With the sandbox they use its account, whose webhooks it sends."""
     sealer = Sealer.from_file(Path(running.key_file))
     demo = msgspec.json.decode((home / "demo.json").read_bytes(), type=Demo)
     account_id = PspAccountId(demo.psp_account_id)
@@ -215,11 +215,11 @@ async def _provision(setup: Setup, home: Path, running: Running, generators: Seq
 
 
 def _descendants(pid: int, word: str) -> Pids:
-    """The descendants whose command line holds a word, PostgreSQL's children by their parent."""
+    """The descendants whose command line contains a word; PostgreSQL's children by their parent."""
 
     def find() -> list[int]:
         found = []
-        for one in family(pid):
+        for one in process_tree(pid):
             try:
                 command = Path(f"/proc/{one}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except (FileNotFoundError, ProcessLookupError):
@@ -236,7 +236,7 @@ _MODULES = {"asyncio": "bench.peers.asyncio_stack", "trio": "bench.peers.trio_st
 
 
 def missing_peer(name: str) -> str | None:
-    """Why a peer cannot be measured here; None where it can."""
+    """The reason why a peer cannot be measured here; None if it can."""
     if name == "swoole":
         php = shutil.which("php")
         if php is None:
@@ -250,7 +250,7 @@ def missing_peer(name: str) -> str | None:
 
 
 def swoole_flags(php: str) -> list[str] | None:
-    """How PHP is started with Swoole; None where it has none."""
+    """The arguments that start PHP with Swoole; None without Swoole."""
     for flags in ([], ["-d", "extension=swoole"]):
         probe = ["-r", "exit(defined('SWOOLE_HOOK_PDO_PGSQL') && extension_loaded('pdo_pgsql') ? 0 : 1);"]
         if subprocess.run([php, *flags, *probe], capture_output=True, check=False, timeout=20).returncode == 0:
@@ -260,7 +260,7 @@ def swoole_flags(php: str) -> list[str] | None:
 
 @asynccontextmanager
 async def open_peer(name: str, beside: Subject, *, workers: int = 1) -> AsyncIterator[Subject]:
-    """A peer on the database, the merchants and the stub PSP of a Florin that runs. Raises `SubjectError`."""
+    """A peer on the database, merchants and stub PSP of a running Florin. Raises `SubjectError`."""
     if reason := missing_peer(name):
         raise SubjectError(f"{name} is left out: {reason}")
     assert beside.home is not None
@@ -282,7 +282,7 @@ async def open_peer(name: str, beside: Subject, *, workers: int = 1) -> AsyncIte
         if name == "swoole":
             listening.close()  # Swoole binds by itself, and has its own workers
             php = shutil.which("php") or ""
-            commands = [[php, *(swoole_flags(php) or []), str(HOUSE / "bench" / "peers" / "swoole.php"), str(path)]]
+            commands = [[php, *(swoole_flags(php) or []), str(ROOT / "bench" / "peers" / "swoole.php"), str(path)]]
         else:
             commands = [child_process.python(_MODULES[name], str(path))] * workers
         descriptors = [listening.fileno()] if name != "swoole" else []
@@ -293,7 +293,7 @@ async def open_peer(name: str, beside: Subject, *, workers: int = 1) -> AsyncIte
         listening.close()
         try:
             await _until_it_listens(processes, port, log)
-            components = {**beside.components, "worker": lambda: [pid for one in processes for pid in family(one.pid)]}
+            components = {**beside.components, "worker": lambda: [pid for one in processes for pid in process_tree(one.pid)]}
             yield replace(
                 beside,
                 name=name,
@@ -305,14 +305,14 @@ async def open_peer(name: str, beside: Subject, *, workers: int = 1) -> AsyncIte
             )
         finally:
             for process in processes:
-                for pid in reversed(family(process.pid)) if process.poll() is None else ():
+                for pid in reversed(process_tree(process.pid)) if process.poll() is None else ():
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 process.wait()
 
 
 def require_alive(subject: Subject) -> None:
-    """Raises `SubjectError` where a process of it has ended: what it seems to measure then is nothing."""
+    """Raise `SubjectError` if one of its processes has ended, because its figures would mean nothing."""
     if any(process.poll() is not None for process in subject.processes):
         said = subject.log.read_text()[-600:].strip() if subject.log is not None else ""
         raise SubjectError(f"{subject.name} has ended: {said}")
@@ -326,7 +326,7 @@ def _private(path: Path) -> Iterator[IO[bytes]]:
 
 
 async def _until_it_listens(processes: Sequence["subprocess.Popen[bytes]"], port: int, log: Path) -> None:
-    """Wait until it answers anything at all: 404 is an answer."""
+    """Wait until it answers at all: 404 is an answer."""
     with trio.move_on_after(READY_SECONDS):
         while all(process.poll() is None for process in processes):
             try:

@@ -1,4 +1,4 @@
-"""A report on the terminal, in short."""
+"""A report in short, for the terminal."""
 
 import sys
 
@@ -12,7 +12,7 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 
 def show(found: Report) -> None:
-    """What was found, in short."""
+    """Print the results in short."""
     names = list(dict.fromkeys(name for one in found.measurements for name in one.cpu_us))
     shown = Table("subject", "round", "ok/s", "p50 ms", "p99 ms", "max ms", *[f"{name} µs" for name in names], "ended", box=None)
     for one in (one for group in by_subject(found.measurements) for one in group):
@@ -31,13 +31,13 @@ def show(found: Report) -> None:
             console.print(f"careful: {note}", markup=False)
     broken = {text for one in found.measurements for text in one.broken_promises or []}
     unknown = all(one.broken_promises is None for one in found.measurements)
-    console.print("promises: not looked at" if unknown else "all promises are kept" if not broken else "BROKEN PROMISES:")
+    console.print("promises: not checked" if unknown else "all promises are kept" if not broken else "BROKEN PROMISES:")
     for text in sorted(broken):
         console.print(f"  {text}", markup=False)
 
 
 def is_good(found: Report) -> bool:
-    """Whether everything holds that should."""
+    """Return whether all targets are met and all promises kept."""
     has_ok = all(one.ended.get("ok") for one in found.measurements)
     is_whole = not any(one.broken_promises for one in found.measurements)
     return has_ok and is_whole and all(verdict.is_met for one in found.measurements for verdict in one.verdicts)

@@ -1,1 +1,1 @@
-"""Parts measured by themselves, beside their peers."""
+"""Parts of Florin measured alone, beside their peers."""

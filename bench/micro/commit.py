@@ -1,7 +1,8 @@
-"""`python -m bench.micro.commit`: what it costs to make a sync payment durable, from acceptance to the answered notification.
+"""`python -m bench.micro.commit`: the cost of making a sync payment durable, from acceptance to the answered notification.
 
 One run measures, in turn and again and again, the same rows written by group commit, by one transaction per payment and statement
-over the same driver, and by pgbench running that same script. CPU time is the client's own process and PostgreSQL's whole family.
+over the same driver, and by pgbench running that same script. CPU time is the client's own process and PostgreSQL's whole process
+tree.
 """
 
 import os
@@ -20,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure import cpu_seconds, family, scratch_directory
+from bench.measure import cpu_seconds, process_tree, scratch_directory
 from bench.micro.commit_rows import Item, items, prepare
 from bench.micro.commit_single import pgbench_script, settle_by_statements
 from core.ids import MerchantId
@@ -39,7 +40,7 @@ _console = Console(highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one round has measured, per payment: CPU in µs, and how many a second."""
+    """The results of one round per payment: CPU in µs, and payments per second."""
 
     client_us: float
     postgres_us: float
@@ -50,11 +51,11 @@ Write = Callable[[Item], Awaitable[None]]
 
 
 def main(
-    payments: Annotated[int, typer.Option(min=100, max=1_000_000, help="Payments a round, by group commit.")] = 20_000,
-    callers: Annotated[int, typer.Option(min=1, max=2_000, help="How many payments are under way at a time.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each way is measured.")] = 5,
+    payments: Annotated[int, typer.Option(min=100, max=1_000_000, help="Payments per round, by group commit.")] = 20_000,
+    callers: Annotated[int, typer.Option(min=1, max=2_000, help="Payments under way at the same time.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of each way.")] = 5,
 ) -> None:
-    """Compare the ways to commit payments."""
+    """Compare ways to commit payments."""
     configure_logs("warning")
     with scratch_directory() as directory:
         found = trio.run(run, directory, payments, callers, rounds)
@@ -62,7 +63,7 @@ def main(
 
 
 async def run(directory: Path, payments: int, callers: int, rounds: int) -> dict[str, list[Cost]]:
-    """What each way costs, round by round."""
+    """The cost of each way, round by round."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(open_embedded(directory))
         spread, hot = await prepare(server.url, count=MERCHANTS)
@@ -107,15 +108,15 @@ def _by_statements(pool: Pool) -> Write:
 
 
 async def _measure(server: Embedded, write: Write, merchants: list[MerchantId], payments: int, callers: int) -> Cost:
-    """The rows are made beforehand: what is measured is writing them."""
+    """The items are made beforehand, so that only writing them is measured."""
     left = iter(items(merchants, payments))
-    postgres, client, began = cpu_seconds(family(server.process.pid)), time.process_time(), time.perf_counter()
+    postgres, client, began = cpu_seconds(process_tree(server.process.pid)), time.process_time(), time.perf_counter()
     async with trio.open_nursery() as nursery:
         for _ in range(callers):
             nursery.start_soon(_call, write, left)
     seconds = time.perf_counter() - began
     client = time.process_time() - client
-    postgres = cpu_seconds(family(server.process.pid)) - postgres
+    postgres = cpu_seconds(process_tree(server.process.pid)) - postgres
     return Cost(client / payments * 1e6, postgres / payments * 1e6, payments / seconds)
 
 
@@ -125,7 +126,7 @@ async def _call(write: Write, left: Iterator[Item]) -> None:
 
 
 async def _pgbench(server: Embedded, directory: Path, payments: int) -> Cost:
-    """The same statements by PostgreSQL's own tool, whose client is C."""
+    """The same statements by PostgreSQL's own tool, whose client is written in C."""
     script = directory / "payment.sql"
     script.write_text(pgbench_script(merchants=MERCHANTS))
     each = payments // SINGLE_CONNECTIONS
@@ -145,12 +146,12 @@ async def _pgbench(server: Embedded, directory: Path, payments: int) -> Cost:
         str(script),
         server.tcp_url,
     ]
-    postgres, client, began = cpu_seconds(family(server.process.pid)), os.times(), time.perf_counter()
+    postgres, client, began = cpu_seconds(process_tree(server.process.pid)), os.times(), time.perf_counter()
     await trio.run_process(command, capture_stdout=True, capture_stderr=True)
     seconds = time.perf_counter() - began
     after = os.times()
     used = after.children_user + after.children_system - client.children_user - client.children_system
-    postgres = cpu_seconds(family(server.process.pid)) - postgres
+    postgres = cpu_seconds(process_tree(server.process.pid)) - postgres
     done = each * SINGLE_CONNECTIONS
     return Cost(used / done * 1e6, postgres / done * 1e6, done / seconds)
 

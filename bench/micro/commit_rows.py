@@ -1,4 +1,4 @@
-"""What `bench.micro.commit` writes: sync payments, made beforehand with everything that is written of them."""
+"""The items of `bench.micro.commit`: sync payments, made beforehand with everything that is written for them."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from server.uuid7 import uuid7
 
 ACCOUNT = PspAccountId(UUID(int=1))
 FIRST_MERCHANT = 4_096
-"""The merchants are numbered, so that pgbench can name them."""
+"""Merchants are numbered, so that pgbench can name them."""
 
 _FINGERPRINT = bytes(32)
 
@@ -36,7 +36,7 @@ class Item:
 
 
 async def prepare(url: str, *, count: int) -> tuple[list[MerchantId], list[MerchantId]]:
-    """A migrated database with so many merchants, each with an endpoint; and one more, the hot one."""
+    """A migrated database with that many merchants, each with an endpoint, and one hot merchant."""
     async with open_session(url) as connection:
         await migrate(connection)
         made = [MerchantId(UUID(int=FIRST_MERCHANT + number)) for number in range(count + 1)]
@@ -61,7 +61,7 @@ async def _add(connection: Connection, merchant_id: MerchantId, now: datetime) -
 
 
 def items(merchant_ids: list[MerchantId], count: int) -> list[Item]:
-    """So many payments, in turn of the merchants."""
+    """That many payments, in turn of the merchants."""
     return [_item(merchant_ids[number % len(merchant_ids)]) for number in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""The same rows as group commit writes, a statement each, in one transaction per step of a payment: the usual way."""
+"""The rows of group commit, written by one statement each, in one transaction per step of a payment: the usual way."""
 
 from bench.micro.commit_rows import ACCOUNT, FIRST_MERCHANT, Item
 from server.db.connection import Connection
@@ -66,7 +66,7 @@ def _numbered(sql: str) -> str:
 
 
 async def settle_by_statements(connection: Connection, item: Item) -> None:
-    """Accept, settle and deliver one payment: three transactions, a statement and a round trip for each row."""
+    """Accept, settle and deliver one payment: three transactions, with a statement and a round trip for each row."""
     creation, row = item.creation, item.change
     payment, after = creation.payment, row.change.after
     merchant_id, payment_id, amount = payment.merchant_id, payment.id, payment.money.amount_minor
@@ -107,7 +107,7 @@ async def settle_by_statements(connection: Connection, item: Item) -> None:
 
 
 def pgbench_script(*, merchants: int) -> str:
-    """The script that pgbench runs: the same statements, with identifiers of its own, for so many merchants."""
+    """The script for pgbench: the same statements, with ids of its own, for that many merchants."""
     merchant = f"lpad(to_hex({FIRST_MERCHANT} + :m), 32, '0')::uuid"
     payment, operation, log, event = (f"md5('{letter}' || :n)::uuid" for letter in "pole")
     key, account = "md5('k' || :n)", f"'{ACCOUNT}'::uuid"

@@ -1,7 +1,7 @@
-"""`python -m bench.micro.http`: what the wire costs, in CPU time, beside its peers, in one run.
+"""`python -m bench.micro.http`: the CPU cost of HTTP, beside its peers, in one run.
 
-Every subject is a process of its own on the first core; the load has the last. Subjects take turns, round after round; the
-figure is the median of the rounds, in µs of user and system time per request.
+Every subject is its own process on the first core; the load runs on the last. Subjects take turns, round after round; the figure
+is the median of the rounds, in µs of user and system time per request.
 """
 
 import os
@@ -23,18 +23,18 @@ from server.http.server.listener import bind
 CONNECTIONS = 64
 WARM_UP_REQUESTS = 2_000
 SLOW_PEER_SHARE = 10
-"""The idiomatic stacks cost so much more that they are given fewer requests."""
+"""The idiomatic stacks cost so much more that they get fewer requests."""
 
 _console = Console(highlight=False, soft_wrap=True)
 _app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-Rounds = Annotated[int, typer.Option(min=1, max=50, help="How many rounds; the figure is their median.")]
-Requests = Annotated[int, typer.Option(min=1_000, max=1_000_000, help="Requests in a round.")]
+Rounds = Annotated[int, typer.Option(min=1, max=50, help="Number of rounds; the figure is their median.")]
+Requests = Annotated[int, typer.Option(min=1_000, max=1_000_000, help="Requests per round.")]
 
 
 @_app.callback(invoke_without_command=True)
 def everything(context: typer.Context) -> None:
-    """Measure the wire. Without a part, all parts."""
+    """Measure HTTP. Without a command, all parts."""
     _console.print(
         f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}; "
         "CPU µs by utime + stime, medians of interleaved rounds"
@@ -61,7 +61,7 @@ def server(rounds: Rounds = 5, requests: Requests = 30_000) -> dict[str, float]:
 
 
 def request_us(requests: int) -> float:
-    """What a bare request costs our server, on one core, after a warm-up: the measure for what a payment costs."""
+    """The cost of a bare request in our server, on one core, after a warm-up: the unit for the cost of a payment."""
     with _serving("florin") as (one, port), _connections(port, CONNECTIONS) as connections:
         http_load.request_in_turn(connections, WARM_UP_REQUESTS)
         return _metered(one, requests, partial(http_load.request_in_turn, connections))()
@@ -112,9 +112,9 @@ def in_flight(requests: Annotated[int, typer.Option(min=100, max=15_000)] = 15_0
 
 @_app.command()
 def fan_out(rounds: Rounds = 5, sockets: Annotated[int, typer.Option(min=10, max=9_000)] = 5_000) -> None:
-    """One event of 300 bytes to many websockets, beside trio-websocket; then with one of them reading nothing.
+    """One event of 300 bytes to many websockets, beside trio-websocket; then with one of them not reading.
 
-    The target is 15 µs a socket where trio-websocket takes 40.
+    The target is 15 µs per socket; trio-websocket takes 40.
     """
     event, events = b"e" * 300, 10
     delays: dict[str, list[float]] = {"all read": [], "one stalled": []}
@@ -152,7 +152,7 @@ def _serving(name: str, *arguments: str) -> Iterator[tuple[Program, int]]:
 
 
 def _ask(port: int, count: int) -> None:
-    """On connections of its own: while others have their turn a server may close what is idle."""
+    """On new connections: between its turns a server may close idle ones."""
     with _connections(port, CONNECTIONS) as connections:
         http_load.request_in_turn(connections, count)
 
@@ -164,7 +164,7 @@ def _connections(port: int, count: int) -> Iterator[list[socket.socket]]:
 
 
 def _metered(one: Program, count: int, load: Callable[[int], object], *, times: int = 1) -> Callable[[], float]:
-    """A round: CPU µs per request, or per message where each request makes so many."""
+    """Measure a round: CPU µs per request, or per message if each request makes several."""
 
     def measure() -> float:
         began = one.cpu_seconds
@@ -183,7 +183,7 @@ def _tell(one: Program, count: int) -> None:
 
 
 def _print(part: str, found: Mapping[str, Sequence[float]], targets: Mapping[str, float]) -> dict[str, float]:
-    """Show the medians; the first subject's as a ratio to each of the others'."""
+    """Print the medians; the first subject's as a ratio to each of the others'."""
     medians = {name: statistics.median(values) for name, values in found.items()}
     ours, *_ = medians
     ratios = {name: medians[ours] / medians[name] for name in targets}

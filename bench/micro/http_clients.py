@@ -1,6 +1,6 @@
 """The clients that `bench.micro.http` compares, each keeping 64 calls under way on pooled connections.
 
-`python -m bench.micro.http_clients NAME PORT` reads numbers from its input, makes so many calls for each, and says `done`.
+`python -m bench.micro.http_clients NAME PORT` reads numbers from its input, makes that many calls for each, and writes `done`.
 """
 
 import sys
@@ -64,7 +64,7 @@ def _httpx(port: int, *, connections_max: int, idle_max: int) -> None:
 
 
 def aiohttp(port: int) -> None:
-    """aiohttp on uvloop: the fast one of asyncio."""
+    """aiohttp on uvloop: the fast client of asyncio."""
     import asyncio
 
     import aiohttp as peer

@@ -1,7 +1,7 @@
-"""The other side of what `bench.micro.http` measures: plain epoll loops, cheaper than anything that they measure.
+"""The other side of `bench.micro.http`: plain epoll loops, cheaper than the subjects.
 
 `python -m bench.micro.http_load PORT_DESCRIPTOR` answers requests on a listening socket, for the clients; the functions are the
-load that servers are given.
+load for the servers.
 """
 
 import select
@@ -24,7 +24,7 @@ _READ_BYTES = 65_536
 
 
 def connect(port: int, count: int) -> list[socket.socket]:
-    """So many connections; the first one waits until the server is there."""
+    """Open that many connections; the first one waits until the server is up."""
     give_up = time.monotonic() + START_SECONDS
     connected: list[socket.socket] = []
     while len(connected) < count:
@@ -33,7 +33,7 @@ def connect(port: int, count: int) -> list[socket.socket]:
         except ConnectionRefusedError:
             if time.monotonic() > give_up:
                 raise
-            time.sleep(0.05)  # the server is another process, which is starting and gives no sign
+            time.sleep(0.05)  # the server is another process, which sends no event when it is up
             continue
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.append(one)
@@ -41,7 +41,7 @@ def connect(port: int, count: int) -> list[socket.socket]:
 
 
 def request_in_turn(connections: Iterable[socket.socket], requests: int) -> None:
-    """Send so many requests, closed loop: the next on a connection when the last has been answered."""
+    """Send that many requests in a closed loop: the next one on a connection after the previous was answered."""
     by_descriptor = {one.fileno(): one for one in connections}
     poller = select.epoll()
     for descriptor, one in by_descriptor.items():
@@ -64,7 +64,7 @@ def request_in_turn(connections: Iterable[socket.socket], requests: int) -> None
 
 
 class Audience:
-    """Websockets that listen; the first one stops reading when it is told to stall."""
+    """Websockets that listen; the first one stops reading on request."""
 
     def __init__(self, port: int, count: int) -> None:
         self._port = port
@@ -83,17 +83,17 @@ class Audience:
             one.close()
 
     def stall(self) -> None:
-        """Let the first one read nothing any more, and fill what is buffered for it."""
+        """Stop reading on the first one, and fill its buffers."""
         self._poller.unregister(self._sockets[0])
         del self._by_descriptor[self._sockets[0].fileno()]
         self._post("/stall", b"")
 
     def publish(self, text: bytes, events: int) -> float:
-        """Have the server send an event so many times; the longest time until all had one that read."""
+        """Publish an event that many times. Returns the longest time until all readers had one."""
         return max(self._publish_once(text) for _ in range(events))
 
     def say(self, text: bytes, events: int) -> float:
-        """The same for a server that sends to all what one of them says."""
+        """The same for a server that sends each client's message to all."""
         mask = b"\0\0\0\0"
         frame = b"\x81\xfe" + len(text).to_bytes(2, "big") + mask + text
         return max(self._publish_once(text, lambda: self._sockets[-1].sendall(frame)) for _ in range(events))

@@ -1,7 +1,7 @@
 """The servers that `bench.micro.http` compares, each the plainest honest program of its kind.
 
-`python -m bench.micro.http_servers NAME DESCRIPTOR` serves on a listening socket that the parent passes. HTTP: a POST of some
-bytes is answered with as many. Websockets: what is said once is sent to all who listen.
+`python -m bench.micro.http_servers NAME DESCRIPTOR` serves on a listening socket that the parent passes. HTTP: a POST is answered
+with as many bytes. Websockets: one message is sent to all listeners.
 """
 
 import socket
@@ -11,7 +11,7 @@ from typing import Any
 
 ANSWER = b"x" * 200
 STALLING_FRAMES, STALLING_FRAME_BYTES = 200, 16_384
-"""More than the kernel buffers for a peer that reads nothing, and less than what gets it cut off."""
+"""More than the kernel buffers for a peer that does not read, and less than what gets it cut off."""
 _HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(ANSWER))]
 
 
@@ -39,7 +39,7 @@ def florin(listening: socket.socket) -> None:
 
 
 def florin_waiting(listening: socket.socket) -> None:
-    """Ours, with an application that answers nobody before so many wait."""
+    """Ours, with an application that answers once that many requests wait."""
     import trio
 
     from server.http.server.listener import Listener
@@ -59,7 +59,7 @@ def florin_waiting(listening: socket.socket) -> None:
 
 
 def florin_fan_out(listening: socket.socket) -> None:
-    """Ours: a POST's body goes to all websockets as one frame. `/stall` fills what the first of them never reads."""
+    """Ours: a POST's body goes to all websockets as one frame. `/stall` fills the buffers of the first, which does not read."""
     import trio
 
     from server.http.asgi import read_body, respond
@@ -91,7 +91,7 @@ def florin_fan_out(listening: socket.socket) -> None:
 
 
 def trio_websocket(listening: socket.socket) -> None:
-    """trio-websocket: the idiomatic one; whatever comes on any websocket goes to all."""
+    """trio-websocket: the idiomatic one; each message on any websocket goes to all."""
     import trio
     import trio_websocket as peer
 

@@ -1,4 +1,4 @@
-"""A Florin of its own for a program that measures: one worker, PostgreSQL, the sandbox PSP; the doctor checks it at the end."""
+"""A Florin for a program that measures: one worker, PostgreSQL, the sandbox PSP; the doctor checks it at the end."""
 
 from collections.abc import Awaitable, Callable
 
@@ -18,7 +18,7 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 def measure_instance(measure: Callable[[Instance], Awaitable[None]]) -> None:
-    """Run `measure` on an instance that is forgotten afterwards. Raises `typer.Exit` with 1 where a promise is broken."""
+    """Run `measure` on a temporary instance. Raises `typer.Exit` with 1 if a promise is broken."""
     configure_logs("error")
     allow_many_files()
     with scratch_directory() as directory:

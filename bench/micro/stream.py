@@ -1,9 +1,9 @@
 """`python -m bench.micro.stream`: from commit to socket.
 
-Three measurements on one worker with everything on this machine: one event to many sockets of a merchant; an event a second for
-each of many merchants, each with a socket; and memory per socket. The moment of a commit is taken in the worker, as soon as
-PostgreSQL has answered; the moment of arrival in the process that holds the sockets, when it has read the frame. Both read the
-system's monotonic clock.
+Three measurements on one worker with everything on this machine: one event to many sockets of a merchant; one event per second
+for each of many merchants, with a socket each; and memory per socket. The commit time is taken in the worker when PostgreSQL has
+answered, the arrival time in the process that holds the sockets when it has read the frame. Both use the system's monotonic
+clock.
 """
 
 import os
@@ -42,7 +42,7 @@ from server.sealing import create_key_file
 from server.settings import Settings
 from server.uuid7 import uuid7
 
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 WARM_UP_EVENTS = 5
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -50,8 +50,8 @@ _console = Console(highlight=False, soft_wrap=True)
 def main(
     sockets: Annotated[int, typer.Option(min=1, max=STREAMS_PER_MERCHANT_MAX, help="Sockets of the one merchant.")] = 5_000,
     events: Annotated[int, typer.Option(min=1, max=1_000, help="Events sent to all of them, one after the other.")] = 30,
-    merchants: Annotated[int, typer.Option(min=1, max=10_000, help="Merchants with a socket each.")] = 1_000,
-    seconds: Annotated[int, typer.Option(min=1, max=600, help="For how long each of them has an event a second.")] = 15,
+    merchants: Annotated[int, typer.Option(min=1, max=10_000, help="Merchants with one socket each.")] = 1_000,
+    seconds: Annotated[int, typer.Option(min=1, max=600, help="Seconds for which each of them has one event per second.")] = 15,
 ) -> None:
     """Measure the stream; bounded, and on loopback only."""
     allow_many_files()
@@ -69,12 +69,12 @@ async def _run(directory: Path, sockets: int, events: int, merchants: int, secon
         async with _worker(directory, postgres.url) as (payments, url):
             keys = await _keys(postgres.url, [*spread, *hot])
             before = _resident_bytes()
-            async with _ears(url, [keys[hot[0]]] * sockets, per_event=sockets) as ears:
+            async with _stream_reader(url, [keys[hot[0]]] * sockets, per_event=sockets) as reader:
                 per_socket = (_resident_bytes() - before) / sockets
-                found = await _measure(payments, ears, hot, events, pause_seconds=0.3)
+                found = await _measure(payments, reader, hot, events, pause_seconds=0.3)
                 table.add_row("one event to all", *found.row(sockets))
-            async with _ears(url, [keys[one] for one in spread], per_event=1) as ears:
-                found = await _measure(payments, ears, spread, merchants * seconds, pause_seconds=1 / merchants)
+            async with _stream_reader(url, [keys[one] for one in spread], per_event=1) as reader:
+                found = await _measure(payments, reader, spread, merchants * seconds, pause_seconds=1 / merchants)
                 table.add_row("an event a second each", *found.row(merchants))
     _console.print(table)
     _console.print(f"{per_socket / 1_024:,.0f} KiB of the worker's memory for a socket")
@@ -86,7 +86,7 @@ async def _run(directory: Path, sockets: int, events: int, merchants: int, secon
 
 @dataclass
 class Found:
-    """When events were committed and when their frames were read, by event id."""
+    """Commit times and read times by event id."""
 
     committed: dict[str, float] = field(default_factory=dict)
     milliseconds: list[float] = field(default_factory=list)
@@ -106,20 +106,22 @@ class Found:
         ]
 
 
-async def _measure(payments: Payments, ears: "Ears", merchants: list[MerchantId], events: int, *, pause_seconds: float) -> Found:
-    """Commit events on a schedule, as settling payments do, and compare when they arrive."""
+async def _measure(
+    payments: Payments, reader: "StreamReader", merchants: list[MerchantId], events: int, *, pause_seconds: float
+) -> Found:
+    """Commit events on a schedule, as settling payments do, and compare their arrival."""
     await _commit(payments, merchants, WARM_UP_EVENTS, Found(), pause_seconds=0.05)
-    expected = WARM_UP_EVENTS * ears.per_event
-    await ears.until(expected)
+    expected = WARM_UP_EVENTS * reader.per_event
+    await reader.until(expected)
     found = Found(events=events)
     began = time.process_time()
     await _commit(payments, merchants, events, found, pause_seconds=pause_seconds)
-    await ears.until(expected + events * ears.per_event)
+    await reader.until(expected + events * reader.per_event)
     found.cpu_seconds = time.process_time() - began
-    for event_id, moment in await ears.read():
+    for event_id, moment in await reader.read():
         if event_id in found.committed:
             found.milliseconds.append((moment - found.committed[event_id]) * 1_000)
-    assert len(found.milliseconds) == events * ears.per_event, "every frame arrives, once"
+    assert len(found.milliseconds) == events * reader.per_event, "every frame arrives, once"
     return found
 
 
@@ -168,8 +170,8 @@ async def _keys(database_url: str, merchants: list[MerchantId]) -> dict[Merchant
     return keys
 
 
-class Ears:
-    """The other process, which holds the sockets. `per_event`: how many of them hear each event."""
+class StreamReader:
+    """The process that holds the sockets. `per_event`: the number of them that receive each event."""
 
     def __init__(self, process: trio.Process, *, per_event: int) -> None:
         self._process = process
@@ -177,18 +179,18 @@ class Ears:
         self.per_event = per_event
 
     async def tell(self, lines: list[str]) -> None:
-        """Give it lines to read."""
+        """Send it lines."""
         assert self._process.stdin is not None
         await self._process.stdin.send_all("".join(f"{line}\n" for line in lines).encode())
 
     async def until(self, frames: int) -> None:
-        """Wait until it has read so many frames."""
-        with trio.fail_after(PATIENCE_SECONDS):
+        """Wait until it has read that many frames."""
+        with trio.fail_after(TIMEOUT_SECONDS):
             while await self._ask("count") < frames:  # noqa: ASYNC110 - another process counts
                 await trio.sleep(0.1)
 
     async def read(self) -> list[tuple[str, float]]:
-        """What it has read: ids of events, and when."""
+        """The ids of the events it has read, with times."""
         lines = [(await self.line()).split() for _ in range(await self._ask("list"))]
         return [(event_id, float(moment)) for event_id, moment in lines]
 
@@ -197,7 +199,7 @@ class Ears:
         return int(await self.line())
 
     async def line(self) -> str:
-        """What it says next."""
+        """Its next line."""
         assert self._process.stdout is not None
         while b"\n" not in self._buffer:
             self._buffer += await self._process.stdout.receive_some(1_048_576)
@@ -206,17 +208,17 @@ class Ears:
 
 
 @asynccontextmanager
-async def _ears(url: str, keys: list[str], *, per_event: int) -> AsyncIterator[Ears]:
-    """All sockets, open."""
+async def _stream_reader(url: str, keys: list[str], *, per_event: int) -> AsyncIterator[StreamReader]:
+    """Open all sockets."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "bench.micro.stream_reader", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
-        ears = Ears(process, per_event=per_event)
-        await ears.tell([str(len(keys)), *keys])
-        with trio.fail_after(PATIENCE_SECONDS):
-            assert await ears.line() == "open"
-        yield ears
+        reader = StreamReader(process, per_event=per_event)
+        await reader.tell([str(len(keys)), *keys])
+        with trio.fail_after(TIMEOUT_SECONDS):
+            assert await reader.line() == "open"
+        yield reader
     finally:
         process.kill()
         with trio.move_on_after(5, shield=True):

@@ -1,7 +1,7 @@
-"""The reader of `bench.micro.stream`: thousands of websockets in one process, on bare sockets, because a library would cost
-more than what is measured. It notes the id of each event and when it was read.
+"""The reader of `bench.micro.stream`: thousands of websockets in one process, on bare sockets, because a library would cost more
+than what is measured. It records the id of each event and when it was read.
 
-It is told how many sockets to open and a key for each, says `open`, and then answers `count` and `list`.
+Its input is the number of sockets and a key for each; it writes `open`, and then answers `count` and `list`.
 """
 
 import os

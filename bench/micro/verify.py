@@ -1,7 +1,7 @@
-"""`python -m bench.micro.verify`: how fast one worker asks a slow PSP about many payments, and what memory that takes.
+"""`python -m bench.micro.verify`: how fast one worker fetches many payments from a slow PSP, and the memory for that.
 
-The payments are made and paid on a Florin that is started for it; the PSP tells nothing of it, so that only asking finds out.
-Then one worker, this process, asks about all of them at once, and each result is committed by itself.
+The payments are created and paid on a Florin that is started for it; the PSP sends no webhooks, so only fetching settles them.
+Then one worker, this process, fetches all of them at once, and each result is committed by itself.
 """
 
 import resource
@@ -15,7 +15,7 @@ import trio
 import typer
 from rich.console import Console
 
-from bench.measure import cpu_seconds, family
+from bench.measure import cpu_seconds, process_tree
 from bench.micro.instance import measure_instance
 from core.evidence import Source
 from core.ids import MerchantId
@@ -37,11 +37,11 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 def main(
-    payments: Annotated[int, typer.Option(min=1, max=100_000, help="How many payments to ask about.")] = 5_000,
+    payments: Annotated[int, typer.Option(min=1, max=100_000, help="Number of payments.")] = 5_000,
     latency: Annotated[float, typer.Option(min=0, max=60, help="Seconds that the PSP takes for each answer.")] = 2.0,
-    concurrency: Annotated[int, typer.Option(min=1, max=8_000, help="How many calls at once.")] = 2_500,
+    concurrency: Annotated[int, typer.Option(min=1, max=8_000, help="Concurrent calls.")] = 2_500,
 ) -> None:
-    """Ask a slow PSP about many payments at once."""
+    """Fetch many payments from a slow PSP at once."""
     measure_instance(lambda instance: _run(instance, payments, latency, concurrency))
 
 
@@ -59,7 +59,7 @@ async def _run(instance: Instance, payments: int, latency: float, concurrency: i
 
 
 async def _pay(instance: Instance, http: Client, payments: int) -> None:
-    """Open so many pages and pay them."""
+    """Open that many pages and pay them."""
     headers = [("authorization", f"Bearer {instance.demo.api_key}"), ("content-type", "application/json")]
     wanted = msgspec.json.encode({"amount": 1_990, "currency": "EUR", "order_id": "bench"})
     left = iter(range(payments))
@@ -83,7 +83,7 @@ async def _measure(instance: Instance, latency: float, concurrency: int) -> None
         payments = await _stored(instance)
         before = resource.getrusage(resource.RUSAGE_SELF)
         postgres = instance.postgres.pid if instance.postgres else None
-        postgres_before = cpu_seconds(family(postgres)) if postgres else 0.0
+        postgres_before = cpu_seconds(process_tree(postgres)) if postgres else 0.0
         ends: dict[Status, int] = {}
         failures = 0
         began = trio.current_time()
@@ -104,13 +104,15 @@ async def _measure(instance: Instance, latency: float, concurrency: int) -> None
             f"{count} payments at {latency:g} s each, {concurrency} at once: {seconds:.2f} s; {shown}, {failures} failures"
         )
         _console.print(f"CPU µs per verification: worker {cpu / count * 1e6:,.0f}", end="")
-        _console.print(f", PostgreSQL {(cpu_seconds(family(postgres)) - postgres_before) / count * 1e6:,.0f}" if postgres else "")
+        _console.print(
+            f", PostgreSQL {(cpu_seconds(process_tree(postgres)) - postgres_before) / count * 1e6:,.0f}" if postgres else ""
+        )
         peak, rest = after.ru_maxrss / 1_024, before.ru_maxrss / 1_024
         _console.print(f"memory of the worker at most: {peak:,.0f} MiB, {rest:,.0f} before it began")
 
 
 async def _stored(instance: Instance) -> list[Payment]:
-    """All payments of the demo merchant that are open here."""
+    """All open payments of the demo merchant."""
     found: list[Payment] = []
     async with open_session(instance.running.database_url) as connection:
         after = None

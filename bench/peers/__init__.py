@@ -1,1 +1,1 @@
-"""What others would build: the same sync flow on three well-known stacks. NOTES.md says how each was made as fast as it is."""
+"""Peers: the same sync flow on three well-known stacks. NOTES.md says how each was made as fast as possible."""

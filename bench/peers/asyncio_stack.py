@@ -24,7 +24,7 @@ _JSON = "application/json"
 
 
 class Server:
-    """What the handlers share."""
+    """Shared by the handlers."""
 
     def __init__(self, configuration: flow.Configuration, pool: Any, http: aiohttp.ClientSession) -> None:
         self._configuration = configuration

@@ -1,9 +1,8 @@
-"""The sync flow of the Python peers, apart from their I/O: statements, ids, what is signed and answered.
+"""The sync flow of the Python peers without its I/O: statements, ids, signatures and replies.
 
-Two transactions with the PSP's call between them, on Florin's schema: what Florin writes for a payment they write too, row for
-row, each payment by itself. Idempotency keys, compare-and-set, sequence, ledger, wallet, outbox and the delivery's result are
-kept; fees, fraud, routing, breakers, rechecks, retries and everything else that makes a payment server are not: that is the
-peers' advantage.
+Two transactions with the PSP's call between them, on Florin's schema: they write the rows that Florin writes for a payment, one
+payment at a time. Idempotency keys, compare-and-set, sequence, ledger, wallet, outbox and the delivery's result are included;
+fees, fraud, routing, breakers, rechecks, retries and everything else of a payment server are not, which is the peers' advantage.
 """
 
 import base64
@@ -24,7 +23,7 @@ PSP_SECONDS = 20.0
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """What a peer is told."""
+    """The configuration of a peer."""
 
     database_url: str
     psp_url: str
@@ -35,7 +34,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 
 def read_configuration(path: str) -> Configuration:
-    """From the file that `bench.lab.subjects` wrote."""
+    """Read the file that `bench.lab.subjects` wrote."""
     return msgspec.json.decode(Path(path).read_bytes(), type=Configuration)
 
 
@@ -100,7 +99,7 @@ UPDATE deliveries SET state = 'DELIVERED', due_at = NULL, last_status = $4, upda
 Statement = tuple[str, tuple[Any, ...]]
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class NewPayment(msgspec.Struct, frozen=True):
     """A merchant's request."""
 
     amount: int
@@ -119,11 +118,11 @@ class Payment:
     operation_id: UUID
     key: str
     fingerprint: bytes
-    wanted: Wanted
+    wanted: NewPayment
     now: datetime
 
     def accepted(self, account_id: UUID) -> list[Statement]:
-        """Transaction 1 after its key."""
+        """The parameters of transaction 1 after its key."""
         wanted, now = self.wanted, self.now
         return [
             (
@@ -149,12 +148,12 @@ class Payment:
         ]
 
     def own_key(self) -> Statement:
-        """What decides whether it is new."""
+        """The key's own row, which shows whether it is new."""
         until = self.now + timedelta(seconds=IN_FLIGHT_SECONDS)
         return INSERT_KEY, (self.merchant_id, self.key, self.fingerprint, self.id, until, self.now)
 
     def psp_body(self) -> bytes:
-        """What the PSP is asked."""
+        """The body of the PSP call."""
         return msgspec.json.encode(
             {
                 "amount_minor": self.wanted.amount,
@@ -185,7 +184,7 @@ class Payment:
         )
 
     def captured(self, reference: str, body: bytes, now: datetime) -> list[Statement]:
-        """Transaction 2 after the compare-and-set and before the numbers."""
+        """The parameters of transaction 2 between the compare-and-set and the numbers."""
         return [
             (END_OPERATION, (self.merchant_id, self.id, self.operation_id)),
             (INSERT_LOG, (self.merchant_id, uuid7(), self.id, 2, "captured", "PENDING", "SUCCEEDED", reference, now)),
@@ -193,7 +192,7 @@ class Payment:
         ]
 
     def posted(self, account_id: UUID, event_id: UUID, seq: int, last_entry: int, body: bytes, now: datetime) -> list[Statement]:
-        """The rest of transaction 2, but for the deliveries."""
+        """The rest of transaction 2, except the deliveries."""
         wanted, merchant_id = self.wanted, self.merchant_id
         return [
             (INSERT_EVENT, (merchant_id, seq, event_id, self.id, body.decode(), now)),
@@ -208,13 +207,13 @@ class Payment:
 
 def new_payment(merchant_id: UUID, key: str, body: bytes) -> Payment:
     """Validate a request. Raises `msgspec.ValidationError`."""
-    wanted = msgspec.json.decode(body, type=Wanted)
+    wanted = msgspec.json.decode(body, type=NewPayment)
     digest = hashlib.sha256(b"POST /v1/payments\n" + body).digest()
     return Payment(merchant_id, uuid7(), uuid7(), key, digest, wanted, datetime.now(UTC))
 
 
 def read_reference(body: bytes, payment: Payment) -> str:
-    """The PSP's reference, where its answer is about this operation."""
+    """The PSP's reference, if its answer is about this operation."""
     intent = msgspec.json.decode(body)
     assert intent["status"] == "captured"
     assert intent["operation_id"] == str(payment.operation_id)
@@ -230,7 +229,7 @@ def envelope(event_id: UUID, seq: int, body: bytes, now: datetime) -> bytes:
 
 
 def signed_headers(secret: str, event_id: UUID, body: bytes) -> dict[str, str]:
-    """By Standard Webhooks."""
+    """The headers of Standard Webhooks."""
     timestamp = str(int(time.time()))
     message_id = f"evt_{event_id.hex}"
     signed = f"{message_id}.{timestamp}.".encode() + body
@@ -244,7 +243,7 @@ def signed_headers(secret: str, event_id: UUID, body: bytes) -> dict[str, str]:
 
 
 def key_hash(key: str) -> bytes:
-    """As keys are stored."""
+    """The stored hash of a key."""
     return hashlib.sha256(key.encode()).digest()
 
 

@@ -1,6 +1,6 @@
 """`python -m bench.peers.trio_stack CONFIGURATION`: quart-trio on hypercorn, httpx, psycopg in threads.
 
-psycopg speaks no trio, so a trio program that does not write a driver of its own runs each transaction in a worker thread.
+psycopg does not support trio, so a trio program without a driver of its own runs each transaction in a worker thread.
 """
 
 import sys
@@ -27,7 +27,7 @@ Cursor = psycopg.Cursor[Any]
 
 
 class Server:
-    """What the handlers share."""
+    """Shared by the handlers."""
 
     def __init__(self, configuration: flow.Configuration, http: httpx.AsyncClient, nursery: trio.Nursery) -> None:
         self._configuration = configuration

@@ -1,4 +1,4 @@
-"""The API as an ASGI application: it finds the route, knows the caller, and turns failures into problems."""
+"""The API as an ASGI application: it finds the route, authenticates the caller, and turns failures into problems."""
 
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
@@ -40,7 +40,7 @@ _log = structlog.get_logger()
 
 
 class Api:
-    """The application of one worker. `run` is its watch over open streams."""
+    """The application of one worker. `run` watches over open streams."""
 
     def __init__(self, contexts: Contexts, metrics: Metrics | None = None, *, metrics_token: str = "") -> None:
         self._payments = payments = contexts.payments
@@ -62,17 +62,19 @@ class Api:
             *delivery_routes(endpoints),
             *letter_routes(endpoints),
         ]
+        self.routes = shown
+        """The routes of the merchants' API."""
         self.document = msgspec.json.encode(document(shown))
         self._page = page(msgspec.json.decode(self.document))
         self._router = Router([*shown, *self._own_routes()])
 
     def end_waits(self) -> None:
-        """Answer those who wait for something to happen, because this worker ends."""
+        """Answer all requests that wait for something to happen, because this worker stops."""
         self._events.end_waits()
         self._batches.end_waits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or one websocket."""
+        """Serve one request or one websocket."""
         if scope["type"] == "websocket":
             await self._serve_websocket(scope, receive, send)
             return
@@ -107,7 +109,7 @@ class Api:
             await send({"type": "websocket.close"})
 
     def _own_routes(self) -> list[Route]:
-        """What is not merchants' business, and what describes the rest."""
+        """The routes outside the merchants' API, and those that describe it."""
 
         def route(method: str, path: str, handle: Callable[..., Awaitable[None]]) -> Route:
             return Route(
@@ -133,7 +135,9 @@ class Api:
         return found
 
     async def _psp_webhook(self, call: Call, psp: str, account: str) -> None:
-        """`POST /v1/psp/{psp}/{account}/webhooks`. 200 only after the commit; anything else makes the PSP send it again."""
+        """`POST /v1/psp/{psp}/{account}/webhooks`. Replies 200 only after the commit; after anything else the PSP sends
+        it again.
+        """
         try:
             account_id = PspAccountId(decode_id(PSP_ACCOUNT, account))
         except InvalidId as error:
@@ -149,7 +153,7 @@ class Api:
         await respond(call.send, 200, b'{"received":true}', content_type=JSON)
 
     async def _want_websocket(self, call: Call) -> None:
-        detail, headers = "connect with a websocket", [(b"upgrade", b"websocket")]
+        detail, headers = "this path is a websocket: send an upgrade request", [(b"upgrade", b"websocket")]
         request_id = call.request_id
         await send_problem(call.send, 426, code="websocket_required", detail=detail, request_id=request_id, headers=headers)
 
@@ -158,13 +162,13 @@ class Api:
         await respond(call.send, 200, self.document, content_type=JSON)
 
     async def _docs(self, call: Call) -> None:
-        """`GET /docs`: loads nothing from anywhere."""
+        """`GET /docs`. The page loads nothing from anywhere."""
         policy = b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         headers = [(b"content-security-policy", policy), (b"x-content-type-options", b"nosniff")]
         await respond(call.send, 200, self._page, content_type=b"text/html; charset=utf-8", headers=headers)
 
     async def _expose(self, call: Call) -> None:
-        """`GET /metrics`: this worker's metrics, for who has the token of the settings."""
+        """`GET /metrics`: this worker's metrics, for holders of the token in the settings."""
         assert self._metrics is not None
         given = header(call.scope, b"authorization") or ""
         if not hmac.compare_digest(given.encode(), f"Bearer {self._metrics_token}".encode()):
@@ -173,7 +177,7 @@ class Api:
         await respond(call.send, 200, exposition, content_type=b"text/plain; version=0.0.4; charset=utf-8")
 
     async def _health(self, call: Call) -> None:
-        """`GET /healthz`: whether this worker can take payments, for load balancers."""
+        """`GET /healthz`: for load balancers, 200 if this worker can take payments."""
         with trio.move_on_after(HEALTH_SECONDS):
             try:
                 async with self._payments.pool.connection() as connection:
@@ -188,10 +192,10 @@ class Api:
 
 
 async def _refuse(scope: Scope, send: Send, routes: Mapping[str, Route], *, request_id: str) -> None:
-    """Nothing is served here, or by other methods only. Raises `NotFound`."""
+    """Answer a request for an unknown path or with another method. Raises `NotFound`."""
     method, path = scope["method"], scope["path"]
     if not routes:
         raise NotFound(f"there is nothing at {path[:200]}", code="no_such_route")
     headers = [(b"allow", allowed(routes))]
-    detail = f"{method} is not possible here"
+    detail = f"this path does not support {method}"
     await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id, headers=headers)

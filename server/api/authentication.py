@@ -1,4 +1,4 @@
-"""Who is calling: API keys, looked up by hash and remembered for a moment."""
+"""Authenticates callers by API key, looked up by hash in a short-lived cache."""
 
 import trio
 
@@ -12,7 +12,7 @@ from server.db.pool import Pool
 from server.http.asgi import Scope, header
 
 CACHE_SECONDS = 2.0
-"""How long a revoked key may still be accepted by a worker that has just seen it."""
+"""The time for which a worker that has just seen a key may still accept it after it was revoked."""
 
 CACHE_MAX = 10_000
 
@@ -25,13 +25,13 @@ class Authentication:
         self._callers = SingleFlightCache(self._find, seconds=CACHE_SECONDS, most=CACHE_MAX)
 
     async def caller_of(self, scope: Scope) -> Caller:
-        """Whose key the request carries. Raises `Unauthenticated`."""
+        """Return the caller of a request. Raises `Unauthenticated`."""
         scheme, _, key = (header(scope, b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise Unauthenticated("send your API key as `Authorization: Bearer fl_...`", code="api_key_missing")
         merchant_id = merchant_of_key(key)
         if merchant_id is None:
-            raise Unauthenticated("this is not an API key of Florin", code="api_key_unknown")
+            raise Unauthenticated("this is not a Florin API key", code="api_key_unknown")
         digest = key_hash(key)
         caller = self._callers.get((merchant_id, digest), now=trio.current_time())
         return caller if caller is not None else await self._callers.look_up((merchant_id, digest))

@@ -1,4 +1,4 @@
-"""The page that explains the API, made from its OpenAPI document. It loads nothing: no script, no font, no picture."""
+"""The page that explains the API, rendered from the OpenAPI document. It loads nothing: no script, font or image."""
 
 import json
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ _NOW = datetime(2026, 11, 21, 8, 30, tzinfo=UTC)
 
 
 def page(document: dict[str, Any]) -> bytes:
-    """The page, as HTML."""
+    """The page as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("server.api"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -31,7 +31,7 @@ def page(document: dict[str, Any]) -> bytes:
 
 
 def example(event_type: str) -> resources.Event:
-    """An event of that type, as it might come."""
+    """An example event of that type."""
     family = event_type.partition(".")[0]
     data: Any = _payment(event_type)
     if family == "refund":
@@ -110,7 +110,7 @@ def _pretty(event: resources.Event) -> str:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """What a field holds, in a few words."""
+    """The type of a field in a few words."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "anyOf" in schema:

@@ -1,4 +1,4 @@
-"""The API's description in OpenAPI 3.1, made from its routes and the types that requests are validated by."""
+"""The OpenAPI 3.1 document of the API, generated from its routes and the types that validate requests."""
 
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -17,30 +17,31 @@ _REASONS = {
     401: "No API key, or one that is unknown or was revoked.",
     402: "Declined.",
     403: "Not allowed.",
-    404: "There is no such thing.",
-    408: "The batch's deadline passed; `resume_token` resumes what is unfinished. Repeating the request tells the same again.",
-    405: "This path knows other methods.",
-    409: "It cannot be done now, or the first request with this key is under way.",
+    404: "It does not exist.",
+    408: "The batch's deadline passed; `resume_token` resumes what is unfinished. Repeating the request gives the same reply.",
+    405: "This path supports other methods.",
+    409: "The current state does not allow it, or the first request with this key is under way.",
     413: "The body is too large.",
-    422: "The request is against the rules; `path` names the field.",
-    500: "A failure of ours.",
-    502: "The PSP could not be reached, or refused.",
+    422: "The request breaks a rule; `path` names the field.",
+    500: "An internal error.",
+    502: "The PSP could not be reached, or refused the request.",
     503: "Try again after `Retry-After` seconds.",
-    504: "The PSP did not answer in time; how it ended will be found out.",
+    504: "The PSP did not answer in time; the outcome will be settled.",
 }
 _DESCRIPTION = f"""
-Payments, and everything about them. Amounts are whole minor units: 1999 EUR is 19.99 €. Send your key as `Authorization: Bearer`.
+Payments and everything about them. Amounts are integers in minor units: 1999 EUR is 19.99 €. Send your key as
+`Authorization: Bearer`.
 
 Every POST that changes something needs an `Idempotency-Key`: the same key with the same body gives the same reply. Problems are
-`application/problem+json` (RFC 9457) with a stable `code`. Readers must not mind fields that they do not know.
+`application/problem+json` (RFC 9457) with a stable `code`. Ignore fields that you do not know.
 
-Version {API_VERSION}. Events come by webhook, over the websocket `GET /v1/stream?after=SEQ` and from `GET /v1/events`: one
+Version {API_VERSION}. Events arrive by webhook, over the websocket `GET /v1/stream?after=SEQ` and from `GET /v1/events`: one
 sequence, the same documents.
 """.strip()
 
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
-    """The whole document. Deterministic, so that it can be compared."""
+    """The whole document. It is deterministic, so that it can be compared."""
     shown = [route for route in routes if not route.is_hidden]
     types = [resources.Problem, *dict.fromkeys(one for route in shown for one in _types(route))]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
@@ -94,7 +95,7 @@ _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": True,
-    "description": "a fresh random value for each new operation, the same one for a retry",
+    "description": "a new random value for each operation, the same value for its retries",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
 }
 
@@ -124,7 +125,7 @@ def _webhook(name: str, text: str, event: Any) -> dict[str, Any]:
         "post": {
             "operationId": f"on_{name.replace('.', '_')}",
             "summary": text,
-            "description": "Signed by Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`.",
+            "description": "Signed as Standard Webhooks says: `webhook-id`, `webhook-timestamp`, `webhook-signature`.",
             "requestBody": {"content": {"application/json": {"schema": event}}},
             "responses": {"2XX": {"description": "Received."}},
         }

@@ -1,4 +1,4 @@
-"""Parsing that all requests share: bodies, query strings, cursors and the Prefer header."""
+"""Parsing shared by all requests: bodies, query strings, cursors and the Prefer header."""
 
 import base64
 import binascii
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def read_query(scope: Scope, *allowed: str) -> dict[str, str]:
-    """The fields of a query string. Raises `Unprocessable` for one that is unknown or given twice."""
+    """The fields of a query string. Raises `Unprocessable` for one that is unknown or repeated."""
     try:
         pairs = parse_qsl(scope["query_string"].decode("ascii"), keep_blank_values=True, max_num_fields=20, errors="strict")
     except ValueError as error:
@@ -32,23 +32,23 @@ def read_query(scope: Scope, *allowed: str) -> dict[str, str]:
     fields = dict(pairs)
     unknown = next((name for name in fields if name not in allowed), None)
     if unknown is not None:
-        known = f"only {', '.join(allowed)}" if allowed else "nor any other"
-        raise Unprocessable(f"there is no parameter {unknown[:40]!r} here, {known}", code="invalid_query")
+        known = f"this path takes {', '.join(allowed) or 'none'}"
+        raise Unprocessable(f"unknown parameter {unknown[:40]!r}: {known}", code="invalid_query")
     if len(fields) < len(pairs) or any("\x00" in value for value in fields.values()):
-        raise Unprocessable("a parameter is given twice or holds the character U+0000", code="invalid_query")
+        raise Unprocessable("a parameter is repeated or contains the character U+0000", code="invalid_query")
     return fields
 
 
 def read_limit(fields: dict[str, str]) -> int:
-    """How many items a page has."""
+    """The number of entries of a page."""
     text = fields.get("limit", str(PAGE_DEFAULT))
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= PAGE_MAX and text[0] != "0"):
-        raise Unprocessable(f"limit is from 1 to {PAGE_MAX}", code="invalid_query", path="limit")
+        raise Unprocessable(f"limit must be between 1 and {PAGE_MAX}", code="invalid_query", path="limit")
     return int(text)
 
 
 def read_time(fields: dict[str, str], name: str) -> datetime | None:
-    """A moment in RFC 3339, with its zone. Raises `Unprocessable`."""
+    """A time in RFC 3339 with its zone. Raises `Unprocessable`."""
     text = fields.get(name)
     if text is None:
         return None
@@ -57,12 +57,12 @@ def read_time(fields: dict[str, str], name: str) -> datetime | None:
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None or not 1970 <= moment.year <= 9000:
-        raise Unprocessable(f"{name} is a time like 2026-11-21T08:00:00Z", code="invalid_query", path=name)
+        raise Unprocessable(f"{name} must be a time like 2026-11-21T08:00:00Z", code="invalid_query", path=name)
     return moment
 
 
 def reply_within_seconds(scope: Scope) -> float | None:
-    """What the Prefer header (RFC 7240) asks for: 0 for respond-async, N for wait=N, with or without it, None for neither."""
+    """Read the Prefer header (RFC 7240): 0 for respond-async, N for wait=N (which wins), None for neither."""
     found: float | None = None
     for preference in (header(scope, b"prefer") or "").lower().replace(";", ",").split(","):
         name, _, value = (part.strip() for part in preference.partition("="))
@@ -74,9 +74,7 @@ def reply_within_seconds(scope: Scope) -> float | None:
 
 
 def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """What a body says. Raises `Malformed` for what is not JSON, `Unprocessable`, with the field, for what is not as it should
-    be.
-    """
+    """Decode a body. Raises `Malformed` if it is not JSON, `Unprocessable` with the field if it does not match the type."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -91,7 +89,7 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def require_harmless(texts: Iterable[tuple[str, str | None]]) -> None:
-    """Raises `Unprocessable` for a text, given with its field, that holds a card number or what cannot be stored."""
+    """Raise `Unprocessable` if one of the named texts contains a card number or a character that cannot be stored."""
     for name, text in texts:
         if text is not None and contains_card_number(text):
             raise Unprocessable(
@@ -111,21 +109,21 @@ Types = Annotated[
 
 
 def require_types(types: list[str]) -> None:
-    """Raises `Unprocessable` for what are no types of events."""
+    """Raise `Unprocessable` for unknown event types."""
     parse_types(types, path="$.event_types")
 
 
 def encode_cursor(last: UUID) -> str:
-    """What a page's `next_cursor` says."""
+    """The text of `next_cursor`."""
     return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
 
 
 def decode_cursor(text: str) -> UUID:
-    """Where a page goes on. Raises `Unprocessable`."""
+    """The id from which a page continues. Raises `Unprocessable`."""
     try:
         return UUID(bytes=base64.urlsafe_b64decode(text.encode("ascii") + b"=="))
     except (ValueError, binascii.Error) as error:
-        raise Unprocessable("this cursor was not made here", code="invalid_query", path="cursor") from error
+        raise Unprocessable("this cursor is not one that a page returned", code="invalid_query", path="cursor") from error
 
 
 def decode_seq(text: str) -> int:
@@ -141,5 +139,5 @@ def read_seq(fields: dict[str, str], name: str) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= SEQ_MAX):
-        raise Unprocessable(f"{name} is the number of an event", code="invalid_query", path=name)
+        raise Unprocessable(f"{name} must be the number of an event", code="invalid_query", path=name)
     return int(text)

@@ -1,4 +1,4 @@
-"""Failures as `application/problem+json` (RFC 9457), and the one place that decides their HTTP status."""
+"""Failures as `application/problem+json` (RFC 9457). The HTTP status of a failure is decided here only."""
 
 import math
 from collections.abc import Iterable
@@ -63,10 +63,10 @@ _TITLES = {
     504: "The payment provider did not answer in time",
 }
 CONTENT_TYPE = b"application/problem+json"
-FAILED_DETAIL = "something went wrong on our side; the request id helps us find it"
+FAILED_DETAIL = "an internal error occurred; quote the request id when you ask for help"
 
 _PASSING = frozenset({"idempotency_key_in_flight", "being_opened", "receipt_not_ready"})
-"""Conflicts that end by themselves."""
+"""Conflicts that resolve themselves."""
 
 
 def status_of(error: FlorinError) -> int:
@@ -75,7 +75,7 @@ def status_of(error: FlorinError) -> int:
 
 
 def retry_after_seconds(error: FlorinError) -> int | None:
-    """When it makes sense to try again, where that is known."""
+    """The time after which another try makes sense, if that is known."""
     if isinstance(error, PspBusy):
         return max(math.ceil(error.retry_after_seconds), 1)
     return 1 if isinstance(error, Overloaded | DatabaseUnavailable) or error.code in _PASSING else None
@@ -94,14 +94,14 @@ def problem(status: int, *, code: str, detail: str, request_id: str) -> dict[str
 
 
 def wire_problem(refusal: Refusal) -> Rendered:
-    """What the wire answers by itself, as a problem document."""
+    """The problem document of a reply that the HTTP server makes by itself."""
     match refusal:
         case Refusal.OVERLOADED:
-            status, detail = 503, "there is no room for another request: repeat it in a moment, nothing was done"
+            status, detail = 503, "the server cannot take another request at the moment; nothing was done: repeat it shortly"
         case Refusal.FAILED:
             status, detail = 500, FAILED_DETAIL
         case Refusal.DENIED:
-            status, detail = 403, "there is no websocket here"
+            status, detail = 403, "this path is not a websocket"
         case _:
             assert_never(refusal)
     request_id = f"req_{uuid7().hex}"
@@ -121,13 +121,13 @@ async def send_problem(
     headers: Iterable[tuple[bytes, bytes]] = (),
     **more: object,
 ) -> None:
-    """Answer with a problem document. `more` are extension members."""
+    """Send a problem. `more` are extension members."""
     document = {**problem(status, code=code, detail=detail, request_id=request_id), **({"path": path} if path else {}), **more}
     await respond(send, status, msgspec.json.encode(document), content_type=CONTENT_TYPE, headers=headers)
 
 
 async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None:
-    """Answer with the problem of a failure."""
+    """Send the problem of a failure."""
     status = status_of(error)
     wait = retry_after_seconds(error)
     headers = [(b"retry-after", b"%d" % wait)] if wait is not None else []
@@ -139,5 +139,5 @@ async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None
     if status == 500:
         detail = FAILED_DETAIL
     if isinstance(error, DatabaseUnavailable):
-        detail = "the database cannot be reached at the moment; nothing was acknowledged: repeat the request with the same key"
+        detail = "the database cannot be reached; nothing was acknowledged: repeat the request with the same key"
     await send_problem(send, status, code=code, detail=detail, request_id=request_id, path=path, headers=headers, **more)

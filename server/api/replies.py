@@ -1,4 +1,4 @@
-"""The replies that several handlers give: a stored one, a refused key."""
+"""Replies that several handlers send: a stored one, a conflict of keys."""
 
 from core.errors import Conflict, Unprocessable
 from core.idempotency import InFlight, Mismatch, Replay
@@ -9,13 +9,13 @@ OK, CREATED, ACCEPTED = 200, 201, 202
 
 
 async def send_decision(send: Send, decision: Replay | Mismatch | InFlight) -> None:
-    """The reply to a request whose key was used before. Raises `Unprocessable` or `Conflict`."""
+    """Send the reply to a request whose key was used before. Raises `Unprocessable` or `Conflict`."""
     match decision:
         case Replay(reply):
             await respond(send, reply.status, reply.body, content_type=JSON, headers=[(b"idempotent-replayed", b"true")])
         case Mismatch():
             raise Unprocessable(
-                "this Idempotency-Key was used with another request: use a new key", code="idempotency_key_reused"
+                "this Idempotency-Key was used for a different request: use a new key", code="idempotency_key_reused"
             )
         case InFlight():
-            raise Conflict("the first request with this key is being carried out", code="idempotency_key_in_flight")
+            raise Conflict("the first request with this key is still being processed", code="idempotency_key_in_flight")

@@ -1,7 +1,7 @@
-"""One request on its way to its handler, and the table that finds the handler.
+"""A request on its way to its handler, and the table that finds the handler.
 
-A route says everything about itself: what it answers to, what it reads and what it replies. The OpenAPI document and the `Allow`
-header are made from the same table that requests are routed by, so they cannot disagree.
+A route describes itself completely: path, method, input and replies. The OpenAPI document and the `Allow` header come from the
+table that routes requests, so they cannot disagree.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,14 +20,14 @@ BODY_BYTES_MAX = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: a merchant, by one of its keys."""
+    """The merchant that calls, by one of its keys."""
 
     merchant: Merchant
     key_id: UUID
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A request whose body was read. `caller` is None only where the route is public."""
+    """A request whose body was read. `caller` is None only for public routes."""
 
     scope: Scope
     body: bytes
@@ -35,17 +35,17 @@ class Call(msgspec.Struct, frozen=True):
     request_id: str
     caller: Caller | None = None
     receive: Receive | None = None
-    """After the body nothing comes any more, but the news that the client has gone."""
+    """After the body it only reports that the client has disconnected."""
 
     async def until_gone(self) -> None:
-        """Wait until the client has gone."""
+        """Wait until the client has disconnected."""
         assert self.receive is not None
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
     @property
     def merchant(self) -> Merchant:
-        """The merchant who calls."""
+        """The merchant that calls."""
         assert self.caller is not None
         return self.caller.merchant
 
@@ -62,12 +62,11 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What is served at a path. `replies`: by status, a type, or the name of a media type, or None where there is no body.
+    """A method of a path. `replies` has, by status, a type, the name of a media type, or None for no body.
 
-    `reads_body`: the handler reads the body itself, once the caller is known, for it may be large. `tells_lines`:
-    who accepts `application/x-ndjson` gets that.
-
-    `body`: the type that the request's body is validated by. `needs_key`: an Idempotency-Key.
+    `reads_body`: the handler reads the body itself, after authentication, because it may be large. `tells_lines`: a client that
+    accepts `application/x-ndjson` gets that. `body` is the type that validates the request's body. `needs_key`: an
+    Idempotency-Key is required.
     """
 
     method: str
@@ -88,7 +87,7 @@ class Route:
 
     @property
     def takes_query(self) -> bool:
-        """Whether the query string may hold anything."""
+        """Return whether the path takes a query string."""
         return any(not one.is_header for one in self.parameters)
 
 
@@ -104,7 +103,7 @@ class Router:
             node.setdefault("/", {})[route.method] = route
 
     def find(self, path: str) -> tuple[Mapping[str, Route], list[str]]:
-        """What can be asked of a path, by method, and what stands in its variable places; empty where there is nothing."""
+        """The routes of a path by method, and its variable segments. Empty if the path is unknown."""
         node = self._root
         given: list[str] = []
         for segment in path.strip("/").split("/"):
@@ -129,23 +128,22 @@ SEQ = {"type": "integer", "minimum": 0, "maximum": SEQ_MAX}
 LIMIT = Parameter(
     "limit",
     {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_DEFAULT},
-    "how many at most",
+    "the maximum number of entries in the page",
 )
-CURSOR = Parameter("cursor", {"type": "string"}, "`next_cursor` of the page before")
-TYPES = Parameter("types", {"type": "string", "example": "payment.*"}, "only these types of events, separated by commas")
+CURSOR = Parameter("cursor", {"type": "string"}, "`next_cursor` of the previous page")
+TYPES = Parameter("types", {"type": "string", "example": "payment.*"}, "only these event types, separated by commas")
 AFTER = Parameter("after", SEQ, "`seq` of the last event that you have")
-EPOCH = Parameter("epoch", {"type": "string", "format": "uuid"}, "`epoch` that came with it")
+EPOCH = Parameter("epoch", {"type": "string", "format": "uuid"}, "the `epoch` that came with it")
 PREFER = Parameter(
     "Prefer",
     {"type": "string", "example": "wait=10"},
-    f"`wait=N`: reply with the outcome, after N seconds at the latest ({WAIT_SECONDS_MAX} at most); "
-    "`respond-async`: reply 202 at once",
+    f"`wait=N`: wait for the outcome, for N seconds at most (up to {WAIT_SECONDS_MAX}); `respond-async`: reply 202 at once",
     is_header=True,
 )
 
 
 def post(path: str, handle: Any, tag: str, summary: str, replies: dict[int, Any], **more: Any) -> Route:
-    """A route that changes something, with a key unless it says that it needs none."""
+    """A route that changes something, with an idempotency key by default."""
     more = {"needs_key": True, **more}
     problems = (400, 409, 422, *more.pop("problems", ()))
     return Route(method="POST", path=path, handle=handle, tag=tag, summary=summary, replies=replies, problems=problems, **more)

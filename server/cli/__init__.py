@@ -1,7 +1,7 @@
 """The command `florin`. Bad input gets one clear line that says what to do; every command can be interrupted.
 
-A command is imported when it runs, so that `--help` and `--version` answer at once. What `florin --help` says of each stands in
-`COMMANDS`, and a test holds it to what the command says of itself.
+A command is imported when it runs, so `--help` and `--version` answer at once. `COMMANDS` repeats each command's own help text,
+and a test compares the two.
 """
 
 import io
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where a command stands: a function `command`, or a typer `app` of several."""
+    """The module of a command, which has a function `command` or a typer `app` of several."""
 
     module: str
     summary: str
@@ -30,30 +30,30 @@ class Entry(NamedTuple):
 COMMANDS = {
     "up": Entry("up", "Start PostgreSQL, the sandbox PSP, a demo shop and the workers; Ctrl-C stops them all."),
     "serve": Entry("serve", "Run the workers until SIGTERM or Ctrl-C."),
-    "migrate": Entry("migrate", "Apply the migrations that the database lacks."),
+    "migrate": Entry("migrate", "Apply pending database migrations."),
     "listen": Entry(
-        "events.listen", "Print events as they happen, until Ctrl-C; with --forward, also send them to a program of yours."
+        "events.listen", "Print events as they happen, until Ctrl-C; with --forward, also send them to your program."
     ),
-    "trigger": Entry("events.trigger", "Make an event happen to the demo merchant of the instance that runs."),
-    "smoke": Entry("smoke", "Take one payment of each outcome and check every promise; exit code 0 only if all is well."),
-    "explain": Entry("explain", "Show all that happened to a payment: requests, the PSP, ledger, events and deliveries."),
-    "doctor": Entry("doctor", "Check every promise; prints offending rows."),
+    "trigger": Entry("events.trigger", "Make an event happen for the demo merchant of the running instance."),
+    "smoke": Entry("smoke", "Take six typical payments and check every promise; exit code 0 only if everything passes."),
+    "explain": Entry("explain", "Show everything that happened to a payment: requests, the PSP, ledger, events and deliveries."),
+    "doctor": Entry("doctor", "Check every promise and print offending rows."),
     "haproxy": Entry("haproxy", "Print a configuration for HAProxy."),
-    "bench": Entry("bench", "Measure a Florin under load, beside its peers: `florin bench --help`."),
-    "merchant": Entry("merchants.merchant", "Add and list merchants, add and revoke their API keys."),
-    "psp": Entry("psp.commands", "Accounts at payment service providers: add, limit, stop and route."),
-    "payout": Entry("ledger.payout", "Ask for, approve and end payouts to merchants' banks."),
-    "wallet": Entry("ledger.wallet", "Show wallets, write statements, rebuild wallets from the ledger."),
-    "receipt": Entry("ledger.receipt", "Verify receipts, offline."),
-    "dlq": Entry("dlq", "Dead letters: list, show, retry, drop."),
-    "batch": Entry("batch.commands", "Batches: carry out a file of payments under one deadline, and resume."),
-    "alert": Entry("alert", "Alerts: list them, and send one to see that it arrives."),
+    "bench": Entry("bench", "Measure a Florin under load, alone or beside its peers: see `florin bench --help`."),
+    "merchant": Entry("merchants.merchant", "Add, list and show merchants, set their terms, and manage their API keys."),
+    "psp": Entry("psp.commands", "Manage accounts at payment service providers: add, limit, stop and route."),
+    "payout": Entry("ledger.payout", "Request, approve and end payouts to merchants' banks."),
+    "wallet": Entry("ledger.wallet", "Show wallets, write account statements, rebuild wallets from the ledger."),
+    "receipt": Entry("ledger.receipt", "Verify receipts offline."),
+    "dlq": Entry("dlq", "List, show, retry and drop dead letters."),
+    "batch": Entry("batch.commands", "Run a file of payments as a batch under one deadline, resume it, list and stop batches."),
+    "alert": Entry("alert", "List alerts, and send one to see that it arrives."),
 }
 """In the order of `florin --help`."""
 
 
 def load(name: str) -> "Command":
-    """The command itself. Raises `KeyError` for one that there is not."""
+    """Import a command. Raises `KeyError` for an unknown one."""
     module = import_module(f"server.cli.{COMMANDS[name].module}")
     parent = typer.Typer(add_completion=False)
     if hasattr(module, "app"):
@@ -65,7 +65,7 @@ def load(name: str) -> "Command":
 
 
 class Commands(TyperGroup):
-    """Shows every command, and imports the one that is asked for."""
+    """Lists every command, and imports the one that runs."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -73,7 +73,7 @@ class Commands(TyperGroup):
             self.add_command(TyperCommand(name, help=entry.summary))
 
     def resolve_command(self, ctx: "Context", args: list[str]) -> "tuple[str | None, Command | None, list[str]]":
-        """The command that is to run."""
+        """The command to run."""
         if args and args[0] in COMMANDS:
             return args[0], load(args[0]), args[1:]
         return super().resolve_command(ctx, args)
@@ -86,7 +86,7 @@ app = typer.Typer(name="florin", cls=Commands, add_completion=False, pretty_exce
 def version(
     context: typer.Context, show: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False
 ) -> None:
-    """A payment server: takes payments, keeps the ledger and the wallets, tells merchants."""
+    """A payment server: takes payments, keeps the ledger and the wallets, notifies merchants."""
     if show:
         typer.echo(f"florin {metadata.version('florin')}")
         raise typer.Exit
@@ -95,7 +95,7 @@ def version(
 
 
 def main() -> None:
-    """Run the command; failures of ours become one line on standard error and exit code 1."""
+    """Run the command. A Florin error becomes one line on standard error and exit code 1."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def end(errors: list[BaseException]) -> None:
-    """Exit as befits what a command raised; returns only where that is a defect of ours, which deserves its traceback."""
+    """Exit with the code for an exception. Returns only for a bug, which deserves its traceback."""
     if all(isinstance(error, FlorinError) for error in errors):
         fail([error for error in errors if isinstance(error, FlorinError)])
     for error in errors:
@@ -118,13 +118,13 @@ def end(errors: list[BaseException]) -> None:
             raise error
         if isinstance(error, KeyboardInterrupt):
             sys.exit(130)
-        if isinstance(error, BrokenPipeError):  # whoever read our output has left; Python must not try to flush it
+        if isinstance(error, BrokenPipeError):  # the reader of our output has left; Python must not try to flush it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
 
 
 def fail(errors: Sequence[FlorinError]) -> NoReturn:
-    """Say what went wrong and exit: with 2 where a check could not be made at all, else 1."""
+    """Print an error and exit: with 2 if a check could not be made at all, else with 1."""
     for text in dict.fromkeys(str(error) for error in errors):
         print("florin: " + "; ".join(text.split("\n")), file=sys.stderr)
     sys.exit(2 if any(isinstance(error, NotChecked) for error in errors) else 1)

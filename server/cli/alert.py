@@ -1,4 +1,4 @@
-"""`florin alert`: what people were told, and whether they can be."""
+"""`florin alert`: the latest alerts, and a test of the channels."""
 
 import sys
 from typing import Annotated
@@ -19,12 +19,12 @@ from server.flows.webhooks.destinations import Destinations
 from server.process.alert_channels import channels_of
 from server.settings import load_alert_settings, webhook_networks
 
-app = typer.Typer(help="Alerts: list them, and send one to see that it arrives.", no_args_is_help=True)
+app = typer.Typer(help="List alerts, and send one to see that it arrives.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
-class NobodyIsTold(FlorinError):
-    """No way of telling people is configured."""
+class NoAlertChannel(FlorinError):
+    """No channel is configured."""
 
     code = "nobody_is_told"
 
@@ -42,20 +42,20 @@ def show_all(
     if not found:
         _console.print("There are no alerts.")
         return
-    table = Table(Column("last", no_wrap=True), "times", "told", "what", box=None, pad_edge=False)
+    table = Table(Column("last", no_wrap=True), "times", "sent", "what", box=None, pad_edge=False)
     for one in found:
-        told = f"{one.sent_at:%Y-%m-%d %H:%M:%S}" if one.sent_at is not None else escape(one.last_error or "not yet")
-        table.add_row(f"{one.last_at:%Y-%m-%d %H:%M:%S}", str(one.times), told, escape(one.alert.title))
+        sent = f"{one.sent_at:%Y-%m-%d %H:%M:%S}" if one.sent_at is not None else escape(one.last_error or "not yet")
+        table.add_row(f"{one.last_at:%Y-%m-%d %H:%M:%S}", str(one.times), sent, escape(one.alert.title))
     _console.print(table)
 
 
 @app.command("test")
 def test() -> None:
-    """Send an alert by every way that the environment configures (FLORIN_ALERT_…), as the workers would."""
+    """Send a test alert on every channel that the environment configures (FLORIN_ALERT_…), as the workers would."""
     settings = load_alert_settings()
     channels = channels_of(settings, Destinations(webhook_networks(settings)))
     if len(channels.names) == 1:
-        raise NobodyIsTold(
+        raise NoAlertChannel(
             "alerts go to the log only: set FLORIN_ALERT_WEBHOOK_URL, or FLORIN_ALERT_SMTP_URL, _MAIL_FROM and _MAIL_TO"
         )
     trio.run(_send, channels)
@@ -64,10 +64,8 @@ def test() -> None:
 
 async def _send(channels: Channels) -> None:
     now = utc_now()
-    alert = Alert(
-        key="test", kind="test", title="this is a test", detail="Somebody has run `florin alert test`: nothing is wrong."
-    )
-    await channels.tell(
+    alert = Alert(key="test", kind="test", title="this is a test", detail="Somebody ran `florin alert test`: nothing is wrong.")
+    await channels.send(
         [NotedAlert(alert=alert, times=1, first_at=now, last_at=now, sent_at=None, due_at=None, attempts=1, last_error=None)],
-        all_ways=True,
+        all_channels=True,
     )

@@ -1,4 +1,4 @@
-"""`florin bench`: the load laboratory, which brings packages of its own."""
+"""`florin bench`: the load laboratory, which needs extra packages."""
 
 import typer
 
@@ -8,11 +8,11 @@ OPTIONS = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     "add_help_option": False,
 }
-"""The laboratory reads its own options, `--help` too."""
+"""The laboratory parses its own options, including `--help`."""
 
 
 def command(context: typer.Context) -> None:
-    """Measure a Florin under load, beside its peers: `florin bench --help`."""
+    """Measure a Florin under load, alone or beside its peers: see `florin bench --help`."""
     try:
         from bench.__main__ import main as laboratory
     except ModuleNotFoundError as error:

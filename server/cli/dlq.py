@@ -1,4 +1,4 @@
-"""`florin dlq`: what was given up, of webhooks to merchants and of events of PSPs: look, try again, or drop."""
+"""`florin dlq`: dead letters, both webhooks to merchants and PSP events: show, retry or drop them."""
 
 import sys
 from typing import Annotated
@@ -22,13 +22,13 @@ from server.db.webhooks.endpoints import find_endpoint_owner
 from server.flows.webhooks import dead_letters
 from server.flows.webhooks.dead_letters import Verb
 
-app = typer.Typer(help="Dead letters: list, show, retry, drop.", no_args_is_help=True)
+app = typer.Typer(help="List, show, retry and drop dead letters.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 Letter = Annotated[
-    str | None, typer.Argument(help="we_…/N, a delivery by endpoint and event number, or a PSP's event.", metavar="LETTER")
+    str | None, typer.Argument(help="A delivery as we_…/N, by endpoint and event number, or a PSP event.", metavar="LETTER")
 ]
-All = Annotated[bool, typer.Option("--all", help="All deliveries that were given up; with --merchant or --endpoint, theirs.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters; with --merchant or --endpoint, only theirs.")]
 OfMerchant = Annotated[str | None, typer.Option("--merchant", help="Only of this merchant, mer_….", show_default=False)]
 OfEndpoint = Annotated[str | None, typer.Option("--endpoint", help="Only of this endpoint, we_….", show_default=False)]
 
@@ -64,7 +64,7 @@ def show_all(
 
 @app.command("show")
 def show(letter: Letter, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """Show a delivery and its attempts."""
+    """Show a dead letter with its attempts."""
     endpoint_id, seq = _parsed(letter or "")
 
     async def work(connection: Connection) -> tuple[DeadLetter | None, MerchantId | None, list[FailedAttempt], str]:
@@ -82,12 +82,12 @@ def show(letter: Letter, database_url: DatabaseUrl = None, data_dir: DataDirecto
 
     found, owner, attempts, state = with_database(find_database(data_dir, database_url), work)
     if owner is None or not state:
-        raise NotFound(f"there is no delivery {letter}: see `florin dlq list`")
+        raise NotFound(f"there is no delivery {letter}: `florin dlq list` shows them")
     _console.print(f"{letter} of {encode_id(MERCHANT, owner)} is {state}")
     if found is not None:
         _console.print(f"{found.event_type}, given up {found.died_at:%Y-%m-%d %H:%M:%S}: {escape(found.last_error or '')}")
     for one in attempts:
-        said = f", said {escape(one.response)}" if one.response else ""
+        said = f", reply: {escape(one.response)}" if one.response else ""
         _console.print(f"{one.created_at:%Y-%m-%d %H:%M:%S}  attempt {one.attempt}: {escape(one.error)}{said}")
 
 
@@ -101,7 +101,7 @@ def retry(
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Begin the attempts anew; many are spread out, 50 a second for each endpoint."""
+    """Retry dead letters from the first attempt; many are spread out, 50 a second for each endpoint."""
     url = find_database(data_dir, database_url)
     if letter is not None and "/" not in letter:
         _move_event(url, letter, InboxState.WAITING, operator)
@@ -119,7 +119,7 @@ def drop(
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Give up for good. What is dropped stays in the log."""
+    """Drop dead letters for good. They stay in the log."""
     url = find_database(data_dir, database_url)
     if letter is not None and "/" not in letter:
         _move_event(url, letter, InboxState.DROPPED, operator)
@@ -136,14 +136,14 @@ def _do(url: str, verb: str, do: Verb, letters: Letters, operator: str | None, *
 
     count, left = with_database(url, work)
     if not count and letters.seq is not None:
-        raise NotFound("no such dead letter, or its endpoint is disabled: see `florin dlq list`")
-    _console.print(f"{count} {done}" + ("; others are left: repeat" if left and count == LETTERS_AT_ONCE_MAX else ""))
+        raise NotFound("no such dead letter, or its endpoint is disabled: `florin dlq list` shows them")
+    _console.print(f"{count} {done}" + ("; more are left: repeat the command" if left and count == LETTERS_AT_ONCE_MAX else ""))
     if left and count < LETTERS_AT_ONCE_MAX:
-        _console.print("those of disabled endpoints stay as they are until their merchant enables them")
+        _console.print("those of disabled endpoints stay until their merchant enables them")
 
 
 def _move_event(url: str, event: str, to: InboxState, operator: str | None) -> None:
-    """A PSP's event, as `florin psp events` does it."""
+    """Retry or drop a PSP event, as `florin psp events` does."""
     done = act(operator, NOBODY, f"psp_event.{to.lower()}", event[:200])
 
     async def work(connection: Connection) -> list[InboxItem]:
@@ -154,18 +154,18 @@ def _move_event(url: str, event: str, to: InboxState, operator: str | None) -> N
         return moved
 
     if not with_database(url, work):
-        raise NotFound(f"there is no dead letter {event}: see `florin dlq list`")
+        raise NotFound(f"there is no dead letter {event}: `florin dlq list` shows them")
     _console.print("1 " + ("tried again" if to is InboxState.WAITING else "dropped"))
 
 
 def _chosen(letter: str | None, merchant: str | None, endpoint: str | None, *, every: bool) -> Letters:
     if letter is not None:
         if every or merchant or endpoint:
-            raise Unprocessable("name a letter, or say --all, --merchant or --endpoint, not both")
+            raise Unprocessable("give either a letter, or --all, --merchant or --endpoint")
         endpoint_id, seq = _parsed(letter)
         return Letters(endpoint_id=endpoint_id, seq=seq)
     if not (every or merchant or endpoint):
-        raise Unprocessable("name a letter (see `florin dlq list`), or say --all, --merchant MERCHANT or --endpoint ENDPOINT")
+        raise Unprocessable("give a letter from `florin dlq list`, or --all, --merchant MERCHANT or --endpoint ENDPOINT")
     return _letters(merchant, endpoint)
 
 
@@ -176,7 +176,7 @@ def _letters(merchant: str | None, endpoint: str | None) -> Letters:
 def _parsed(letter: str) -> tuple[EndpointId, int]:
     endpoint, _, seq = letter.partition("/")
     if not seq.isascii() or not seq.isdigit() or len(seq) > 18:
-        raise Unprocessable(f"{letter!r} is not a delivery: they are like we_…/42, see `florin dlq list`")
+        raise Unprocessable(f"{letter!r} is not a delivery: expected one like we_…/42 from `florin dlq list`")
     return _endpoint_id(endpoint), int(seq)
 
 

@@ -1,10 +1,11 @@
-"""`florin doctor`: does this database keep every promise? Read-only, on any database, while it works."""
+"""`florin doctor`: checks every promise on a database, read-only, while it is in use."""
 
 import typer
 from rich.console import Console
 
 from core.errors import FlorinError, NotChecked
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
+from server.db.doctor.check import Promise
 from server.db.doctor.run import CHECKS, ROWS_MAX, Violation, broken_promises
 from server.db.roles import Role
 
@@ -12,7 +13,7 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """Check every promise; prints offending rows. Exit code 0: all kept, 1: broken, 2: could not be checked."""
+    """Check every promise and print offending rows. Exit code 0: all kept, 1: broken, 2: could not be checked."""
     try:
         violations = with_database(find_database(data_dir, database_url), broken_promises, role=Role.READ)
     except (FlorinError, BaseExceptionGroup) as error:
@@ -23,11 +24,11 @@ def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) ->
 
 
 def print_diagnosis(violations: list[Violation], console: Console) -> None:
-    """One line a check, and the rows that break it."""
+    """Print one line per check, and the rows that break it."""
     broken = {violation.check.name: violation for violation in violations}
-    for check in sorted(CHECKS, key=lambda check: check.promise):
+    for check in sorted(CHECKS, key=lambda check: list(Promise).index(check.promise)):
         violation = broken.get(check.name)
-        console.print(f"{'BROKEN' if violation else 'kept  '}  promise {check.promise}: {check.name}", markup=False)
+        console.print(f"{'BROKEN' if violation else 'kept  '}  {check.promise:<20}  {check.name}", markup=False)
         for row in violation.rows if violation else ():
             fields = zip(violation.columns if violation else (), row, strict=True)
             console.print("          " + ", ".join(f"{name}={value}" for name, value in fields), markup=False)

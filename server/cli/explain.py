@@ -1,4 +1,4 @@
-"""`florin explain pay_…`: one timeline of a payment."""
+"""`florin explain pay_…`: the timeline of a payment."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ def command(
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Show all that happened to a payment: requests, the PSP, ledger, events and deliveries."""
+    """Show everything that happened to a payment: requests, the PSP, ledger, events and deliveries."""
     payment_id = PaymentId(decode_id(PAYMENT, payment))
 
     async def work(connection: Connection) -> list[Entry]:
@@ -34,7 +34,7 @@ def command(
 
 
 def print_timeline(entries: list[Entry], console: Console) -> None:
-    """One line an entry, with the milliseconds since the first."""
+    """Print one line per entry, with the time since the first."""
     for entry in entries:
         since = (entry.at - entries[0].at).total_seconds()
         console.print(f"{entry.at:%Y-%m-%d %H:%M:%S} +{since:8.3f} s  {entry.where:<13}  {entry.what}", markup=False)

@@ -1,4 +1,4 @@
-"""`florin haproxy`: a configuration for HAProxy in front of workers that have a port each."""
+"""`florin haproxy`: a configuration for HAProxy in front of workers with one port each."""
 
 import os
 from typing import Annotated
@@ -21,7 +21,7 @@ defaults
     timeout check 2s
     option redispatch 1
     retries 3
-    # Another worker is tried only where no connection could be made: what may have been received is never repeated.
+    # Another worker is tried only if no connection could be made: a request that may have been received is never repeated.
     retry-on conn-failure
 
 frontend florin
@@ -30,7 +30,7 @@ frontend florin
 
 backend workers
     balance roundrobin
-    # A batch may take a quarter of an hour, and its reply waits for its end.
+    # The reply to a batch waits for its end, up to a quarter of an hour.
     http-request set-timeout server 16m if {{ path_beg /v1/batches }}
     option httpchk GET /healthz
     http-check expect status 200
@@ -47,11 +47,11 @@ def render(*, bind: str, host: str, port: int, workers: int) -> str:
 
 def command(
     workers: Annotated[
-        int | None, typer.Option(min=1, max=64, help="How many workers. Default: one per core.", show_default=False)
+        int | None, typer.Option(min=1, max=64, help="Number of workers. Default: one per core.", show_default=False)
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The first worker's port.")] = API_PORT,
-    host: Annotated[str, typer.Option(help="Where the workers listen.")] = "127.0.0.1",
-    bind: Annotated[str, typer.Option(help="Where HAProxy listens.")] = "127.0.0.1:8000",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the first worker.")] = API_PORT,
+    host: Annotated[str, typer.Option(help="Address that the workers listen on.")] = "127.0.0.1",
+    bind: Annotated[str, typer.Option(help="Address and port that HAProxy listens on.")] = "127.0.0.1:8000",
 ) -> None:
     """Print a configuration for HAProxy."""
     count = workers or len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""`florin migrate`: bring a database up to date. Safe to run while workers run, and twice at once."""
+"""`florin migrate`: brings a database up to date. Safe while workers run, and when run twice at once."""
 
 from typing import Annotated
 
@@ -13,11 +13,11 @@ _console = Console(highlight=False)
 
 
 def command(
-    show: Annotated[bool, typer.Option("--status", help="Only show; exit code 1 where something is pending.")] = False,
+    show: Annotated[bool, typer.Option("--status", help="Only show the migrations; exit code 1 if one is pending.")] = False,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Apply the migrations that the database lacks."""
+    """Apply pending database migrations."""
     url = find_database(data_dir, database_url)
     if show:
         _show(url)

@@ -1,4 +1,4 @@
-"""Who works at the command line, and what they did, for the audit log."""
+"""The operator at the command line, and the acts that are written to the audit log."""
 
 import os
 import pwd
@@ -14,15 +14,15 @@ from server.uuid7 import uuid7
 
 Operator = Annotated[
     str | None,
-    typer.Option("--operator", help="Who you are, for the audit log. Default: your login name.", show_default=False),
+    typer.Option("--operator", help="Your name for the audit log. Default: your login name.", show_default=False),
 ]
 
 
 def operator_name(given: str | None) -> str:
-    """The operator's name. Raises `Unprocessable` for one that cannot be."""
+    """The operator's name. Raises `Unprocessable` for an invalid one."""
     name = given if given is not None else _login_name()
     if not 1 <= len(name) <= 100 or not name.isprintable():
-        raise Unprocessable("--operator has 1 to 100 printable characters")
+        raise Unprocessable("--operator takes 1 to 100 printable characters")
     return name
 
 

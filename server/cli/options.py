@@ -1,4 +1,4 @@
-"""Options that commands share, and how a command finds its database: a flag, the environment, or the instance that runs."""
+"""Options that commands share, and how a command finds its database: a flag, the environment, or the running instance."""
 
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
@@ -28,14 +28,14 @@ class Mode(StrEnum):
 
 DataDirectory = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Where data lives. Default: /var/lib/florin as root, else ~/.local/share/florin."),
+    typer.Option("--data-dir", help="Data directory. Default: /var/lib/florin as root, else ~/.local/share/florin."),
 ]
 MerchantText = Annotated[str, typer.Argument(help="The merchant's id, mer_…", metavar="MERCHANT")]
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
         "--database-url",
-        help="PostgreSQL 15 or newer. Default: FLORIN_DATABASE_URL, else that of the instance that runs.",
+        help="PostgreSQL 15 or newer. Default: FLORIN_DATABASE_URL, else that of the running instance.",
         show_default=False,
     ),
 ]
@@ -43,13 +43,13 @@ KeyFile = Annotated[
     Path | None,
     typer.Option(
         "--key-file",
-        help="The key that seals secrets. Default: FLORIN_KEY_FILE, else that of the instance that runs.",
+        help="The key that seals secrets. Default: FLORIN_KEY_FILE, else that of the running instance.",
         show_default=False,
     ),
 ]
 
 
-class NothingRuns(FlorinError):
+class NoRunningInstance(FlorinError):
     """The command needs a running instance or an address."""
 
     code = "nothing_runs"
@@ -58,27 +58,27 @@ class NothingRuns(FlorinError):
 def data_directory(given: Path | None) -> Path:
     """The data directory, as an absolute path."""
     if given == Path():
-        raise NothingRuns("--data-dir is empty: name a directory")
+        raise NoRunningInstance("--data-dir is empty: name a directory")
     return (given or default_data_directory()).expanduser().absolute()
 
 
 def running_instance(directory: Path | None) -> Running:
-    """The instance that runs on this data directory. Raises `NothingRuns`."""
+    """The running instance of this data directory. Raises `NoRunningInstance`."""
     path = running_file(data_directory(directory))
     try:
         running = msgspec.json.decode(path.read_bytes(), type=Running)
     except (OSError, msgspec.DecodeError):
-        raise NothingRuns(
-            f"no Florin runs on {path.parent}: start one with `florin up`, or name its --data-dir or a --database-url"
+        raise NoRunningInstance(
+            f"no Florin is running on {path.parent}: start one with `florin up`, or give its --data-dir or a --database-url"
         ) from None
     if not Path(f"/proc/{running.pid}").exists():
-        raise NothingRuns(f"the Florin on {path.parent} has ended: start it again with `florin up`")
+        raise NoRunningInstance(f"the Florin on {path.parent} has stopped: start it again with `florin up`")
     return running
 
 
 def find_database(directory: Path | None, database_url: str | None) -> str:
-    """The database to work on: the flag, else the instance of the directory that was named, else the environment, else the
-    instance of the default directory. Raises `NothingRuns`.
+    """The database to use: the flag, else the instance of the given directory, else the environment, else the instance of the
+    default directory. Raises `NoRunningInstance`.
     """
     if database_url or directory is not None:
         return database_url or running_instance(directory).database_url
@@ -86,14 +86,14 @@ def find_database(directory: Path | None, database_url: str | None) -> str:
 
 
 def find_key_file(directory: Path | None, key_file: Path | None) -> Path:
-    """The sealing key to work with, found like the database. Raises `NothingRuns`."""
+    """The sealing key to use, found like the database. Raises `NoRunningInstance`."""
     if key_file or directory is not None:
         return key_file or Path(running_instance(directory).key_file)
     return Path(environment("KEY_FILE") or running_instance(None).key_file)
 
 
 def with_database(url: str, work: Callable[[Connection], Awaitable[T]], *, role: Role | None = Role.CONSOLE) -> T:
-    """Run `work` on a connection of its own, as a role; None is whoever logs in."""
+    """Run `work` on a connection of its own, as a role; None means the login user."""
 
     async def run() -> T:
         async with open_session(url, role=role) as connection:
@@ -103,7 +103,7 @@ def with_database(url: str, work: Callable[[Connection], Awaitable[T]], *, role:
 
 
 def merchant_id_of(text: str) -> MerchantId:
-    """The merchant that an argument names. Raises `InvalidId`."""
+    """The merchant of an argument. Raises `InvalidId`."""
     try:
         return MerchantId(decode_id(MERCHANT, text))
     except InvalidId as error:

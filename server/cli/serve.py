@@ -1,4 +1,4 @@
-"""`florin serve`: the workers alone, for production: against a PostgreSQL that is there, without sandbox or demo."""
+"""`florin serve`: the workers alone, for production, with an existing PostgreSQL and without sandbox or demo."""
 
 import os
 import socket
@@ -31,25 +31,25 @@ def command(
     ],
     key_file: Annotated[Path, typer.Option("--key-file", envvar="FLORIN_KEY_FILE", help="The key that seals secrets at rest.")],
     workers: Annotated[
-        int | None, typer.Option(min=1, max=64, help="How many workers. Default: one per core.", show_default=False)
+        int | None, typer.Option(min=1, max=64, help="Number of workers. Default: one per core.", show_default=False)
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = API_PORT,
     unix_socket: Annotated[
-        Path | None, typer.Option("--unix-socket", help="Listen here instead, for a proxy on this machine.")
+        Path | None, typer.Option("--unix-socket", help="Listen on this unix socket instead, for a proxy on this machine.")
     ] = None,
     port_per_worker: Annotated[
         bool,
-        typer.Option("--port-per-worker", help="Give each worker a port of its own, counting up, for a load balancer."),
+        typer.Option("--port-per-worker", help="Give each worker its own port, counting up, for a load balancer."),
     ] = False,
     tls_cert: Annotated[
-        str, typer.Option("--tls-cert", envvar="FLORIN_TLS_CERT", help="Speak TLS 1.3 with this certificate chain (PEM).")
+        str, typer.Option("--tls-cert", envvar="FLORIN_TLS_CERT", help="Serve TLS 1.3 with this certificate chain (PEM).")
     ] = "",
-    tls_key: Annotated[str, typer.Option("--tls-key", envvar="FLORIN_TLS_KEY", help="The certificate's key (PEM).")] = "",
+    tls_key: Annotated[str, typer.Option("--tls-key", envvar="FLORIN_TLS_KEY", help="The certificate's private key (PEM).")] = "",
 ) -> None:
     """Run the workers until SIGTERM or Ctrl-C."""
     if unix_socket is not None and port_per_worker:
-        raise SettingsError("give --unix-socket or --port-per-worker, not both")
+        raise SettingsError("give either --unix-socket or --port-per-worker")
     count = workers or len(os.sched_getaffinity(0))
     settings = load_settings(database_url=database_url, key_file=key_file, tls_cert=tls_cert, tls_key=tls_key)
     _require_certificate(settings)
@@ -72,7 +72,7 @@ def command(
 def _sockets(
     host: str, port: int, count: int, *, unix_socket: Path | None, port_per_worker: bool
 ) -> Iterator[list[socket.socket]]:
-    """The listening sockets of so many workers. Raises `InstanceError`."""
+    """The listening sockets of that many workers. Raises `InstanceError`."""
     with ExitStack() as stack:
         try:
             if unix_socket is not None:
@@ -90,12 +90,12 @@ def _sockets(
 
 
 def _require_certificate(settings: Settings) -> None:
-    """Say now, in one line, what every worker would say."""
+    """Report a bad certificate now, in one line, instead of in every worker."""
     if settings.tls_cert:
         try:
             server_tls(settings.tls_cert, settings.tls_key)
         except OSError as error:  # ssl.SSLError is one
-            raise SettingsError(f"cannot speak TLS (--tls-cert, --tls-key): {error}") from error
+            raise SettingsError(f"cannot serve TLS (--tls-cert, --tls-key): {error}") from error
 
 
 async def _run(supervisor: Supervisor, settings: Settings, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Ending on request: Ctrl-C, SIGTERM, or the terminal that is closed. Every further signal is taken and changes nothing."""
+"""Ends a command on Ctrl-C, SIGTERM or a closed terminal. Further signals have no effect."""
 
 import signal
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ import trio
 
 @asynccontextmanager
 async def stop_on_signal() -> AsyncIterator[trio.Event]:
-    """A block within which signals set an event. At its end everything has been stopped, so only then do they work as usual."""
+    """A block within which signals set an event. After it, when everything has been stopped, they work as usual again."""
     asked = trio.Event()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
 

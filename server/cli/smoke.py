@@ -1,8 +1,8 @@
-"""`florin smoke`: one payment of each outcome through the instance that runs, and whether every promise holds afterwards.
+"""`florin smoke`: six typical payments through the running instance, and a check of every promise afterwards.
 
 Paid; declined, then paid by another card; abandoned and expired; clicked twice; authorized, captured in part and refunded;
-authorized and voided. Everything goes the customer's and the merchant's way, over HTTP; the trail of each payment is read back
-from the database.
+authorized and voided. Everything goes over HTTP as a customer and a merchant would do it; the trail of each payment is read from
+the database.
 """
 
 from collections.abc import Awaitable, Callable
@@ -28,39 +28,39 @@ from server.db.payments.timeline import Entry, timeline
 from server.db.roles import Role
 from server.http.client.client import Client, open_client
 from server.http.client.response import Response
-from server.process.demo import Demo, load_or_draw
+from server.process.demo import Demo, load_or_generate
 from server.process.instance import Running
 from server.sandbox.intents import PAID_CARD, REFUSED_CARDS, TOKENS
 
-PATIENCE_SECONDS = 20.0
+TIMEOUT_SECONDS = 20.0
 POLL_SECONDS = 0.1
 _console = Console(highlight=False, soft_wrap=True)
 
 
 class SmokeFailed(FlorinError):
-    """Something did not happen as it should."""
+    """Something did not happen as expected."""
 
     code = "smoke_failed"
 
 
 def command(data_dir: DataDirectory = None) -> None:
-    """Take one payment of each outcome and check every promise; exit code 0 only if all is well."""
+    """Take six typical payments and check every promise; exit code 0 only if everything passes."""
     running = running_instance(data_dir)
-    demo = load_or_draw(data_directory(data_dir) / "demo.json")
+    demo = load_or_generate(data_directory(data_dir) / "demo.json")
     if not trio.run(_smoke, running, demo):
         raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """Does what a shop and its customer do."""
+    """The acts of a shop and its customer."""
 
     running: Running
     demo: Demo
     http: Client
 
     async def create(self, *, key: str, expires_in: int = 600) -> Response:
-        """Ask for a payment as a shop does."""
+        """Request a payment, as a shop does."""
         headers = [("authorization", f"Bearer {self.demo.api_key}"), ("idempotency-key", key)]
         wanted = {"amount": 1_990, "currency": "EUR", "order_id": f"smoke-{key[:8]}", "expires_in": expires_in}
         url = f"{self.running.api_urls[0]}/v1/payments"
@@ -74,7 +74,7 @@ class Customer:
         return payment
 
     async def ask(self, path: str, **wanted: object) -> dict[str, Any]:
-        """Ask for something else as a shop does. Raises `SmokeFailed`."""
+        """Make another request, as a shop does. Raises `SmokeFailed`."""
         headers = [("authorization", f"Bearer {self.demo.api_key}"), ("idempotency-key", uuid4().hex)]
         url = f"{self.running.api_urls[0]}/v1/{path}"
         response = await self.http.request("POST", url, headers=headers, body=msgspec.json.encode(wanted))
@@ -89,11 +89,11 @@ class Customer:
         return await self.http.request("POST", payment["payment_url"], headers=headers, body=form)
 
     async def until(self, payment_id: str, status: str) -> None:
-        """Wait until the shop was told of the status, and read it. Raises `SmokeFailed`."""
+        """Wait until the shop has received the status, and read the payment. Raises `SmokeFailed`."""
         headers = [("authorization", f"Bearer {self.demo.api_key}")]
         event_type = f"payment.{status.lower()}"
         told, seen = False, "not read"
-        with trio.move_on_after(PATIENCE_SECONDS):
+        with trio.move_on_after(TIMEOUT_SECONDS):
             while not told:
                 events = msgspec.json.decode((await self.http.request("GET", f"{self.running.shop_url}/events")).body)
                 told = any(event["type"] == event_type and event["data"]["id"] == payment_id for event in events)
@@ -102,7 +102,7 @@ class Customer:
             seen = msgspec.json.decode((await self.http.request("GET", url, headers=headers)).body).get("status")
         if told and seen == status:
             return
-        raise SmokeFailed(f"{payment_id} is {seen}, not {status}; the shop was {'told' if told else 'not told'}")
+        raise SmokeFailed(f"{payment_id} is {seen}, not {status}; the shop was {'notified' if told else 'not notified'}")
 
 
 async def _paid(customer: Customer) -> str:
@@ -141,7 +141,7 @@ async def _clicked_twice(customer: Customer) -> str:
             await trio.sleep(float(response.header(b"retry-after") or 1))
         replies.append(response)
 
-    with trio.move_on_after(PATIENCE_SECONDS):
+    with trio.move_on_after(TIMEOUT_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(click)
             nursery.start_soon(click)
@@ -157,7 +157,7 @@ async def _clicked_twice(customer: Customer) -> str:
 async def _captured_and_refunded(customer: Customer) -> str:
     payment = await _authorized(customer)
     captured = await customer.ask(f"payments/{payment}/capture", amount=1_000)
-    _require(captured["captured_amount"] == 1_000, "the capture took another amount than it was asked for")
+    _require(captured["captured_amount"] == 1_000, "the capture took another amount than requested")
     refund = await customer.ask(f"payments/{payment}/refunds", amount=400)
     _require(refund["status"] == "SUCCEEDED", f"the refund is {refund['status']}")
     await customer.until(payment, "SUCCEEDED")
@@ -202,7 +202,7 @@ async def _smoke(running: Running, demo: Demo) -> bool:
         _console.rule("promises", align="left", style="none")
         violations = await broken_promises(connection)
     print_diagnosis(violations, _console)
-    _console.print(f"smoke: {len(OUTCOMES) - failures} of {len(OUTCOMES)} outcomes as they should be")
+    _console.print(f"smoke: {len(OUTCOMES) - failures} of {len(OUTCOMES)} outcomes as expected")
     return not failures and not violations
 
 
@@ -212,8 +212,8 @@ async def _print_trail(connection: Connection, payment_text: str) -> None:
     _require(owner is not None, f"{payment_text} is not in the database")
     assert owner is not None
     entries: list[Entry] = []
-    with trio.move_on_after(PATIENCE_SECONDS):
-        # The shop knows before we have written that it knows: wait for the delivery's own row.
+    with trio.move_on_after(TIMEOUT_SECONDS):
+        # The shop is notified before the result is written: wait for the delivery's own row.
         while not any("DELIVERED" in entry.what for entry in entries):
             entries = await timeline(connection, owner, payment_id)
             await trio.sleep(POLL_SECONDS)

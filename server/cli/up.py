@@ -1,4 +1,4 @@
-"""`florin up`: everything on this machine with one command, for a first payment, for development and for tests."""
+"""`florin up`: everything on this machine with one command, for a first payment, development and tests."""
 
 import os
 import tempfile
@@ -33,23 +33,25 @@ def command(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=64, help="How many workers. Default: one per core.", show_default=False)
+        int | None, typer.Option(min=1, max=64, help="Number of workers. Default: one per core.", show_default=False)
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 is any free one.")] = API_PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 means any free one.")] = API_PORT,
     psp_port: Annotated[int, typer.Option(min=0, max=65535, help="The sandbox PSP's port.")] = PSP_PORT,
     shop_port: Annotated[int, typer.Option(min=0, max=65535, help="The demo shop's port.")] = SHOP_PORT,
     port_per_worker: Annotated[
         bool,
-        typer.Option("--port-per-worker", help="Give each worker a port of its own, counting up, for a load balancer."),
+        typer.Option("--port-per-worker", help="Give each worker its own port, counting up, for a load balancer."),
     ] = False,
-    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep data in a temporary directory and forget it.")] = False,
+    ephemeral: Annotated[
+        bool, typer.Option("--ephemeral", help="Keep data in a temporary directory and delete it at the end.")
+    ] = False,
 ) -> None:
     """Start PostgreSQL, the sandbox PSP, a demo shop and the workers; Ctrl-C stops them all."""
     configure_logs("warning")
-    os.umask(0o022)  # PostgreSQL may run as another user below the data directory; what is private is made so
-    # A bad setting is said now, in one line, and not by every worker; the two required ones are known only later.
-    settings = load_settings(database_url="not looked at yet", key_file=Path("not looked at yet"))
+    os.umask(0o022)  # PostgreSQL may run as another user below the data directory; private files are created private
+    # A bad setting is reported now, in one line, and not by every worker; the two required ones are known only later.
+    settings = load_settings(database_url="not checked yet", key_file=Path("not looked at yet"))
     if settings.tls_cert:
         raise SettingsError("the demo shop speaks plain HTTP to the API: unset FLORIN_TLS_CERT, or use `florin serve`")
     with _directory(data_dir, ephemeral=ephemeral) as directory:
@@ -69,13 +71,13 @@ def command(
 
 
 async def _run(options: Options) -> bool:
-    """Run until asked to stop; whether it had become ready by then."""
+    """Run until asked to stop. Returns whether it had become ready by then."""
     is_ready = False
     async with stop_on_signal() as asked, trio.open_nursery() as nursery:
 
         async def end_when_asked() -> None:
             await asked.wait()
-            _console.print("stopping: requests in hand are finished first")
+            _console.print("stopping: running requests are finished first")
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(end_when_asked)
@@ -90,7 +92,7 @@ async def _run(options: Options) -> bool:
 
 
 def _show(instance: Instance, options: Options) -> None:
-    """The screen: what runs where, and how to go on."""
+    """Print what runs where, and how to continue."""
     running = instance.running
     lines = {
         "API": ", ".join(running.api_urls),

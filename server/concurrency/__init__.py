@@ -1,1 +1,1 @@
-"""Small parts of concurrency without any domain: a wakeup, a cache, background work."""
+"""Concurrency primitives without any domain: a wakeup, a cache, background work."""

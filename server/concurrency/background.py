@@ -1,7 +1,7 @@
-"""Work that goes on after its request was answered, or while its request waits for it only so long.
+"""Work that continues after its request was answered, or while its request waits for it for a limited time.
 
-Whoever starts work here has committed what it intends: work that is cut off by the end of the worker is finished by the follow-up
-job. Bounded: past `TASKS_MAX` tasks nothing is started.
+Work is started here only for what is already committed, so the follow-up job can finish work that is cut off by the end of the
+worker. At most `TASKS_MAX` tasks run.
 """
 
 from collections.abc import Awaitable, Callable
@@ -20,28 +20,28 @@ T = TypeVar("T")
 
 
 class Work(Generic[T]):
-    """A piece of work under way."""
+    """A task under way."""
 
     def __init__(self) -> None:
         self._ended = trio.Event()
         self._outcome: outcome.Outcome[T] | None = None
 
     async def result(self, *, seconds: float) -> T | None:
-        """What it came to, or None where it has not ended after so long. Raises what it raised."""
+        """Return the result, or None if there is none after that many seconds. Raises what the task raised."""
         with trio.move_on_after(seconds):
             await self._ended.wait()
         return self._outcome.unwrap() if self._outcome is not None else None
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> None:
-        """Do the work and keep what came of it."""
+        """Run the task and keep its result."""
         try:
             self._outcome = outcome.Value(await work())
         except FlorinError as error:
             self._outcome = outcome.Error(error)
-            _log.warning("work behind a request failed; the follow-up goes on with it", error=str(error))
+            _log.warning("background work failed; the follow-up job will finish it", error=str(error))
         except Exception as error:  # noqa: BLE001 - one request's failure must not end the worker
             self._outcome = outcome.Error(error)
-            _log.exception("work behind a request failed in an unexpected way")
+            _log.exception("background work failed unexpectedly")
         finally:
             self._ended.set()
 
@@ -55,18 +55,18 @@ class Background:
         self._idle = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hold the tasks until cancelled."""
+        """Hold the tasks until canceled."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             await trio.sleep_forever()
 
     def require_room(self) -> None:
-        """Raises `Overloaded` where no more tasks may be started."""
+        """Raise `Overloaded` if no more tasks can be started."""
         if self._nursery is None or self._under_way >= TASKS_MAX:
             raise Overloaded("too many payments are under way")
 
     def start(self, work: Callable[[], Awaitable[T]]) -> Work[T]:
-        """Start a piece of work. Raises `Overloaded`."""
+        """Start a task. Raises `Overloaded`."""
         self.require_room()
         assert self._nursery is not None
         started = Work[T]()
@@ -84,7 +84,7 @@ class Background:
                 self._idle = trio.Event()
 
     async def drain(self, *, seconds: float) -> None:
-        """Wait until the tasks have ended, or so long."""
+        """Wait until the tasks have ended, or that many seconds have passed."""
         if self._under_way:
             with trio.move_on_after(seconds):
                 await self._idle.wait()

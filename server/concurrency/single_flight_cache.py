@@ -1,8 +1,8 @@
-"""What is looked up for nearly every request and seldom changes: remembered for a moment, and looked up once at a time.
+"""A bounded TTL cache with single-flight loading, for values that nearly every request needs and that seldom change.
 
-Without that, all who come when a value has just grown old look it up together, and the database pays for each of them.
-Invariants: a value is at most `seconds` old; at most `most` are remembered; a look-up that fails fails for all who waited for it,
-and one that is cancelled for nobody but its own caller.
+Without single flight, all callers that find an expired value load it at the same time, and the database pays for each of them.
+Invariants: a value is at most `seconds` old; at most `most` values are kept; a failed load fails for every caller that waited for
+it, and a canceled one only for its own caller.
 """
 
 from collections.abc import Awaitable, Callable, Hashable
@@ -24,7 +24,7 @@ class _Flight(Generic[V]):
 
 
 class SingleFlightCache(Generic[K, V]):
-    """Values by key. `find` looks one up; what it raises is not remembered, nor what `keeps` says no to."""
+    """Values by key. `find` loads one; nothing is kept if it raises or if `keeps` returns False."""
 
     def __init__(
         self, find: Callable[[K], Awaitable[V]], *, seconds: float, most: int, keeps: Callable[[V], bool] = lambda _: True
@@ -37,25 +37,25 @@ class SingleFlightCache(Generic[K, V]):
         self._flights: dict[K, _Flight[V]] = {}
 
     def get(self, key: K, *, now: float) -> V | None:
-        """The value if it is known and young enough, without waiting; `now` is trio's."""
+        """Return the value if it is present and fresh, without waiting. `now` is trio's time."""
         known = self._known.get(key)
         return known[0] if known is not None and now < known[1] else None
 
     def last(self, key: K) -> V | None:
-        """The value as it was when it was last looked up, however old."""
+        """Return the value as last loaded, however old."""
         known = self._known.get(key)
         return known[0] if known is not None else None
 
     def forget(self, key: K) -> None:
-        """It has changed."""
+        """Drop a value that has changed."""
         self._known.pop(key, None)
 
     async def look_up(self, key: K) -> V:
-        """The value, from a look-up of one's own or of another who has just begun one."""
+        """Return the value, loading it or joining a load that has just started."""
         while (flight := self._flights.get(key)) is not None:
             await flight.ended.wait()
             if flight.error is not None:
-                raise flight.error.with_traceback(None)  # else it would grow by each who waited
+                raise flight.error.with_traceback(None)  # otherwise it would grow with each waiting caller
             if flight.found:
                 return flight.found[0]
         flight = self._flights[key] = _Flight()

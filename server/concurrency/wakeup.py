@@ -1,4 +1,4 @@
-"""An auto-reset event: a wakeup before `wait` is not lost, and several before it are one."""
+"""An auto-reset event: a wakeup before `wait` is not lost, and several before it count once."""
 
 import trio
 
@@ -10,11 +10,11 @@ class Wakeup:
         self._event = trio.Event()
 
     def wake(self) -> None:
-        """Let the waiter go on: at once, or at its next `wait`."""
+        """Wake the waiter, now or at its next `wait`."""
         self._event.set()
 
     async def wait(self, *, seconds: float) -> None:
-        """Wait until woken, at most so long."""
+        """Wait until woken, at most that many seconds."""
         with trio.move_on_after(seconds):
             await self._event.wait()
         self._event = trio.Event()

@@ -1,10 +1,12 @@
-"""How many workers there are, for what they divide among themselves. Kept up to date by the job that reports this one's life."""
+"""The number of workers, by which they divide limits among themselves. The job that reports this worker's life keeps it up to
+date.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class WorkerCount:
-    """`count` includes this one."""
+    """`count` includes this worker."""
 
     count: int = 1

@@ -1,7 +1,7 @@
-"""Alerts: what the people who run this have to know. Written with what they are about, sent by `server.jobs.alerts`.
+"""Alerts for the operators, written in the transaction of what they report and sent by `server.jobs.alerts`.
 
-One row a key: what is noted again while it was told of lately is counted, and told again only after `REPEAT_SECONDS`. The time of
-a note is when the thing happened: to note the same occurrence again changes nothing.
+There is one row per key. An alert noted again soon after it was sent is counted, and sent again only after `REPEAT_SECONDS`. The
+time of a note is when the thing happened, so noting the same occurrence twice changes nothing.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from server.db.connection import Connection
 
 REPEAT_SECONDS = 3_600.0
 NOBODY = MerchantId(UUID(int=0))
-"""Whose alerts are of no merchant."""
+"""The merchant id of alerts that belong to no merchant."""
 
 TITLE_LENGTH_MAX, DETAIL_LENGTH_MAX = 500, 4_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """Something to tell. `key` is what it is about: the same key is the same alert again."""
+    """An alert. Two alerts with the same `key` are the same alert."""
 
     key: str
     kind: str
@@ -32,7 +32,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotedAlert:
-    """An alert as it is kept."""
+    """An alert as it is stored."""
 
     alert: Alert
     times: int
@@ -55,7 +55,7 @@ def _noted(row: Sequence[object]) -> NotedAlert:
 
 
 async def note_alert(connection: Connection, alert: Alert, *, now: datetime) -> None:
-    """Have it told; at once, or where the same was told of lately, in a while. `now` is when it happened."""
+    """Queue an alert: at once, or later if it was sent recently. `now` is when it happened."""
     await connection.run(
         """
         INSERT INTO alerts AS a (merchant_id, key, kind, title, detail, first_at, last_at, due_at)
@@ -76,7 +76,7 @@ async def note_alert(connection: Connection, alert: Alert, *, now: datetime) -> 
 
 
 async def claim_due_alerts(connection: Connection, *, limit: int, lease_seconds: float, now: datetime) -> list[NotedAlert]:
-    """The alerts to tell now, which are then this worker's to tell; those that have waited longest first."""
+    """Claim the alerts to send now for this worker, those that have waited longest first."""
     rows = await connection.query(
         f"""
         UPDATE alerts a SET due_at = $1::timestamptz + make_interval(secs => $3::float8), attempts = a.attempts + 1
@@ -95,9 +95,9 @@ async def claim_due_alerts(connection: Connection, *, limit: int, lease_seconds:
 async def end_alert(
     connection: Connection, noted: NotedAlert, *, sent_at: datetime | None, due_at: datetime | None, error: str | None
 ) -> None:
-    """A claimed one was told at `sent_at`, or is to be told again at `due_at`; neither is giving up.
+    """Record that a claimed alert was sent at `sent_at`, or is to be sent again at `due_at`; neither means giving up.
 
-    What has happened again meanwhile is told in a while. Changes nothing where another worker has claimed it since.
+    If it happened again meanwhile, it stays queued for later. Changes nothing if another worker has claimed it since.
     """
     await connection.run(
         """
@@ -119,7 +119,7 @@ async def end_alert(
 
 
 async def count_due_alerts(connection: Connection, *, now: datetime) -> int:
-    """How many more wait to be told."""
+    """The number of alerts that are still waiting to be sent."""
     rows = await connection.query("SELECT count(*) FROM alerts WHERE due_at <= $1", now)
     return int(rows[0][0])
 
@@ -134,7 +134,7 @@ async def list_alerts(connection: Connection, *, limit: int) -> list[NotedAlert]
 
 
 async def prune_alerts(connection: Connection, *, last_before: datetime, limit: int) -> int:
-    """Forget old ones that wait for nothing, at most so many; how many were forgotten."""
+    """Delete up to that many old alerts that are not waiting to be sent. Returns the number deleted."""
     return await connection.run(
         """
         DELETE FROM alerts a USING (SELECT merchant_id, key FROM alerts WHERE last_at < $1 AND due_at IS NULL LIMIT $2) old

@@ -1,14 +1,15 @@
 """psycopg 3 driven natively by trio.
 
-psycopg writes all of its I/O as generators that yield what they wait for; this subclass of `AsyncConnection` drives them with
-trio's readiness calls, so queries, transactions, COPY and LISTEN work on trio without a thread or an asyncio loop. Invariants:
+psycopg writes all of its I/O as generators that yield the event they wait for; this subclass of `AsyncConnection` drives them
+with trio's readiness calls, so queries, transactions, COPY and LISTEN work on trio without a thread or an asyncio loop.
+Invariants:
 
 - A connection is used by one task at a time; a second one gets `InterfaceError`, not a queue.
-- A task cancelled in the middle of a query has the query cancelled on the server, within a bound; a connection that is still
-  busy after that is closed. What is not closed is therefore usable.
+- When a task is canceled in the middle of a query, the query is canceled on the server within a time limit; a connection that
+  is still busy after that is closed. A connection that is not closed is therefore usable.
 - Names are resolved by trio, never by libpq, which would block the loop.
 
-`_connect_gen`, `_cancel_gen` and the signature of `wait` are psycopg's own, not promised by it: the minor version is pinned.
+`_connect_gen`, `_cancel_gen` and the signature of `wait` are private to psycopg, so its minor version is pinned.
 """
 
 import select
@@ -40,7 +41,7 @@ _POLL_READ = select.POLLIN | select.POLLERR | select.POLLHUP
 
 
 class _OneUser:
-    """Stands where psycopg keeps an asyncio lock. Contention is a mistake of ours, so it raises instead of waiting."""
+    """Replaces psycopg's asyncio lock. Contention is a bug in our code, so it raises instead of waiting."""
 
     __slots__ = ("_held",)
 
@@ -49,7 +50,7 @@ class _OneUser:
 
     async def __aenter__(self) -> None:
         if self._held:
-            raise psycopg.InterfaceError("a connection is used by two tasks at once")
+            raise psycopg.InterfaceError("two tasks use one connection at the same time")
         self._held = True
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -68,15 +69,15 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     async def open(cls, conninfo: str, *, application_name: str = "florin", role: str | None = None, **options: str) -> Self:
         """Connect, in autocommit mode.
 
-        `role` is who the session works as (`server.db.roles`), by default who logs in; `options` are server settings of this
-        session, e.g. `plan_cache_mode="force_custom_plan"`.
-        Raises `DatabaseUnavailable` where no server answers within `CONNECT_SECONDS` or it refuses.
+        `role` is the role of the session (`server.db.roles`), by default the login user; `options` are server settings of the
+        session, e.g. `plan_cache_mode="force_custom_plan"`. Raises `DatabaseUnavailable` if no server answers within
+        `CONNECT_SECONDS` or it refuses the connection, `DatabaseRefused` if it refuses the role.
         """
         settings = " ".join(f"-c {name}={value}" for name, value in {**options, **({"role": role} if role else {})}.items())
         try:
             params = libpq_conninfo.conninfo_to_dict(conninfo, application_name=application_name)
         except psycopg.ProgrammingError as error:
-            raise DatabaseUnavailable(f"not the address of a PostgreSQL: {str(error).strip()}") from error
+            raise DatabaseUnavailable(f"not a PostgreSQL address: {str(error).strip()}") from error
         if settings:
             params["options"] = f"{params.get('options', '')} {settings}".strip()
         try:
@@ -86,7 +87,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         except psycopg.Error as error:
             said = str(error).strip()
             if role is not None and f'"{role}"' in said:
-                raise DatabaseRefused(f"cannot work as {role}: {said.rpartition('FATAL:')[2].strip()}; {_ROLE_ADVICE}") from error
+                raise DatabaseRefused(
+                    f"cannot use the role {role}: {said.rpartition('FATAL:')[2].strip()}; {_ROLE_ADVICE}"
+                ) from error
             raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {said}") from error
         except trio.TooSlowError as error:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {CONNECT_SECONDS:.0f} s") from error
@@ -99,7 +102,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         interval: float = 0,
         timeout: float | None = None,  # noqa: ASYNC109 - psycopg's signature
     ) -> RV:
-        """Drive one of psycopg's generators. Cancellation cancels the query on the server."""
+        """Run one of psycopg's generators. Cancellation cancels the query on the server."""
         assert timeout is None, "callers own timeouts, by cancel scopes"
         del interval
         finished = False
@@ -124,7 +127,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             return result
 
     async def _cancel_query(self, gen: PQGen[Any]) -> None:
-        """Ask the server to stop the query, and read to the end of its answer."""
+        """Ask the server to stop the query, and read its answer to the end."""
         with suppress(StopIteration, psycopg.Error):
             await _drive_connecting(self._cancel_gen())
             while True:
@@ -134,13 +137,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         return self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
 
     def discard(self) -> None:
-        """Close at once; the server rolls back what was open."""
+        """Close at once. The server rolls back an open transaction."""
         self.pgconn.finish()
 
     def is_usable(self) -> bool:
-        """Whether an idle connection can be used: open, in no transaction, and nothing unexpected has arrived on it.
+        """Return whether an idle connection can be used: open, outside a transaction, and without unexpected input.
 
-        A server that went away leaves its farewell or an end of file to read, and this polls for it without waiting.
+        A server that went away leaves a message or an end of file to read; this polls for it without waiting.
         """
         if self.closed or self.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             return False
@@ -149,19 +152,19 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         return not poller.poll(0)
 
     async def query(self, sql: str, *params: Any) -> list[TupleRow]:
-        """Run a statement and return its rows; it is prepared on the server at first use."""
+        """Run a statement and return its rows. The server prepares it at first use."""
         cursor = await self.execute(sql, params or None, prepare=True)
-        result = cursor.pgresult  # `description` would make an object of each column
+        result = cursor.pgresult  # `description` would make an object for each column
         return await cursor.fetchall() if result is not None and result.status == pq.ExecStatus.TUPLES_OK else []
 
     async def run(self, sql: str, *params: Any) -> int:
-        """Run a statement and return how many rows it touched."""
+        """Run a statement and return the number of rows it affected."""
         cursor = await self.execute(sql, params or None, prepare=True)
         return cursor.rowcount
 
     @asynccontextmanager
     async def atomic(self) -> AsyncIterator[None]:
-        """A transaction: committed at the end of the block, rolled back where it is left by an exception or cancellation."""
+        """A transaction: committed at the end of the block, rolled back if an exception or cancellation leaves it."""
         await self.execute("BEGIN")
         try:
             yield
@@ -183,12 +186,12 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 async def open_session(
     url: str, *, application_name: str = "florin command", role: str | None = None
 ) -> AsyncIterator[Connection]:
-    """A connection for a block, discarded at its end. What the database refuses is raised as `DatabaseRefused`."""
+    """A connection for a block, discarded at its end. Raises `DatabaseRefused` for an error of the database."""
     connection = await Connection.open(url, application_name=application_name, role=role)
     try:
         yield connection
     except psycopg.errors.UndefinedTable as error:
-        raise DatabaseRefused("this database has no tables of Florin: run `florin migrate`") from error
+        raise DatabaseRefused("this database has no Florin tables: run `florin migrate`") from error
     except psycopg.Error as error:
         raise DatabaseRefused(f"the database refused: {str(error).strip()}") from error
     finally:
@@ -228,7 +231,7 @@ async def _ready(descriptor: int, wanted: psycopg.waiting.Wait) -> psycopg.waiti
 
 
 async def _either(descriptor: int) -> psycopg.waiting.Ready:
-    """Wait for a descriptor to be readable or writable: rare, for a query larger than the socket's buffer."""
+    """Wait until a descriptor is readable or writable. Rare: only for a query larger than the socket's buffer."""
     ready = psycopg.waiting.Ready.NONE
 
     async def watch(wait: Any, flag: psycopg.waiting.Ready) -> None:

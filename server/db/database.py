@@ -1,4 +1,4 @@
-"""What the rest of the server knows of the database: a pool for reads and three group committers for writes."""
+"""A worker's access to PostgreSQL: a pool for reads and three group committers for writes."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,9 +32,9 @@ class Database:
 async def open_database(
     conninfo: str, *, pool_size: int, delivery_lease_seconds: float, observe: Callable[[str, int, float], None] | None = None
 ) -> AsyncIterator[Database]:
-    """Open the pool and run the committers. At the end of the block what is queued is written before they close.
+    """Open the pool and run the committers. At the end of the block queued items are written before the committers close.
 
-    `observe` is told of every group: which committer, how many items, how many seconds.
+    `observe` is called for every group with the committer's name, the number of items and the seconds it took.
     """
 
     def observed(committer: str) -> Observe | None:

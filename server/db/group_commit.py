@@ -1,16 +1,17 @@
 """Group commit: many callers' rows in one statement and one commit.
 
-Callers submit an item and park. The writer takes everything that gathered while the last commit ran, writes it with one
-statement on a connection of its own, and wakes each caller with its own result. Nothing waits when the writer is idle, and the
-group grows with the load by itself. Invariants:
+Callers submit an item and park. The writer takes all items that gathered during the last commit, writes them with one statement
+on its own connection, and wakes each caller with its own result, which is on disk then (promise:durable-reply). An idle writer
+adds no delay, and groups grow with the load. Invariants:
 
 - A statement in autocommit mode is one transaction: a group happens as a whole or not at all.
-- At most one item per conflict key in a group; a second one waits for the next, for inside one statement it would be lost.
-- A caller that is cancelled before its item was taken leaves nothing behind; after that the item is written and the caller gone.
-- A group is shielded from cancellation and bounded in time. After a lost connection the writer first asks which items were
-  written (`recognize`), so that an item is never written twice.
-- One bad item cannot fail its neighbours: a group the database refuses is bisected.
-- At most `QUEUE_MAX` items wait; past that `submit` raises `Overloaded` before any side effect.
+- At most one item per conflict key in a group; a second one waits for the next group, because inside one statement it would be
+  lost.
+- A caller canceled before its item is taken leaves nothing behind; after that the item is written although the caller is gone.
+- A group is shielded from cancellation, with a deadline. After a lost connection the writer first finds out which items were
+  written (`recognize`), so an item is never written twice.
+- A bad item does not fail the others: a group that the database refuses is bisected.
+- At most `QUEUE_MAX` items wait; past that `submit` raises `Overloaded` before any side effect (promise:bounded).
 """
 
 from collections import deque
@@ -33,12 +34,12 @@ RECONNECT_DELAYS_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0)
 CONFLICT_RETRIES_MAX = 5
 
 _CONNECTION_CLASSES = ("08", "53", "57")
-"""SQLSTATE classes of a server that goes away, has no room, or ends a session: the rows are not to blame."""
+"""SQLSTATE classes of a server that shuts down, lacks resources or ends a session. The rows are not at fault."""
 
 _CONFLICTS = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected)
 
 Observe = Callable[[int, float], None]
-"""Told of every group: how many items, and how many seconds it took."""
+"""Called for every group with the number of items and the seconds it took."""
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result")
@@ -46,18 +47,18 @@ I = TypeVar("I")  # noqa: E741 - the invariant twin of Item
 
 
 class Statement(Protocol[Item, Result]):
-    """One kind of group."""
+    """The statement for one kind of item."""
 
     def conflict_key(self, item: Item) -> Hashable:
         """Two items with equal keys never share a group."""
         ...
 
     async def write(self, connection: Connection, items: Sequence[Item]) -> list[Result]:
-        """Write all items in one transaction; the results in the items' order."""
+        """Write all items in one transaction. Returns the results in the items' order."""
         ...
 
     async def recognize(self, connection: Connection, items: Sequence[Item]) -> list[Result | None]:
-        """For each item the result it would have had, if it is in the database already, else None."""
+        """For each item, the result it would have had if it is in the database already, else None."""
         ...
 
 
@@ -70,7 +71,7 @@ class _Entry(Generic[I]):
 
 
 class Committer(Generic[I, Result]):
-    """The writer of one kind of group. `run` owns its connection; `submit` may be called from any task."""
+    """The writer of one kind of item. `run` owns its connection; `submit` may be called from any task."""
 
     def __init__(
         self, statement: Statement[I, Result], conninfo: str, *, role: str | None = None, observe: Observe | None = None
@@ -89,11 +90,11 @@ class Committer(Generic[I, Result]):
     async def submit(self, item: I) -> Result:
         """Write an item and return its own result.
 
-        Raises `Overloaded` before any side effect, `DatabaseUnavailable` where it is not known whether it was written, or
-        `DatabaseRefused` where the database refused this very item.
+        Raises `Overloaded` before any side effect, `DatabaseUnavailable` if it is unknown whether the item was written, or
+        `DatabaseRefused` if the database refused this item.
         """
         if len(self._queue) >= QUEUE_MAX:
-            raise Overloaded("too many payments wait to be written")
+            raise Overloaded("too many payments are waiting to be written")
         entry = _Entry(item, trio.lowlevel.current_task())
         self._queue.append(entry)
         self._wakeup.set()
@@ -106,7 +107,7 @@ class Committer(Generic[I, Result]):
         return result
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write groups until cancelled; what is queued by then is still written."""
+        """Write groups until canceled, and then what is still queued."""
         try:
             await self._connected()
             task_status.started()
@@ -120,7 +121,7 @@ class Committer(Generic[I, Result]):
             self._disconnect()
 
     async def _write_all(self) -> None:
-        """Empty the queue. Ends, because submitters are gone or parked and every group is bounded in time."""
+        """Empty the queue. This ends, because submitters are gone or parked and every group has a deadline."""
         while group := self._take():
             with trio.CancelScope(shield=True):
                 await self._write_group([entry.item for entry in group], group)
@@ -148,7 +149,7 @@ class Committer(Generic[I, Result]):
         try:
             with trio.fail_after(GROUP_SECONDS):
                 results = await self._write_surely(items)
-        except Exception as error:  # noqa: BLE001 - whatever a row does to its group is told to its caller
+        except Exception as error:  # noqa: BLE001 - any failure of a group is raised in its callers
             if _is_lost(error):
                 self._disconnect()
                 said = f"the database did not answer: {str(error).strip()}"
@@ -166,7 +167,7 @@ class Committer(Generic[I, Result]):
             self._wake(entries, [outcome.Value(result) for result in results])
 
     async def _write_surely(self, items: list[I]) -> list[Result]:
-        """Write through conflicts and lost connections, recognizing what an earlier try has written."""
+        """Write a group through conflicts and lost connections, recognizing items that an earlier try has written."""
         conflicts = 0
         delays = iter(RECONNECT_DELAYS_SECONDS)
         doubtful = False
@@ -202,11 +203,11 @@ class Committer(Generic[I, Result]):
                 trio.lowlevel.reschedule(entry.task, result)
 
     async def _connected(self) -> Connection:
-        """The writer's connection. A commit on it means that it is on disk, whatever the server's default.
+        """The writer's connection. It commits to disk, whatever the server's default is.
 
-        Planning a group takes PostgreSQL longer than writing a small one, and a plan does not depend on how many rows the
-        document has, which the planner cannot see: so a plan is made once, and again every moment, since one that was made
-        while a table was empty would scan it for ever.
+        PostgreSQL takes longer to plan a group than to write a small one, and a plan cannot depend on the number of rows in the
+        document, which the planner does not see. So plans are kept, and discarded every `REPLAN_SECONDS`, because a plan made
+        while a table was empty would scan it forever.
         """
         now = trio.current_time()
         if self._connection is not None:
@@ -235,13 +236,13 @@ class Committer(Generic[I, Result]):
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether the connection, or the server behind it, is what has failed."""
+    """Return whether the connection, or the server behind it, has failed."""
     if isinstance(error, psycopg.OperationalError):
         return error.sqlstate is None or error.sqlstate[:2] in _CONNECTION_CLASSES
     return isinstance(error, psycopg.InterfaceError | DatabaseUnavailable | trio.TooSlowError)
 
 
 def _refusal(error: psycopg.Error) -> DatabaseRefused:
-    """What the database says, without the row: that may hold what must not be logged."""
+    """The database's error without the row, which may contain what must not be logged."""
     constraint = error.diag.constraint_name
     return DatabaseRefused(f"{type(error).__name__} {error.sqlstate} {constraint or ''}".strip(), constraint=constraint)

@@ -1,7 +1,7 @@
-"""Numbered SQL files, applied in order, each in a transaction of its own, under one lock.
+"""Applies numbered SQL files in order, each in its own transaction, under one lock.
 
-Invariants: a file that was applied never changes (its checksum is compared); two processes that migrate at once wait for each
-other; a database that is ahead of this code is left alone and said so.
+Invariants: an applied file never changes (its checksum is compared); two processes that migrate at once wait for each other; a
+database that is ahead of this code is not touched, and the error says so.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from server.db.connection import Connection
 from server.db.roles import Role, ensure_roles
 
 ROLES_MIGRATION = 3
-"""The migration that gives everything to florin_migrate; later ones work as that role, so that it owns what they make."""
+"""The migration that gives everything to florin_migrate. Later ones run as that role, so that it owns what they create."""
 
 UNLOCK_SECONDS = 5.0
 TRIES_MAX = 10
@@ -32,7 +32,7 @@ class MigrationError(FlorinError):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file. `number` orders, `sha256` detects a change after the fact."""
+    """One file. `number` orders the files, `sha256` detects a later change."""
 
     number: int
     name: str
@@ -52,9 +52,9 @@ def migrations() -> list[Migration]:
 
 
 async def migrate(connection: Connection) -> list[str]:
-    """Bring the database up to date; the names of what was applied now.
+    """Bring the database up to date. Returns the names of the files applied now.
 
-    Raises `MigrationError` where an applied file has changed or the database knows a file that this code does not.
+    Raises `MigrationError` if an applied file has changed or the database knows a file that this code does not.
     """
     await connection.execute(f"SELECT pg_advisory_lock({_LOCK})")
     try:
@@ -80,7 +80,7 @@ async def migrate(connection: Connection) -> list[str]:
 
 
 async def _apply(connection: Connection, migration: Migration) -> None:
-    """Apply one file, again where workers that go on working were in its way."""
+    """Apply one file, again if running workers held its locks."""
     for _ in range(TRIES_MAX - 1):
         try:
             await _apply_once(connection, migration)
@@ -105,7 +105,7 @@ async def _apply_once(connection: Connection, migration: Migration) -> None:
 
 
 async def applied(connection: Connection) -> dict[int, str]:
-    """Checksums of what has been applied, by number; empty for a database that was never migrated."""
+    """Checksums of the applied files, by number; empty for a database that was never migrated."""
     rows = await connection.query("SELECT to_regclass('schema_migrations') IS NOT NULL")
     if not rows[0][0]:
         return {}
@@ -113,7 +113,7 @@ async def applied(connection: Connection) -> dict[int, str]:
 
 
 async def status(connection: Connection) -> list[tuple[str, datetime | None]]:
-    """Each migration that this code knows, and when it was applied. Raises `MigrationError` like `migrate`."""
+    """Each migration of this code, and when it was applied. Raises `MigrationError` like `migrate`."""
     done = await applied(connection)
     _pending(done)
     times: dict[int, datetime] = dict(await connection.query("SELECT number, applied_at FROM schema_migrations")) if done else {}
@@ -132,7 +132,7 @@ def _pending(done: dict[int, str]) -> list[Migration]:
 
 
 async def require_current(connection: Connection) -> None:
-    """Raises `MigrationError` unless every migration has been applied."""
+    """Raise `MigrationError` unless every migration has been applied."""
     pending = _pending(await applied(connection))
     if pending:
-        raise MigrationError(f"the database lacks {pending[0].name}: run `florin migrate`")
+        raise MigrationError(f"the database lacks migration {pending[0].name}: run `florin migrate`")

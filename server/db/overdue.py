@@ -1,4 +1,4 @@
-"""What somebody should look at, found by asking the tables: cheap questions, asked about once in half a minute."""
+"""Finds what operators should look at, with cheap queries that run every half minute."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,7 @@ COUNT_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class DeadEndpoint:
-    """An endpoint whose deliveries have died lately, and how many of them."""
+    """An endpoint with recent dead letters, and their number."""
 
     merchant_id: MerchantId
     endpoint_id: EndpointId
@@ -21,7 +21,7 @@ class DeadEndpoint:
 
 
 async def dead_deliveries(connection: Connection, *, since: datetime) -> list[DeadEndpoint]:
-    """Where deliveries have become dead letters since then, the worst first."""
+    """Endpoints whose deliveries became dead letters since then, the worst first."""
     rows = await connection.query(
         """
         SELECT merchant_id, endpoint_id, count(*), max(updated_at) FROM deliveries WHERE state = 'DEAD' AND updated_at >= $1
@@ -34,7 +34,7 @@ async def dead_deliveries(connection: Connection, *, since: datetime) -> list[De
 
 
 async def dead_psp_events(connection: Connection, *, since: datetime) -> tuple[int, datetime | None]:
-    """How many events of PSPs have become dead letters since then, and when the latest did."""
+    """The number of PSP events that became dead letters since then, and the time of the latest."""
     rows = await connection.query(
         """
         SELECT count(*), max(updated_at)
@@ -47,9 +47,7 @@ async def dead_psp_events(connection: Connection, *, since: datetime) -> tuple[i
 
 
 async def new_findings(connection: Connection, *, since: datetime) -> list[tuple[str, int, datetime]]:
-    """Findings of money that does not add up, and the like, by kind, that are open and not older than that; with the latest's
-    time.
-    """
+    """Open findings not older than that, by kind, with the time of the latest."""
     rows = await connection.query(
         """
         SELECT kind, count(*), max(created_at) FROM findings WHERE created_at >= $1 AND resolved_at IS NULL
@@ -62,7 +60,7 @@ async def new_findings(connection: Connection, *, since: datetime) -> list[tuple
 
 
 async def overdue_payments(connection: Connection, *, due_before: datetime) -> int:
-    """How many payments should have been looked at before then and were not."""
+    """The number of payments that a job should have looked at before then and did not."""
     rows = await connection.query(
         "SELECT count(*) FROM (SELECT 1 FROM payment_requests WHERE due_at <= $1 LIMIT $2) overdue", due_before, COUNT_MAX
     )

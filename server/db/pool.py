@@ -1,8 +1,8 @@
 """A bounded pool of connections.
 
-Last in, first out, so that a quiet server needs few. Invariants: at most `size` connections are open and at most
-`waiters_max` tasks wait for one, past which callers are told to come back; what is handed out was checked to be alive; what
-comes back busy, broken or in a transaction is closed, not reused.
+Last in, first out, so a quiet server keeps few. Invariants: at most `size` connections are open; at most `waiters_max` tasks wait
+for one, and further callers get `Overloaded`; a connection is checked before it is handed out; one that comes back busy, broken
+or in a transaction is closed.
 """
 
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ from server.db.connection import Connection
 WAITERS_MAX = 1_024
 ACQUIRE_SECONDS = 5.0
 USE_SECONDS = 30.0
-"""How long a connection may be held: queries only, never a call to anyone else."""
+"""The longest time for which a connection may be held: for queries only, never during a call to another service."""
 
 
 class Pool:
@@ -34,19 +34,19 @@ class Pool:
     async def connection(self) -> AsyncIterator[Connection]:
         """Borrow a connection.
 
-        Raises `Overloaded` where too many wait or none came free in `ACQUIRE_SECONDS`, `DatabaseUnavailable` where the
-        database cannot be reached or was lost while in use.
+        Raises `Overloaded` if too many tasks wait or none came free in `ACQUIRE_SECONDS`, `DatabaseUnavailable` if the database
+        cannot be reached or was lost while in use.
         """
         await self._acquire()
         try:
             connection = await self._checkout()
             try:
-                with trio.fail_after(USE_SECONDS):  # noqa: ASYNC100 - the caller's block waits
+                with trio.fail_after(USE_SECONDS):  # noqa: ASYNC100 - the caller's block awaits
                     yield connection
             except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
-                raise DatabaseUnavailable(f"the database went away: {str(error).strip()}") from error
+                raise DatabaseUnavailable(f"the connection to the database was lost: {str(error).strip()}") from error
             except psycopg.Error:
-                connection.discard()  # a statement that was prepared before a migration fails for ever
+                connection.discard()  # a statement that was prepared before a migration would fail forever
                 raise
             except trio.TooSlowError as error:
                 raise DatabaseUnavailable(f"the database did not answer within {USE_SECONDS:.0f} s") from error
@@ -57,11 +57,11 @@ class Pool:
 
     async def _acquire(self) -> None:
         if self._slots.value == 0 and self._slots.statistics().tasks_waiting >= self._waiters_max:
-            raise Overloaded("too many requests wait for the database")
+            raise Overloaded("too many requests are waiting for the database")
         with trio.move_on_after(ACQUIRE_SECONDS):
             await self._slots.acquire()
             return
-        raise Overloaded("no database connection came free in time")
+        raise Overloaded("no database connection became free in time")
 
     async def _checkout(self) -> Connection:
         while self._idle:
@@ -78,14 +78,14 @@ class Pool:
             connection.discard()
 
     def close(self) -> None:
-        """Close the idle connections. Those in use are closed by whoever uses them."""
+        """Close the idle connections. Those in use are closed by their users."""
         while self._idle:
             self._idle.pop().discard()
 
 
 @asynccontextmanager
 async def open_pool(conninfo: str, *, size: int, role: str | None = None, waiters_max: int = WAITERS_MAX) -> AsyncIterator[Pool]:
-    """A pool that is closed at the end of the block; its sessions work as `role`."""
+    """A pool that is closed at the end of the block. Its sessions work as `role`."""
     pool = Pool(conninfo, size=size, role=role, waiters_max=waiters_max)
     try:
         yield pool

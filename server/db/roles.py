@@ -1,8 +1,8 @@
-"""The four database roles. Every session works as one of them, whoever logged in.
+"""The four database roles. Every session works as one of them, whoever the login user is.
 
-`migrate` owns the tables; `app` is the workers'; `console` is for operators' commands; `read` sees everything but secrets and can
-change nothing. The roles cannot log in: a login user is made a member of those it may be (`GRANT florin_app TO ...`), and a
-session takes its role at the start. What each may do is in migration 0003.
+`migrate` owns the tables; `app` is the workers'; `console` is for operators' commands; `read` sees everything but secrets and
+changes nothing. The roles cannot log in: a login user is made a member of the ones it may use (`GRANT florin_app TO ...`), and
+each session sets its role at the start. Migration 0003 grants their privileges.
 """
 
 from enum import StrEnum
@@ -14,7 +14,7 @@ from server.db.connection import Connection
 
 
 class Role(StrEnum):
-    """Who a session is."""
+    """The role of a session."""
 
     MIGRATE = "florin_migrate"
     APP = "florin_app"
@@ -23,9 +23,9 @@ class Role(StrEnum):
 
 
 async def ensure_roles(connection: Connection) -> None:
-    """Make the roles that are missing, and this login user a member of florin_migrate.
+    """Create the missing roles, and make the login user a member of florin_migrate.
 
-    Raises `DatabaseRefused`, saying what an administrator has to run, where this user may not.
+    Without CREATEROLE, raises `DatabaseRefused` with the SQL for an administrator.
     """
     known = {row[0] for row in await connection.query("SELECT rolname FROM pg_roles WHERE rolname LIKE 'florin\\_%'")}
     missing = [role.value for role in Role if role.value not in known]
@@ -34,7 +34,7 @@ async def ensure_roles(connection: Connection) -> None:
             try:
                 await connection.execute(f"CREATE ROLE {role} NOLOGIN")
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
-                continue  # another database of this server is migrated at the same time
+                continue  # another database of this server is being migrated
         for role in Role:
             if not (await connection.query("SELECT pg_has_role(current_user, $1, 'MEMBER')", role.value))[0][0]:
                 await connection.execute(f"GRANT {role} TO CURRENT_USER")
@@ -44,4 +44,4 @@ async def ensure_roles(connection: Connection) -> None:
     except psycopg.errors.InsufficientPrivilege as error:
         grants = [f"GRANT {', '.join(Role)} TO <this user>", f"GRANT USAGE, CREATE ON SCHEMA public TO {Role.MIGRATE}"]
         statements = "; ".join([*(f"CREATE ROLE {role} NOLOGIN" for role in missing), *grants])
-        raise DatabaseRefused(f"this user may not set up the roles: have an administrator run: {statements}") from error
+        raise DatabaseRefused(f"this user may not create the roles: ask an administrator to run: {statements}") from error

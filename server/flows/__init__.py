@@ -1,1 +1,1 @@
-"""The use cases, one file a verb. Each takes its context (`server.flows.contexts`) and returns what came of it."""
+"""The use cases, one file per verb. Each takes its context (`server.flows.contexts`) and returns the result."""

@@ -1,7 +1,7 @@
-"""The ways by which alerts reach people: the log, always; an address that takes Slack's incoming webhooks; mail.
+"""The channels of alerts: the log, always; a URL that accepts Slack's incoming webhooks; mail.
 
-All alerts that are due go in one message. The webhook's address is checked where it is connected to, as merchants' are: what
-answers there must be of the public internet, or of a network that the settings name.
+All due alerts go in one message. The webhook's address is checked when connecting, as merchants' are: it must be on the public
+internet or in a network that the settings name.
 """
 
 import smtplib
@@ -33,14 +33,14 @@ _log = structlog.get_logger()
 
 
 class AlertNotSent(FlorinError):
-    """A way to tell people did not take an alert; the text says which and why."""
+    """A channel did not accept an alert; the text says which one and why."""
 
     code = "alert_not_sent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mail:
-    """`url` is smtp://user:password@host:port, with STARTTLS where the server can, or smtps://."""
+    """`url` is smtp://user:password@host:port, with STARTTLS if the server offers it, or smtps://."""
 
     url: str
     sender: str
@@ -48,7 +48,7 @@ class Mail:
 
 
 class Channels:
-    """All ways that are configured."""
+    """All configured channels."""
 
     def __init__(self, destinations: Destinations, *, webhook_url: str = "", mail: Mail | None = None) -> None:
         self._destinations = destinations
@@ -59,7 +59,7 @@ class Channels:
 
     @property
     def names(self) -> list[str]:
-        """Which ways there are, for people."""
+        """The configured channels, for people."""
         found = ["log"]
         if self._webhook_url:
             found.append(f"webhook {redacted_url(self._webhook_url)}")
@@ -67,10 +67,11 @@ class Channels:
             found.append(f"mail to {', '.join(self._mail.recipients)}")
         return found
 
-    async def tell(self, alerts: Sequence[NotedAlert], *, more: int = 0, all_ways: bool = False) -> None:
-        """Tell all ways, each of which is tried. `more`: so many others wait.
+    async def send(self, alerts: Sequence[NotedAlert], *, more: int = 0, all_channels: bool = False) -> None:
+        """Send alerts on all channels; a failure of one does not stop the others. `more` is the number of further alerts that
+        wait.
 
-        Raises `AlertNotSent` where there are ways besides the log and none of them took it, or with `all_ways` one did not.
+        Raises `AlertNotSent` if there are channels besides the log and all of them failed, or with `all_channels` if any failed.
         """
         for noted in alerts:
             alert = noted.alert
@@ -85,8 +86,8 @@ class Channels:
             try:
                 await self._post(text)
             except Refused as error:
-                failures.append(f"webhook: {error}; FLORIN_WEBHOOK_NETWORKS allows networks of yours")
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one way, the others are tried
+                failures.append(f"webhook: {error}; set FLORIN_WEBHOOK_NETWORKS to allow a private network")
+            except Exception as error:  # noqa: BLE001 - the other channels are tried whatever failed here
                 failures.append(f"webhook: {error or type(error).__name__}")
         if self._mail is not None:
             ways += 1
@@ -95,15 +96,15 @@ class Channels:
                     await trio.to_thread.run_sync(
                         _send_mail, self._mail, subject, text, abandon_on_cancel=True, limiter=self._mailing
                     )
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one way, the others are tried
+            except Exception as error:  # noqa: BLE001 - the other channels are tried whatever failed here
                 failures.append(f"mail: {error or type(error).__name__}")
         for failure in failures:
-            _log.warning("a way of telling people failed", error=failure)
-        if ways and len(failures) >= (1 if all_ways else ways):
+            _log.warning("an alert channel failed", error=failure)
+        if ways and len(failures) >= (1 if all_channels else ways):
             raise AlertNotSent("; ".join(failures))
 
     async def _post(self, text: str) -> None:
-        """Post it to the address that was checked, under the name that was asked for."""
+        """Post to the address that was checked, under the host name of the URL."""
         origin = parse_origin(split(self._webhook_url)[0])
         with trio.fail_after(SEND_SECONDS):
             address = (await resolve(origin.host, origin.port, lookups=self._lookups.of(None)))[0]
@@ -120,7 +121,7 @@ class Channels:
 
 
 def message(alerts: Sequence[NotedAlert], *, more: int = 0) -> tuple[str, str]:
-    """The subject and the text of one message about some alerts."""
+    """The subject and text of one message about several alerts."""
     parts: list[str] = []
     for noted in alerts:
         alert = noted.alert
@@ -128,7 +129,7 @@ def message(alerts: Sequence[NotedAlert], *, more: int = 0) -> tuple[str, str]:
         whose = f"{encode_id(MERCHANT, alert.merchant_id)}\n" if alert.merchant_id != NOBODY else ""
         parts.append(f"{alert.title}{again}\n{whose}{alert.detail}".rstrip())
     if more:
-        parts.append(f"{more} more alerts wait.")
+        parts.append(f"{more} more alerts are waiting.")
     first = alerts[0].alert.title
     others = f" and {len(alerts) - 1 + more} more" if len(alerts) + more > 1 else ""
     host = socket.gethostname()

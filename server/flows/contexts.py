@@ -1,7 +1,7 @@
-"""What flows work with, by noun: a flow's signature says what it can touch.
+"""The contexts of flows, by noun: a flow's signature shows what it can touch.
 
-The composition root makes them, and they are passed explicitly. A context is another one with more, so a flow hands what it has
-to one that needs less.
+The composition root makes them, and they are passed explicitly. Contexts extend each other, so a flow can hand its own to a flow
+that needs less.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from server.telemetry import Metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """The tables, and the time."""
+    """The tables and the time."""
 
     pool: Pool
     now: Callable[[], datetime]
@@ -38,7 +38,7 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True)
 class Keys(Storage):
-    """Idempotency keys. `psp_seconds` is how long one call to a PSP may take, and so how long a request may be in flight."""
+    """Idempotency keys. `psp_seconds` bounds one call to a PSP, and so how long a request may be in flight."""
 
     psp_seconds: float
 
@@ -52,7 +52,7 @@ class SealedKeys(Keys):
 
 @dataclass(frozen=True, kw_only=True)
 class Settlement(Storage):
-    """Changes of payments. `notify` tells the jobs of a committed event: it never waits, and may drop what they find anyway."""
+    """Changes of payments. `notify` hands a committed event to the jobs; it never waits, and may drop what they find anyway."""
 
     changes: Committer[ChangeRow, Applied | Lost]
     change_group: ChangeGroup
@@ -61,7 +61,7 @@ class Settlement(Storage):
 
 @dataclass(frozen=True, kw_only=True)
 class Psps(Settlement, Keys):
-    """Payments that exist, and the PSPs that they are at. `background` goes on with what a request does not wait for."""
+    """Existing payments and their PSPs. `background` continues work that a request does not wait for."""
 
     psps: Routing
     background: Background
@@ -70,7 +70,7 @@ class Psps(Settlement, Keys):
 
 @dataclass(frozen=True, kw_only=True)
 class Payments(Psps):
-    """New payments too."""
+    """New payments as well."""
 
     creations: Committer[Creation, StoredKey | OrderIsLive | None]
     fraud: FraudCheck | None = None
@@ -78,7 +78,7 @@ class Payments(Psps):
 
 @dataclass(frozen=True, kw_only=True)
 class Webhooks(SealedKeys):
-    """Webhook endpoints, and where they may lead."""
+    """Webhook endpoints and their allowed destinations."""
 
     destinations: Destinations
     feeds: Feeds
@@ -86,7 +86,7 @@ class Webhooks(SealedKeys):
 
 @dataclass(frozen=True, kw_only=True)
 class Events(Storage):
-    """Events as they are read. What this worker commits is told to the others, if there are any."""
+    """Events for readers. Other workers, if any, are told what this worker commits."""
 
     feeds: Feeds
     acks: Acks
@@ -95,7 +95,7 @@ class Events(Storage):
 
 @dataclass(frozen=True, kw_only=True)
 class Batches(Storage):
-    """Batches, accepted and claimed. `wakeup` tells the job of a new one."""
+    """Batches: accepting and claiming them. `wakeup` tells the job of a new one."""
 
     sealer: Sealer
     wakeup: Wakeup
@@ -103,14 +103,14 @@ class Batches(Storage):
 
 @dataclass(frozen=True, kw_only=True)
 class Receipts(Storage):
-    """Receipts, and the key that signs them."""
+    """Receipts and the key that signs them."""
 
     receipt_key: Ed25519PrivateKey
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """All of one worker."""
+    """All contexts of one worker."""
 
     payments: Payments
     webhooks: Webhooks

@@ -1,8 +1,8 @@
-"""One effect and one reply for one idempotency key, for what is asked of something that exists.
+"""One effect and one reply per idempotency key, for requests about existing objects.
 
-A payment's capture, cancel and refund claim their key themselves; what is asked of webhook endpoints goes through `once`. The
-key is committed before anything else happens. A request that died is taken over, once, by a later one with its key, which finds
-out from the payment (or the refund, whose id was drawn with the key) how far it had come.
+Capture, cancel and refund claim their key themselves; requests about webhook endpoints go through `once`. The key is committed
+before anything else happens. A later request with the key of a dead one takes it over, once, and finds out from the payment (or
+the refund, whose id was drawn with the key) how far it had come.
 """
 
 import base64
@@ -17,13 +17,13 @@ import trio
 from core.errors import RequestError
 from core.idempotency import InFlight, KeyedOperation, Mismatch, Replay, Reply, Resume, StoredKey, decide
 from core.ids import MerchantId, ResourceId
-from server.db.payments.idempotency_keys import claim_key, end_flight, find_key, forget_key, store_reply, take_over_key
+from server.db.payments.idempotency_keys import claim_key, find_key, forget_key, release_key, store_reply, take_over_key
 from server.flows.contexts import Keys, SealedKeys
 from server.uuid7 import uuid7
 
 IN_FLIGHT_MARGIN_SECONDS = 5.0
 CALLS_MAX = 4
-"""How many calls to a PSP a capture, cancel or refund may make, one after the other."""
+"""The most calls to a PSP that a capture, cancel or refund makes, one after another."""
 
 POLL_SECONDS = 0.05
 _PLACE = "idempotency_keys.reply"
@@ -31,9 +31,9 @@ _PLACE = "idempotency_keys.reply"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A merchant's request: its key and fingerprint, and how long it is willing to wait for another one with the key.
+    """A merchant's request: its key and fingerprint, and how long it waits for another request with the same key.
 
-    `reply_status` is the HTTP status of a definitive reply to it, which is stored with the reply; the API decides it.
+    `reply_status` is the HTTP status of its definitive reply, decided by the API and stored with the reply.
     """
 
     merchant_id: MerchantId
@@ -45,7 +45,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The key is ours until then. `resumed`: an earlier request with it died on the way."""
+    """The key is ours until `in_flight_until`. `resumed`: an earlier request with it died."""
 
     made_id: ResourceId | None
     resumed: bool
@@ -60,7 +60,7 @@ async def claim(
     operation: KeyedOperation,
     made_id: ResourceId | None = None,
 ) -> Claimed | Replay | Mismatch | InFlight:
-    """Take the key, or say why it cannot be taken. Raises `DatabaseUnavailable`, `Overloaded`."""
+    """Claim the key, or return why it cannot be claimed. Raises `DatabaseUnavailable`, `Overloaded`."""
     give_up_at = trio.current_time() + request.wait_seconds
     while True:
         now = context.now()
@@ -90,7 +90,9 @@ async def claim(
 
 
 async def wait_for_reply(context: Keys, request: Request) -> StoredKey | None:
-    """What is stored under a key that is in flight, once it no longer is; None where it still is after the request's patience."""
+    """Return what is stored under a key once it is no longer in flight, or None if it still is when the request's wait is
+    over.
+    """
     give_up_at = trio.current_time() + request.wait_seconds
     while trio.current_time() < give_up_at:
         await trio.sleep(POLL_SECONDS)
@@ -102,26 +104,26 @@ async def wait_for_reply(context: Keys, request: Request) -> StoredKey | None:
 
 
 async def answer(context: Keys, request: Request, body: bytes) -> None:
-    """Keep a definitive reply where no change carries it."""
+    """Store a definitive reply that no change carries."""
     async with context.pool.connection() as connection:
         await store_reply(connection, request.merchant_id, request.key, Reply(request.reply_status, body))
 
 
 async def give_up(context: Keys, request: Request, claimed: Claimed) -> None:
-    """The request ends without a definitive reply: its retry need not wait."""
+    """End the request without a definitive reply, so that its retry need not wait."""
     async with context.pool.connection() as connection:
-        await end_flight(connection, request.merchant_id, request.key, in_flight_until=claimed.in_flight_until)
+        await release_key(connection, request.merchant_id, request.key, in_flight_until=claimed.in_flight_until)
 
 
 async def once(
     context: SealedKeys, request: Request, work: Callable[[UUID], Awaitable[bytes]], *, about: UUID | None = None
 ) -> Reply | Replay | Mismatch | InFlight:
-    """Do what is asked of a merchant's webhook endpoints, unless it was done.
+    """Carry out a request about webhook endpoints, unless it was carried out before.
 
-    `work` returns the body of the reply. It gets an id that is drawn with the key for what it makes, so that a request which
-    takes over a dead one's key makes the same thing, and must bear to be done twice with the same id. `about` is the endpoint
-    it concerns; None where it makes one. What `work` raises is no definitive reply. Replies are stored sealed: they may hold a
-    secret that is shown once, to whoever asks with this key.
+    `work` returns the body of the reply. It gets an id that is drawn with the key for what it creates, so a request that takes
+    over from a dead one creates the same object; it must tolerate being run twice with the same id. `about` is the endpoint
+    concerned, or None for a new one. An exception of `work` is not a definitive reply. Replies are stored sealed: they may
+    contain a secret that is shown only to requests with this key.
     """
     made = uuid7()
     outcome = await claim(
@@ -138,7 +140,7 @@ async def once(
     except Exception as error:  # noqa: BLE001 - raised again below
         failure = error
     if failure is not None:
-        if isinstance(failure, RequestError) and not outcome.resumed:  # nothing was done: the key is free for a better request
+        if isinstance(failure, RequestError) and not outcome.resumed:  # nothing was done: the key is free for a corrected request
             async with context.pool.connection() as connection:
                 await forget_key(connection, request.merchant_id, request.key)
         else:
@@ -158,5 +160,5 @@ def _opened(context: SealedKeys, request: Request, body: bytes) -> bytes:
 
 
 def _row(request: Request) -> UUID:
-    """What stands for a key's row, so that a sealed reply is good under its own key only."""
+    """The name of a key's row, which ties a sealed reply to its own key."""
     return UUID(bytes=hashlib.sha256(request.key.encode()).digest()[:16])

@@ -1,4 +1,4 @@
-"""The ASGI types (asgi.readthedocs.io, version 3.0), narrowed to what passes between our server and our applications."""
+"""The ASGI types (asgi.readthedocs.io, version 3.0) that our server and our applications use."""
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -16,21 +16,21 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class BodyTooLarge(Exception):
-    """The request's body is larger than the application takes."""
+    """The request's body is larger than the application accepts."""
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its request was complete; there is nobody to answer."""
+    """The client closed the connection before its request was complete."""
 
 
 class Abort(Exception):
-    """Raised by an application that wants its connection closed at once, without an answer or the rest of it."""
+    """Raised by an application that wants its connection closed at once, without the rest of the response."""
 
 
 async def call(app: Application, scope: Scope, receive: Receive, send: Send) -> BaseException | None:
-    """Call the application; what it failed with, if it did. Only cancellation, and Ctrl-C, pass through.
+    """Call the application and return its failure, if any. Only cancellation and Ctrl-C pass through.
 
-    Whatever else an application raises, `SystemExit` included, may end what it was asked for and never the server.
+    Whatever else an application raises, `SystemExit` included, ends its request and never the server.
     """
     try:
         await app(scope, receive, send)
@@ -46,7 +46,7 @@ async def call(app: Application, scope: Scope, receive: Receive, send: Send) -> 
 
 
 async def read_body(receive: Receive, *, bytes_max: int) -> bytes:
-    """The whole request body. Raises `BodyTooLarge` as soon as it is, `ClientGone` where it will not come."""
+    """The whole request body. Raises `BodyTooLarge` once it is too large, `ClientGone` if it will not arrive."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -72,6 +72,6 @@ async def respond(
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The value of a request header, by its lower case name; several are joined by commas (RFC 9110, 5.3)."""
+    """The value of a request header by its lower-case name; several are joined by commas (RFC 9110, 5.3)."""
     values = [value for key, value in scope["headers"] if key == name]
     return b", ".join(values).decode("latin-1") if values else None

@@ -1,9 +1,9 @@
-"""An ASGI application on hypercorn's trio worker, for what wants HTTP/2 or Quart and little traffic, on a private listener.
+"""Serves an ASGI application on hypercorn's trio worker, for low traffic over HTTP/2 or with Quart, on a private listener.
 
-hypercorn 0.18 leaves traps, which are contained here: whatever one connection's bytes make it raise ends that connection and
-not the process; a client that never reads cannot hold up the end, although hypercorn shields what it sends from cancellation;
-and the number of connections is bounded. Not contained: it holds a stalled body for ever, reads laxly what
-`server.http.server.parser` refuses, and cancels a handler whose client hangs up. So it is never exposed, and takes no payments.
+It works around defects of hypercorn 0.18: an exception that a connection's bytes raise ends that connection and not the process;
+a client that never reads cannot delay the end, although hypercorn shields its sends from cancellation; and the number of
+connections is bounded. Not worked around: it keeps a stalled body forever, accepts what `server.http.server.parser` refuses, and
+cancels a handler whose client disconnects. So it is never exposed, and takes no payments.
 """
 
 import socket
@@ -29,8 +29,8 @@ _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class _House:
-    """What all connections share."""
+class _SharedState:
+    """The state that all connections share."""
 
     app: AppWrapper
     config: Config
@@ -51,10 +51,10 @@ async def serve(
     drain_seconds: float = DRAIN_SECONDS,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `stop`, then let requests in hand finish for `drain_seconds`. Cancelled, it ends without them; an application
-    with a lifespan is told in both cases.
+    """Serve until `stop`, then let running requests finish for `drain_seconds`. If canceled, it ends without them. An
+    application with a lifespan is told in both cases.
 
-    HTTP/2 is spoken where `tls` offers it by ALPN, and to whoever begins with it (RFC 9113, 3.3). Raises `StartupFailed`.
+    HTTP/2 is offered by ALPN if `tls` is given, and to clients that begin with it (RFC 9113, 3.3). Raises `StartupFailed`.
     """
     stop = trio.Event() if stop is None else stop
     config = Config()
@@ -62,38 +62,38 @@ async def serve(
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
     async with listener, open_lifespan(app) as state, trio.open_nursery() as connections:
         asgi = wrap_app(cast("Any", app), config.wsgi_max_body_size, "asgi")
-        house = _House(asgi, config, WorkerContext(None), state, tls)
+        shared = _SharedState(asgi, config, WorkerContext(None), state, tls)
         try:
             async with trio.open_nursery() as accepting:
-                handler = partial(_serve_connection, house)
+                handler = partial(_serve_connection, shared)
                 accepting.start_soon(partial(trio.serve_listeners, handler, [listener], handler_nursery=connections))
                 task_status.started()
                 await stop.wait()
                 accepting.cancel_scope.cancel()
-            house.is_stopping = True
-            await house.context.terminated.set()
-            if house.streams:
+            shared.is_stopping = True
+            await shared.context.terminated.set()
+            if shared.streams:
                 with trio.move_on_after(drain_seconds):
-                    await house.last_ended.wait()
+                    await shared.last_ended.wait()
         finally:
-            for stream in house.streams:
+            for stream in shared.streams:
                 stream.socket.close()  # which ends even what hypercorn shields
             connections.cancel_scope.cancel()
 
 
-async def _serve_connection(house: _House, stream: trio.SocketStream) -> None:
-    if len(house.streams) >= CONNECTIONS_MAX:
+async def _serve_connection(shared: _SharedState, stream: trio.SocketStream) -> None:
+    if len(shared.streams) >= CONNECTIONS_MAX:
         await trio.aclose_forcefully(stream)
         return
-    house.streams.add(stream)
-    secured: Any = stream if house.tls is None else trio.SSLStream(stream, house.tls, server_side=True, https_compatible=True)
-    state = ConnectionState(house.state.copy())
+    shared.streams.add(stream)
+    secured: Any = stream if shared.tls is None else trio.SSLStream(stream, shared.tls, server_side=True, https_compatible=True)
+    state = ConnectionState(shared.state.copy())
     try:
-        await TCPServer(house.app, house.config, house.context, state, secured)
-    except Exception as error:  # noqa: BLE001 - hypercorn lets what a peer's bytes raise escape
+        await TCPServer(shared.app, shared.config, shared.context, state, secured)
+    except Exception as error:  # noqa: BLE001 - hypercorn lets exceptions that a peer's bytes raise escape
         _log.warning("a connection failed in hypercorn", error=repr(error))
     finally:
         stream.socket.close()
-        house.streams.discard(stream)
-        if house.is_stopping and not house.streams:
-            house.last_ended.set()
+        shared.streams.discard(stream)
+        if shared.is_stopping and not shared.streams:
+            shared.last_ended.set()

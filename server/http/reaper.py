@@ -1,8 +1,8 @@
 """One task that ends overdue connections.
 
-A cancel scope per read would cost more than the request; instead every connection carries a deadline, and this task looks at all
-of them a few times a second and shuts down the socket of those that are late, which wakes their task with an end of file. It also
-keeps the clock that everyone reads, so that a deadline costs an attribute.
+A cancel scope per read would cost more than the request. Instead every connection has a deadline attribute, and this task checks
+all of them a few times a second and shuts down the sockets of overdue ones, which wakes their tasks with an end of file. It also
+keeps the clock that they read.
 """
 
 import time
@@ -17,7 +17,7 @@ _log = structlog.get_logger()
 
 
 class Reapable(Protocol):
-    """Something with a deadline on the reaper's clock."""
+    """An object with a deadline on the reaper's clock."""
 
     @property
     def deadline(self) -> float:
@@ -25,12 +25,12 @@ class Reapable(Protocol):
         ...
 
     def expire(self) -> None:
-        """The deadline has passed. Called again at each tick until it has moved, or this is no longer watched."""
+        """Called when the deadline has passed, and at each tick until it has moved or the object is no longer watched."""
         ...
 
 
 class Reaper:
-    """The clock and the set of what it watches."""
+    """The clock and the set of watched objects."""
 
     def __init__(self) -> None:
         self.now = trio.current_time()
@@ -38,7 +38,7 @@ class Reaper:
         self.date_header = _date_header()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Watch until cancelled."""
+        """Watch until canceled."""
         task_status.started()
         while True:
             self.now = trio.current_time()
@@ -46,7 +46,7 @@ class Reaper:
             for watched in [one for one in self.watched if one.deadline <= self.now]:
                 try:
                     watched.expire()
-                except Exception:  # noqa: BLE001 - a mistake about one connection must not end the watch over all
+                except Exception:  # noqa: BLE001 - a bug about one connection must not end the watch over all
                     _log.exception("an overdue connection could not be ended")
             await trio.sleep(TICK_SECONDS)
 

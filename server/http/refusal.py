@@ -1,6 +1,6 @@
-"""What a server answers by itself, where no application did: rendered by whoever made the listener.
+"""Replies that the server makes by itself, without an application. Whoever makes the listener renders them.
 
-A request that cannot be read is not among these: its status is the parser's, and follows from RFC 9112.
+A request that cannot be parsed is not among them: the parser decides its status by RFC 9112.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A whole answer. `request_id` is the one that the body names, which goes to the log where something failed."""
+    """A whole reply. `request_id` is the one in the body, and is logged with a failure."""
 
     status: int
     body: bytes
@@ -36,7 +36,7 @@ Render = Callable[[Refusal], Rendered]
 
 
 def plain(refusal: Refusal) -> Rendered:
-    """In plain words, for applications that have no form of their own."""
+    """Render in plain words, for applications without a format of their own."""
     match refusal:
         case Refusal.OVERLOADED:
             return Rendered(503, b"try again later\n", headers=[(b"retry-after", b"1")])
@@ -49,5 +49,5 @@ def plain(refusal: Refusal) -> Rendered:
 
 
 async def refuse(send: Send, rendered: Rendered) -> None:
-    """Answer with it. Raises OSError where the peer has left."""
+    """Send the reply. Raises OSError if the peer has left."""
     await respond(send, rendered.status, rendered.body, content_type=rendered.content_type, headers=rendered.headers)

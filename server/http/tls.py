@@ -1,4 +1,4 @@
-"""TLS over a socket, and what it is configured with."""
+"""TLS over a socket, and its contexts."""
 
 import socket
 import ssl
@@ -9,22 +9,22 @@ import trio
 from server.http.transport import READ_BYTES, SocketTransport
 
 RECORD_BYTES = 16_384
-"""What TLS puts into one record at most."""
+"""The largest TLS record."""
 
 
 class TlsTransport:
-    """TLS over a socket, in memory (`ssl.SSLObject`), so that nothing that the peer has said can hide from `is_quiet`.
+    """TLS over a socket, in memory (`ssl.SSLObject`), so that nothing that the peer has sent can hide from `is_quiet`.
 
-    One task may receive while another sends; receiving never waits for a peer that takes nothing.
+    One task may receive while another sends; receiving never waits for a peer that does not read.
     """
 
     __slots__ = (
         "_encrypted",
-        "_has_said_farewell",
         "_incoming",
         "_outgoing",
         "_sending",
         "_sent_bytes",
+        "_sent_close_notify",
         "_socket",
         "_tls",
         "ended_cleanly",
@@ -32,21 +32,21 @@ class TlsTransport:
     scheme = "https"
 
     def __init__(self, connected: socket.socket, context: ssl.SSLContext, *, host: str | None = None) -> None:
-        """`host` is the name that a client expects the certificate to be for; a server has none."""
+        """`host` is the name that a client expects in the certificate; a server has none."""
         self._socket = SocketTransport(connected)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
         self._encrypted = b""
         self._sent_bytes = 0
         self._sending = trio.Lock()
-        self._has_said_farewell = False
+        self._sent_close_notify = False
         self.ended_cleanly = False
 
     @classmethod
     async def connect(cls, connected: socket.socket, context: ssl.SSLContext, *, host: str) -> "TlsTransport":
         """The client's side, after the handshake; the certificate is checked for `host`. Raises OSError.
 
-        The socket is closed where that fails or is cancelled.
+        The socket is closed on failure and on cancellation.
         """
         try:
             transport = cls(connected, context, host=host)
@@ -70,25 +70,25 @@ class TlsTransport:
                 break
             else:
                 break
-        await self.send_all(b"")  # the last of our part, or the alert that says why
+        await self.send_all(b"")  # the last part of our handshake, or the alert that says why it failed
         if failure is not None:
             raise failure
 
     async def receive(self) -> bytes:
-        """See `Transport`. After our farewell what comes is for nobody, and not decrypted."""
-        while not self._has_said_farewell:
+        """See `Transport`. After our close_notify, input is not decrypted."""
+        while not self._sent_close_notify:
             try:
                 data = self._tls.read(READ_BYTES)
             except ssl.SSLWantReadError:
                 self._push_if_free()
                 await self._receive_encrypted()
             except ssl.SSLEOFError:
-                return b""  # the connection ended without a farewell: somebody may have cut it short
+                return b""  # the connection ended without close_notify: somebody may have cut it
             except ssl.SSLError:
                 self._push_if_free()  # the alert that says why
                 raise
             else:
-                # Where OpenSSL is told to overlook a missing farewell, the end of the stream looks like one.
+                # If OpenSSL is told to ignore a missing close_notify, the end of the stream looks like one.
                 self.ended_cleanly = not data and not self._incoming.eof
                 return data
         return await self._socket.receive()
@@ -99,9 +99,9 @@ class TlsTransport:
         return bool(self._encrypted or self._outgoing.pending)
 
     def send_now(self, data: bytes) -> int:
-        """See `Transport`. Record by record, for one that was sent in part cannot be taken back.
+        """See `Transport`. One record after another, because a record that was sent in part cannot be taken back.
 
-        Raises OSError only where nothing at all has left: what fails later fails in `send_all`.
+        Raises OSError only if nothing at all was sent: later failures are raised by `send_all`.
         """
         sent, left_before = 0, self._sent_bytes
         try:
@@ -124,7 +124,7 @@ class TlsTransport:
                     await self._socket.until_writable()
 
     def is_quiet(self) -> bool:
-        """See `Transport`. What TLS itself has said meanwhile, such as a session ticket, is taken in."""
+        """See `Transport`. Messages of TLS itself, such as session tickets, are consumed."""
         try:
             encrypted = self._socket.receive_now()
             if encrypted != b"":
@@ -145,9 +145,9 @@ class TlsTransport:
         self._socket.shut_down()
 
     async def finish_sending(self) -> None:
-        """See `Transport`. Says farewell, so that the peer can tell that nothing was cut off."""
-        if not self._has_said_farewell:
-            self._has_said_farewell = True
+        """See `Transport`. Sends close_notify, so that the peer can tell that nothing was cut off."""
+        if not self._sent_close_notify:
+            self._sent_close_notify = True
             with suppress(OSError):
                 self._tls.unwrap()
             with suppress(OSError):
@@ -159,7 +159,7 @@ class TlsTransport:
         self._socket.close()
 
     def _push(self) -> bool:
-        """Send encrypted bytes as far as they go now; whether all of them went."""
+        """Send encrypted bytes as far as they fit. Returns whether all were sent."""
         self._encrypted += self._outgoing.read()
         if self._encrypted:
             sent = self._socket.send_now(self._encrypted)
@@ -168,7 +168,7 @@ class TlsTransport:
         return not self._encrypted
 
     def _push_if_free(self) -> None:
-        """Send what TLS itself has to say, if nobody else is sending; else, or where the peer is gone, it can wait."""
+        """Send TLS's own messages unless somebody else is sending; then, or if the peer is gone, they can wait."""
         if not self._sending.locked():
             with suppress(OSError):
                 self._push()
@@ -182,7 +182,7 @@ class TlsTransport:
 
 
 def server_tls(certificate: str, key: str) -> ssl.SSLContext:
-    """A context for TLS 1.3 with HTTP/1.1. Raises OSError that says which file is not what it should be, and why."""
+    """A context for TLS 1.3 with HTTP/1.1. Raises OSError that names the faulty file and the reason."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["http/1.1"])
@@ -198,11 +198,11 @@ def server_tls(certificate: str, key: str) -> ssl.SSLContext:
 
 
 def _refuse_to_ask() -> str:
-    raise OSError("the key is encrypted: a server that starts by itself needs one that is not")
+    raise OSError("the key is encrypted: a server needs one without a passphrase")
 
 
 def client_tls() -> ssl.SSLContext:
-    """A context that trusts what the system trusts, and checks names."""
+    """A context that trusts the system's certificates, and checks names."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -1,7 +1,7 @@
-"""How bytes come and go: the interface, and a bare socket. `server.http.tls` is the other way.
+"""The interface of a connected stream, and a bare socket. `server.http.tls` is the other implementation.
 
 A bare socket is driven without trio's socket objects: reading waits first and then reads, because after a response there is
-nothing yet to read; writing tries first and waits only where the socket is full. That is one wait and two system calls a request.
+nothing to read yet; writing tries first and waits only if the socket is full. That is one wait and two system calls per request.
 """
 
 import select
@@ -15,7 +15,7 @@ READ_BYTES = 65_536
 
 
 class Transport(Protocol):
-    """A connected stream. Methods raise OSError where the peer is gone; a closed one is never used again."""
+    """A connected stream. Methods raise OSError if the peer is gone; a closed stream is never used again."""
 
     @property
     def scheme(self) -> str:
@@ -24,44 +24,44 @@ class Transport(Protocol):
 
     @property
     def ended_cleanly(self) -> bool:
-        """Once nothing more comes: whether the peer meant to end here. Only TLS can tell that it did not."""
+        """After the end of input: whether the peer meant to end here. Only TLS can tell that it did not."""
         ...
 
     async def receive(self) -> bytes:
-        """Wait for bytes; none means that the peer has finished sending, or that `shut_down` was called."""
+        """Wait for bytes. Empty bytes mean that the peer has finished sending, or that `shut_down` was called."""
         ...
 
     @property
     def has_unsent(self) -> bool:
-        """Whether the end of what was sent still waits here, for `send_all` to send it first."""
+        """True if bytes of an earlier send still wait here, for `send_all` to send first."""
         ...
 
     async def begin(self) -> None:
-        """Make an accepted connection ready: over TLS, shake hands."""
+        """Prepare an accepted connection: over TLS, the handshake."""
         ...
 
     def send_now(self, data: bytes) -> int:
-        """Send what fits without waiting; how much that was."""
+        """Send what fits without waiting. Returns the number of bytes."""
         ...
 
     async def send_all(self, data: bytes) -> None:
-        """Send all of it, waiting where need be."""
+        """Send everything, waiting if necessary."""
         ...
 
     def is_quiet(self) -> bool:
-        """Whether the peer has neither said anything that was not received yet, nor gone."""
+        """Return whether the peer has neither sent unread data nor left."""
         ...
 
     def is_gone(self) -> bool:
-        """Whether the peer has finished sending, even if what it said before was not received yet."""
+        """Return whether the peer has finished sending, even if some of it is still unread."""
         ...
 
     def shut_down(self) -> None:
-        """End whatever anyone waits for on this connection. May be called from any task."""
+        """End every wait on this connection. May be called from any task."""
         ...
 
     async def finish_sending(self) -> None:
-        """Tell the peer that nothing more will come, once all is sent. A peer that has gone already is no error."""
+        """Tell the peer that nothing more will come, once all is sent. A peer that has left is not an error."""
         ...
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class SocketTransport:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
-        self._poll: Any = None  # made when it is first needed, which is only in clients
+        self._poll: Any = None  # made when first needed, which is only in clients
 
     async def receive(self) -> bytes:
         """See `Transport`."""
@@ -94,7 +94,7 @@ class SocketTransport:
         """See `Transport`."""
 
     def receive_now(self) -> bytes | None:
-        """What is there, without waiting; None for nothing, no bytes for the end."""
+        """Read without waiting: None for nothing, no bytes for the end."""
         try:
             return self._socket.recv(READ_BYTES)
         except BlockingIOError:
@@ -130,7 +130,7 @@ class SocketTransport:
         return bool(poll.poll(0))
 
     async def until_writable(self) -> None:
-        """Wait until the peer takes more."""
+        """Wait until the socket takes more."""
         await trio.lowlevel.wait_writable(self._socket)
 
     def shut_down(self) -> None:
@@ -149,6 +149,6 @@ class SocketTransport:
 
 
 def _shut(connected: socket.socket, how: int) -> None:
-    """Shut down one or both directions; a peer that has gone already is no error."""
+    """Shut down one or both directions. A peer that has left is not an error."""
     with suppress(OSError):
         connected.shutdown(how)

@@ -1,7 +1,7 @@
-"""Tells people of alerts: all that are due in one message, and at most one message every `PAUSE_SECONDS`.
+"""Sends alerts: all due ones in one message, and at most one message every `PAUSE_SECONDS`.
 
-Whoever claims an alert has it for a while; one that could not be told is tried again with growing patience, and in the end only
-the log has it.
+A worker claims an alert for a while. An alert that could not be sent is retried at growing intervals; in the end only the log has
+it.
 """
 
 from datetime import timedelta
@@ -23,19 +23,19 @@ _log = structlog.get_logger()
 
 
 async def run(context: Storage, channels: Channels, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Tell until cancelled."""
+    """Send alerts until canceled."""
     task_status.started()
-    told = 0
+    sent = 0
     while True:
-        await trio.sleep(PAUSE_SECONDS if told else LOOK_SECONDS)
+        await trio.sleep(PAUSE_SECONDS if sent else LOOK_SECONDS)
         try:
-            told = await tell_due(context, channels)
+            sent = await send_due(context, channels)
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("cannot look for alerts", error=str(error))
 
 
-async def tell_due(context: Storage, channels: Channels) -> int:
-    """Tell what is due now; how many alerts that were."""
+async def send_due(context: Storage, channels: Channels) -> int:
+    """Send the alerts that are due now. Returns their number."""
     now = context.now()
     async with context.pool.connection() as connection:
         found = await claim_due_alerts(connection, limit=TOGETHER_MAX, lease_seconds=LEASE_SECONDS, now=now)
@@ -44,7 +44,7 @@ async def tell_due(context: Storage, channels: Channels) -> int:
         return 0
     error: str | None = None
     try:
-        await channels.tell(found, more=more)
+        await channels.send(found, more=more)
     except AlertNotSent as failure:
         error = str(failure)
     async with context.pool.connection() as connection:

@@ -1,8 +1,8 @@
-"""Tells other workers of events, and hears of theirs: NOTIFY as a hint, and a look at the sequences every second as the
+"""Exchanges hints about new events with other workers: NOTIFY is the hint, and a poll of the sequences every second the
 guarantee.
 
-Hints are sent after the commit, on a connection of their own, gathered over a few milliseconds: inside the batch, NOTIFY would
-serialise the commits of all workers. A hint says that a merchant's events have reached a number; a lost one costs a second.
+Hints are sent after the commit, on their own connection, gathered over a few milliseconds: inside the group, NOTIFY would
+serialize the commits of all workers. A hint says that a merchant's events have reached a number; a lost one costs a second.
 """
 
 from collections.abc import Awaitable, Callable
@@ -32,7 +32,7 @@ _log = structlog.get_logger()
 
 
 async def run(context: Events, database_url: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Tell and listen until cancelled."""
+    """Send and receive hints until canceled."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_kept_up, _announce, context, database_url)
         nursery.start_soon(_kept_up, _listen, context, database_url)
@@ -41,7 +41,7 @@ async def run(context: Events, database_url: str, *, task_status: trio.TaskStatu
 
 
 async def _kept_up(work: Callable[[Events, Connection], Awaitable[None]], context: Events, database_url: str) -> None:
-    """Do it on a connection of its own, and again on a new one whenever that is lost."""
+    """Run on a connection of its own, and on a new one whenever that is lost."""
     while True:
         try:
             connection = await Connection.open(
@@ -73,12 +73,12 @@ async def _announce(context: Events, connection: Connection) -> None:
 
 async def _listen(context: Events, connection: Connection) -> None:
     await connection.execute(f"LISTEN {CHANNEL}")
-    await _look(context)  # what was told while nobody listened
+    await _look(context)  # hints sent while nobody listened
     async with aclosing(connection.notifies()) as notifications:
         async for notification in notifications:
             for hint in notification.payload.split(","):
                 merchant, _, seq = hint.partition(":")
-                with suppress(ValueError):  # anybody on this database may send such a thing
+                with suppress(ValueError):  # anybody on this database may send such a notification
                     context.feeds.hint(MerchantId(UUID(hex=merchant)), int(seq))
 
 

@@ -1,10 +1,10 @@
-"""Looks at every payment and refund that is due: expires it, rechecks it, completes it, releases its money.
+"""Follows up every due payment and refund: expires it, rechecks it, completes it, releases its money.
 
 One column, `due_at`, says when: a PENDING payment when it expires and now and then before, in case a webhook was lost; one whose
-PSP object we know nothing of, soon after its request must have died; an UNKNOWN one by the recheck schedule; a provisionally
+opening has no recorded outcome, soon after its request must have died; an UNKNOWN one by the recheck schedule; a provisionally
 declined one at once; an AUTHORIZED one a day before its end and at its end; a capture, void or refund whose request died; a
-SUCCEEDED one when its money becomes available, or came too late and is to be given back. The PSP is always asked before anything
-is decided, and asking never charges. A look that brings nothing counts, so that looking ends with a finding for a person.
+SUCCEEDED one when its money becomes available, or came too late and must be refunded. The PSP is always asked before anything is
+decided, and asking never charges. A fetch that brings nothing counts, so the fetches end with a finding for an operator.
 """
 
 from collections.abc import Awaitable, Callable
@@ -18,30 +18,30 @@ from core.errors import DatabaseUnavailable, Overloaded, PspBusy, PspError
 from core.evidence import EvidenceKind, Source
 from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
 from core.refund import Refund
-from core.schedule import FIRST_LOOK_SECONDS, WARN_BEFORE_SECONDS, next_look_at, owes_late_refund
+from core.schedule import FIRST_LOOK_SECONDS, WARN_BEFORE_SECONDS, next_check_at, owes_late_refund
 from server.db.payments.payments import claim_due_payments, merchants_with_due_payments, postpone
 from server.db.payments.refunds import claim_due_refunds, merchants_with_due_refunds
 from server.flows.contexts import Payments
 from server.flows.payments.capture import finish
 from server.flows.payments.expire import expire
-from server.flows.payments.refund import finish_refund, give_back, look_in_vain
+from server.flows.payments.refund import count_failed_fetch, finish_refund, give_back
 from server.flows.payments.release import release
 from server.flows.payments.settle import settle
 from server.flows.payments.submit import open_again
 from server.flows.payments.verify import verify
 
 CLAIM_MAX = 64
-"""How many payments, and how many refunds, are claimed together."""
+"""The number of payments, and of refunds, that are claimed together."""
 
 TASKS_MAX = 512
-"""How many are looked at at the same time: one that a slow PSP holds up keeps no other one waiting."""
+"""The number that are followed up at the same time. One that a slow PSP holds up does not delay the others."""
 
 LEASE_MARGIN_SECONDS = 20.0
 _log = structlog.get_logger()
 
 
 async def run(context: Payments, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Sweep until cancelled."""
+    """Sweep until canceled."""
     async with trio.open_nursery() as nursery:
         task_status.started()
         while True:
@@ -50,13 +50,15 @@ async def run(context: Payments, *, sweep_seconds: float, task_status: trio.Task
                 try:
                     found = await sweep(context, nursery)
                 except (DatabaseUnavailable, Overloaded) as error:
-                    _log.warning("cannot look for what is due", error=str(error))
+                    _log.warning("cannot look for due payments", error=str(error))
             if found < CLAIM_MAX:
                 await trio.sleep(sweep_seconds)
 
 
 async def sweep(context: Payments, nursery: trio.Nursery) -> int:
-    """Claim what is due and follow it up in the nursery; how much was claimed. What is claimed ends within its lease."""
+    """Claim due payments and refunds and follow them up in the nursery. Returns the number claimed. Each ends within its
+    lease.
+    """
     work: list[Callable[[], Awaitable[None]]] = []
     lease_seconds = 2 * context.psp_seconds + LEASE_MARGIN_SECONDS
     async with context.pool.connection() as connection:
@@ -87,7 +89,7 @@ async def _follow_up(context: Payments, payment: Payment) -> None:
         try:
             await _look(context, payment)
         except PspBusy:
-            pass  # nobody was asked: the lease brings it back, and it counts as no look
+            pass  # the PSP was not asked: the lease brings it back, and it does not count as a fetch
         except (PspError, trio.TooSlowError) as error:
             _log.warning("a due payment could not be checked", payment=str(payment.id), error=str(error))
             unanswered = evidence_about(payment, EvidenceKind.UNANSWERED, Source.RECHECK)
@@ -104,7 +106,7 @@ async def _follow_up_refund(context: Payments, refund: Refund) -> None:
             pass  # as above
         except (PspError, trio.TooSlowError) as error:
             _log.warning("a due refund could not be checked", refund=str(refund.id), error=str(error))
-            await look_in_vain(context, refund)
+            await count_failed_fetch(context, refund)
     except Exception:  # noqa: BLE001 - one refund must not end the job; its lease brings it back
         _log.exception("a due refund could not be followed up", refund=str(refund.id))
 
@@ -126,20 +128,20 @@ async def _look(context: Payments, payment: Payment) -> None:
             after = await open_again(context, after)
         if after.version == payment.version and after.due_at is not None:
             soon = now + timedelta(seconds=FIRST_LOOK_SECONDS)
-            due_at = next_look_at(after, now=now) if after.status is Status.PENDING else soon
+            due_at = next_check_at(after, now=now) if after.status is Status.PENDING else soon
             async with context.pool.connection() as connection:
                 await postpone(connection, after, due_at=due_at)
 
 
 def _is_ending(context: Payments, payment: Payment) -> bool:
-    """Whether the merchant is to be warned, once, that the authorization will end."""
+    """Return whether the merchant is to be warned, once, that the authorization will end."""
     if payment.is_warned or payment.capture_before is None:
         return False
     return payment.capture_before - timedelta(seconds=WARN_BEFORE_SECONDS) <= context.now()
 
 
 def _is_overdue(context: Payments, payment: Payment) -> bool:
-    """Whether the payment's time is over and it may be closed. UNKNOWN never expires; a decline is looked at first."""
+    """Return whether the payment's time is over and it may be closed. UNKNOWN never expires; a decline is fetched first."""
     if payment.status is not Status.PENDING or is_provisionally_declined(payment):
         return False
     return payment.expires_at <= context.now()

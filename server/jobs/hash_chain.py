@@ -1,4 +1,4 @@
-"""Extends the hash chains of merchants' ledgers, some seconds behind the payments and never in their way."""
+"""Extends the hash chains of merchants' ledgers, a few seconds behind the payments and off their path."""
 
 import structlog
 import trio
@@ -13,7 +13,7 @@ _log = structlog.get_logger()
 
 
 async def run(context: Storage, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Sweep until cancelled."""
+    """Sweep until canceled."""
     task_status.started()
     while True:
         try:
@@ -26,7 +26,7 @@ async def run(context: Storage, *, sweep_seconds: float, task_status: trio.TaskS
 
 
 async def sweep(context: Storage) -> int:
-    """Extend the chains that are behind; how many entries were chained."""
+    """Extend the chains that are behind. Returns the number of entries chained."""
     chained = 0
     async with context.pool.connection() as connection:
         behind = await merchants_behind(connection, limit=MERCHANTS_MAX)

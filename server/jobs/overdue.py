@@ -1,6 +1,6 @@
-"""Looks for what people should know of: dead letters, findings, payments that nobody looks at in time. It only notes alerts.
+"""Notes alerts for dead letters, findings and overdue payments.
 
-Every worker looks, about once in half a minute; that it is one alert is the key's doing (`server.db.alerts`).
+Every worker looks, about every half minute; the alert's key makes it one alert (`server.db.alerts`).
 """
 
 from datetime import datetime, timedelta
@@ -17,21 +17,21 @@ from server.flows.contexts import Storage
 
 LOOK_SECONDS = 30.0
 SINCE_SECONDS = 120.0
-"""How far back each look goes: a worker that was busy or replaced must not miss anything."""
+"""Each look goes back this far, so that a worker that was busy or replaced misses nothing."""
 
 OVERDUE_SECONDS = 600.0
 _log = structlog.get_logger()
 
 
 async def run(context: Storage, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Look until cancelled."""
+    """Look until canceled."""
     task_status.started()
     while True:
         await trio.sleep(LOOK_SECONDS)
         try:
             await look(context)
         except (DatabaseUnavailable, Overloaded) as error:
-            _log.warning("cannot look for what people should know", error=str(error))
+            _log.warning("cannot look for dead letters, findings and overdue payments", error=str(error))
 
 
 async def look(context: Storage) -> None:
@@ -44,11 +44,11 @@ async def look(context: Storage) -> None:
         count, latest_at = await dead_psp_events(connection, since=since)
         if latest_at is not None:
             title = f"{_counted(count)} events of PSPs could not be processed"
-            alert = Alert(key="psp_dead_letters", kind="dead_letters", title=title, detail="See `florin psp events`.")
+            alert = Alert(key="psp_dead_letters", kind="dead_letters", title=title, detail="`florin psp events list` shows them.")
             await note_alert(connection, alert, now=latest_at)
         for kind, count, latest_at in await new_findings(connection, since=since):
             title = f"{count} new findings: {kind}"
-            detail = "Something at a PSP and something here do not agree, and a person has to look: table findings."
+            detail = "The books and a PSP do not agree, and a person has to look: table findings."
             alert = Alert(key=f"findings:{kind}", kind="reconciliation", title=title, detail=detail)
             await note_alert(connection, alert, now=latest_at)
         for alert in await _overdue(connection, now):
@@ -60,8 +60,8 @@ def _of_dead(one: DeadEndpoint) -> Alert:
         merchant_id=one.merchant_id,
         key=f"dead_letters:{encode_id(ENDPOINT, one.endpoint_id)}",
         kind="dead_letters",
-        title=f"{one.count} deliveries to {encode_id(ENDPOINT, one.endpoint_id)} have become dead letters",
-        detail=f"Of {encode_id(MERCHANT, one.merchant_id)}. See `florin dlq list`; retry them when the endpoint is well.",
+        title=f"{one.count} deliveries to {encode_id(ENDPOINT, one.endpoint_id)} became dead letters",
+        detail=f"Merchant {encode_id(MERCHANT, one.merchant_id)}. `florin dlq list` shows them: retry them when it works.",
     )
 
 
@@ -69,8 +69,8 @@ async def _overdue(connection: Connection, now: datetime) -> list[Alert]:
     count = await overdue_payments(connection, due_before=now - timedelta(seconds=OVERDUE_SECONDS))
     if not count:
         return []
-    title = f"{_counted(count)} payments were due more than {OVERDUE_SECONDS / 60:.0f} minutes ago and are not looked at"
-    detail = "They should have been expired, rechecked or released. Are workers running, and do the PSPs answer?"
+    title = f"{_counted(count)} payments were due more than {OVERDUE_SECONDS / 60:.0f} minutes ago and have not been followed up"
+    detail = "They should have been expired, rechecked or released. Check that workers are running and that the PSPs answer."
     return [Alert(key="expiry_backlog", kind="expiry_backlog", title=title, detail=detail)]
 
 

@@ -1,4 +1,4 @@
-"""Forgets idempotency keys, and events of PSPs in the inbox, that are older than they are kept, a bounded piece at a time."""
+"""Deletes expired idempotency keys, inbox events and other old rows, a bounded number at a time."""
 
 from datetime import timedelta
 
@@ -23,20 +23,20 @@ _log = structlog.get_logger()
 
 
 async def run(context: Storage, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Sweep until cancelled."""
+    """Sweep until canceled."""
     task_status.started()
     while True:
         try:
             forgotten = await sweep(context)
         except (DatabaseUnavailable, Overloaded) as error:
-            _log.warning("cannot forget what is old", error=str(error))
+            _log.warning("cannot delete old rows", error=str(error))
             forgotten = 0
         if forgotten < PIECE:
             await trio.sleep(SWEEP_SECONDS)
 
 
 async def sweep(context: Storage) -> int:
-    """Forget a piece of each; how many the larger one was."""
+    """Delete up to a piece of each kind. Returns the largest number deleted."""
     async with context.pool.connection() as connection:
         keys = await prune_keys(connection, now=context.now(), limit=PIECE)
         long_ago = context.now() - timedelta(days=EVENTS_KEPT_DAYS)

@@ -1,7 +1,7 @@
-"""Tries parked events of PSPs again, and reads from the PSPs' own lists what their webhooks may not have told.
+"""Retries parked PSP events, and reads from the PSPs' own lists what their webhooks may have missed.
 
-Each account's list is read about every 20 seconds, by one worker: refunds and disputes always, which nothing else would find out,
-and everything where the list was not read for longer, as after an outage of ours or of the PSP.
+Each account's list is read about every 20 seconds, by one worker: refunds and disputes always, because nothing else would find
+them, and everything if the list was not read for longer, as after an outage of ours or of the PSP.
 """
 
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ TASKS_MAX = 64
 LEASE_MARGIN_SECONDS = 30.0
 READ_EVERY_SECONDS = 20.0
 OUTAGE_SECONDS = 60.0
-"""How long a list must not have been read for everything in it to be read."""
+"""If a list was not read for this long, everything in it is read."""
 
 OVERLAP_SECONDS = 30.0
 FIRST_READ_SECONDS = 3_600.0
 WINDOW_SECONDS = 300.0
-"""How much of a list is read at once, so that a long outage is made good step by step."""
+"""The part of a list that is read at once, so that a long outage is caught up step by step."""
 
 READING_SECONDS = 120.0
 _log = structlog.get_logger()
 
 
 async def run(context: Psps, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Sweep until cancelled."""
+    """Sweep until canceled."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(_read_lists, context, sweep_seconds=sweep_seconds))
         task_status.started()
@@ -47,13 +47,13 @@ async def run(context: Psps, *, sweep_seconds: float, task_status: trio.TaskStat
                 try:
                     found = await sweep(context, nursery)
                 except (DatabaseUnavailable, Overloaded) as error:
-                    _log.warning("cannot look into the inbox", error=str(error))
+                    _log.warning("cannot read the inbox", error=str(error))
             if found < CLAIM_MAX:
                 await trio.sleep(sweep_seconds)
 
 
 async def sweep(context: Psps, nursery: trio.Nursery) -> int:
-    """Try the events that are due, in the nursery, so that a slow PSP holds up only its own; how many there were."""
+    """Retry due events in the nursery, so that a slow PSP delays only its own. Returns their number."""
     items: list[InboxItem] = []
     lease_seconds = 3 * context.psp_seconds + LEASE_MARGIN_SECONDS
     async with context.pool.connection() as connection:
@@ -74,7 +74,7 @@ async def _retry(context: Psps, item: InboxItem) -> None:
         if scope.cancelled_caught:
             await put_back(context, item)
     except Exception:  # noqa: BLE001 - one event must not end the job; its lease brings it back
-        _log.exception("a parked event could not be tried", event_id=item.event_id)
+        _log.exception("a parked event could not be retried", event_id=item.event_id)
 
 
 async def _read_lists(context: Psps, *, sweep_seconds: float) -> None:
@@ -95,7 +95,7 @@ async def _read_one(context: Psps, adapter: Adapter) -> None:
 
 
 async def read_list(context: Psps, adapter: Adapter) -> int:
-    """Read what is new in an account's list, if it is time; how many events were applied."""
+    """Read what is new in an account's list, if it is time. Returns the number of events applied."""
     if not adapter.guard.is_healthy:
         return 0
     async with context.pool.connection() as connection:
@@ -136,7 +136,7 @@ async def _apply_new(context: Psps, adapter: Adapter, notices: Sequence[Notice])
             raise  # nothing is known of it: the list is read again from here
         except PspError:
             await keep(context, adapter, notice)
-        except Exception as error:  # noqa: BLE001 - counted in the inbox, and tried again from there
+        except Exception as error:  # noqa: BLE001 - counted in the inbox, and retried from there
             _log.warning("an event of a PSP's list could not be applied", event_id=notice.event_id, error=type(error).__name__)
         applied += 1
     return applied

@@ -1,7 +1,8 @@
-"""Keeps a worker's view of the PSP accounts that of all workers: settings, breakers, and how many share the limits.
+"""Keeps a worker's view of the PSP accounts in step with the other workers: settings, breakers, and the number that share the
+limits.
 
-Once a second, and bounded: what this worker's breakers did is told, what the others' did is taken over, and the accounts are
-loaded anew. While the database is away each worker goes by what it knows, and an account with a rate is asked nothing.
+Once a second, with a deadline, this worker publishes what its breakers did, adopts what the others' did, and reloads the
+accounts. While the database is unavailable each worker goes by what it knows, and makes no calls to accounts with a rate limit.
 """
 
 from uuid import UUID
@@ -15,7 +16,7 @@ from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 from server.concurrency.worker_count import WorkerCount
 from server.db.alerts import Alert, note_alert
 from server.db.connection import Connection
-from server.db.psps.shared_state import close_breaker, forget_workers, list_open_breakers, open_breaker, see_worker
+from server.db.psps.shared_state import close_breaker, forget_workers, list_open_breakers, open_breaker, record_worker
 from server.flows.contexts import Psps
 from server.psp.guard import Guard
 from server.uuid7 import uuid7
@@ -26,7 +27,7 @@ _log = structlog.get_logger()
 
 
 async def run(context: Psps, workers: WorkerCount, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Keep up until cancelled. Usable after the first round."""
+    """Keep in step until canceled. Started after the first round."""
     worker_id = uuid7()
     is_first = has_failed = True
     while True:
@@ -35,7 +36,7 @@ async def run(context: Psps, workers: WorkerCount, *, task_status: trio.TaskStat
             await _sync(context, workers, worker_id, is_first=has_failed)
             has_failed = False
         except FlorinError as error:
-            _log.warning("cannot keep up with the other workers about the PSPs", error=str(error))
+            _log.warning("cannot share the state of the PSPs with other workers", error=str(error))
         if is_first:
             is_first = False
             task_status.started()
@@ -45,7 +46,7 @@ async def run(context: Psps, workers: WorkerCount, *, task_status: trio.TaskStat
 async def _sync(context: Psps, workers: WorkerCount, worker_id: UUID, *, is_first: bool) -> None:
     guards = {adapter.account_id: adapter.guard for adapter in context.psps.adapters}
     async with context.pool.connection() as connection:
-        workers.count = await see_worker(connection, worker_id)
+        workers.count = await record_worker(connection, worker_id)
         for account_id, guard in guards.items():
             await _tell(context, connection, account_id, guard)
         opened = {one.account_id: one.seconds_left for one in await list_open_breakers(connection)}
@@ -60,7 +61,7 @@ async def _tell(context: Psps, connection: Connection, account_id: PspAccountId,
     news, guard.news = guard.news, None
     try:
         if news is BreakerState.OPEN:
-            _log.warning("a PSP fails and is left alone for a moment", account=encode_id(PSP_ACCOUNT, account_id))
+            _log.warning("a PSP is failing: its breaker is open", account=encode_id(PSP_ACCOUNT, account_id))
             await open_breaker(connection, account_id, seconds=guard.breaker.seconds_left(now=trio.current_time()))
             await note_alert(connection, _breaker_alert(account_id), now=context.now())
         elif news is BreakerState.CLOSED:
@@ -76,13 +77,13 @@ def _breaker_alert(account_id: PspAccountId) -> Alert:
     return Alert(
         key=f"breaker:{name}",
         kind="breaker",
-        title=f"PSP account {name} fails: at least half of its calls in 30 s",
-        detail="It is left alone and tried every 10 s. Payments go to another account of their merchant, or wait, or get 503.",
+        title=f"PSP account {name} is failing: at least half of its calls in 30 s failed",
+        detail="Its breaker is open, with a probe each 10 s. Payments go to another account of their merchant, wait, or get 503.",
     )
 
 
 def _take_over(guard: Guard, seconds_left: float | None) -> None:
-    """Another worker's breaker is ours, unless ours has just done something that the others do not know yet."""
+    """Adopt another worker's breaker, unless ours has just changed in a way that the others do not know yet."""
     if guard.news is not None:
         return
     state = guard.state

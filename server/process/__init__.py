@@ -1,1 +1,1 @@
-"""The processes: a worker, the supervisor of workers, and all of `florin up`."""
+"""The processes: a worker, the supervisor of workers, and the whole of `florin up`."""

@@ -1,4 +1,4 @@
-"""Makes the ways by which alerts reach people, from the settings; for the workers, and for `florin alert test`."""
+"""Makes the channels of alerts from the settings, for the workers and for `florin alert test`."""
 
 from server.flows.alerts import Channels, Mail
 from server.flows.webhooks.destinations import Destinations
@@ -6,7 +6,7 @@ from server.settings import AlertSettings
 
 
 def channels_of(settings: AlertSettings, destinations: Destinations) -> Channels:
-    """Those that are configured."""
+    """The configured channels."""
     mail = None
     if settings.alert_smtp_url:
         recipients = tuple(one.strip() for one in settings.alert_mail_to.split(",") if one.strip())

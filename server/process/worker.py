@@ -1,13 +1,13 @@
-"""One worker: the composition root. Opens what flows work with, owns every nursery, and shuts down in order.
+"""One worker: the composition root. It opens the contexts of the flows, owns every nursery, and shuts down in order.
 
     worker
     └─ contexts: database (pool and committers), HTTP clients, PSP adapters     opened first, closed last
        └─ jobs: deliveries, batches, feeds and acknowledgements of the stream, follow-up, inbox, PSP sync, hash chain,
-          prune, overdue, alerts, and what goes on behind a reply
-          └─ front: the listener, one task a connection
+          prune, overdue, alerts, and work that continues after a reply
+          └─ front: the listener, one task per connection
 
-SIGTERM: stop accepting, let requests in hand finish under a deadline, stop the jobs (what they had claimed comes back when its
-lease ends), commit what is queued, close. A client that hangs up cancels nothing.
+SIGTERM: stop accepting, let running requests finish under a deadline, stop the jobs (claimed work comes back when its lease
+ends), commit what is queued, close. A client that disconnects cancels nothing.
 """
 
 import gc
@@ -50,7 +50,7 @@ from server.http.server.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
 from server.jobs import alerts, event_hints, follow_up_payments, hash_chain, overdue, prune, psp_inbox, psp_sync
 from server.jobs.batches.runner import Batches
-from server.jobs.webhooks.endpoint_lane import Timing
+from server.jobs.webhooks.endpoint_queue import Timing
 from server.jobs.webhooks.parallel import Deliverer
 from server.process.alert_channels import channels_of
 from server.process.psp_adapters import Accounts
@@ -61,14 +61,14 @@ from server.settings import Settings, SettingsError, load_settings, webhook_netw
 from server.telemetry import Metrics, configure_logs
 
 CHAIN_SWEEPS = 5
-"""How much less often than others the chain job looks: nobody waits for it."""
+"""The chain job runs this many times less often than other jobs, because nobody waits for it."""
 
 PSP_CONNECTIONS_MAX = 8_192
 PSP_IDLE_SECONDS = 20.0
-"""Shorter than PSPs keep connections: a call that dies with one that was just closed is an UNKNOWN payment."""
+"""Shorter than PSPs keep connections: a call that dies with a connection that was just closed leaves an UNKNOWN payment."""
 
 OWN_SHARE = 0.9
-"""How much of a flow's time for a PSP a call may use."""
+"""The part of a flow's time for a PSP that one call may use."""
 
 EXIT_SETUP_FAILED = 78  # EX_CONFIG: a restart will not help
 _log = structlog.get_logger()
@@ -78,7 +78,7 @@ _log = structlog.get_logger()
 async def open_worker(
     settings: Settings, listening: socket.socket, *, now: Callable[[], datetime] = utc_now
 ) -> AsyncIterator[Contexts]:
-    """Everything of a worker, serving. At the end of the block it drains and closes in order."""
+    """Open a worker that serves. At the end of the block it drains and closes in order."""
     sealer = Sealer.from_file(settings.key_file)
     metrics = Metrics()
     destinations = Destinations(webhook_networks(settings))
@@ -139,7 +139,7 @@ def _contexts(payments: Payments, sealer: Sealer, destinations: Destinations, fe
 async def _serving(
     settings: Settings, api: Api, listener: Listener, background: Background, batches: Batches
 ) -> AsyncIterator[None]:
-    """The front: at the end of the block it drains."""
+    """Run the listener. At the end of the block it drains."""
     async with trio.open_nursery() as front:
         await front.start(listener.run)
         try:
@@ -156,7 +156,7 @@ async def _serving(
 
 
 async def _require_ready(payments: Payments) -> None:
-    """Raises `MigrationError` or `SealError` where this worker cannot serve this database."""
+    """Raise `MigrationError` or `SealError` if this worker cannot serve this database."""
     async with payments.pool.connection() as connection:
         await require_current(connection)
     await payments.psps.reload()
@@ -180,7 +180,9 @@ async def _start_jobs(jobs: trio.Nursery, contexts: Contexts, deliverer: Deliver
 
 
 def _client_options(settings: Settings) -> ClientOptions:
-    """What could not connect in time was not sent; that must be known before the PSP's deadline makes it unknown."""
+    """The options of the clients. A connection that cannot be made in time means that nothing was sent, which must be known
+    before the PSP's deadline.
+    """
     return ClientOptions(connect_seconds=min(settings.connect_seconds, settings.psp_seconds / 2))
 
 
@@ -195,7 +197,7 @@ def _fraud_check(http: Client, pool: Pool, metrics: Metrics, settings: Settings)
 
 
 def _tell(feeds: Feeds, deliverer: Deliverer, applied: Applied) -> None:
-    """A committed event goes to who reads now, and to endpoints."""
+    """Pass a committed event to live readers and to endpoints."""
     if applied.event is not None:
         feeds.publish(applied.event)
         deliverer.notify(applied)
@@ -203,7 +205,9 @@ def _tell(feeds: Feeds, deliverer: Deliverer, applied: Applied) -> None:
 
 @asynccontextmanager
 async def _open_webhook_clients(settings: Settings, destinations: Destinations) -> AsyncIterator[tuple[Client, Client]]:
-    """Apart from the PSPs', so that merchants' hosts cannot hold them up; https may go further than http."""
+    """The clients for webhooks, apart from the PSPs' so that merchants' hosts cannot delay them. https may reach more
+    than http.
+    """
     async with (
         open_client(_webhook_client_options(settings, destinations.check)) as https,
         open_client(_webhook_client_options(settings, destinations.check_private)) as http,
@@ -216,13 +220,13 @@ def _webhook_client_options(settings: Settings, check: AddressCheck) -> ClientOp
 
 
 def _psp_client_options(settings: Settings) -> ClientOptions:
-    """How many calls there may be is for each account's guard to say."""
+    """The options of a PSP's client. Each account's guard limits the number of calls."""
     return replace(_client_options(settings), connections_per_origin_max=PSP_CONNECTIONS_MAX, idle_seconds=PSP_IDLE_SECONDS)
 
 
 def _deadlines(settings: Settings) -> Deadlines:
-    """Our own deadlines end before those of the flows, so that what is known about a call comes out of it."""
-    # The client's reaper looks only so often: with that, too, a call has ended when the flow's time is over.
+    """Our own deadlines, which end before those of the flows, so that a call ends with what is known about it."""
+    # With the interval of the client's reaper added, a call has still ended when the flow's time is over.
     seconds = min(OWN_SHARE * settings.psp_seconds, max(settings.psp_seconds - TICK_SECONDS, settings.psp_seconds / 2))
     connect_seconds = min(settings.connect_seconds, settings.psp_seconds / 2)
     read_seconds = min(settings.psp_read_seconds, seconds)
@@ -244,7 +248,7 @@ def _listener_options(settings: Settings) -> ListenerOptions:
 
 
 async def serve(settings: Settings, listening: socket.socket, *, ready: int) -> None:
-    """Serve until SIGTERM or SIGINT. `ready` is a descriptor that is told when requests can come."""
+    """Serve until SIGTERM or SIGINT. `ready` is a descriptor that is written to when requests can come."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_worker(settings, listening):
             gc.collect()
@@ -256,7 +260,7 @@ async def serve(settings: Settings, listening: socket.socket, *, ready: int) -> 
 
 
 def main(listening_descriptor: int, ready_descriptor: int) -> int:
-    """A worker process of the supervisor, which passes the listening socket and a pipe. Its exit code."""
+    """Run a worker process of the supervisor, which passes the listening socket and a pipe. Returns the exit code."""
     try:
         settings = load_settings()
     except SettingsError as error:

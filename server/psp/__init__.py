@@ -1,1 +1,1 @@
-"""Payment Service Providers: one package or module for each, behind one interface."""
+"""Payment service providers: one package for each, behind one interface."""

@@ -1,11 +1,11 @@
-"""What Florin asks of a PSP, whoever it is.
+"""The contract of a PSP's adapter.
 
-Every answer is `Evidence` about one operation, so that all of them meet in the one transition function. The operation's id is the
-PSP's idempotency key and goes, with the payment's and the merchant's, into the metadata of the PSP's object, so that an operation
-whose answer was lost can be found again, and a webhook its payment. Calls that fail raise what is known: `PspUnreachable`
-(provably nothing was done; `PspBusy` for want of room), `PspRejected` (the PSP refused), `PspOutcomeUnknown` (the answer was
-lost). Repeating a call changes nothing within `Capabilities.key_lifetime`. Callers own the deadlines, but for `charge` where it
-is one step: that ends by its transport's; a call that is cancelled may have taken place.
+Every answer is `Evidence` about one operation, so all of them reach the one transition function. The operation's id is the PSP's
+idempotency key. It also goes, with the ids of payment and merchant, into the metadata of the PSP's object, so that an operation
+whose answer was lost can be found again, and a webhook finds its payment. A failed call raises what is known: `PspUnreachable`
+(provably nothing was done; `PspBusy` for lack of room), `PspRejected` (the PSP refused), `PspOutcomeUnknown` (the answer was
+lost). Repeating a call changes nothing within `Capabilities.key_lifetime`. Callers own the deadlines, except for a one-step
+`charge`, which is bounded by its transport; a canceled call may have taken place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from server.psp.guard import Guard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a PSP can do, and how long it remembers an idempotency key."""
+    """The capabilities of a PSP, and how long it remembers an idempotency key."""
 
     key_lifetime: timedelta
     hosted_page: bool = True
@@ -36,10 +36,10 @@ class Capabilities:
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of a PSP, verified and read. `evidence` is what it says, in order; empty for a type that is of no concern.
+    """A PSP event, verified and decoded. `evidence` is in order, and empty for irrelevant types.
 
-    `merchant_id` and `payment_id` are None where the event does not name them; then `reference` is the PSP's object to ask about.
-    `problem`: why an event of a list could not be read.
+    `merchant_id` and `payment_id` are None if the event does not name them; then `reference` is the PSP's object to ask about.
+    `problem` says why an event of a list could not be read.
     """
 
     event_id: str
@@ -53,7 +53,7 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A payment's object in the PSP's list: whose it is by its metadata, and how it stands."""
+    """A payment's object in the PSP's list: its ids by our metadata, and its state."""
 
     merchant_id: MerchantId
     payment_id: PaymentId
@@ -62,10 +62,10 @@ class Seen:
 
 
 class TwoSteps(Protocol):
-    """Charging a token in two steps, so that the reference of what is charged is committed before it is."""
+    """Charging a token in two steps, so that the reference of the object is committed before it is charged."""
 
     async def prepare(self, payment: Payment, token: str) -> Evidence:
-        """Make the object that `charge` will charge: OPENED with its reference."""
+        """Create the object that `charge` will charge: OPENED with its reference."""
         ...
 
 
@@ -79,7 +79,7 @@ class Adapter(Protocol):
 
     @property
     def account_id(self) -> PspAccountId:
-        """Our account there."""
+        """Our id of the account."""
         ...
 
     @property
@@ -89,85 +89,86 @@ class Adapter(Protocol):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether new payments may go there."""
+        """True if it takes new payments."""
         ...
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the PSP can do."""
+        """The capabilities of the PSP."""
         ...
 
     @property
     def guard(self) -> Guard:
-        """What stands before every call."""
+        """The guard that every call passes."""
         ...
 
     @property
     def two_steps(self) -> "TwoSteps | None":
-        """How a token is prepared, for a PSP that charges it in two steps; None where `charge` is the only one."""
+        """The preparation of a token at a PSP that charges in two steps; None if `charge` is the only one."""
         ...
 
     def takes(self, money: Money) -> bool:
-        """Whether the PSP can be asked for this amount of this currency."""
+        """Return whether the PSP can be asked for this amount in this currency."""
         ...
 
     async def create_intent(self, payment: Payment) -> Evidence:
-        """Open a hosted page for the payment: OPENED with its address, or how it stands already."""
+        """Open a hosted page for the payment: OPENED with its address, or the current state of an existing one."""
         ...
 
     async def charge(self, payment: Payment, token: str) -> Evidence:
-        """Authorize the PSP's token, and capture where the payment says so.
+        """Authorize the PSP's token, and capture if the payment says so.
 
-        The answer is AUTHORIZED, CAPTURED or DECLINED, or OPENED with an address where the customer has to confirm it.
+        The answer is AUTHORIZED, CAPTURED or DECLINED, or OPENED with a page on which the customer has to confirm.
         """
         ...
 
     async def capture(self, payment: Payment, operation: PendingOperation) -> Evidence:
-        """Take the operation's amount of what is authorized; the PSP releases the rest."""
+        """Capture the operation's amount of an authorization; the PSP releases the rest."""
         ...
 
     async def void(self, payment: Payment, operation: PendingOperation) -> Evidence:
-        """Release what is authorized; the answer is CANCELED, or what had ended it before."""
+        """Release an authorization. The answer is CANCELED, or what had ended it before."""
         ...
 
     async def refund(self, payment: Payment, refund: Refund) -> Evidence:
-        """Give money back; the refund's id is the PSP's key. The answer is REFUND_SUCCEEDED, REFUND_PENDING or REFUND_FAILED."""
+        """Refund; the refund's id is the PSP's key. The answer is REFUND_SUCCEEDED, REFUND_PENDING or REFUND_FAILED."""
         ...
 
     async def fetch_refund(self, payment: Payment, refund: Refund, *, source: Source) -> Evidence:
-        """How a refund stands at the PSP, REFUND_NOT_FOUND included. Raises `PspError`: nothing was learned."""
+        """Fetch a refund, REFUND_NOT_FOUND included. Raises `PspError` if nothing was learned."""
         ...
 
     async def fetch(self, payment: Payment, *, source: Source) -> Evidence:
-        """How the payment's operation stands at the PSP, by its reference or by our metadata, NOT_FOUND included.
+        """Fetch the payment's operation, by its reference or by our metadata, NOT_FOUND included.
 
-        Raises `PspError`: nothing was learned.
+        Raises `PspError` if nothing was learned.
         """
         ...
 
     async def close(self, payment: Payment, *, as_kind: EvidenceKind, source: Source) -> Evidence:
-        """Close what can be paid, so that it no longer can, and say how the operation stands then.
+        """Close an open object so that it can no longer be paid, and return its state.
 
-        `as_kind` is EXPIRED or CANCELED; if the customer was faster, the answer is CAPTURED or AUTHORIZED. Raises `PspError`.
+        `as_kind` is EXPIRED or CANCELED; if the customer paid first, the answer is CAPTURED or AUTHORIZED. Raises `PspError`.
         """
         ...
 
     async def list_window(self, *, since: datetime, until: datetime) -> Sequence[Seen]:
-        """The payments that the PSP made in a window of time, as far as our metadata names them; at Stripe, those that somebody
-        has begun to pay. Raises `PspError`."""
+        """The payments that the PSP created in a time window, if our metadata names them; at Stripe, those that somebody has
+        started to pay. Raises `PspError`.
+        """
         ...
 
     async def list_events(self, *, since: datetime, until: datetime, only_rare: bool) -> Sequence[Notice]:
-        """The PSP's events of a window of time, oldest first: what its webhooks said, or would have.
+        """The PSP's events of a time window, oldest first, whether or not webhooks have delivered them.
 
-        `only_rare`: refunds and disputes, which nothing else would find out. Raises `PspError`.
+        `only_rare` selects refunds and disputes, which nothing else would find. Raises `PspError`.
         """
         ...
 
     async def resolve(self, notice: Notice) -> Notice:
-        """Find out which payment an event is about that does not name it. Raises `PspError`."""
+        """Find the payment of an event that does not name it. Raises `PspError`."""
         ...
 
     def read_webhook(self, headers: Mapping[bytes, bytes], body: bytes, *, now: float) -> Notice:
-        """Verify and read a webhook. Raises `InvalidSignature`, or `Malformed` for a signed body that cannot be read."""
+        """Verify and decode a webhook. Raises `InvalidSignature`, or `Malformed` for a signed body that cannot be read."""
         ...

@@ -1,7 +1,7 @@
 """The payment service providers that Florin knows: one record each.
 
-The command line and the composition root read these records, and no code chooses by a provider's name. A provider is added by a
-module with its adapter and a record here; `tests/server/psp/test_conformance.py` then asks of it what it asks of every other.
+The command line and the composition root read these records; no code branches on a provider's name. A new provider is a package
+with its adapter and a record here; `tests/server/psp/test_conformance.py` then runs against it as against every other.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from server.psp.transport import PspTransport
 
 
 class MakeAdapter(Protocol):
-    """Makes the adapter of one account. `webhook_secrets`: any of them is good; `now` is the time."""
+    """Makes the adapter of one account. Any of `webhook_secrets` is valid; `now` is the clock."""
 
     def __call__(
         self,
@@ -36,10 +36,10 @@ class MakeAdapter(Protocol):
 class Provider:
     """A provider.
 
-    `headers` go with every call and hold the API key; `retry_header` is the one by which it says itself whether a call may be
-    repeated. `base_url` and `requests_per_second` (by mode) are the settings of an account that says nothing else.
-    `require_api_key` and `require_webhook_secret` raise `Unprocessable` for what cannot be one, and say what one looks like.
-    `is_added` by `florin psp add`; an account of another comes with what it belongs to.
+    `headers` go with every call and carry the API key; `retry_header` is the header by which it says whether a call may be
+    repeated. `base_url` and `requests_per_second` (by mode) are defaults for an account. `require_api_key` and
+    `require_webhook_secret` raise `Unprocessable` for what cannot be one, saying what one looks like. `is_added`: accounts are
+    added by `florin psp add`; other accounts come with their own program.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Provider:
     is_added: bool = True
 
     def webhook_path(self, account_id: PspAccountId) -> str:
-        """Where the provider sends an account's webhooks, on our public address."""
+        """The path on our public address to which the provider sends an account's webhooks."""
         return f"/v1/psp/{self.name}/{encode_id(PSP_ACCOUNT, account_id)}/webhooks"
 
 
@@ -91,5 +91,5 @@ def provider_of(name: str) -> Provider:
     """The provider of that name. Raises `NotFound`."""
     provider = PROVIDERS.get(name)
     if provider is None:
-        raise NotFound(f"there is no payment service provider {name[:40]!r}: {', '.join(PROVIDERS)}")
+        raise NotFound(f"unknown payment service provider {name[:40]!r}: expected one of {', '.join(PROVIDERS)}")
     return provider

@@ -1,7 +1,7 @@
-"""Which account at which PSP a payment goes to, and the adapter of an account that a payment is at.
+"""Chooses the PSP account of a payment, and finds the adapter of a payment's account.
 
-Accounts are few and change seldom: they are loaded at the start, once a second by `server.jobs.psp_sync`, and when one is asked
-for that is not known; so a kill switch, a rotated secret or a new limit needs no restart.
+Accounts are few and seldom change. They are loaded at the start, once a second by `server.jobs.psp_sync`, and when an unknown one
+is asked for; so a kill switch, a rotated secret or a new limit needs no restart.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -18,9 +18,9 @@ RELOAD_SECONDS_MIN = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What kind of payment it is. `by_token`: charged by token, else on a hosted page; `by_hand`: captured by hand. A page is
-    open for `page_seconds`.
+class PaymentKind:
+    """The kind of a payment. `by_token`: charged by token, otherwise on a hosted page; `by_hand`: manual capture. A page is open
+    for `page_seconds`.
     """
 
     mode: str
@@ -32,7 +32,7 @@ class Wanted:
 
 
 class Routing:
-    """The adapters of all accounts. `load` makes them anew, keeping their guards."""
+    """The adapters of all accounts. `load` makes them again, keeping their guards."""
 
     def __init__(self, load: Callable[[], Awaitable[Iterable[Adapter]]]) -> None:
         self._load = load
@@ -46,11 +46,11 @@ class Routing:
 
     @property
     def adapters(self) -> Sequence[Adapter]:
-        """All of them."""
+        """All adapters."""
         return list(self._adapters.values())
 
-    def candidates(self, account_ids: Iterable[PspAccountId], wanted: Wanted) -> list[Adapter]:
-        """The accounts, of those named and in their order, that can take such a payment and may."""
+    def candidates(self, account_ids: Iterable[PspAccountId], wanted: PaymentKind) -> list[Adapter]:
+        """Those of the named accounts, in order, that can take such a payment and are enabled."""
         found: list[Adapter] = []
         for account_id in dict.fromkeys(account_ids):
             adapter = self._adapters.get(account_id)
@@ -59,36 +59,36 @@ class Routing:
         return found
 
     def has_any(self, account_ids: Iterable[PspAccountId], *, mode: str) -> bool:
-        """Whether one of the accounts may take new payments at all."""
+        """Return whether any of the accounts takes new payments."""
         adapters = (self._adapters.get(account_id) for account_id in account_ids)
         return any(adapter is not None and adapter.is_enabled and adapter.mode == mode for adapter in adapters)
 
     def loaded(self, account_id: PspAccountId) -> Adapter | None:
-        """The adapter of an account that this worker knows already."""
+        """The adapter of an account that this worker has loaded."""
         return self._adapters.get(account_id)
 
     async def find(self, account_id: PspAccountId) -> Adapter | None:
-        """The adapter of an account, looking again for one that is new at most once in `RELOAD_SECONDS_MIN`."""
+        """The adapter of an account. For an unknown one the accounts are reloaded at most once per `RELOAD_SECONDS_MIN`."""
         if account_id not in self._adapters and trio.current_time() - self._loaded_at > RELOAD_SECONDS_MIN:
             await self.reload()
         return self._adapters.get(account_id)
 
     async def of(self, account_id: PspAccountId) -> Adapter:
-        """The adapter of an account that a payment is at. Raises `PspUnreachable` where it has gone."""
+        """The adapter of a payment's account. Raises `PspUnreachable` if it does not exist any more."""
         adapter = await self.find(account_id)
         if adapter is None:
             raise PspUnreachable("the payment's PSP account is not configured")
         return adapter
 
     async def named(self, psp: str, account_id: PspAccountId) -> Adapter:
-        """The adapter that a webhook address names. Raises `NotFound`."""
+        """The adapter that a webhook path names. Raises `NotFound`."""
         adapter = await self.find(account_id)
         if adapter is None or adapter.psp != psp:
             raise NotFound("no such PSP account")
         return adapter
 
 
-def _can(adapter: Adapter, wanted: Wanted) -> bool:
+def _can(adapter: Adapter, wanted: PaymentKind) -> bool:
     can = adapter.capabilities
     if not adapter.takes(wanted.money) or (wanted.by_hand and not can.manual_capture):
         return False

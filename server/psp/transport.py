@@ -1,10 +1,9 @@
-"""Calls to one PSP account over HTTP: guarded, bounded in time, repeated only where that is safe, and classified.
+"""Calls to one PSP account over HTTP: guarded, bounded in time, repeated only if that is safe, and classified.
 
-What is known after a call is what matters, so that every end of it is one of four: the response; `PspUnreachable`, the PSP
-provably did nothing (`PspBusy` where it, or we, had no room); `PspOutcomeUnknown`. Repeated are: what was never sent; what was
-refused for now (409, 429); and reads and calls with an idempotency key that ended in a 5xx. A call that may change something and
-whose answer was lost is not repeated here: it is found out by a fetch (DESIGN 4). All attempts share one deadline and each is
-admitted anew.
+Each call returns a response or raises `PspUnreachable` (the PSP provably did nothing), `PspBusy` (the same, because it or we had
+no capacity) or `PspOutcomeUnknown`. A call is repeated if it was never sent, if it was refused for now (409, 429), or if it ended
+in a 5xx and is a read or has an idempotency key. A call that may change something and whose answer was lost is not repeated here:
+it is settled by a fetch (promise:unknown-not-declined). All attempts share one deadline, and each is admitted by the guard.
 """
 
 import math
@@ -27,7 +26,7 @@ BACKOFF_SECONDS = 0.1
 BACKOFF_SECONDS_MAX = 2.0
 RETRY_AFTER_SECONDS_MAX = 60.0
 MIN_SHARE = 0.2
-"""Of a call's time that must be left when its turn comes: what is sent too late is UNKNOWN for nothing."""
+"""The share of its time that a call must have left when its turn comes. One sent later could only end UNKNOWN."""
 
 _NOT_NOW = frozenset({409, 425})
 _LOST = frozenset({408, 424})
@@ -36,7 +35,7 @@ _log = structlog.get_logger()
 
 
 class PspCall(StrEnum):
-    """What is asked of a PSP, for metrics and deadlines."""
+    """The purpose of a call, for metrics and deadlines."""
 
     INTENT = "intent"
     CHARGE = "charge"
@@ -53,7 +52,7 @@ READS = frozenset({PspCall.FETCH, PspCall.LIST})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """How long a call may take in all, waiting for its turn and retries included; one try of a read; and connecting."""
+    """The time limits of a whole call (with waiting and retries), of one try of a read, and of connecting."""
 
     seconds: float
     read_seconds: float
@@ -62,7 +61,7 @@ class Deadlines:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response that is not a 5xx. `after_loss`: an earlier attempt may have had its effect, whatever this one says."""
+    """A response that is not a 5xx. `after_loss`: an earlier attempt may have taken effect, whatever this one says."""
 
     response: Response
     after_loss: bool
@@ -74,15 +73,15 @@ class Answer:
             return self.response
         if self.after_loss or status < 400:
             raise PspOutcomeUnknown(f"the PSP answered {status}")
-        raise PspRejected(f"the PSP refused: {status}")  # what it says may repeat what must not be logged
+        raise PspRejected(f"the PSP refused: {status}")  # its body may repeat what must not be logged
 
 
 Observe = Callable[[PspCall, str, float], None]
-"""Is told of every attempt: what for, how it ended (a status class, 429, not_sent, lost, cancelled), how many seconds."""
+"""Called for every attempt with its purpose, its result (a status class, 429, not_sent, lost, cancelled) and its seconds."""
 
 
 class PspTransport:
-    """The way to one account. `headers` go with every call."""
+    """The transport of one account. `headers` go with every call."""
 
     def __init__(
         self,
@@ -115,9 +114,9 @@ class PspTransport:
         headers: Iterable[tuple[str, str]] = (),
         is_keyed: bool = False,
     ) -> Answer:
-        """Ask, again where that is safe. `is_keyed`: the PSP knows a repetition by its idempotency key.
+        """Make a call, and repeat it if that is safe. `is_keyed`: the PSP recognizes a repetition by its idempotency key.
 
-        Raises `PspUnreachable`, `PspBusy` or `PspOutcomeUnknown`. Cancelled, the call may have had its effect.
+        Raises `PspUnreachable`, `PspBusy` or `PspOutcomeUnknown`. If canceled, the call may have taken effect.
         """
         deadlines = self._deadlines
         is_read = call in READS
@@ -169,8 +168,8 @@ class PspTransport:
         began_at = trio.current_time()
         if ends_at - began_at < MIN_SHARE * self._deadlines.seconds:
             self.guard.leave(admission)
-            raise PspBusy("the call's time was over before its turn came")
-        is_read = call in READS  # a call that was lost with its connection may have arrived: only a read is sent again
+            raise PspBusy("too little of the call's time was left when its turn came")
+        is_read = call in READS  # a call lost with its connection may have arrived: only a read is sent again
         seconds = max(min(ends_at - began_at, self._deadlines.read_seconds if is_read else math.inf), 0.1)
         outcome, failed = "cancelled", None
         try:
@@ -179,7 +178,7 @@ class PspTransport:
             )
             outcome = "429" if response.status == 429 else f"{response.status // 100}xx"
             if response.status == 429:
-                self.guard.push_back()
+                self.guard.record_429()
             else:
                 failed = response.status >= 500 or response.status in _NOT_OURS
         except NotSent:
@@ -197,27 +196,29 @@ class PspTransport:
         return response
 
     def _failure(self, status: int, wait_seconds: float) -> PspUnreachable | PspOutcomeUnknown:
-        """What a response means that is not an answer."""
+        """The failure that a response means."""
         if status == 429:
-            return PspBusy("the PSP has no room at the moment", retry_after_seconds=max(wait_seconds, 1.0))
+            return PspBusy("the PSP takes no more calls at the moment", retry_after_seconds=max(wait_seconds, 1.0))
         if status in _NOT_OURS:
-            _log.error("a PSP does not accept our credentials", address=self._base_url, status=status)
-            return PspUnreachable("the PSP does not accept our credentials")
+            _log.error("a PSP rejects our credentials", address=self._base_url, status=status)
+            return PspUnreachable("the PSP rejects our credentials")
         return PspOutcomeUnknown(f"the PSP answered {status}")
 
     def _may_repeat(self, response: Response, *, is_safe: bool) -> bool:
-        """A PSP that says whether to repeat is believed; else what is safe is repeated, and what was refused for now."""
+        """Return whether a call may be repeated. A PSP's own word decides; otherwise safe calls and those refused for now are
+        repeated.
+        """
         said = response.header(self._retry_header) if self._retry_header is not None else None
         if said in (b"true", b"false"):
             return said == b"true" and (is_safe or response.status < 500)
         return response.status == 429 or (is_safe and response.status not in _NOT_OURS)
 
     def _backoff_seconds(self, attempt: int) -> float:
-        """Full jitter: those who failed together do not come back together."""
+        """The wait before a call is repeated, with jitter, so that calls that failed together are not repeated together."""
         return self._rng.uniform(0.3, 1.0) * min(BACKOFF_SECONDS * 2.0 ** (attempt - 1), BACKOFF_SECONDS_MAX)
 
 
 def _retry_after_seconds(response: Response) -> float:
-    """What Retry-After asks for in seconds (RFC 9110, 10.2.3); a date is not looked at."""
+    """The seconds of Retry-After (RFC 9110, 10.2.3); a date is ignored."""
     text = response.header(b"retry-after") or b""
     return min(float(text), RETRY_AFTER_SECONDS_MAX) if text.isdigit() and len(text) <= 5 else 0.0

@@ -1,6 +1,6 @@
-"""What Florin answers, as types: the OpenAPI document describes replies by them and the merchant client reads replies into them.
+"""The documents of the API as types. The OpenAPI document describes replies by them.
 
-A reader must not mind fields that it does not know: new ones are no new version.
+Clients must ignore unknown fields: adding a field does not make a new version.
 """
 
 from server.resources.batches import Batch, BatchItem, BatchItemPage, BatchReport, ItemStatus

@@ -11,9 +11,11 @@ ItemStatus = Literal["SUCCEEDED", "DECLINED", "PENDING", "UNKNOWN", "FAILED", "N
 
 
 class BatchItem(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of an item of a batch. `success` is 1 exactly where it is SUCCEEDED; `item` is its number in the request, from 1.
+    """The result of an item of a batch. `success` is 1 if the status is SUCCEEDED, else 0; `item` is its number in the request,
+    from 1.
 
-    UNKNOWN: the PSP was asked, or may have been; it is found out. FAILED: nothing was done, `code` and `detail` say why.
+    UNKNOWN: the PSP was or may have been asked; the outcome is settled later. FAILED: nothing was done, and `code` and `detail`
+    say why.
     """
 
     object: Literal["batch_item"]
@@ -32,8 +34,8 @@ class BatchItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch. `outcomes` counts its items by status, `unfinished` those that wait or are under way while it runs; with
-    `resume_token` what is unfinished is resumed, once.
+    """A batch. `outcomes` counts its items by status, `unfinished` those that have no result while it runs. `resume_token`
+    resumes the unfinished items, once.
     """
 
     id: str
@@ -59,7 +61,7 @@ class BatchReport(Batch, frozen=True, kw_only=True):
 
 
 class BatchItemPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Results in the order in which they became known. Ask again with `after=position`."""
+    """Results in the order in which they became known. Continue with `after=position`."""
 
     data: list[BatchItem]
     position: int

@@ -7,9 +7,7 @@ import msgspec
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened. `seq` numbers a merchant's events without a gap; `id` tells repetitions; `data` is the object as it was
-    then.
-    """
+    """An event. `seq` numbers a merchant's events without a gap; `id` identifies repetitions; `data` is the object as it was."""
 
     id: str
     type: str
@@ -20,7 +18,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Consumer(msgspec.Struct, frozen=True, kw_only=True):
-    """A named reader of events; everything up to `acked_seq` has been dealt with."""
+    """A named reader of events. Everything up to `acked_seq` has been handled."""
 
     name: str
     acked_seq: int
@@ -29,7 +27,7 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamTicket(msgspec.Struct, frozen=True, kw_only=True):
-    """Opens the stream once, from pages of `origin`."""
+    """A ticket that opens the stream once, from pages of `origin`."""
 
     ticket: str
     url: str
@@ -37,7 +35,7 @@ class StreamTicket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Events in order. Ask again with `after=seq`. `recovered`: these follow what you had without a gap."""
+    """Events in order. Continue with `after=seq`. `recovered`: they follow your position without a gap."""
 
     data: list[Event]
     seq: int

@@ -1,4 +1,4 @@
-"""Lists, whole and by the page."""
+"""Lists, whole and in pages."""
 
 from typing import Generic, TypeVar
 
@@ -8,13 +8,13 @@ T = TypeVar("T")
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """How many deliveries will be made."""
+    """The number of deliveries that will be made."""
 
     deliveries: int
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """A page of a list; `next_cursor` asks for the next one."""
+    """A page of a list. `next_cursor` asks for the next one."""
 
     data: list[T]
     has_more: bool

@@ -14,7 +14,7 @@ PaymentStatus = Literal["PENDING", "AUTHORIZED", "SUCCEEDED", "DECLINED", "EXPIR
 
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment. Amounts are in minor units: 1999 EUR is 19.99 €. `success` is 1 exactly where it is SUCCEEDED."""
+    """A payment. Amounts are in minor units: 1999 EUR is 19.99 €. `success` is 1 if the status is SUCCEEDED, else 0."""
 
     id: str
     object: Literal["payment"]
@@ -45,7 +45,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, payment: domain.Payment) -> "Payment":
-        """A payment as it stands."""
+        """The document of a payment."""
         return cls(
             id=encode_id(PAYMENT, payment.id),
             object="payment",
@@ -92,7 +92,7 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, refund: refunds.Refund) -> "Refund":
-        """A refund as it stands."""
+        """The document of a refund."""
         return cls(
             id=encode_id(REFUND, refund.id),
             object="refund",

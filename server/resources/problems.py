@@ -1,4 +1,4 @@
-"""Why a request failed, as merchants are told (RFC 9457)."""
+"""Problem documents (RFC 9457)."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from server.resources.payments import Payment, Refund
 
 
 class ItemProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with an item of a batch."""
+    """The problem with one item of a batch."""
 
     item: int
     path: str
@@ -18,7 +18,7 @@ class ItemProblem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a request failed (RFC 9457). `code` is stable; `path` names the field."""
+    """The reason why a request failed (RFC 9457). `code` is stable; `path` names the field."""
 
     type: str
     title: str

@@ -9,7 +9,7 @@ from core.ids import ENDPOINT, EndpointId, encode_id
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A webhook endpoint. `secret` is there where it was just made; `event_types` empty means all."""
+    """A webhook endpoint. `secret` is present only if it was just created or rotated; empty `event_types` means all."""
 
     id: str
     object: Literal["webhook_endpoint"]
@@ -28,7 +28,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
-    """A webhook endpoint in the events about it. `disabled_reason`: why it gets no more."""
+    """A webhook endpoint in the events about it. `disabled_reason` says why it gets no more events."""
 
     id: str
     object: Literal["webhook_endpoint"]
@@ -38,7 +38,7 @@ class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, endpoint_id: EndpointId, *, url: str, reason: str | None) -> "EndpointState":
-        """An endpoint that is enabled, or disabled for a reason."""
+        """The document of an endpoint that is enabled, or disabled for a reason."""
         return cls(
             id=encode_id(ENDPOINT, endpoint_id),
             object="webhook_endpoint",
@@ -49,7 +49,7 @@ class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt to deliver. `response` is an excerpt of the answer without secrets."""
+    """One attempt at a delivery. `response` is an excerpt of the reply without secrets."""
 
     number: int
     at: datetime
@@ -60,7 +60,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SentRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is sent, without signature and personal data."""
+    """The request of a delivery, without its signature and personal data."""
 
     method: Literal["POST"]
     url: str
@@ -69,7 +69,7 @@ class SentRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """An event on its way to an endpoint. `DEAD`: given up, a dead letter."""
+    """The delivery of an event to an endpoint. `DEAD`: given up, a dead letter."""
 
     endpoint_id: str
     seq: int

@@ -1,18 +1,17 @@
-"""The sandbox's control API: POST /control with a JSON object tells the PSP what to do wrong, and what to do by itself.
+"""The sandbox's control API: POST /control with a JSON object sets faults of the PSP, and makes it act by itself.
 
-- Faults of calls, `answer` for none (answer, slow, hang, hang_before, refuse, drop, lose, reset_before, reset_after, half, drip,
-  throttle, conflict; see `server.sandbox.faults`): {"create" | "capture" | "close" | "void" | "refund" | "fetch" | "list":
+- Faults of calls, with `answer` for none (answer, slow, hang, hang_before, refuse, drop, lose, reset_before, reset_after, half,
+  drip, throttle, conflict; see `server.sandbox.faults`): {"create" | "capture" | "close" | "void" | "refund" | "fetch" | "list":
   FAULT}, or {"fault": FAULT, "times": n} in its place; {"latency": {"seconds": s}} or {"from_seconds", "to_seconds"} or
   {"p50_seconds", "p99_seconds"}, null for none; {"outage_seconds": s, "outage": "reset" | "unavailable" | "hang"};
-  {"requests_per_second_max": n}, past which it answers 429; {"count": "anew"}.
+  {"requests_per_second_max": n}, past which it answers 429; {"count": "anew"} resets the counts.
 - Webhooks: {"webhooks": "send" | "hold" | "release" | "reverse" | "repeat" | "lose" | "forge"}, {"webhook_delay_seconds": s},
   {"webhook_copies": n}.
-- What happens at a PSP by itself: {"refunds_end_as": "succeeded" | "pending" | "failed"}, {"end_refund": refund, "of": intent,
-  "as": ...}, {"refund_at_psp": intent, "amount_minor": n} (somebody refunds in the dashboard), {"expire": intent},
-  {"capture_late": intent}, {"dispute": intent, "as": "opened" | "won" | "lost", "amount_minor": n}, {"emit": type} (an event of a
-  type that nobody knows).
+- Acts of the PSP itself: {"refunds_end_as": "succeeded" | "pending" | "failed"}, {"end_refund": refund, "of": intent, "as": ...},
+  {"refund_at_psp": intent, "amount_minor": n} (somebody refunds in the dashboard), {"expire": intent}, {"capture_late": intent},
+  {"dispute": intent, "as": "opened" | "won" | "lost", "amount_minor": n}, {"emit": type} (an event of an unknown type).
 
-The answer says what is set and what was counted: requests, the most in one second, and floods, the requests that got 429.
+The answer shows the settings and the counts: requests, the most in one second, and floods, the requests that got 429.
 """
 
 from typing import Any
@@ -26,7 +25,7 @@ from server.sandbox.intents import Intents, Step
 from server.sandbox.webhooks import Webhooks
 
 REPEATED = 20
-"""How many of its last events the PSP sends again when told to, or forges."""
+"""The number of last events that the PSP sends again on request, or forges."""
 
 _KNOWN = frozenset(
     {
@@ -40,7 +39,7 @@ _HOW = ("send", "hold", "release", "reverse", "repeat", "lose", "forge")
 
 
 async def control(intents: Intents, webhooks: Webhooks, faults: Faults, body: bytes, send: Send) -> None:
-    """Do what a control request says; 422 where it cannot be."""
+    """Carry out a control request; 422 if it is invalid."""
     try:
         wanted = msgspec.json.decode(body, type=dict[str, Any])
         _require_known(wanted)
@@ -48,7 +47,7 @@ async def control(intents: Intents, webhooks: Webhooks, faults: Faults, body: by
         forged = await _webhooks(webhooks, wanted)
         if wanted.get("refunds_end_as") in ("succeeded", "pending", "failed"):
             intents.refunds_end_as = wanted["refunds_end_as"]
-        step = _happen(intents, wanted)
+        step = _act(intents, wanted)
         if step is not None and step.event_type:
             webhooks.emit(step.event_type, step.intent)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -60,7 +59,7 @@ async def control(intents: Intents, webhooks: Webhooks, faults: Faults, body: by
 def _require_known(wanted: dict[str, Any]) -> None:
     unknown = wanted.keys() - _KNOWN
     if unknown:
-        raise ValueError(f"there is no {min(unknown)!r} here, only {', '.join(sorted(_KNOWN))}")
+        raise ValueError(f"unknown field {min(unknown)!r}: expected one of {', '.join(sorted(_KNOWN))}")
 
 
 async def _webhooks(webhooks: Webhooks, wanted: dict[str, Any]) -> dict[str, int]:
@@ -86,8 +85,8 @@ async def _webhooks(webhooks: Webhooks, wanted: dict[str, Any]) -> dict[str, int
     return {}
 
 
-def _happen(intents: Intents, wanted: dict[str, Any]) -> Step | None:
-    """What happens at a PSP without being asked for."""
+def _act(intents: Intents, wanted: dict[str, Any]) -> Step | None:
+    """Carry out an act of the PSP itself."""
     match wanted:
         case {"end_refund": refund_id, "of": intent_id, "as": status}:
             return intents.end_refund(_known(intents, intent_id), refund_id, status)
@@ -100,7 +99,7 @@ def _happen(intents: Intents, wanted: dict[str, Any]) -> Step | None:
         case {"dispute": intent_id, "as": ("opened" | "won" | "lost") as end, "amount_minor": amount}:
             return intents.dispute(_known(intents, intent_id), end, amount)
         case {"emit": str(event_type)}:
-            return Step({"object": "of no concern"}, event_type)
+            return Step({"object": "unknown kind"}, event_type)
         case _:
             return None
 

@@ -1,9 +1,8 @@
-"""What goes wrong at the sandbox PSP, when it is told to: faults of single calls, latency, outages, a limit on requests per
-second.
+"""Faults of the sandbox PSP: faults of single calls, latency, outages, a limit on requests per second.
 
-A fault is set for a kind of call, for so many times or until it is set back to `answer`. `hang`, `lose`, `half`, `drip` and
-`reset_after` do what was asked and lose the answer; `hang_before`, `reset_before`, `drop`, `refuse`, `throttle` and `conflict` do
-nothing.
+A fault is set for a kind of call, for a number of times or until it is set back to `answer`. `hang`, `lose`, `half`, `drip` and
+`reset_after` carry the request out and lose the answer; `hang_before`, `reset_before`, `drop`, `refuse`, `throttle` and
+`conflict` do nothing.
 """
 
 import math
@@ -31,7 +30,7 @@ Answer = tuple[int, dict[str, Any]]
 
 
 class Fault(StrEnum):
-    """What goes wrong with a call."""
+    """The fault of a call."""
 
     ANSWER = "answer"
     SLOW = "slow"
@@ -49,7 +48,7 @@ class Fault(StrEnum):
 
 
 class Outage(StrEnum):
-    """How an outage looks from outside."""
+    """The form of an outage."""
 
     RESET = "reset"
     UNAVAILABLE = "unavailable"
@@ -63,7 +62,7 @@ class _Set:
 
 
 class Faults:
-    """The faults that are set, and what was counted. One for a process; `seed` makes its latencies repeatable."""
+    """The faults that are set, and the counts. One per process; `seed` makes its latencies repeatable."""
 
     def __init__(self, seed: int = 0) -> None:
         self._set = {call: _Set(Fault.ANSWER) for call in CALLS}
@@ -77,8 +76,8 @@ class Faults:
         self.requests_per_second_peak = 0
 
     def set(self, wanted: dict[str, Any]) -> None:
-        """Set what a control request asks for. Raises ValueError, having set nothing, for what is not known."""
-        wishes = {call: _wish(wanted[call]) for call in CALLS if call in wanted}
+        """Apply a control request. Raises ValueError, having set nothing, for an unknown setting."""
+        wishes = {call: _parse_fault(wanted[call]) for call in CALLS if call in wanted}
         latency = _latency(self._rng, wanted["latency"]) if "latency" in wanted else self._latency_seconds
         outage = self._outage
         if "outage_seconds" in wanted:
@@ -92,12 +91,12 @@ class Faults:
             self.requests = self.floods = self.requests_per_second_peak = 0
 
     def shown(self) -> dict[str, Any]:
-        """What is set and what was counted, for the answer of a control request."""
+        """The settings and counts, for the answer of a control request."""
         counted = {"requests": self.requests, "floods": self.floods, "requests_per_second_peak": self.requests_per_second_peak}
         return {**{call: one.fault.value for call, one in self._set.items()}, **counted}
 
     async def serve(self, call: str, act: Callable[[], Answer], send: Send) -> None:
-        """Carry out one call and answer it, with what was set to go wrong. Raises `Abort`."""
+        """Carry out one call and answer it, with its fault. Raises `Abort`."""
         if self._is_too_much():
             await _send(send, 429, {"error": "too many requests"}, [(b"retry-after", b"1")])
             return
@@ -108,13 +107,13 @@ class Faults:
                 await trio.sleep(HANG_SECONDS)
                 raise Abort
             case Fault.REFUSE:
-                await _send(send, 422, {"error": "refused, as it was told to"})
+                await _send(send, 422, {"error": "refused, as set by the control API"})
             case Fault.DROP:
-                await _send(send, 500, {"error": "lost before it was done, as it was told to"})
+                await _send(send, 500, {"error": "lost before it was done, as set by the control API"})
             case Fault.THROTTLE:
-                await _send(send, 429, {"error": "too many requests, as it was told to"}, [(b"retry-after", b"1")])
+                await _send(send, 429, {"error": "too many requests, as set by the control API"}, [(b"retry-after", b"1")])
             case Fault.CONFLICT:
-                await _send(send, 409, {"error": "the same request is under way, as it was told to"})
+                await _send(send, 409, {"error": "the same request is under way, as set by the control API"})
             case Fault.RESET_BEFORE:
                 raise Abort
             case _:
@@ -131,7 +130,7 @@ class Faults:
         return one.fault
 
     def _is_too_much(self) -> bool:
-        """Count a request; whether it is one too many within a second."""
+        """Count a request. Returns whether it exceeds the limit per second."""
         now = time.monotonic()
         self.requests += 1
         while self._recent and self._recent[0] <= now - 1.0:
@@ -147,13 +146,13 @@ class Faults:
         if self._outage is not None:
             kind, until = self._outage
             if trio.current_time() < until:
-                await self._be_out(kind, until)
+                await self._answer_outage(kind, until)
             else:
                 self._outage = None
         if self._latency_seconds is not None:
             await trio.sleep(min(self._latency_seconds(), SECONDS_MAX))
 
-    async def _be_out(self, kind: Outage, until: float) -> None:
+    async def _answer_outage(self, kind: Outage, until: float) -> None:
         if kind is Outage.HANG:
             await trio.sleep_until(until)
         if kind is Outage.UNAVAILABLE:
@@ -162,11 +161,11 @@ class Faults:
 
 
 class Unavailable(Exception):
-    """The PSP is out and says so: the caller answers 503."""
+    """The PSP is in an outage and says so: the caller answers 503."""
 
 
-def _wish(given: object) -> _Set:
-    """A fault by name, or with how often: {"fault": "lose", "times": 1}. Raises ValueError."""
+def _parse_fault(given: object) -> _Set:
+    """Parse a fault by name, or with a number of times: {"fault": "lose", "times": 1}. Raises ValueError."""
     if isinstance(given, dict):
         return _Set(Fault(str(given.get("fault"))), float(given.get("times", math.inf)))
     return _Set(Fault(str(given)))
@@ -174,12 +173,14 @@ def _wish(given: object) -> _Set:
 
 def _seconds(given: object) -> float:
     if not isinstance(given, int | float) or not 0 <= given <= SECONDS_MAX:
-        raise ValueError(f"seconds are from 0 to {SECONDS_MAX:.0f}")
+        raise ValueError(f"seconds must be between 0 and {SECONDS_MAX:.0f}")
     return float(given)
 
 
 def _latency(rng: random.Random, given: dict[str, Any] | None) -> Callable[[], float] | None:
-    """{"seconds": s}, {"from_seconds": a, "to_seconds": b}, or log-normal: {"p50_seconds": a, "p99_seconds": b}; null: none."""
+    """Parse {"seconds": s}, {"from_seconds": a, "to_seconds": b}, or log-normal {"p50_seconds": a, "p99_seconds": b}; null means
+    none.
+    """
     match given:
         case None:
             return None
@@ -194,14 +195,14 @@ def _latency(rng: random.Random, given: dict[str, Any] | None) -> Callable[[], f
             sigma = max(math.log(max(_seconds(rare), 1e-6)) - mu, 0.0) / 2.326
             return lambda: rng.lognormvariate(mu, sigma)
         case _:
-            raise ValueError("latency is seconds, from_seconds and to_seconds, or p50_seconds and p99_seconds")
+            raise ValueError("latency takes seconds, or from_seconds and to_seconds, or p50_seconds and p99_seconds")
 
 
 async def _answer(fault: Fault, answer: Answer, send: Send) -> None:
-    """Send the answer of what was done, as far as the fault lets it through. Raises `Abort`."""
+    """Send the answer, as far as the fault lets it through. Raises `Abort`."""
     status, content = answer
     if fault is Fault.LOSE and status < 300:
-        await _send(send, 500, {"error": "it was done, and this answer is lost on purpose"})
+        await _send(send, 500, {"error": "done, and the answer is lost on purpose"})
         return
     if fault is Fault.HANG:
         await trio.sleep(HANG_SECONDS)

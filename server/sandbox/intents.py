@@ -1,9 +1,9 @@
 """The sandbox PSP's own books: payment intents, pure and synchronous.
 
-An intent is `open` until it is paid (`captured`, or `authorized` where it is captured by hand), closed (`expired`, `canceled`) or
-ended (`declined`). A refused card leaves it open for another one. Whoever pays or closes first wins. What is authorized is
-captured once, in full or in part, or voided. What is captured can be refunded, never beyond its amount. Every movement of money
-is in a ledger of its own, which is the truth that Florin's is compared with.
+An intent is `open` until it is paid (`captured`, or `authorized` with manual capture), closed (`expired`, `canceled`) or ended
+(`declined`). A refused card leaves it open for another one. The first to pay or close wins. An authorization is captured once, in
+full or in part, or voided. A capture can be refunded up to its amount. Every movement of money is in a ledger, with which
+Florin's is compared.
 """
 
 import time
@@ -16,10 +16,10 @@ from server.sandbox.journal import Journal
 PAID_CARD = "4242424242424242"
 REFUSED_CARDS = {"4000000000000002": "card_declined", "4000000000009995": "insufficient_funds"}
 LAST_CARD = "4000000000000069"
-"""Ends the intent: declined for good, no other card is taken."""
+"""Ends the intent: declined for good, no other card is accepted."""
 
 CHALLENGED_CARD = "4000000000003220"
-"""The customer's bank wants to know whether it is really the customer: 3-D Secure."""
+"""The customer's bank asks the customer to confirm: 3-D Secure."""
 
 CHALLENGED_TOKEN = "tok_3ds"  # noqa: S105 - a test card's
 TOKENS = {
@@ -28,7 +28,7 @@ TOKENS = {
     "tok_declined": "card_declined",
     "tok_insufficient_funds": "insufficient_funds",
 }
-"""What a merchant's terminal or page can send for a card, and the code it is declined with."""
+"""Tokens that a merchant can send instead of a card, and their decline codes."""
 
 AUTHORIZATION_SECONDS = 7 * 86_400
 
@@ -37,7 +37,7 @@ FINAL = frozenset({"captured", "expired", "canceled", "declined"})
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An intent after something happened, and the type of the event to send, if there is one."""
+    """An intent after a step, and the type of the event to send, if any."""
 
     intent: dict[str, Any]
     event_type: str | None
@@ -53,14 +53,14 @@ class Intents:
         self.refunds_end_as = "succeeded"
 
     def create(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Open an intent, once per operation. Raises ValueError for fields that cannot be."""
+        """Open an intent, once per operation. Raises ValueError for invalid fields."""
         operation_id = str(UUID(fields["operation_id"]))
         known = self.of_operation(operation_id)
         if known is not None:
             return known
         amount = fields["amount_minor"]
         if type(amount) is not int or amount <= 0:
-            raise ValueError("amount_minor must be a positive whole number")
+            raise ValueError("amount_minor must be a positive integer")
         intent_id = _intent_id(operation_id)
         intent: dict[str, Any] = {
             "id": intent_id,
@@ -93,7 +93,7 @@ class Intents:
     def _charged(self, intent: dict[str, Any], token: str) -> dict[str, Any]:
         """The intent after its token was charged, in one step with opening it."""
         if token not in TOKENS:
-            raise ValueError(f"no such token; the sandbox has {', '.join(TOKENS)}")
+            raise ValueError(f"unknown token: the sandbox has {', '.join(TOKENS)}")
         code = TOKENS[token]
         if token == CHALLENGED_TOKEN:
             return {**intent, "challenge": "token", "attempts": 1}
@@ -111,11 +111,11 @@ class Intents:
         return self._journal.entries.get(intent_id)
 
     def of_operation(self, operation_id: str) -> dict[str, Any] | None:
-        """The intent that was opened for an operation of Florin's, which gave it its id. Raises ValueError for no UUID."""
+        """The intent of one of Florin's operations, from which its id is derived. Raises ValueError if it is not a UUID."""
         return self.find(_intent_id(operation_id))
 
     def pay(self, intent: dict[str, Any], card: str) -> Step:
-        """Try a card. Raises ValueError for something that is not a test card."""
+        """Try a card. Raises ValueError for one that is not a test card."""
         if intent["status"] != "open":
             return Step(intent, None)
         digits = "".join(character for character in card if character.isdigit())
@@ -134,7 +134,7 @@ class Intents:
         raise ValueError("This is not one of the test cards below.")
 
     def confirm(self, intent: dict[str, Any], *, is_customer: bool) -> Step:
-        """The end of the bank's question, whether the customer is who paid. What was charged by token has no second card."""
+        """End the bank's check with its result. A payment by token has no second card."""
         if intent["status"] != "open" or not intent["challenge"]:
             return Step(intent, None)
         if is_customer:
@@ -151,7 +151,7 @@ class Intents:
         return self._step(intent, f"intent.{paid['status']}", **changes, **paid)
 
     def close(self, intent: dict[str, Any], status: str) -> Step:
-        """Close an open intent as `expired` or `canceled`; one that is not open stays as it is."""
+        """Close an open intent as `expired` or `canceled`. One that is not open is not changed."""
         if status not in ("expired", "canceled"):
             raise ValueError("close as expired or canceled")
         if intent["status"] != "open":
@@ -159,7 +159,7 @@ class Intents:
         return self._step(intent, f"intent.{status}", status=status)
 
     def void(self, intent: dict[str, Any]) -> Step:
-        """Release authorized money; an intent that is over stays as it is. Raises ValueError for an open one."""
+        """Release an authorization. An intent that is over is not changed. Raises ValueError for an open one."""
         if intent["status"] == "open":
             raise ValueError("nothing is authorized: close it instead")
         if intent["status"] != "authorized":
@@ -167,18 +167,18 @@ class Intents:
         return self._step(intent, "intent.canceled", status="canceled")
 
     def capture_late(self, intent: dict[str, Any]) -> Step:
-        """Take the money although the intent is over: what no PSP should do and some do."""
+        """Capture although the intent is over, which no PSP should do and some do."""
         self._book("charge", intent, intent["amount_minor"])
         return self._step(intent, "intent.captured", status="captured", captured_minor=intent["amount_minor"])
 
     def expire(self, intent: dict[str, Any]) -> Step:
-        """An open page or an authorization ends by itself."""
+        """Let an open page or an authorization end by itself."""
         if intent["status"] in FINAL:
             return Step(intent, None)
         return self._step(intent, "intent.expired", status="expired")
 
     def capture(self, intent: dict[str, Any], amount_minor: int) -> Step:
-        """Take authorized money, once; the rest is released. Raises ValueError where that cannot be."""
+        """Capture an authorization, once; the rest is released. Raises ValueError if that is not possible."""
         if intent["status"] == "captured" and intent["captured_minor"] == amount_minor:
             return Step(intent, None)
         if intent["status"] != "authorized":
@@ -189,7 +189,7 @@ class Intents:
         return self._step(intent, "intent.captured", status="captured", captured_minor=amount_minor)
 
     def refund(self, intent: dict[str, Any], refund_id: str, amount_minor: int) -> Step:
-        """Give captured money back, once per refund id. Raises ValueError where that cannot be."""
+        """Refund, once per refund id. Raises ValueError if that is not possible."""
         if refund_id in intent["refunds"]:
             return Step(intent, None)
         given = sum(one["amount_minor"] for one in intent["refunds"].values() if one["status"] != "failed")
@@ -201,9 +201,9 @@ class Intents:
         return self._with_refund(intent, refund_id, {"amount_minor": amount_minor, "status": status})
 
     def end_refund(self, intent: dict[str, Any], refund_id: str, status: str) -> Step:
-        """Let a refund succeed or fail later, even one that had succeeded. Raises ValueError where that cannot be."""
+        """Let a refund succeed or fail later, even one that had succeeded. Raises ValueError if that is not possible."""
         if status not in ("succeeded", "failed") or refund_id not in intent["refunds"]:
-            raise ValueError("no such refund, or not an end of one")
+            raise ValueError("unknown refund or end of a refund")
         known = intent["refunds"][refund_id]
         if known["status"] != status and "succeeded" in (known["status"], status):
             is_done = status == "succeeded"
@@ -214,15 +214,17 @@ class Intents:
         return self._step(intent, "refund.updated", refunds={**intent["refunds"], refund_id: refund})
 
     def dispute(self, intent: dict[str, Any], end: str, amount_minor: int) -> Step:
-        """A customer's bank takes money back, and may give it back. Raises ValueError for what cannot be disputed."""
+        """Open, win or lose a dispute: a customer's bank withholds money, and may return it. Raises ValueError for an intent that
+        cannot be disputed.
+        """
         if not intent["captured_minor"] or type(amount_minor) is not int or amount_minor <= 0:
-            raise ValueError("only what is captured can be disputed")
+            raise ValueError("only captured money can be disputed")
         if end in ("opened", "won"):
             self._book(f"dispute_{end}", intent, -amount_minor if end == "opened" else amount_minor)
         return Step({**intent, "dispute": {"id": f"dis_{intent['id']}", "amount_minor": amount_minor}}, f"dispute.{end}")
 
     def window(self, *, created_from: int, created_before: int, after: str, limit: int) -> list[dict[str, Any]]:
-        """A page of the intents of a window of time, oldest first, after the one of that id."""
+        """A page of the intents of a time window, oldest first, behind the one of that id."""
         found: list[dict[str, Any]] = []
         is_after = not after
         for intent in self._journal.entries.values():
@@ -234,13 +236,13 @@ class Intents:
         return found
 
     def movements(self, *, after: str, limit: int) -> list[dict[str, Any]]:
-        """A page of the ledger, oldest first, after the movement of that id."""
+        """A page of the ledger, oldest first, behind the movement of that id."""
         movements = list(self._ledger.entries.values())
         start = next((at + 1 for at, one in enumerate(movements) if one["id"] == after), 0)
         return movements[start : start + limit]
 
     def balances(self) -> dict[str, int]:
-        """What all movements come to, by currency."""
+        """The sum of all movements, by currency."""
         sums: dict[str, int] = {}
         for one in self._ledger.entries.values():
             sums[one["currency"]] = sums.get(one["currency"], 0) + one["amount_minor"]

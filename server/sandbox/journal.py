@@ -1,6 +1,6 @@
-"""State that survives a restart: one JSON line per change, the last line of a key wins.
+"""State that survives a restart: one JSON line per change, of which the last for a key counts.
 
-Good enough for a sandbox: not synced to disk, compacted at the start, bounded in entries.
+This is enough for a sandbox: it is not synced to disk, compacted at the start, and bounded in entries.
 """
 
 import json
@@ -11,7 +11,7 @@ ENTRIES_MAX = 200_000
 
 
 class Journal:
-    """A bounded dictionary of JSON objects, kept in a file where there is one."""
+    """A bounded dictionary of JSON objects, kept in a file if one is given."""
 
     def __init__(self, path: Path | None) -> None:
         self.entries: dict[str, dict[str, Any]] = {}
@@ -27,7 +27,7 @@ class Journal:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def put(self, key: str, value: dict[str, Any]) -> None:
-        """Store an entry; the oldest goes where there are too many."""
+        """Store an entry, dropping the oldest if there are too many."""
         if key not in self.entries and len(self.entries) >= ENTRIES_MAX:
             del self.entries[next(iter(self.entries))]
         self.entries[key] = value

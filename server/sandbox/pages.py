@@ -1,5 +1,6 @@
-"""Renders the sandbox's and the shop's pages: plain HTML forms that work without JavaScript, on a phone and with a screen
-reader."""
+"""Renders the pages of the sandbox and the shop: plain HTML forms that work without JavaScript, on a phone and with a screen
+reader.
+"""
 
 from typing import Any
 from urllib.parse import parse_qsl
@@ -33,7 +34,7 @@ async def send_page(send: Send, template: str, *, status: int = 200, **values: A
 
 
 async def redirect(send: Send, location: str) -> None:
-    """Answer with 303: the browser goes on with GET."""
+    """Answer with 303, after which the browser continues with GET."""
     await respond(send, 303, b"", content_type=HTML, headers=[(b"location", location.encode("ascii", "ignore"))])
 
 

@@ -1,4 +1,4 @@
-"""The sandbox as a process: the PSP on one port, the demo shop on another, until SIGTERM."""
+"""The sandbox as a process: the PSP on one port and the demo shop on another, until SIGTERM."""
 
 import signal
 import socket
@@ -25,7 +25,7 @@ DRAIN_SECONDS = 1.0
 
 
 class SandboxConfiguration(msgspec.Struct, frozen=True):
-    """What the two sides have to know of each other. Written by whoever starts them, readable by its owner only."""
+    """Shared facts of the two sides. Written by their parent, readable by its owner only."""
 
     florin_url: str
     psp_url: str
@@ -98,7 +98,7 @@ async def serve(configuration: SandboxConfiguration, psp_socket: socket.socket, 
 
 
 def main(configuration_path: str, psp_descriptor: int, shop_descriptor: int, ready_descriptor: int) -> None:
-    """The sandbox process; its parent passes two listening sockets and a pipe."""
+    """Run the sandbox process. Its parent passes two listening sockets and a pipe."""
     configure_logs("warning")
     allow_many_files()
     configuration = msgspec.json.decode(Path(configuration_path).read_bytes(), type=SandboxConfiguration)

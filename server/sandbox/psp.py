@@ -3,8 +3,8 @@
 API (Bearer key): POST /v1/intents; GET /v1/intents?operation_id=, or ?created_from=&created_before=&limit=&after=; GET
 /v1/intents/{id}; POST /v1/intents/{id}/close, /capture, /void and /refunds; GET
 /v1/events?created_from=&types=all|rare&limit=&after=; GET /v1/movements?limit=&after=, the ledger; GET /v1/balances. A POST with
-an Idempotency-Key is carried out once: repeated, it has the same answer, and with another body it is refused. Customers: GET and
-POST /pay/{id}.
+an Idempotency-Key is carried out once: a repetition gets the same answer, and one with another body is refused. Customers: GET
+and POST /pay/{id}.
 """
 
 import hashlib
@@ -71,16 +71,16 @@ class Psp:
         try:
             await self._faults.serve(_call(scope, path), partial(self._answer, scope, path, body), send)
         except Unavailable:
-            await _json(send, 503, {"error": "the PSP is out of order, as it was told to"})
+            await _json(send, 503, {"error": "the PSP is in an outage, as set by the control API"})
 
     def _answer(self, scope: Scope, path: list[str], body: bytes) -> Answer:
-        """Carry a request out, once per idempotency key."""
+        """Carry out a request, once per idempotency key."""
         key = header(scope, b"idempotency-key") if scope["method"] == "POST" else None
         fingerprint = hashlib.sha256(scope["path"].encode() + b"\0" + body).digest()
         known = self._answers.get(key) if key is not None else None
         if known is not None:
             same = hmac.compare_digest(known[0], fingerprint)
-            return known[1] if same else (422, {"error": "this Idempotency-Key was used with another request"})
+            return known[1] if same else (422, {"error": "this Idempotency-Key was used for a different request"})
         try:
             answer = self._act(scope, path, msgspec.json.decode(body) if body else {})
         except (ValueError, KeyError, TypeError, AttributeError, msgspec.DecodeError) as error:
@@ -195,7 +195,7 @@ class Psp:
 
 
 def _call(scope: Scope, path: list[str]) -> str:
-    """Which call a request is, for its faults."""
+    """The kind of call that a request is, for its faults."""
     if scope["method"] == "POST":
         return _CALL_BY_VERB.get(path[-1], "create")
     is_list = path[0] != "intents" or (len(path) == 1 and b"operation_id=" not in scope["query_string"])
@@ -207,7 +207,7 @@ def _limit(wanted: dict[str, str]) -> int:
 
 
 def _back(intent: dict[str, Any]) -> str | None:
-    """Where the customer goes back to: the shop's address with the intent's id."""
+    """The address to which the customer returns: the shop's, with the intent's id."""
     if not intent["return_url"]:
         return None
     parts = urlsplit(intent["return_url"])

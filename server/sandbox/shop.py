@@ -1,7 +1,7 @@
-"""The demo shop: what a merchant's integration looks like, on Florin's public API only.
+"""The demo shop: an example of a merchant's integration, on Florin's public API only.
 
-An order is a cart with one item. Its id is the idempotency key, so a customer who clicks twice pays once; the page after the
-payment reads the payment from Florin and never trusts the browser; webhooks are verified and remembered by their id.
+An order is a cart with one item. Its id is the idempotency key, so a customer who clicks twice pays once. The page after the
+payment reads the payment from Florin and never trusts the browser. Webhooks are verified and deduplicated by their id.
 """
 
 import time
@@ -77,7 +77,7 @@ class Shop:
             return
         known = self._orders.entries.get(cart)
         if known is not None and known["item"] != item:
-            await send_page(send, "sorry.html", status=409, reason="This order was placed with another item. Please start anew.")
+            await send_page(send, "sorry.html", status=409, reason="This order was placed with another item. Please start again.")
             return
         name, amount = GOODS[item]
         wanted = {
@@ -100,7 +100,7 @@ class Shop:
         await redirect(send, answer["payment_url"])
 
     async def _create(self, wanted: dict[str, Any], *, key: str) -> Response:
-        """Create the payment; the second click of a double click waits for the first one's answer."""
+        """Create the payment. The second click of a double click waits for the first one's answer."""
         headers = [self._authorization, ("idempotency-key", key), ("content-type", "application/json")]
         with trio.fail_after(FLORIN_SECONDS):
             for _ in range(RETRIES_MAX):

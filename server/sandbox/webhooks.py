@@ -1,4 +1,4 @@
-"""Sends the sandbox PSP's webhooks: signed, retried, and held back where a test asks for it."""
+"""Sends the sandbox PSP's webhooks: signed, retried, and held back if a test asks for it."""
 
 import time
 from collections import deque
@@ -56,7 +56,7 @@ class Webhooks:
             self._enqueue(body)
 
     def events(self, *, created_from: int, created_before: int, only_rare: bool, after: str, limit: int) -> list[dict[str, Any]]:
-        """A page of the events that were made, sent or not, oldest first, after the one of that id."""
+        """A page of the created events, sent or not, oldest first, behind the one of that id."""
         found: list[dict[str, Any]] = []
         is_after = not after
         for event in self._log:
@@ -69,7 +69,9 @@ class Webhooks:
         return found
 
     async def forge(self, count: int) -> dict[str, int]:
-        """Send the last events as an attacker would: with a wrong secret, and with a right one of long ago. The statuses."""
+        """Send the last events as an attacker would: with a wrong secret, and with a valid but old signature. Returns the
+        statuses.
+        """
         statuses: dict[str, int] = {}
         for body in list(self._recent)[-count:]:
             old = int(time.time()) - 3_600
@@ -80,18 +82,18 @@ class Webhooks:
         return statuses
 
     def release(self, *, reverse: bool = False) -> None:
-        """Send what was held back, in order or the last one first."""
+        """Send the held events, in order or reversed."""
         self.are_held = False
         while self._held:
             self._enqueue(self._held.pop() if reverse else self._held.popleft())
 
     def repeat(self, count: int) -> None:
-        """Send the last events again, under their own ids, as PSPs do."""
+        """Send the last events again with their ids, as PSPs do."""
         for body in list(self._recent)[-count:]:
             self._enqueue(body)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Send until cancelled."""
+        """Send until canceled."""
         async with trio.open_nursery() as senders:
             for _ in range(SENDERS):
                 senders.start_soon(self._send_forever, senders)
@@ -101,7 +103,7 @@ class Webhooks:
         try:
             self._send.send_nowait(body)
         except trio.WouldBlock:
-            _log.warning("the sandbox PSP drops a webhook: too many wait")
+            _log.warning("the sandbox PSP drops a webhook: too many are waiting")
 
     async def _send_forever(self, nursery: trio.Nursery) -> None:
         async for body in self._receive:
@@ -112,14 +114,14 @@ class Webhooks:
             if len(nursery.child_tasks) < RETRIES_MAX:
                 nursery.start_soon(self._retry, body)
             else:
-                _log.warning("the sandbox PSP gives a webhook up: too many are retried")
+                _log.warning("the sandbox PSP gives up a webhook: too many are being retried")
 
     async def _retry(self, body: bytes) -> None:
         for delay in RETRY_DELAYS_SECONDS:
             await trio.sleep(delay)
             if await self._deliver(body):
                 return
-        _log.warning("the sandbox PSP gives a webhook up")
+        _log.warning("the sandbox PSP gives up a webhook")
 
     async def _deliver(self, body: bytes) -> bool:
         signature = sign_timestamped(self._secret, timestamp=int(time.time()), body=body)

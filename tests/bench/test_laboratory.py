@@ -1,4 +1,4 @@
-"""The laboratory as an engineer uses it: commands, reports, peers, comparisons; and the budgets that it watches."""
+"""The laboratory from outside: commands, reports, peers, comparisons, and the budgets that it checks."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def bench(*arguments: str, path: str | None = None) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
 
 
-def test_a_run_is_written_down_for_people_who_were_not_there(tmp_path: Path) -> None:
+def test_a_run_leaves_a_complete_report(tmp_path: Path) -> None:
     out = tmp_path / "report"
     done = bench("sync", "--count", "300", "--callers", "16", "--warm-up", "1", "--merchants", "4", "--out", str(out))
     assert done.returncode == 0, done.stderr
@@ -31,6 +31,7 @@ def test_a_run_is_written_down_for_people_who_were_not_there(tmp_path: Path) -> 
     assert found.cpu_us.keys() == {"worker", "PostgreSQL", "PSP", "load"}
     assert all(value > 0 for value in found.cpu_us.values())
     assert found.latencies["ok"].count == 300
+    assert found.group_items > 0
     assert report.machine.postgres
     page = (out / "report.html").read_text()
     for text in (
@@ -49,7 +50,7 @@ def test_a_run_is_written_down_for_people_who_were_not_there(tmp_path: Path) -> 
 
 
 def test_peers_keep_the_promises_too_and_a_missing_one_is_left_out(tmp_path: Path) -> None:
-    """A php without the extension cannot be measured. Swoole itself is not tested here: to build it takes minutes."""
+    """A php without the extension cannot be measured. Swoole itself is not tested here, because building it takes minutes."""
     php = tmp_path / "bin" / "php"
     php.parent.mkdir()
     php.write_text("#!/bin/sh\nexit 1\n")
@@ -67,7 +68,9 @@ def test_peers_keep_the_promises_too_and_a_missing_one_is_left_out(tmp_path: Pat
 
 
 def test_other_scenarios_end_well(tmp_path: Path) -> None:
-    """The hosted page with webhook and websocket, a batch, and websockets; the rest differs from `sync` by its schedule."""
+    """The hosted page with webhook and websocket, a batch, and websockets; the other scenarios differ from `sync` by their
+    schedule.
+    """
     for arguments in (
         ("checkout", "--count", "100", "--callers", "8", "--merchants", "4"),
         ("batch", "--count", "1", "--items", "50", "--psp-ms", "50"),
@@ -81,30 +84,30 @@ def test_other_scenarios_end_well(tmp_path: Path) -> None:
     assert {"created", "paid", "ok"} <= marks.keys()
 
 
-def test_bad_input_gets_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+def test_bad_input_gets_one_line_of_advice(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     for arguments, said in (
         (("sync", "--url", "http://10.1.2.3:8080", "--key", "fl_test_x"), "--allow-remote"),
         (("sync", "--url", "http://127.0.0.1:1"), "--key"),
         (("sync", "--url", "http://127.0.0.1:1", "--key", "fl_live_x"), "live key"),
-        (("sync", "--rate", "5", "--callers", "5"), "not both"),
-        (("sync", "--steps", "fast"), "by commas"),
-        (("sync", "--steps", "5,0"), "by commas"),
-        (("sync", "--rate", "5", "--steps", "5,10"), "choose one"),
+        (("sync", "--rate", "5", "--callers", "5"), "either an open loop"),
+        (("sync", "--steps", "fast"), "separated by commas"),
+        (("sync", "--steps", "5,0"), "separated by commas"),
+        (("sync", "--rate", "5", "--steps", "5,10"), "several rates"),
         (("spike", "--steps", "5,10"), "--rate, not --steps"),
-        (("sync", "--subjects", "nginx"), "there is no subject 'nginx'"),
-        (("sync", "--url", "https://127.0.0.1:1", "--key", "fl_test_x"), "http, host and port"),
-        (("sync", "--url", "127.0.0.1:8080", "--key", "fl_test_x"), "http, host and port"),
-        (("checkout", "--url", "http://127.0.0.1:1", "--key", "fl_test_x"), "leave --url out"),
+        (("sync", "--subjects", "nginx"), "unknown subject 'nginx'"),
+        (("sync", "--url", "https://127.0.0.1:1", "--key", "fl_test_x"), "--url must be like http://127.0.0.1:8080"),
+        (("sync", "--url", "127.0.0.1:8080", "--key", "fl_test_x"), "--url must be like http://127.0.0.1:8080"),
+        (("checkout", "--url", "http://127.0.0.1:1", "--key", "fl_test_x"), "leave out --url"),
         (("spike", "--callers", "5"), "--rate, not --callers"),
         (("sync", "--items", "5"), "--items is for `batch`"),
-        (("sync", "--arrivals", "poisson"), "needs --rate"),
+        (("sync", "--arrivals", "poisson"), "add --rate"),
         (("sync", "--set", "FLORIN_DATABASE_URL=postgresql://x"), "its own database"),
         (("checkout", "--subjects", "florin,asyncio"), "sync flow only"),
         (("sync", "--set", "PATH=x"), "FLORIN_NAME=VALUE"),
-        (("compare", str(report), str(report)), "is no report"),
-        (("profile", "nothing"), "profile one of"),
-        (("growth", "--sizes", "many"), "numbers by commas"),
+        (("compare", str(report), str(report)), "is not a report"),
+        (("profile", "nothing"), "the scenario must be one of"),
+        (("growth", "--sizes", "many"), "numbers separated by commas"),
     ):
         done = bench(*arguments, "--out", str(tmp_path / "out")) if arguments[0] != "report" else bench(*arguments)
         assert done.returncode == 1, arguments
@@ -112,8 +115,8 @@ def test_bad_input_gets_one_line_that_says_what_to_do(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-async def test_no_part_of_a_payment_has_become_much_dearer(tmp_path: Path) -> None:
-    """µs of each part beside a bare request of the wire, in this very run: absolute times would say more of the machine."""
+async def test_no_part_of_a_payment_costs_much_more(tmp_path: Path) -> None:
+    """µs of each part relative to a bare request of the same run: absolute times would depend on the machine."""
     found = await profile_scenario("sync", "worker", 5.0, None, tmp_path / "flame.svg", lambda _doing, _load: None)
     costs = {part: microseconds / found.request_us for part, microseconds in found.parts.items()}
     assert costs.keys() == ALARMS.keys()

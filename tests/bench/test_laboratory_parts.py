@@ -1,4 +1,4 @@
-"""The parts of the laboratory that figures depend on: schedules, confidence, corrected latencies, what is refused."""
+"""The parts of the laboratory that figures depend on: schedules, confidence intervals, corrected latencies, refused options."""
 
 import math
 import random
@@ -115,10 +115,10 @@ def test_a_report_shows_no_secrets() -> None:
 
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    with pytest.raises(ReportError, match="is no report"):
+    with pytest.raises(ReportError, match="is not a report"):
         read_report(path)
     path.write_text('{"format": 1}')
-    with pytest.raises(ReportError, match="is no report"):
+    with pytest.raises(ReportError, match="is not a report"):
         read_report(path)
     assert Report.__doc__
 
@@ -160,7 +160,7 @@ def test_plots_say_when_there_is_nothing_and_escape_names() -> None:
 
 @contextmanager
 def stalling_server(*, after: int, seconds: float) -> Iterator[str]:
-    """Answers at once, but for one time at which it stands still."""
+    """A server that answers at once, except for one stall."""
     loop, answered = Loop(), 0
 
     def answer(served: Served, _method: bytes, _target: bytes, _body: bytes) -> None:
@@ -202,8 +202,8 @@ async def _offered(plan: Plan) -> Load:
         return await offer(generators, plan, [["key"]])
 
 
-async def test_an_open_loop_counts_those_who_would_have_come_during_a_stall() -> None:
-    """The server stands still for half of a second: a quarter of the customers of two seconds notice."""
+async def test_an_open_loop_counts_requests_due_during_a_stall() -> None:
+    """The server stalls for half a second, which a quarter of the customers of two seconds notice."""
     with stalling_server(after=50, seconds=0.5) as url:
         load = await _offered(_hello(url, arrivals=Arrivals.CONSTANT, rate=100))
     assert load.ended == {"ok": load.begun}
@@ -223,7 +223,7 @@ async def test_a_closed_loop_asks_a_stalled_server_less() -> None:
 
 
 async def test_a_journey_that_is_given_up_leaves_nothing_behind() -> None:
-    """A server that stands still for longer than patience: its connection is closed, and the next journey has its own answer."""
+    """A server that stalls for longer than the timeout: its connection is closed, and the next journey gets its own answer."""
     with stalling_server(after=10, seconds=2.5) as url:
         plan = msgspec.structs.replace(
             _hello(url, arrivals=Arrivals.CONSTANT, rate=10), timeout_seconds=1.0, stages=[Stage(4.0, 10)]

@@ -1,4 +1,4 @@
-"""Money, ledger, card numbers and identifiers: the small laws."""
+"""Money, ledger, card numbers and identifiers."""
 
 from uuid import UUID, uuid4
 
@@ -35,7 +35,7 @@ def test_money_reads_as_people_write_it(amount: int, currency: str, text: str) -
 @pytest.mark.parametrize(
     ("amount", "currency"), [(0, "EUR"), (-1, "EUR"), (AMOUNT_MINOR_MAX + 1, "EUR"), (1, "EURO"), (1, "eur")]
 )
-def test_what_cannot_be_paid_is_refused(amount: int, currency: str) -> None:
+def test_invalid_amounts_are_refused(amount: int, currency: str) -> None:
     with pytest.raises(InvalidMoney):
         payable(amount, currency)
 
@@ -119,6 +119,6 @@ def test_ids_go_out_and_come_back(value: UUID) -> None:
 @pytest.mark.parametrize(
     "text", ["", "pay_", "pay_123", "mer_" + "0" * 32, "pay_" + "G" * 32, "pay_" + "A" * 32, "pay_" + "٠" * 32]
 )
-def test_what_is_not_an_id_is_refused(text: str) -> None:
+def test_invalid_ids_are_refused(text: str) -> None:
     with pytest.raises(InvalidId):
         decode_id(PAYMENT, text)

@@ -1,4 +1,4 @@
-"""The pure parts of notifications: which addresses may be called, what is kept of an answer, filters, patience."""
+"""The pure parts of notifications: allowed addresses, redaction, filters, schedules."""
 
 import time
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from core.ids import EndpointId, MerchantId
 from core.redaction import EXCERPT_LENGTH_MAX, excerpt, redacted_data, redacted_url
 from core.retry import retry_after_seconds
 from server.db.webhooks.endpoints import Endpoint
-from server.jobs.webhooks.endpoint_lane import CONCURRENCY_AT_FIRST, Lane
+from server.jobs.webhooks.endpoint_queue import CONCURRENCY_AT_FIRST, EndpointQueue
 from server.uuid7 import uuid7
 
 NOW = datetime(2026, 11, 22, 8, tzinfo=UTC)
@@ -85,12 +85,12 @@ PUBLIC = [
 
 
 @pytest.mark.parametrize("text", PRIVATE)
-def test_what_is_not_of_the_public_internet_is_not_called(text: str) -> None:
+def test_private_addresses_are_not_called(text: str) -> None:
     assert not is_public(ip_address(text))
 
 
 @pytest.mark.parametrize("text", PUBLIC)
-def test_what_is_of_the_public_internet_is(text: str) -> None:
+def test_public_addresses_are_called(text: str) -> None:
     assert is_public(ip_address(text))
 
 
@@ -134,7 +134,7 @@ def test_an_excerpt_holds_no_secret(text: str, secret: str) -> None:
     assert secret not in excerpt(text)
 
 
-def test_an_excerpt_tells_what_went_wrong() -> None:
+def test_an_excerpt_keeps_the_error() -> None:
     said = '{"error": "unknown event type payment.succeeded", "shop": 17}'
     assert excerpt(said) == said
 
@@ -150,7 +150,7 @@ def test_no_answer_holds_up_the_worker(part: str) -> None:
     assert (time.process_time() - began) / 10 < 0.02
 
 
-def test_urls_and_data_lose_what_is_private() -> None:
+def test_urls_and_data_lose_private_parts() -> None:
     assert redacted_url("https://hooks.example/services/T0/B0?x=1") == "https://hooks.example/services/[redacted]?[redacted]"
     assert redacted_url("https://shop.example/hook") == "https://shop.example/hook"
     assert redacted_data({"id": "pay_1", "metadata": {"a": "b"}, "description": None}) == {
@@ -191,86 +191,86 @@ def test_retry_after(header: str, seconds: float | None) -> None:
     assert retry_after_seconds(header, now=NOW) == seconds
 
 
-def a_lane(**settings: object) -> Lane:
-    """A lane of an endpoint with these settings."""
-    lane = Lane(MerchantId(uuid7()), EndpointId(uuid7()))
-    lane.configure(an_endpoint(lane, **settings), workers=2)
-    return lane
+def a_queue(**settings: object) -> EndpointQueue:
+    """A queue of an endpoint with these settings."""
+    queue = EndpointQueue(MerchantId(uuid7()), EndpointId(uuid7()))
+    queue.configure(an_endpoint(queue, **settings), workers=2)
+    return queue
 
 
-def an_endpoint(lane: Lane, **settings: object) -> Endpoint:
-    """The lane's endpoint."""
+def an_endpoint(queue: EndpointQueue, **settings: object) -> Endpoint:
+    """The queue's endpoint."""
     fields = {"url": "https://a", "sealed_secret": b"", "created_at": NOW, "updated_at": NOW, **settings}
-    return Endpoint(id=lane.endpoint_id, merchant_id=lane.merchant_id, **fields)  # type: ignore[arg-type]  # as given
+    return Endpoint(id=queue.endpoint_id, merchant_id=queue.merchant_id, **fields)  # type: ignore[arg-type]  # as given
 
 
-def run(lane: Lane, now: float, *, delivered: bool, took_seconds: float = 0.1) -> Admission:
+def run(queue: EndpointQueue, now: float, *, delivered: bool, took_seconds: float = 0.1) -> Admission:
     """One attempt."""
-    admission = lane.start(now=now)
-    lane.end(admission, delivered=delivered, was_slow=not delivered, took_seconds=took_seconds, wait_seconds=0.0, now=now)
+    admission = queue.start(now=now)
+    queue.end(admission, delivered=delivered, was_slow=not delivered, took_seconds=took_seconds, wait_seconds=0.0, now=now)
     return admission
 
 
-def test_a_lane_whose_settings_are_not_known_is_careful() -> None:
-    lane = Lane(MerchantId(uuid7()), EndpointId(uuid7()))
-    assert lane.room(now=0.0) == 1
-    lane.configure(an_endpoint(lane, concurrency_max=4), workers=1)
-    assert lane.room(now=0.0) == 4
-    assert a_lane(concurrency_max=200).room(now=0.0) == CONCURRENCY_AT_FIRST
+def test_a_queue_without_settings_is_careful() -> None:
+    queue = EndpointQueue(MerchantId(uuid7()), EndpointId(uuid7()))
+    assert queue.room(now=0.0) == 1
+    queue.configure(an_endpoint(queue, concurrency_max=4), workers=1)
+    assert queue.room(now=0.0) == 4
+    assert a_queue(concurrency_max=200).room(now=0.0) == CONCURRENCY_AT_FIRST
 
 
-def test_a_lane_keeps_its_part_of_the_rate() -> None:
-    lane = a_lane(requests_per_second_max=10)
+def test_a_queue_keeps_its_share_of_the_rate() -> None:
+    queue = a_queue(requests_per_second_max=10)
     starts = 0
     for tick in range(1_000):
         now = tick / 100
-        while lane.may_start(now=now):
-            run(lane, now, delivered=True)
+        while queue.may_start(now=now):
+            run(queue, now, delivered=True)
             starts += 1
     assert 49 <= starts <= 52, "two workers: half of ten a second, for ten seconds"
 
 
 def test_a_failing_endpoint_is_left_alone_for_longer_each_time_and_asked_by_one() -> None:
-    lane = a_lane()
+    queue = a_queue()
     now, holds = 0.0, []
     for _ in range(8):
-        while not (held := lane.held_seconds(now=now)):
-            assert lane.room(now=now) >= 1
-            run(lane, now, delivered=False)
+        while not (held := queue.held_seconds(now=now)):
+            assert queue.room(now=now) >= 1
+            run(queue, now, delivered=False)
         holds.append(held)
         now += held
-        assert lane.room(now=now) == 1
+        assert queue.room(now=now) == 1
     assert holds == [10, 20, 40, 80, 160, 300, 300, 300]
-    assert run(lane, now, delivered=True) is Admission.PROBE
-    assert lane.room(now=now) > 0
-    assert lane.is_sound
+    assert run(queue, now, delivered=True) is Admission.PROBE
+    assert queue.room(now=now) > 0
+    assert queue.is_sound
 
 
 def test_results_of_before_the_breaker_opened_do_not_close_it() -> None:
-    lane = a_lane()
-    early = lane.start(now=0.0)
-    while not lane.held_seconds(now=0.0):
-        run(lane, 0.0, delivered=False)
-    lane.end(early, delivered=True, was_slow=False, took_seconds=0.1, wait_seconds=0.0, now=1.0)
-    assert not lane.is_sound
-    assert lane.room(now=1.0) == 0
+    queue = a_queue()
+    early = queue.start(now=0.0)
+    while not queue.held_seconds(now=0.0):
+        run(queue, 0.0, delivered=False)
+    queue.end(early, delivered=True, was_slow=False, took_seconds=0.1, wait_seconds=0.0, now=1.0)
+    assert not queue.is_sound
+    assert queue.room(now=1.0) == 0
 
 
-def test_another_address_begins_anew() -> None:
-    lane = a_lane()
-    while not lane.held_seconds(now=0.0):
-        run(lane, 0.0, delivered=False)
-    lane.configure(an_endpoint(lane, url="https://b"), workers=1)
-    assert lane.room(now=0.0) == CONCURRENCY_AT_FIRST
+def test_a_new_address_resets_the_queue() -> None:
+    queue = a_queue()
+    while not queue.held_seconds(now=0.0):
+        run(queue, 0.0, delivered=False)
+    queue.configure(an_endpoint(queue, url="https://b"), workers=1)
+    assert queue.room(now=0.0) == CONCURRENCY_AT_FIRST
 
 
 def test_slow_is_suspect_but_not_wrong() -> None:
-    lane = a_lane()
-    run(lane, 0.0, delivered=True, took_seconds=3.0)
-    assert lane.is_suspect
-    assert lane.room(now=0.0) == CONCURRENCY_AT_FIRST
-    run(lane, 0.0, delivered=True)
-    assert not lane.is_suspect
+    queue = a_queue()
+    run(queue, 0.0, delivered=True, took_seconds=3.0)
+    assert queue.is_suspect
+    assert queue.room(now=0.0) == CONCURRENCY_AT_FIRST
+    run(queue, 0.0, delivered=True)
+    assert not queue.is_suspect
 
 
 @pytest.mark.parametrize(("text", "secret"), [('"cvc": "123"', "123"), ("password:\n hunter2", "hunter2")])
@@ -278,5 +278,5 @@ def test_nothing_of_these_is_kept(text: str, secret: str) -> None:
     assert secret not in excerpt(text)
 
 
-def test_what_is_no_url_is_not_shown() -> None:
+def test_an_invalid_url_is_not_shown() -> None:
     assert redacted_url("https://[bad?token=abc") == "[redacted]"

@@ -1,4 +1,4 @@
-"""The transition function: its table, its laws, its ways with money."""
+"""The transition function: its table, its laws, its handling of money."""
 
 from datetime import timedelta
 from itertools import product
@@ -93,7 +93,7 @@ def test_evidence_of_one_history_converges_in_any_order(name: str, failed: bool,
 
 
 def _settled(facts: list[Evidence]) -> tuple[Payment, list[Change]]:
-    """Apply the facts and then look again, as the follow-up does for a decline."""
+    """Apply the facts and then fetch again, as the follow-up job does for a decline."""
     payment, changes = run(a_payment(), facts)
     if is_provisionally_declined(payment):
         payment, more = run(payment, [evidence(EvidenceKind.DECLINED, Source.RECHECK)])
@@ -158,7 +158,7 @@ def test_money_that_does_not_match_goes_to_suspense(wrong: dict[str, object]) ->
     assert settled.status is Status.SUCCEEDED
 
 
-def test_evidence_of_a_stranger_closes_nothing() -> None:
+def test_evidence_of_another_object_closes_nothing() -> None:
     payment, _ = run(a_payment(), [_OPENED])
     strange = replace(evidence(EvidenceKind.EXPIRED), operation_id=OperationId(UUID(int=99)))
     payment, _ = run(payment, [strange])
@@ -180,12 +180,12 @@ def test_an_unknown_payment_is_rechecked_by_the_schedule_and_then_given_to_a_per
     assert payment.status is Status.UNKNOWN
 
 
-def test_a_readers_look_in_vain_does_not_count() -> None:
+def test_a_readers_fetch_without_news_does_not_count() -> None:
     payment, _ = run(a_payment(), [_LOST])
     assert apply(payment, evidence(EvidenceKind.NOT_FOUND, Source.ACCESS, reference=None), now=NOW) is None
 
 
-def test_looking_in_vain_ends_with_one_finding() -> None:
+def test_fetches_without_news_end_with_one_finding() -> None:
     opened, _ = run(a_payment(), [_OPENED])
     overdue = opened.expires_at + timedelta(seconds=1)
     payment, findings = opened, []

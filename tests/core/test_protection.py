@@ -1,4 +1,4 @@
-"""Breaker, adaptive concurrency and slots: pure machines, and their laws."""
+"""Breaker, adaptive concurrency and slots, and their laws."""
 
 from itertools import pairwise
 
@@ -79,7 +79,7 @@ def test_concurrency_is_halved_once_a_second_and_grows_back() -> None:
     for _ in range(10_000):
         limit.grow()
     assert limit.limit == 100
-    limit.move_ceiling(10)
+    limit.set_ceiling(10)
     assert limit.limit == 10
     for second in range(20):
         limit.cut(now=100.0 + second)

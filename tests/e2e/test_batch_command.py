@@ -1,4 +1,4 @@
-"""`florin batch run` as people use it: files of every kind, exit codes, Ctrl-C, deadlines, and going on."""
+"""`florin batch run` from outside: files of every kind, exit codes, Ctrl-C, deadlines, and resuming."""
 
 import csv
 import json
@@ -27,13 +27,13 @@ HEADING = "order_id,amount,currency,token"
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One instance for all."""
+    """One instance for all tests."""
     with up("--ephemeral", "--workers", "1") as one:
         yield one
 
 
 def batch(running: Up, *arguments: str | Path, code: int = 0) -> str:
-    """`florin batch run`; what it says."""
+    """Run `florin batch run` and return its output."""
     where = ("--api-url", running.value("API"), "--api-key", running.value("API key"))
     result = CliRunner().invoke(app, ["batch", "run", *where, *map(str, arguments)])
     ended = result.exception
@@ -48,13 +48,13 @@ def rows(count: int, *, name: str = "order", token: str = "tok_paid") -> str:
 
 
 def results(path: Path) -> list[dict[str, str]]:
-    """What was written."""
+    """The results that were written."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def psp(running: Up, **wanted: Any) -> None:
-    """Tell the sandbox PSP."""
+    """Set a fault of the sandbox PSP."""
     httpx2.post(f"{running.value('sandbox PSP')}/control", json=wanted).raise_for_status()
 
 
@@ -103,9 +103,9 @@ def test_files_as_people_have_them(running: Up, tmp_path: Path) -> None:
 
     file.write_text(rows(1, name="long") + f"{'x' * 1_000_000},1000,EUR,tok_paid\n" + "y,19.99,EUR,t\n")
     said = batch(running, file, "--out", tmp_path / "no.csv", code=1)
-    assert "2 lines are wrong" in said
+    assert "2 lines are invalid" in said
     assert "line 3: order_id: Expected `str` of length <= 255" in said
-    assert "line 4: amount: a whole number of minor units, 1999 for 19.99, and not '19.99'" in said
+    assert "line 4: amount: an integer number of minor units, 1999 for 19.99, instead of '19.99'" in said
     assert not list(tmp_path.glob("no.csv*"))
 
 
@@ -113,13 +113,13 @@ def test_files_as_people_have_them(running: Up, tmp_path: Path) -> None:
     ("text", "said"),
     [
         (b"", "is empty"),
-        (b"order,amount,Betrag\n", "there is no column 'order', 'betrag'"),
+        (b"order,amount,Betrag\n", "unknown column 'order', 'betrag'"),
         (b"PK\x03\x04", "is a workbook"),
-        (b"amount,amount\n", "named twice"),
+        (b"amount,amount\n", "a column name is repeated"),
         (b"order_id,amount\na,1,2\n", "line 2: this line has 3 cells"),
         (b'order_id,amount\n"a,1\n', "line 2: unexpected end of data"),
-        (b"order_id\n\xff\n", "line 2: this is not UTF-8"),
-        (b'{"type": "charge"\n', "line 1: this is not JSON"),
+        (b"order_id\n\xff\n", "line 2: not UTF-8"),
+        (b'{"type": "charge"\n', "line 1: not JSON"),
         (b"order_id,amount\n" + b"a,1\n" * 10_001, "a batch has at most 10,000"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_deadline_and_going_on(running: Up, tmp_path: Path) -> None:
     said = batch(running, file, "--out", out, "--deadline", "1", "--concurrency", "1", code=4)
     assert "the deadline of 1 s passed" in said
     assert [one["status"] for one in results(out)] == ["SUCCEEDED", "UNKNOWN", *["NOT_STARTED"] * 4]
-    assert "go on with --resume" in batch(running, file, "--out", out, code=1)
+    assert "continue with --resume" in batch(running, file, "--out", out, code=1)
     psp(running, latency=None)
     changed = tmp_path / "changed.csv"
     changed.write_text(rows(1, name="other"))
@@ -149,7 +149,7 @@ def test_a_deadline_and_going_on(running: Up, tmp_path: Path) -> None:
     assert "there is nothing to resume" in batch(running, file, "--out", out, "--resume", code=1)
 
 
-def test_ctrl_c_stops_and_can_be_gone_on_from(running: Up, tmp_path: Path) -> None:
+def test_a_run_stopped_by_ctrl_c_can_be_resumed(running: Up, tmp_path: Path) -> None:
     file, out = tmp_path / "stop.csv", tmp_path / "out.csv"
     file.write_text(rows(40, name="stop"))
     psp(running, latency={"seconds": 0.3})
@@ -168,14 +168,14 @@ def test_ctrl_c_stops_and_can_be_gone_on_from(running: Up, tmp_path: Path) -> No
     assert "40 SUCCEEDED" in batch(running, file, "--out", out, "--resume")
 
 
-def test_what_cannot_begin_says_why(running: Up, tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_says_why(running: Up, tmp_path: Path) -> None:
     file = tmp_path / "f.csv"
     file.write_text(rows(1))
     said = here("batch", "run", str(file), "--api-url", "http://127.0.0.1:9", "--api-key", "k", code=1)
     assert "cannot be reached" in said
     said = here("batch", "run", str(file), "--api-url", running.value("API"), "--api-key", "fl_test_x", code=1)
-    assert "not an API key" in said
-    assert not list(tmp_path.glob("*.json")), "nothing was begun, so nothing is to be gone on with"
+    assert "not a Florin API key" in said
+    assert not list(tmp_path.glob("*.json")), "nothing was begun, so nothing is to be resumed"
     assert "cannot read" in batch(running, tmp_path / "missing.csv", code=1)
     assert "choose another" in batch(running, file, "--out", file, code=1)
     assert "there is no directory" in batch(running, file, "--out", tmp_path / "no" / "x.csv", code=1)
@@ -193,13 +193,13 @@ def test_batches_are_shown_and_stopped(running: Up, tmp_path: Path) -> None:
     assert "expected an identifier like bat_" in here("batch", "show", "x", *where, code=1)
 
 
-def test_texts_that_look_like_the_end_of_a_line(running: Up, tmp_path: Path) -> None:
+def test_texts_with_other_line_separators(running: Up, tmp_path: Path) -> None:
     file = tmp_path / "odd.csv"
     file.write_text(f"{HEADING}\nls-1\u2028x\x85y,1000,EUR,tok_paid\n")
     assert "1 SUCCEEDED" in batch(running, file)
 
 
-def test_a_run_whose_begin_is_not_known_is_gone_on_with_under_its_key(running: Up, tmp_path: Path) -> None:
+def test_a_run_with_an_unknown_start_is_resumed_under_its_key(running: Up, tmp_path: Path) -> None:
     """The command was killed between its request and the first line of the reply."""
     file, out = tmp_path / "lost.csv", tmp_path / "out.csv"
     file.write_text(rows(3, name="lost"))
@@ -219,7 +219,7 @@ def test_a_run_whose_begin_is_not_known_is_gone_on_with_under_its_key(running: U
     assert (newest["id"], newest["run"]) == (began, 2)
 
 
-def test_a_resumption_that_fails_keeps_what_was_known(running: Up, tmp_path: Path) -> None:
+def test_a_failed_resumption_keeps_known_results(running: Up, tmp_path: Path) -> None:
     file, out = tmp_path / "kept.csv", tmp_path / "out.csv"
     file.write_text(rows(3, name="kept"))
     psp(running, latency={"seconds": 0.7})
@@ -236,8 +236,8 @@ def test_a_resumption_that_fails_keeps_what_was_known(running: Up, tmp_path: Pat
     assert "cannot be read" in batch(running, file, "--out", out, "--resume", code=1)
 
 
-def test_what_an_earlier_run_has_come_to_is_not_this_ones(running: Up, tmp_path: Path) -> None:
-    """Killed in the middle of a run that carries a file out again."""
+def test_results_of_an_earlier_run_are_kept_apart(running: Up, tmp_path: Path) -> None:
+    """The command was killed while running a file again."""
     file, out = tmp_path / "again.csv", tmp_path / "out.csv"
     file.write_text(rows(12, name="again"))
     batch(running, file, "--out", out)
@@ -257,7 +257,7 @@ def test_what_an_earlier_run_has_come_to_is_not_this_ones(running: Up, tmp_path:
 
 
 class _Proxy(BaseHTTPRequestHandler):
-    """Takes the request, and has no answer."""
+    """Takes the request and does not answer."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -290,11 +290,11 @@ def test_an_answer_that_proves_nothing_keeps_the_key(tmp_path: Path, status: int
         kept = tmp_path / "f.csv.results.csv.batch.json"
         with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             give_up_at = time.monotonic() + 60
-            while not kept.exists():  # it is written before anything is asked
+            while not kept.exists():  # it is written before the request is sent
                 assert time.monotonic() < give_up_at
                 time.sleep(0.05)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(4)  # what it is answered with must not make it forget the key
+                process.wait(4)  # its answer must not make the command forget the key
         server.shutdown()
         thread.join()
     assert kept.exists()

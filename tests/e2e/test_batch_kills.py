@@ -34,7 +34,7 @@ async def test_a_batch_survives_its_workers(directory: Path, request: pytest.Fix
         batch_id = await _begin(instance, http, count)
         for _ in range(kills):
             await trio.sleep(rng.uniform(0.0, 3.0))
-            await _kill_the_one_who_has_it(instance)
+            await _kill_its_worker(instance)
         batch = await eventually(lambda: _ended(instance, http, batch_id), seconds=900)
         assert batch["status"] == "COMPLETED", batch
         assert batch["outcomes"]["SUCCEEDED"] == count, batch["outcomes"]
@@ -54,8 +54,8 @@ async def _begin(instance: Instance, http: httpx2.AsyncClient, count: int) -> st
     return str(response.json()["id"])
 
 
-async def _kill_the_one_who_has_it(instance: Instance) -> None:
-    """Wait until a worker holds the batch and has written something, and kill all: one of them is the one."""
+async def _kill_its_worker(instance: Instance) -> None:
+    """Wait until a worker holds the batch and has written something, then kill all workers."""
     connection = await Connection.open(instance.running.database_url)
     try:
 
@@ -88,7 +88,7 @@ async def _ended(instance: Instance, http: httpx2.AsyncClient, batch_id: str) ->
 
 
 async def _require_each_charged_once(instance: Instance, http: httpx2.AsyncClient, count: int) -> None:
-    """By the PSP's own ledger, and by ours."""
+    """Checked against the PSP's own ledger and ours."""
     headers = {"authorization": f"Bearer {instance.demo.psp_api_key}"}
     charged: list[str] = []
     after = ""

@@ -1,6 +1,4 @@
-"""Costs, watched as ratios to their peers within one run; `python -m bench.micro.http` and `python -m bench.micro.commit`
-measure them properly.
-"""
+"""Costs as ratios to peers within one run: `python -m bench.micro.http` and `python -m bench.micro.commit`."""
 
 from pathlib import Path
 from statistics import median
@@ -9,7 +7,7 @@ from bench.micro import commit, http
 
 
 def test_the_server_is_as_cheap_as_those_in_c() -> None:
-    """The target is 1.0. This is to notice what makes it worse, on machines where the same code has shown 0.9 and 1.25."""
+    """The target is 1.0. The bound is an alarm for regressions, on machines where the same code has shown 0.9 and 1.25."""
     ratios = http.server(rounds=3, requests=10_000)
     assert ratios["uvicorn"] < 1.4
     assert ratios["quart_trio"] < 1 / 12

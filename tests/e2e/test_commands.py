@@ -1,4 +1,4 @@
-"""`florin up` and its companions, as a person uses them."""
+"""`florin up` and the other commands, as a person uses them."""
 
 import re
 import signal
@@ -28,7 +28,7 @@ def test_up_smoke_stop_and_up_again(directory: Path) -> None:
     data = ("--data-dir", str(directory / "data"))
     with up(*data, "--workers", "2") as first:
         smoke = run("smoke", *data)
-        assert "6 of 6 outcomes as they should be" in smoke
+        assert "6 of 6 outcomes as expected" in smoke
         assert "all promises are kept" in smoke
         key = first.value("API key")
         payment = re.findall(r"pay_\w+", smoke)[0]
@@ -43,17 +43,17 @@ def test_up_smoke_stop_and_up_again(directory: Path) -> None:
         assert merchant in listed
         assert "every wallet was the sum" in run("wallet", "rebuild", merchant, *data)
         assert "fee 1.5 %" in run("merchant", "set", merchant, "--fee", "EUR:150+25", *data)
-        assert "--fee is like" in run("merchant", "set", merchant, "--fee", "EUR:x", *data, code=1)
+        assert "--fee must be like" in run("merchant", "set", merchant, "--fee", "EUR:x", *data, code=1)
         assert "0003_roles.sql" in run("migrate", "--status", *data)
         assert "another Florin uses" in run("up", *data, code=1)
-        postgres = [one for one in first.family() if one.name() == "postgres"]
+        postgres = [one for one in first.process_tree() if one.name() == "postgres"]
         assert postgres
         assert all(one.uids().real != 0 for one in postgres)
         seconds, left = first.end(signal.SIGINT)
         assert not left
         assert seconds < STOP_SECONDS
         assert first.process.returncode == 0
-    assert "has ended" in run("smoke", *data, code=1) or "no Florin runs" in run("smoke", *data, code=1)
+    assert "has stopped" in run("smoke", *data, code=1) or "no Florin is running" in run("smoke", *data, code=1)
 
     with up(*data, "--workers", "1") as second:
         assert second.value("API key") == key
@@ -84,7 +84,7 @@ def test_ctrl_c_does_not_wait_for_a_psp_that_hangs(directory: Path) -> None:
 
 def test_nothing_outlives_a_killed_parent(directory: Path) -> None:
     with up("--data-dir", str(directory), "--workers", "2") as killed:
-        assert len(killed.family()) >= 4
+        assert len(killed.process_tree()) >= 4
         _, left = killed.end(signal.SIGKILL)
         assert not left, [one.cmdline() for one in left]
     with up("--data-dir", str(directory), "--workers", "1"):
@@ -127,7 +127,7 @@ def test_merchants_and_keys(directory: Path) -> None:
 
 
 def eventually_reply(ask: Callable[[str], httpx2.Response], status: int) -> Any:
-    """Ask under new keys until the reply has a status: a worker loads the accounts once a second."""
+    """Repeat with new keys until the reply has a status: a worker loads the accounts once a second."""
     for number in range(40):
         response = ask(f"key-{status}-{number}")
         if response.status_code == status:
@@ -144,13 +144,15 @@ def test_psp_accounts_and_routes(directory: Path) -> None:
     files = ("--api-key-file", str(key), "--webhook-secret-file", str(secret))
     with up(*data, "--workers", "1") as running:
         assert "taken" in run("psp", "list", *data)
-        assert "No event is DEAD." in here("psp", "events", "list", *data)
+        assert "There are no DEAD events." in here("psp", "events", "list", *data)
         added = run("psp", "add", "stripe", "--name", "Stripe EU", "--base-url", "http://127.0.0.1:9", *files, *data)
         account = added.partition("account")[2].split()[0]
         assert f"/v1/psp/stripe/{account}/webhooks" in added
         assert "whsec_123" not in added
         assert "give a live one" in here("psp", "add", "stripe", "--mode", "live", *files, *data, code=1)
-        assert "https only" in here("psp", "add", "stripe", "--mode", "live", "--base-url", "http://x", *files, *data, code=1)
+        assert "needs an https URL" in here(
+            "psp", "add", "stripe", "--mode", "live", "--base-url", "http://x", *files, *data, code=1
+        )
         listed = here("psp", "list", *data)
         assert "Stripe EU" in listed
         sandbox = next(line.split()[0] for line in listed.splitlines() if "sandbox" in line)
@@ -175,8 +177,8 @@ def test_psp_accounts_and_routes(directory: Path) -> None:
 
         secret.write_text("whsec_new")
         rotated = here("psp", "rotate-secret", account, "--webhook-secret-file", str(secret), "--overlap-hours", "1", *data)
-        assert "good until" in rotated
-        assert "no provider 'paypal' to add: stripe" in here("psp", "add", "paypal", *data, code=1)
+        assert "valid until" in rotated
+        assert "unknown provider 'paypal': expected one of stripe" in here("psp", "add", "paypal", *data, code=1)
         assert "no event evt_1" in here("psp", "events", "retry", "evt_1", *data, code=1)
         assert "no account" in here("psp", "set", f"acct_{'0' * 32}", "--payments", *data, code=1)
 
@@ -191,10 +193,10 @@ def test_serve_needs_a_migrated_database_and_a_key(directory: Path, database_url
 @pytest.mark.parametrize("part", ["postgres", "server.sandbox.program"])
 def test_an_instance_that_loses_a_part_ends_and_says_so(directory: Path, part: str) -> None:
     with up("--data-dir", str(directory), "--workers", "1") as running:
-        family = running.family()
-        victim = next(one for one in family if part in " ".join(one.cmdline()[:4]))
+        process_tree = running.process_tree()
+        victim = next(one for one in process_tree if part in " ".join(one.cmdline()[:4]))
         victim.kill()
-        _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        _, left = psutil.wait_procs(process_tree, timeout=STOP_SECONDS)
         assert not left
         assert running.process.wait(STOP_SECONDS) == 1
     with up("--data-dir", str(directory), "--workers", "1"):
@@ -241,7 +243,7 @@ def test_serve_speaks_tls_or_says_why_not(directory: Path, database_url: str, ce
             served.kill()
 
 
-def test_serve_takes_requests_until_it_is_told_to_stop(directory: Path, database_url: str) -> None:
+def test_serve_takes_requests_until_it_is_stopped(directory: Path, database_url: str) -> None:
     key_file, path = directory / "sealing.key", directory / "florin.sock"
     create_key_file(key_file)
     command = [FLORIN, "serve", "--database-url", database_url, "--key-file", str(key_file), "--workers", "2"]
@@ -300,7 +302,7 @@ def test_listen_trigger_and_dead_letters(directory: Path) -> None:
 
 @contextmanager
 def _hook() -> Iterator[tuple[str, list[tuple[dict[str, str], str]]]]:
-    """A developer's program that takes webhooks."""
+    """A developer's program that receives webhooks."""
     got: list[tuple[dict[str, str], str]] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -24,14 +24,14 @@ CUSTOMERS = 4
 
 
 class Holding(Receiver):
-    """Holds the next request while `armed`, as an endpoint does whose answer is on its way when the worker dies."""
+    """Holds the next request while `armed`, like an endpoint whose answer is on its way when the worker dies."""
 
     armed = False
     in_hand: trio.Event
     held: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take a request."""
+        """Handle a request."""
         if self.armed:
             self.armed = False
             with suppress(OSError):
@@ -89,7 +89,7 @@ async def _kill_in_the_middle(instance: Instance, receiver: Holding) -> None:
         await trio.lowlevel.checkpoint()
         return receiver.seqs.count(receiver.held) > before
 
-    await eventually(delivered, seconds=30)  # else one event would be killed ten times, and die
+    await eventually(delivered, seconds=30)  # otherwise one event would be killed ten times, and become a dead letter
 
 
 async def _charge_until(stop: trio.Event, instance: Instance, http: httpx2.AsyncClient) -> None:

@@ -1,10 +1,4 @@
-"""A stateful test over the HTTP API of a real instance, against a model so simple that it is obviously right.
-
-The model knows for each payment its status, what was captured and what was refunded. Rules create, pay, decline, capture, refund,
-void, cancel and expire; webhooks come twice, late and reversed; PSP answers get lost; the worker is killed with -9. A request
-that gets no definitive reply is repeated with its key, as the documentation says. After every example the API, the wallet and the
-doctor must agree with the model.
-"""
+"""A stateful test over the HTTP API of a real instance, against a model that is simple enough to be obviously right."""
 
 import os
 import signal
@@ -31,14 +25,14 @@ from server.process.instance import Instance, Options, open_instance
 from tests.support.florin import PAID, REFUSED
 
 AMOUNT = 1_000
-PATIENCE_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 FAULTS = st.sampled_from(["answer", "answer", "answer", "lose", "drop"])
 WEBHOOKS = st.sampled_from(["send", "hold", "reverse", "repeat"])
 
 
 @dataclass
 class Model:
-    """A payment as it must be."""
+    """The expected state of a payment."""
 
     id: str
     url: str | None
@@ -60,7 +54,7 @@ class Checkout(RuleBasedStateMachine):
         self.payments: list[Model] = []
         self.spent = self._balance()
 
-    # What a merchant and a customer do
+    # A merchant's and a customer's acts
 
     @initialize()
     def begin(self) -> None:
@@ -137,7 +131,7 @@ class Checkout(RuleBasedStateMachine):
         payment.status = "EXPIRED"
         self._until(payment)
 
-    # What the world does
+    # Faults
 
     @rule(how=WEBHOOKS)
     def webhooks(self, how: str) -> None:
@@ -147,7 +141,7 @@ class Checkout(RuleBasedStateMachine):
     def crash(self) -> None:
         os.kill(self.instance.supervisor.pids[0], signal.SIGKILL)
 
-    # At the end
+    # The end
 
     def teardown(self) -> None:
         self._control(webhooks="release")
@@ -168,7 +162,7 @@ class Checkout(RuleBasedStateMachine):
         return picked
 
     def _settled(self, data: st.DataObject, *statuses: str) -> Model:
-        """A payment that the server knows to be so as well: a webhook may be held back, but a reader checks at the PSP."""
+        """A payment that the server must know to be settled: a webhook may be held back, but a read checks at the PSP."""
         payment = self._pick(data, *statuses)
         self._until(payment)
         return payment
@@ -188,7 +182,7 @@ class Checkout(RuleBasedStateMachine):
     def _surely(
         self, path: str, body: dict[str, Any], *, fault: dict[str, str] | None = None, ends: tuple[int, ...] = (200, 201)
     ) -> dict[str, Any]:
-        """Ask under a fault, then again with the same key and without it, until there is a definitive reply."""
+        """Send a request under a fault, then again with the same key and without the fault, until there is a definitive reply."""
         if path == "payments":
             body = {"amount": AMOUNT, "currency": "EUR", "order_id": uuid4().hex, **body}
         headers = {**self._headers(), "idempotency-key": uuid4().hex}
@@ -208,7 +202,7 @@ class Checkout(RuleBasedStateMachine):
         return reply
 
     def _wait(self, is_so: Callable[[], bool], what: str | Callable[[], str]) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             try:
                 if is_so():

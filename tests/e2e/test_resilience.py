@@ -1,4 +1,4 @@
-"""Workers that are killed, a load balancer in front, a browser: the whole thing with real processes."""
+"""Killed workers, a load balancer in front, a browser: everything with real processes."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ CUSTOMERS = 16
 
 @pytest.fixture
 async def instance(directory: Path) -> AsyncIterator[Instance]:
-    """Two workers on one port, with a short lease so that a dead worker's deliveries are taken over soon."""
+    """Two workers on one port, with a short lease so that a dead worker's deliveries are soon claimed."""
     settings = {"FLORIN_DELIVERY_SECONDS": "2", "FLORIN_LOG_LEVEL": "error"}
     options = Options(data_directory=directory, workers=2, port=0, psp_port=0, shop_port=0, settings=settings)
     async with open_instance(options) as running:
@@ -42,7 +42,7 @@ async def instance(directory: Path) -> AsyncIterator[Instance]:
 
 
 async def test_killed_workers_are_replaced_and_lose_nothing(instance: Instance) -> None:
-    """kill -9 under load: whatever was acknowledged is there, whatever was paid is settled once and told."""
+    """kill -9 under load: acknowledged payments exist, and paid ones are settled and reported once."""
     acknowledged: set[str] = set()
     paid: set[str] = set()
     stop = trio.Event()
@@ -71,7 +71,7 @@ async def test_killed_workers_are_replaced_and_lose_nothing(instance: Instance) 
 
 
 async def _buy_until(stop: trio.Event, instance: Instance, http: Client, acknowledged: set[str], paid: set[str]) -> None:
-    """A customer that retries with the same key, as the documentation says, until told to stop."""
+    """A customer that retries with the same key, as the documentation says, for a limited time."""
     while not stop.is_set():
         payment = await _create(instance, http)
         acknowledged.add(payment["id"])
@@ -97,7 +97,7 @@ async def _create(instance: Instance, http: Client) -> dict[str, str]:
 
 
 async def _all_settled(connection: Connection, paid: set[str]) -> bool:
-    """Whether every paid payment is settled and every delivery has arrived."""
+    """Return whether every paid payment is settled and every delivery has arrived."""
     rows = await connection.query("SELECT id FROM payment_requests WHERE status <> 'SUCCEEDED'")
     late = [row for row in rows if f"pay_{row[0].hex}" in paid]
     return not late and not await connection.query("SELECT 1 FROM deliveries WHERE state <> 'DELIVERED' LIMIT 1")
@@ -159,11 +159,11 @@ async def _use_balancer(instance: Instance, url: str) -> None:
             key = {"idempotency-key": uuid4().hex}
             try:
                 response = await http.post(f"{url}/v1/payments", json=order(), headers=headers | key)
-            except httpx2.RemoteProtocolError:  # HAProxy cuts the request that was on a connection to the killed worker
+            except httpx2.RemoteProtocolError:  # HAProxy cuts the request on a connection to the killed worker
                 statuses[0] += 1
             else:
                 statuses[response.status_code] += 1
-        # Only a request that was on its way to the killed worker may fail; it is repeated with its key.
+        # Only a request on its way to the killed worker may fail; it is repeated with its key.
         assert statuses[201] >= 39, statuses
         await _replaced(instance, victim)
     connection = await Connection.open(instance.running.database_url)
@@ -172,7 +172,7 @@ async def _use_balancer(instance: Instance, url: str) -> None:
 
 
 async def _workers_that_wrote(instance: Instance) -> int:
-    """How many workers have written payments: each does so on a connection of its own."""
+    """The number of workers that have written payments: each does so on its own connection."""
     connection = await Connection.open(instance.running.database_url)
     rows = await connection.query(
         """
@@ -211,7 +211,7 @@ def _buy(options: webdriver.ChromeOptions, service: webdriver.ChromeService, sho
     browser = webdriver.Chrome(options=options, service=service)
     try:
         browser.set_page_load_timeout(30)
-        browser.implicitly_wait(10)  # a page that follows a submitted form may need a moment
+        browser.implicitly_wait(10)  # a page after a submitted form may need a moment
         browser.get(shop_url)
         browser.find_element(By.ID, "buy-coffee").click()
         card = browser.find_element(By.ID, "card")

@@ -1,4 +1,4 @@
-"""What merchants do with batches, over the API."""
+"""A merchant's use of batches, over the API."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,17 +58,17 @@ def charge(number: int, token: str = "tok_paid", **fields: Any) -> dict[str, Any
 
 
 def charges(count: int) -> Items:
-    """So many of them."""
+    """That many items."""
     return [charge(number) for number in range(1, count + 1)]
 
 
 def statuses(batch: dict[str, Any]) -> list[str]:
-    """What came of each item."""
+    """The status of each item."""
     return [one["status"] for one in batch["items"]]
 
 
 async def charged_at_the_psp(florin: Florin) -> int:
-    """How many charges the PSP has made, none of them twice."""
+    """The number of charges at the PSP, none of them twice."""
     headers = {"authorization": f"Bearer {florin.demo.psp_api_key}"}
     found: Items = []
     page: Items | None = None

@@ -1,4 +1,4 @@
-"""Cancelling a call at its n-th step, so that every checkpoint of it can be tried."""
+"""Cancels a call at its n-th step, so that every checkpoint of it can be tried."""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,7 +6,7 @@ import trio
 
 
 class _CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when a task, or this one only, is about to take the n-th step."""
+    """Cancels a scope when any task, or only this one, is about to take the n-th step."""
 
     def __init__(self, scope: trio.CancelScope, step: int, task: trio.lowlevel.Task | None) -> None:
         self._scope = scope
@@ -21,7 +21,7 @@ class _CancelAtStep(trio.abc.Instrument):
 
 
 async def cancelled_at(step: int, call: Callable[[], Awaitable[object]], *, task: trio.lowlevel.Task | None = None) -> bool:
-    """Run the call, cancelled at that step of any task or of `task`; whether the step was reached before the end."""
+    """Run the call, canceled at that step of any task or of `task`. Returns whether the step was reached."""
     with trio.CancelScope() as scope:
         instrument = _CancelAtStep(scope, step, task)
         trio.lowlevel.add_instrument(instrument)

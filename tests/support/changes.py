@@ -1,4 +1,4 @@
-"""Rows to write to the database by themselves, without a server."""
+"""Rows to write to the database without a server."""
 
 from datetime import timedelta
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""The command `florin` as a person runs it: a process with an output."""
+"""The command `florin` as a person runs it: a process with output."""
 
 import os
 import signal
@@ -30,21 +30,21 @@ class Up:
     lines: list[str]
 
     def value(self, name: str) -> str:
-        """What the screen says behind a name."""
+        """The value on the screen behind a label."""
         line = next(line for line in self.lines if line.startswith(name))
         return line.removeprefix(name).split()[0]
 
-    def family(self) -> list[psutil.Process]:
+    def process_tree(self) -> list[psutil.Process]:
         """Everything it has started."""
         found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
         return found
 
     def end(self, sign: signal.Signals) -> tuple[float, list[psutil.Process]]:
-        """Send a signal; how long it took until all was gone, and what was still there after `STOP_SECONDS`."""
-        family = self.family()
+        """Send a signal. Returns how long everything took to end, and what was still running after `STOP_SECONDS`."""
+        process_tree = self.process_tree()
         began = time.monotonic()
         self.process.send_signal(sign)
-        _, left = psutil.wait_procs([psutil.Process(self.process.pid), *family], timeout=STOP_SECONDS, callback=self._reap)
+        _, left = psutil.wait_procs([psutil.Process(self.process.pid), *process_tree], timeout=STOP_SECONDS, callback=self._reap)
         return time.monotonic() - began, left
 
     def _reap(self, process: psutil.Process) -> None:
@@ -54,7 +54,7 @@ class Up:
 
 @contextmanager
 def up(*arguments: str, home: Path | None = None) -> Iterator[Up]:
-    """`florin up` on free ports, ready; ended at the latest at the end of the block."""
+    """`florin up` on free ports, ready; stopped at the end of the block at the latest."""
     environment = {**os.environ, **({"HOME": str(home)} if home else {})}
     ports = ["--port", "0", "--psp-port", "0", "--shop-port", "0"]
     process = subprocess.Popen([FLORIN, "up", *ports, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
@@ -75,7 +75,7 @@ def up(*arguments: str, home: Path | None = None) -> Iterator[Up]:
 
 @contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A process that does not outlive the block, however the block ends: `Popen` by itself would wait for it for ever."""
+    """A process that does not outlive the block, however the block ends: `Popen` by itself would wait for it forever."""
     with subprocess.Popen(command, **options) as process:
         try:
             yield process
@@ -84,14 +84,14 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 
 
 def run(*arguments: str, code: int = 0) -> str:
-    """Run a command to its end; its output, both streams. It must end with `code`."""
+    """Run a command to its end, which must have exit code `code`. Returns the output of both streams."""
     done = subprocess.run([FLORIN, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def here(*arguments: str, code: int = 0) -> str:
-    """Run a command within this process, which spares its start; its output, or what it ended with."""
+    """Run a command within this process, which saves its start. Returns its output, or its error."""
     result = CliRunner().invoke(app, arguments)
     failed = result.exit_code != 0
     assert failed == (code != 0), (result.output, result.exception)

@@ -1,4 +1,4 @@
-"""Programs that others wrote, as processes on loopback."""
+"""Other projects' programs as processes on loopback."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""A running Florin for tests, and what a shop, a customer and an operator do with it."""
+"""A running Florin for tests, with the acts of a shop, a customer and an operator."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ from server.db.ledger import payouts
 from server.db.merchants.audit import Act
 from server.flows.contexts import Contexts, Payments
 from server.http.server.listener import bind
-from server.process.demo import Demo, load_or_draw, provision
+from server.process.demo import Demo, load_or_generate, provision
 from server.process.worker import open_worker
 from server.psp.guard import Shared
 from server.sandbox.program import SandboxConfiguration, open_sandbox
@@ -33,7 +33,7 @@ from server.uuid7 import uuid7
 PAID = "4242424242424242"
 REFUSED = "4000000000000002"
 BLOCKED = "4000000000000069"
-PATIENCE_SECONDS = 15.0
+TIMEOUT_SECONDS = 15.0
 LOOKS_MAX = 50_000
 
 T = TypeVar("T")
@@ -53,8 +53,8 @@ UNSHARED = Shared(reserve=_at_once, may_probe=_yes)
 """For a guard that shares its account with nobody."""
 
 
-async def eventually(ask: Callable[[], Awaitable[T | None]], *, seconds: float = PATIENCE_SECONDS) -> T:
-    """Ask another process again and again until it has an answer; there is nothing of it to wait on."""
+async def eventually(ask: Callable[[], Awaitable[T | None]], *, seconds: float = TIMEOUT_SECONDS) -> T:
+    """Ask another process again and again until it has an answer, because it sends no event."""
     with trio.fail_after(seconds):
         while True:
             answer = await ask()
@@ -63,8 +63,8 @@ async def eventually(ask: Callable[[], Awaitable[T | None]], *, seconds: float =
             await trio.sleep(0.02)
 
 
-async def until(is_so: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait for what only the passing of bytes through the kernel can bring about."""
+async def until(is_so: Callable[[], bool], *, seconds: float = TIMEOUT_SECONDS) -> None:
+    """Wait for something that only the passage of bytes through the kernel brings about."""
 
     async def ask() -> bool:
         await trio.lowlevel.checkpoint()
@@ -75,7 +75,7 @@ async def until(is_so: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS)
 
 @dataclass
 class Florin:
-    """Addresses, the demo merchant, and clients to use them with."""
+    """The addresses, the demo merchant, and clients."""
 
     api_url: str
     psp_url: str
@@ -89,7 +89,7 @@ class Florin:
 
     @property
     def payments(self) -> Payments:
-        """What the worker's payment flows work with."""
+        """The context of the worker's payment flows."""
         return self.contexts.payments
 
     async def post(self, body: Any, *, key: str | None = None, headers: dict[str, str] | None = None) -> httpx2.Response:
@@ -117,7 +117,7 @@ class Florin:
         return await self.http.post(payment["payment_url"], data={"card": card})
 
     async def control(self, **faults: object) -> dict[str, Any]:
-        """Tell the sandbox PSP what to do wrong."""
+        """Set faults of the sandbox PSP."""
         answer: dict[str, Any] = (await self.http.post(f"{self.psp_url}/control", json=faults)).json()
         return answer
 
@@ -159,7 +159,7 @@ class Florin:
         return await eventually(written)
 
     async def spend(self, amount_minor: int) -> None:
-        """Pay so much of the merchant's money out."""
+        """Pay out that much of the merchant's money."""
         merchant_id, payout_id, now = MerchantId(self.demo.merchant_id), PayoutId(uuid7()), utc_now()
         money = Money(amount_minor, "EUR")
 
@@ -199,7 +199,7 @@ class Florin:
 
 
 async def _until_list_was_read(connection: Connection) -> None:
-    """Asks without sleeping in between: trio's clock may stand still."""
+    """Wait without sleeping in between, because trio's clock may stand still."""
     for _ in range(LOOKS_MAX):
         if await connection.query("SELECT 1 FROM psp_states WHERE events_read_until IS NOT NULL AND events_due_at IS NULL"):
             return
@@ -218,7 +218,7 @@ async def open_florin(
     """A worker, the sandbox and the shop in this process."""
     key_file = directory / "sealing.key"
     create_key_file(key_file)
-    demo = load_or_draw(directory / "demo.json")
+    demo = load_or_generate(directory / "demo.json")
     sockets = [bind("127.0.0.1", 0) for _ in range(3)]
     api_url, psp_url, shop_url = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in sockets)
     connection = await Connection.open(database_url)
@@ -246,7 +246,7 @@ async def open_florin(
             httpx2.AsyncClient(timeout=30) as http,
         ):
             headers = {"authorization": f"Bearer {demo.api_key}"}
-            # What the PSP lists is read at the start, and then not for a while: a test knows what has told Florin of something.
+            # The PSP's list is read at the start and then not for a while, so that a test knows the source of an event.
             await _until_list_was_read(connection)
             yield Florin(api_url, psp_url, shop_url, database_url, demo, http, connection, contexts, headers)
     finally:

@@ -1,11 +1,4 @@
-"""localstripe as a process on loopback, with what it lacks and Florin needs: Checkout Sessions, keys, and lost answers.
-
-localstripe (PyPI) is written by others and stands for Stripe; only this file is ours. Two parameters of confirm are dropped,
-which localstripe does not know. A POST with an `Idempotency-Key` that was answered is answered alike. Its parent passes a
-listening socket. Sessions follow Stripe's reference as far as Florin uses them. `POST /_config/lose {"path": regex, "when":
-"before"|"after"}` drops one connection; `POST /_config/pay/{session}` is the customer; `GET /_config/requests` counts requests
-by method and path.
-"""
+"""localstripe as a process on loopback, with additions that Florin needs: Checkout Sessions, keys, and lost answers."""
 
 import asyncio
 import re
@@ -109,7 +102,7 @@ async def _pay(request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def _requests(_request: web.Request) -> web.Response:  # noqa: ASYNC124 - aiohttp wants it so
+async def _requests(_request: web.Request) -> web.Response:  # noqa: ASYNC124 - aiohttp requires it
     return web.json_response(_seen)
 
 

@@ -1,4 +1,4 @@
-"""What shops and operators do with payments, over the API and beside it."""
+"""A shop's and an operator's use of payments, over the API and beside it."""
 
 import time
 from typing import Any
@@ -27,7 +27,7 @@ async def charge(florin: Florin, token: str = "tok_paid", **fields: Any) -> dict
 
 
 async def set_merchant(florin: Florin, **columns: Any) -> None:
-    """Change the merchant's settings, and wait until the worker has forgotten the old ones."""
+    """Change the merchant's settings, and wait until the worker's cache has expired."""
     for name, value in columns.items():
         await florin.connection.execute(f"UPDATE merchants SET {name} = $1", (value,))
     await trio.sleep(2.1)  # the lifetime of the cache in server.api.authentication

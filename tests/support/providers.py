@@ -1,7 +1,4 @@
-"""For each provider its counterparty, for the conformance suite: a test account there, and what its customers can do.
-
-A new provider needs one function here. `HARNESSES` has one for each of `server.psp.providers`, which a test holds.
-"""
+"""The counterparty of each provider for the conformance suite: a test account, and the acts of its customers."""
 
 import random
 import sys
@@ -27,18 +24,15 @@ from server.uuid7 import uuid7
 from tests.support.counterparty import process
 from tests.support.florin import PAID, UNSHARED
 
-HOUSE = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SECONDS = 5.0
+API_KEYS = {"sandbox": "sandbox_x", "stripe": "sk_test_florin"}
+"""A test key of each provider."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class There:
-    """A counterparty, and an adapter of an account there.
-
-    `paying`, `declined`: tokens. `pay` is the customer on an opened page. `captures_in_part`: the counterparty knows partial
-    captures. `lists_events`: it has a list of events. `sign`: the headers of a webhook as the provider would sign it, by body
-    and time. `moved`: a copy of the adapter for another address, where nobody answers.
-    """
+class Counterparty:
+    """A counterparty, and an adapter of an account there."""
 
     adapter: Adapter
     paying: str
@@ -50,19 +44,19 @@ class There:
     lists_events: bool = True
 
 
-Harness = Callable[[], AbstractAsyncContextManager[There]]
+Harness = Callable[[], AbstractAsyncContextManager[Counterparty]]
 
 
 @asynccontextmanager
 async def _adapters(name: str, url: str, *, api_key: str, webhook_secret: str) -> AsyncIterator[tuple[Adapter, Adapter]]:
-    """The provider's adapter for an account at an address, and one for an address where nobody is."""
+    """The provider's adapter for an account at an address, and one for an address where nobody listens."""
     provider, account_id = PROVIDERS[name], PspAccountId(uuid7())
     async with open_client(ClientOptions(connect_seconds=1.0)) as http:
 
         def make(base_url: str) -> Adapter:
             transport = PspTransport(
                 http,
-                Guard(Limits(concurrency=50), UNSHARED, patience_seconds=SECONDS),
+                Guard(Limits(concurrency=50), UNSHARED, admission_seconds_max=SECONDS),
                 base_url=base_url,
                 headers=provider.headers(api_key),
                 deadlines=Deadlines(seconds=SECONDS, read_seconds=SECONDS, connect_seconds=1.0),
@@ -78,11 +72,11 @@ async def _adapters(name: str, url: str, *, api_key: str, webhook_secret: str) -
 
 
 @asynccontextmanager
-async def sandbox() -> AsyncIterator[There]:
+async def sandbox() -> AsyncIterator[Counterparty]:
     """Florin's own sandbox PSP."""
     sockets = [bind("127.0.0.1", 0) for _ in range(2)]
     psp_url, shop_url = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in sockets)
-    secret, api_key = "sandbox_whsec_x", "sandbox_x"
+    secret, api_key = "sandbox_whsec_x", API_KEYS["sandbox"]
     configuration = SandboxConfiguration(
         florin_url="http://127.0.0.1:9",
         psp_url=psp_url,
@@ -98,8 +92,8 @@ async def sandbox() -> AsyncIterator[There]:
         httpx2.AsyncClient() as http,
         _adapters("sandbox", psp_url, api_key=api_key, webhook_secret=secret) as (adapter, moved),
     ):
-        await http.post(f"{psp_url}/control", json={"webhooks": "hold"})  # the adapter alone is tried: nobody listens
-        yield There(
+        await http.post(f"{psp_url}/control", json={"webhooks": "hold"})  # only the adapter is used: nobody listens
+        yield Counterparty(
             adapter=adapter,
             moved=moved,
             paying="tok_paid",
@@ -110,7 +104,7 @@ async def sandbox() -> AsyncIterator[There]:
 
 
 @asynccontextmanager
-async def stripe() -> AsyncIterator[There]:
+async def stripe() -> AsyncIterator[Counterparty]:
     """localstripe."""
     listening = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -118,9 +112,9 @@ async def stripe() -> AsyncIterator[There]:
     secret = "whsec_x"
     with listening:
         async with (
-            process(*command, url=url, pass_fds=[listening.fileno()], cwd=HOUSE),
+            process(*command, url=url, pass_fds=[listening.fileno()], cwd=ROOT),
             httpx2.AsyncClient() as http,
-            _adapters("stripe", url, api_key="sk_test_florin", webhook_secret=secret) as (adapter, moved),
+            _adapters("stripe", url, api_key=API_KEYS["stripe"], webhook_secret=secret) as (adapter, moved),
         ):
 
             async def pay(opened: Evidence) -> None:
@@ -129,7 +123,7 @@ async def stripe() -> AsyncIterator[There]:
                 paid = await http.post(f"{url}/_config/pay/{opened.reference}", json=body, headers=basic)
                 assert paid.status_code == 200, paid.text
 
-            yield There(
+            yield Counterparty(
                 adapter=adapter,
                 moved=moved,
                 paying="pm_card_visa",

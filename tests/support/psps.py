@@ -17,7 +17,7 @@ from server.db.psps.accounts import PspAccount, add_psp_account
 from server.flows.contexts import Payments
 from server.flows.payments.verify import Verified
 from server.http.server.listener import bind
-from server.process.demo import load_or_draw
+from server.process.demo import load_or_generate
 from server.process.worker import open_worker
 from server.psp.guard import Guard
 from server.sandbox.program import SandboxConfiguration, open_sandbox
@@ -31,7 +31,7 @@ async def second_psp(florin: Florin, directory: Path) -> AsyncIterator[tuple[Psp
     """Another sandbox PSP, and the demo merchant's rule that it is the one to prefer."""
     sockets = [bind("127.0.0.1", 0) for _ in range(2)]
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
-    other = load_or_draw(directory / "other.json")
+    other = load_or_generate(directory / "other.json")
     account_id = PspAccountId(other.psp_account_id)
     configuration = SandboxConfiguration(
         florin_url=florin.api_url,

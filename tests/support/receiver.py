@@ -1,4 +1,4 @@
-"""A merchant's webhook endpoint over a real socket: it records what comes, and answers as it is told."""
+"""A merchant's webhook endpoint over a real socket: it records requests, and answers as configured."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -48,7 +48,7 @@ class Receiver:
         return [one.event["seq"] for one in self.got]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take a request."""
+        """Handle a request."""
         body = await read_body(receive, bytes_max=1_000_000)
         self.got.append(Delivered({name.decode(): value.decode() for name, value in scope["headers"]}, body))
         answer = self.answer(msgspec.json.decode(body))
@@ -60,19 +60,19 @@ class Receiver:
         await send({"type": "http.response.body", "body": content})
 
     async def until(self, count: int) -> list[Delivered]:
-        """Wait for so many requests."""
+        """Wait for that many requests."""
         await until(lambda: len(self.got) >= count)
         return self.got
 
 
 def always(status: int, *headers: tuple[bytes, bytes], body: bytes = b"") -> Callable[[dict[str, Any]], Answer]:
-    """The same answer for everything."""
+    """The same answer to everything."""
     return lambda _: (status, list(headers), body)
 
 
 @asynccontextmanager
 async def receiving(kind: type[Receiver] = Receiver) -> AsyncIterator[Receiver]:
-    """A receiver that serves for as long as the block runs."""
+    """A receiver that serves during the block."""
     receiver = kind()
     listener = Listener(receiver, bind("127.0.0.1", 0))
     receiver.port = listener.port

@@ -1,3 +1,3 @@
-"""What the tests of Stripe's adapter share."""
+"""Shared parts of the tests of Stripe's adapter."""
 
 SECRET = "whsec_stripe_test"

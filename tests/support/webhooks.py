@@ -1,4 +1,4 @@
-"""What merchants do with webhook endpoints."""
+"""A merchant's use of webhook endpoints."""
 
 from typing import Any
 from uuid import uuid4
@@ -10,13 +10,13 @@ from tests.support.receiver import Receiver
 
 
 async def call(florin: Florin, method: str, path: str, body: Any = None, *, key: str | None = None) -> httpx2.Response:
-    """Ask the API as the demo merchant."""
+    """Send a request as the demo merchant."""
     headers = {**florin.headers, "idempotency-key": key or uuid4().hex}
     return await florin.http.request(method, f"{florin.api_url}/v1/{path}", json=body, headers=headers)
 
 
 async def add(florin: Florin, receiver: Receiver, **fields: Any) -> dict[str, Any]:
-    """A new endpoint, the demo shop's being silent."""
+    """A new endpoint, with the demo shop's disabled."""
     await florin.connection.execute(
         "UPDATE webhook_endpoints SET enabled = false, disabled_reason = 'merchant' WHERE id = $1", (florin.demo.endpoint_id,)
     )

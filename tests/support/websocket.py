@@ -23,7 +23,7 @@ HANDSHAKE = request(
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Sends back what comes, until it is told that this is over."""
+    """Sends back every message until it is told that this is over."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"hi"})
@@ -34,8 +34,8 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         await send({**message, "type": "websocket.send"})
 
 
-class Noting:
-    """An application that accepts, and keeps what it receives until the end."""
+class Recording:
+    """An application that accepts, and records what it receives until the end."""
 
     def __init__(self) -> None:
         self.messages: list[Any] = []
@@ -77,7 +77,7 @@ async def serving(app: Application, **options: Any) -> AsyncIterator[tuple[Liste
 
 
 class Peer:
-    """A client of bytes, with wsproto's frames."""
+    """A client made of bytes, with wsproto's frames."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -88,7 +88,7 @@ class Peer:
         await self.stream.send_all(b"".join(bytes(self.frames.send(event)) for event in events))
 
     async def events(self) -> list[ws.Event]:
-        """All that comes until the server closes; its Close is answered."""
+        """All events until the server closes; its Close is answered."""
         found: list[ws.Event] = []
         with suppress(trio.BrokenResourceError):
             async for data in self.stream:

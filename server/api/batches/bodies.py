@@ -1,4 +1,4 @@
-"""What merchants send to have batches carried out, validated as a whole, every item, before anything starts."""
+"""The bodies of batch requests. A batch is validated as a whole, every item, before anything starts."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -28,7 +28,7 @@ from server.flows.batches.item import Item
 
 TOGETHER = 100
 COMMAS_MAX = 100 * COUNT_MAX
-"""More than that would be another body than one of items, and take long to find out about."""
+"""The maximum number of commas in a body. One with more is refused before it is decoded, because it is not a list of items."""
 
 BODY_BYTES_MAX = 8 * 1_048_576
 Concurrency = Annotated[int, msgspec.Meta(ge=1, le=CONCURRENCY_MAX)]
@@ -56,14 +56,14 @@ class VerifyItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class CaptureItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="capture"):
-    """Take what is authorized, or `amount` of it."""
+    """Capture an authorized payment, or `amount` of it."""
 
     payment_id: str
     amount: Amount | None = None
 
 
 class RefundItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="refund"):
-    """Give back all that is left, or `amount` of it."""
+    """Refund all that is left of a payment, or `amount` of it."""
 
     payment_id: str
     amount: Amount | None = None
@@ -74,9 +74,10 @@ AnyItem = ChargeItem | VerifyItem | CaptureItem | RefundItem
 
 
 class CreateBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/batches`: up to 10,000 items, which are started in this order.
+    """The body of `POST /v1/batches`: up to 10,000 items, started in this order.
 
-    What is not finished after `deadline_seconds` is left, and can be resumed. `concurrency`: how many items at the same time.
+    Items that are not finished after `deadline_seconds` are cut off and can be resumed. `concurrency` is the number of items
+    under way at the same time.
     """
 
     items: Annotated[list[AnyItem], msgspec.Meta(min_length=1, max_length=COUNT_MAX)]
@@ -85,7 +86,7 @@ class CreateBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResumeBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/batches/{id}/resume`; without the rest, as the batch was before."""
+    """The body of `POST /v1/batches/{id}/resume`. Omitted fields stay as they were."""
 
     resume_token: Annotated[str, msgspec.Meta(max_length=100)]
     deadline_seconds: DeadlineSeconds | None = None
@@ -93,7 +94,7 @@ class ResumeBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A batch whose items are yet to be read, each by itself, so that all mistakes are found and not only the first."""
+    """A batch whose items are still to be decoded, each by itself, so that all errors are found."""
 
     items: list[msgspec.Raw]
     deadline_seconds: DeadlineSeconds = DEADLINE_SECONDS_DEFAULT
@@ -106,19 +107,21 @@ _resume = msgspec.json.Decoder(ResumeBatch)
 
 
 async def read_batch(body: bytes) -> tuple[list[Item], Terms, bytes]:
-    """What is to be done, how, and the request in its canonical form. Raises `Malformed`, `Unprocessable`, `InvalidItems`."""
+    """Decode a batch: its items, its terms, and the request in canonical form. Raises `Malformed`, `Unprocessable`,
+    `InvalidItems`.
+    """
     if body.count(b",") > COMMAS_MAX:
-        raise Unprocessable(f"a batch has from 1 to {COUNT_MAX:,} items", code="invalid_field", path="$.items")
+        raise Unprocessable(f"a batch must have from 1 to {COUNT_MAX:,} items", code="invalid_field", path="$.items")
     envelope = decode_body(_envelope, body)
     if not 1 <= len(envelope.items) <= COUNT_MAX:
-        detail = f"a batch has from 1 to {COUNT_MAX:,} items, this one {len(envelope.items):,}"
+        detail = f"a batch has from 1 to {COUNT_MAX:,} items, and this one has {len(envelope.items):,}"
         raise Unprocessable(detail, code="invalid_field", path="$.items")
     items: dict[int, Item] = {}
     bodies: list[AnyItem] = []
     errors: list[ItemError] = []
     for number, raw in enumerate(envelope.items, start=1):
         if number % TOGETHER == 0:
-            await trio.lowlevel.checkpoint()  # others have their turn meanwhile
+            await trio.lowlevel.checkpoint()  # lets other tasks run
         try:
             bodies.append(decode_body(_item, bytes(raw)))
             items[number] = read_item(bodies[-1])
@@ -133,7 +136,7 @@ async def read_batch(body: bytes) -> tuple[list[Item], Terms, bytes]:
 
 
 def read_item(body: AnyItem) -> Item:
-    """One item. Raises `Unprocessable`."""
+    """Decode one item. Raises `Unprocessable`."""
     match body:
         case ChargeItem():
             payment = CreatePayment(**{name: getattr(body, name) for name in body.__struct_fields__}, confirm=True)
@@ -150,7 +153,7 @@ def read_item(body: AnyItem) -> Item:
 
 
 def read_resumption(body: bytes) -> tuple[str, int | None, int | None]:
-    """The token, and what is to be other than before. Raises `Malformed`, `Unprocessable`."""
+    """Decode a resumption: the token, and the changed terms. Raises `Malformed`, `Unprocessable`."""
     wanted = decode_body(_resume, body)
     return wanted.resume_token, wanted.deadline_seconds, wanted.concurrency
 
@@ -163,7 +166,7 @@ def _payment_id(text: str) -> PaymentId:
 
 
 def _repetitions(items: dict[int, Item]) -> Iterator[ItemError]:
-    """Items that ask again for what an earlier one asks for: in all likelihood a line that was copied."""
+    """Errors for items that repeat an earlier one, most likely a copied line."""
     seen: dict[tuple[ItemType, object], int] = {}
     for number, item in items.items():
         about = item.reference if item.charge is not None else item.payment_id
@@ -202,7 +205,7 @@ def batch_data(standing: Standing) -> dict[str, Any]:
 
 
 def item_data(result: ItemResult, *, position: int | None = None) -> dict[str, Any]:
-    """What came of an item, as merchants see it."""
+    """The result of an item as merchants see it."""
     return {
         "object": "batch_item",
         "item": result.number,
@@ -221,7 +224,7 @@ def item_data(result: ItemResult, *, position: int | None = None) -> dict[str, A
 
 
 def never_started(number: int, item: Item | None) -> dict[str, Any]:
-    """An item that was not begun: nobody was asked anything for it. None is one that is forgotten."""
+    """An item that was never started. None stands for one whose request has been deleted."""
     if item is None:
         bare = item_data(ItemResult(number=number, type=ItemType.CHARGE, status=ItemStatus.NOT_STARTED))
         return {**bare, "type": None}

@@ -1,8 +1,8 @@
-"""`/v1/batches`: hand in many payments at once, follow them, stop and resume.
+"""`/v1/batches`: submit, follow, stop and resume batches.
 
-The reply waits for the batch's end: 200 in time, 408 where its deadline has passed, with a result for every item either way. With
-`Accept: application/x-ndjson` each item is told as soon as it is known, and the last line is the summary, or the 408 problem,
-since a status that was sent cannot be changed. Nothing depends on who listens: the batch goes on when its client has gone.
+The reply waits for the batch's end: 200 in time, 408 if its deadline has passed, with a result for every item in both cases. With
+`Accept: application/x-ndjson` each result is sent as it becomes known, and the last line is the summary or the 408 problem,
+because a status cannot be changed once it was sent. The batch runs on if its client disconnects.
 """
 
 import re
@@ -33,17 +33,19 @@ from server.http.asgi import header, read_body, respond
 NDJSON = b"application/x-ndjson"
 DEADLINE_PASSED = 408
 GRACE_SECONDS = 60.0
-"""How long after its deadline a batch is waited for: recording what was cut off, or another worker's lease, takes a moment."""
+"""The time after its deadline for which a reply waits for a batch: recording items that were cut off, or waiting for another
+worker's lease, takes a moment.
+"""
 
 FOLLOWERS_MAX, FOLLOWERS_PER_MERCHANT_MAX = 128, 16
 READING_MAX, READING_PER_MERCHANT_MAX = 16, 4
-"""How many batches are read at the same time, of up to 8 MiB each."""
+"""The number of batches that are read at the same time, of up to 8 MiB each."""
 
 READ_SECONDS = 60.0
 
 PROGRESS_SECONDS = 5.0
 LINES = 50
-"""How many lines of a stream are sent at once."""
+"""The number of lines of a stream that are sent at once."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 Lines = Sequence[dict[str, Any]]
@@ -51,7 +53,7 @@ REPLAYED = (b"idempotent-replayed", b"true")
 
 
 class BatchesApi:
-    """The handlers. `end_waits` lets those who wait for a batch go, because this worker ends; the batch goes on elsewhere."""
+    """The handlers. `end_waits` answers waiting requests because this worker stops; the batches continue elsewhere."""
 
     def __init__(self, context: Batches) -> None:
         self._context = context
@@ -60,7 +62,7 @@ class BatchesApi:
         self._readers: dict[MerchantId, int] = {}
 
     def end_waits(self) -> None:
-        """Answer everybody with the batch as it stands."""
+        """Answer all waiting requests with the current state of their batch."""
         self._is_stopping = True
         for scope in self._waits:
             scope.cancel()
@@ -78,7 +80,7 @@ class BatchesApi:
         await self._answer(call, batch, replayed=is_known)
 
     async def resume(self, call: Call, batch_text: str) -> None:
-        """`POST /v1/batches/{id}/resume`. The token is good once, so this needs no key."""
+        """`POST /v1/batches/{id}/resume`. The token is good for one resumption, so this needs no key."""
         batch_id = decode_batch_id(batch_text)
         token, deadline_seconds, concurrency = read_resumption(call.body)
         before = (await flow.read(self._context, call.merchant.id, batch_id)).batch
@@ -87,12 +89,12 @@ class BatchesApi:
         await self._answer(call, await flow.resume(self._context, call.merchant.id, batch_id, token, terms))
 
     async def stop(self, call: Call, batch_text: str) -> None:
-        """`POST /v1/batches/{id}/stop`. Doing so twice changes nothing, so this needs no key."""
+        """`POST /v1/batches/{id}/stop`. Repeating it changes nothing, so this needs no key."""
         standing = await flow.stop(self._context, call.merchant.id, decode_batch_id(batch_text))
         await respond(call.send, ACCEPTED, msgspec.json.encode(batch_data(standing)), content_type=JSON)
 
     async def read(self, call: Call, batch_text: str) -> None:
-        """`GET /v1/batches/{id}`: how it stands; as NDJSON, followed to its end."""
+        """`GET /v1/batches/{id}`: the current state; as NDJSON, followed to the end."""
         fields = read_query(call.scope, "after")
         after = _read_position(fields)
         standing = await flow.read(self._context, call.merchant.id, decode_batch_id(batch_text))
@@ -107,7 +109,7 @@ class BatchesApi:
         await respond(call.send, 200, msgspec.json.encode(batch_data(standing)), content_type=JSON)
 
     async def items(self, call: Call, batch_text: str) -> None:
-        """`GET /v1/batches/{id}/items`: results in the order in which they became known, a page at a time."""
+        """`GET /v1/batches/{id}/items`: results in the order in which they became known, in pages."""
         fields = read_query(call.scope, "after", "limit")
         after, limit = _read_position(fields), read_limit(fields)
         batch = (await flow.read(self._context, call.merchant.id, decode_batch_id(batch_text))).batch
@@ -120,7 +122,7 @@ class BatchesApi:
         await respond(call.send, 200, msgspec.json.encode(page), content_type=JSON)
 
     async def list(self, call: Call) -> None:
-        """`GET /v1/batches`: newest first, a page at a time."""
+        """`GET /v1/batches`: newest first, in pages."""
         fields = read_query(call.scope, "cursor", "limit")
         limit = read_limit(fields)
         before = BatchId(decode_cursor(fields["cursor"])) if "cursor" in fields else None
@@ -134,7 +136,7 @@ class BatchesApi:
         await respond(call.send, 200, msgspec.json.encode(page), content_type=JSON)
 
     async def _accept(self, call: Call, key: str) -> tuple[Batch, bool] | Mismatch:
-        """Read the batch and accept it; what was read is forgotten with the end of this. Raises `Overloaded`, `TooLarge`."""
+        """Read and accept a batch. The body is released at the end of this. Raises `Overloaded`, `TooLarge`."""
         assert call.receive is not None
         self._require_room(call)
         with self._reading(call.merchant.id):
@@ -142,7 +144,7 @@ class BatchesApi:
             with trio.move_on_after(READ_SECONDS):
                 body = await read_body(call.receive, bytes_max=BODY_BYTES_MAX)
             if body is None:
-                raise Malformed(f"the body did not come within {READ_SECONDS:.0f} s", code="body_too_slow")
+                raise Malformed(f"the body did not arrive within {READ_SECONDS:.0f} s", code="body_too_slow")
             items, terms, canonical = await read_batch(body)
         self._require_room(call)
         request = Request(
@@ -155,9 +157,9 @@ class BatchesApi:
 
     @contextmanager
     def _reading(self, merchant_id: MerchantId) -> Iterator[None]:
-        """Bounds how many large bodies are in memory, and that one merchant's slow ones keep nobody else's waiting."""
+        """Limit the large bodies in memory, in all and per merchant."""
         if self._readers.get(merchant_id, 0) >= READING_PER_MERCHANT_MAX or sum(self._readers.values()) >= READING_MAX:
-            raise Overloaded("other batches are being read: try again in a moment")
+            raise Overloaded("too many batches are being uploaded: try again shortly")
         self._readers[merchant_id] = self._readers.get(merchant_id, 0) + 1
         try:
             yield
@@ -171,9 +173,11 @@ class BatchesApi:
         return not self._is_stopping and len(self._waits) < FOLLOWERS_MAX and of_merchant < FOLLOWERS_PER_MERCHANT_MAX
 
     def _require_room(self, call: Call) -> None:
-        """Raises `Overloaded` before anything is done: while this worker ends, and where a stream could not be kept up."""
+        """Raise `Overloaded` before anything is done, if this worker stops or cannot take another stream."""
         if self._is_stopping or (_wants_lines(call) and not self._may_wait(call)):
-            raise Overloaded("too many follow batches here: try again, or ask without `Accept: application/x-ndjson`")
+            raise Overloaded(
+                "too many batches are being followed here: try again, or send the request without `Accept: application/x-ndjson`"
+            )
 
     async def _answer(self, call: Call, batch: Batch, *, replayed: bool = False) -> None:
         headers = [REPLAYED] if replayed else []
@@ -188,27 +192,27 @@ class BatchesApi:
         await self._send_report(call, standing, headers)
 
     async def _wait(self, call: Call, batch: Batch, *, seconds: float) -> None:
-        """Wait for the batch's end; not for a client that has gone."""
-        with self._patience(call) as patience, patience:
+        """Wait until the batch has ended or the client disconnects."""
+        with self._waiting(call) as wait_scope, wait_scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_when_gone, call, patience)
+                nursery.start_soon(_cancel_when_gone, call, wait_scope)
                 await flow.wait(self._context, batch, seconds=seconds)
                 nursery.cancel_scope.cancel()
 
     @contextmanager
-    def _patience(self, call: Call) -> Iterator[trio.CancelScope]:
-        """A place among those who wait, and the scope by which that is ended."""
-        patience = trio.CancelScope()
-        self._waits[patience] = call.merchant.id
+    def _waiting(self, call: Call) -> Iterator[trio.CancelScope]:
+        """Register a waiting request, and yield the scope that ends its wait."""
+        wait_scope = trio.CancelScope()
+        self._waits[wait_scope] = call.merchant.id
         if self._is_stopping:
-            patience.cancel()
+            wait_scope.cancel()
         try:
-            yield patience
+            yield wait_scope
         finally:
-            del self._waits[patience]
+            del self._waits[wait_scope]
 
     async def _send_report(self, call: Call, standing: Standing, headers: Headers) -> None:
-        """The batch, and where it has ended every item of it."""
+        """Send the batch, with every item if it has ended."""
         data = batch_data(standing)
         if standing.batch.status is BatchStatus.RUNNING:
             headers = [*headers, (b"location", f"/v1/batches/{data['id']}".encode())]
@@ -231,23 +235,23 @@ class BatchesApi:
         await respond(call.send, 200, msgspec.json.encode({**data, "items": items}), content_type=JSON, headers=headers)
 
     async def _all_items(self, batch: Batch) -> Lines:
-        """A result for each item, in the order of the request."""
+        """A result for every item, in the order of the request."""
         found: dict[int, dict[str, Any]] = {}
         after = 0
         while page := await flow.page(self._context, batch.merchant_id, batch.id, after=after, limit=flow.PAGE):
             found |= {result.number: item_data(result, position=position) for position, result in page}
             after = page[-1][0]
-        asked = await flow.asked_for(self._context, batch) if len(found) < batch.count else []
+        asked = await flow.requested_items(self._context, batch) if len(found) < batch.count else []
         named = dict(enumerate(asked, start=1))
         return [found.get(number) or never_started(number, named.get(number)) for number in range(1, batch.count + 1)]
 
     async def _stream(self, call: Call, batch: Batch, *, after: int = 0, headers: Headers = ()) -> None:
-        """A line for the batch, one for each item behind `after`, and the summary or the problem."""
-        with self._patience(call) as patience:
+        """Stream a line for the batch, one for each item after `after`, and the summary or the problem."""
+        with self._waiting(call) as wait_scope:
             fields = [(b"content-type", NDJSON), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"), *headers]
             await call.send({"type": "http.response.start", "status": 200, "headers": fields})
             await _tell(call, [batch_data(await flow.read(self._context, batch.merchant_id, batch.id))])
-            with patience:
+            with wait_scope:
                 await self._tell_items(call, batch, after=after)
             standing = await flow.read(self._context, batch.merchant_id, batch.id)
             data = batch_data(standing)
@@ -259,7 +263,7 @@ class BatchesApi:
                 await _tell(call, [{**data, "object": "summary"}], more=False)
 
     async def _tell_items(self, call: Call, batch: Batch, *, after: int) -> None:
-        """Items as they become known, and how the batch gets on where that takes long, until it has ended."""
+        """Send results as they become known, and the batch's progress if that takes long, until it has ended."""
         told_at = trio.current_time()
         async for page in flow.follow(self._context, batch, after=after):
             for begin in range(0, len(page), LINES):
@@ -291,7 +295,7 @@ def decode_batch_id(text: str) -> BatchId:
 
 
 def _wants_lines(call: Call) -> bool:
-    """By its Accept header (RFC 9110, 12.5.1); who wants an answer at once gets no stream."""
+    """Return whether the Accept header (RFC 9110, 12.5.1) asks for NDJSON. A request for an immediate reply gets no stream."""
     if call.scope["method"] == "HEAD" or reply_within_seconds(call.scope) == 0:
         return False
     for accepted in (header(call.scope, b"accept") or "").lower().split(","):
@@ -304,12 +308,12 @@ def _wants_lines(call: Call) -> bool:
 def _read_position(fields: dict[str, str]) -> int:
     text = fields.get("after", "0")
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise Unprocessable("after is the position of the last item that you have", code="invalid_query", path="after")
+        raise Unprocessable("after must be the position of the last item that you have", code="invalid_query", path="after")
     return int(text)
 
 
 def _said(standing: Standing) -> str:
-    """What a passed deadline has left."""
+    """The summary of a batch whose deadline has passed."""
     counts, batch = standing.counts, standing.batch
     unknown, never = counts.get(ItemStatus.UNKNOWN, 0), counts.get(ItemStatus.NOT_STARTED, 0)
     return (

@@ -1,4 +1,4 @@
-"""The routes of batches, with what the OpenAPI document says of them."""
+"""The routes of batches, with their OpenAPI descriptions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,13 @@ def batch_routes(batches: BatchesApi) -> Sequence[Route]:
     """`/v1/batches`."""
     after = Parameter("after", {"type": "integer", "minimum": 0}, "`position` of the last item that you have")
     ended: dict[int, Any] = {200: resources.BatchReport, 202: resources.Batch}
-    lines = "; with `Accept: application/x-ndjson`, a line per item as it is known, and a summary"
+    lines = "; with `Accept: application/x-ndjson`, a line per item as its result becomes known, and a summary"
     return [
         post(
             "/v1/batches",
             batches.create,
             BATCHES,
-            f"Carry out many payments under one deadline{lines}, or the 408 problem",
+            f"Carry out many operations under one deadline{lines}, or the 408 problem",
             ended,
             body=CreateBatch,
             parameters=[PREFER],
@@ -40,7 +40,7 @@ def batch_routes(batches: BatchesApi) -> Sequence[Route]:
             f"{_OF_BATCH}/items",
             batches.items,
             BATCHES,
-            "What came of items, in the order in which it became known",
+            "List results, in the order in which they became known",
             resources.BatchItemPage,
             parameters=[after, LIMIT],
             problems=[404],
@@ -49,7 +49,7 @@ def batch_routes(batches: BatchesApi) -> Sequence[Route]:
             f"{_OF_BATCH}/stop",
             batches.stop,
             BATCHES,
-            "Start no more items; those under way come to their end",
+            "Start no more items; those under way are finished",
             {202: Batch},
             needs_key=False,
             problems=[404],
@@ -58,7 +58,7 @@ def batch_routes(batches: BatchesApi) -> Sequence[Route]:
             f"{_OF_BATCH}/resume",
             batches.resume,
             BATCHES,
-            "Find out what is UNKNOWN and start what was never started; a token is good once",
+            "Settle UNKNOWN items and start those that were never started; each token can be used once",
             ended,
             body=ResumeBatch,
             parameters=[PREFER],

@@ -13,13 +13,13 @@ ConsumerName = Annotated[str, msgspec.Meta(pattern=CONSUMER_PATTERN)]
 
 
 class PlaceConsumer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `PUT /v1/consumers/{name}`: the last event that was dealt with."""
+    """The body of `PUT /v1/consumers/{name}`: the last event that was handled."""
 
     acked_seq: Seq
 
 
 class CreateTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/stream/tickets`: pages of which origin may use it, and what they may see."""
+    """The body of `POST /v1/stream/tickets`: the origin whose pages may use the ticket, and the events that they may read."""
 
     origin: Annotated[str, msgspec.Meta(pattern=ORIGIN_PATTERN, description="like https://shop.example")]
     event_types: Types = []
@@ -27,7 +27,7 @@ class CreateTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client of the stream sends: everything up to this event was dealt with."""
+    """A message from a client of the stream: everything up to this event was handled."""
 
     ack: Seq
 
@@ -38,17 +38,17 @@ _ack = msgspec.json.Decoder(Ack)
 
 
 def read_place_consumer(body: bytes) -> PlaceConsumer:
-    """The request."""
+    """Decode the request."""
     return decode_body(_consumer, body)
 
 
 def read_ticket(body: bytes) -> CreateTicket:
-    """The request."""
+    """Decode the request."""
     request = decode_body(_ticket, body)
     require_types(request.event_types)
     return request
 
 
 def read_ack(text: str) -> Ack:
-    """What came over a websocket."""
+    """Decode a message of the websocket."""
     return decode_body(_ack, text.encode("utf-8", "surrogatepass"))

@@ -1,4 +1,4 @@
-"""`/v1/events`, `/v1/consumers` and `/v1/stream/tickets`: events by asking for them, and what the stream needs."""
+"""`/v1/events`, `/v1/consumers` and `/v1/stream/tickets`: the pull API, and tickets for the stream."""
 
 import re
 from dataclasses import replace
@@ -31,7 +31,7 @@ WAITERS_MAX = 256
 WAITERS_PER_MERCHANT_MAX = 32
 TICKETS_MAX = 1_000
 SCANNED_EVENTS_MAX = 2_000
-"""How many events a request looks through for those of its types."""
+"""The most events that one request scans for its types."""
 
 _CONSUMER = re.compile(CONSUMER_PATTERN)
 
@@ -46,13 +46,13 @@ class EventsApi:
         self._is_stopping = False
 
     def end_waits(self) -> None:
-        """The worker stops: who waits is answered at once."""
+        """Answer all waiting requests, because this worker stops."""
         self._is_stopping = True
         for scope in self._waits:
             scope.cancel()
 
     async def list_all(self, call: Call) -> None:
-        """`GET /v1/events`: what follows `after`, or a consumer's cursor; with `wait`, as soon as there is something."""
+        """`GET /v1/events`: the events after `after` or a consumer's position; with `wait`, as soon as there is one."""
         fields = read_query(call.scope, "after", "limit", "types", "wait", "consumer", "epoch")
         limit, types, wait = read_limit(fields), read_types(fields), _read_wait(call, fields)
         asked = read_position(fields)
@@ -87,7 +87,7 @@ class EventsApi:
         await respond(call.send, 200, msgspec.json.encode({"data": [_shape(one) for one in found]}), content_type=JSON)
 
     async def place_consumer(self, call: Call, name: str) -> None:
-        """`PUT /v1/consumers/{name}`: forward, or back to be sent again what follows."""
+        """`PUT /v1/consumers/{name}`: move the position forward, or back to receive events again."""
         wanted = read_place_consumer(call.body)
         _require_consumer(name, path="name")
         consumer = await place(self._context, call.merchant.id, name, acked_seq=wanted.acked_seq)
@@ -101,7 +101,7 @@ class EventsApi:
         await respond(call.send, 204, b"", content_type=JSON)
 
     async def ticket(self, call: Call) -> None:
-        """`POST /v1/stream/tickets`. A ticket that nobody uses is gone after 30 s, so this needs no key."""
+        """`POST /v1/stream/tickets`. An unused ticket expires after 30 s, so this needs no key."""
         wanted = read_ticket(call.body)
         assert call.caller is not None
         text = stream_ticket(call.merchant.id)
@@ -115,14 +115,14 @@ class EventsApi:
         )
         async with self._context.pool.connection() as connection:
             if await count_tickets(connection, call.merchant.id, now=self._context.now()) >= TICKETS_MAX:
-                raise Overloaded(f"{TICKETS_MAX} tickets wait to be used: use them, or wait {TICKET_SECONDS} s")
+                raise Overloaded(f"{TICKETS_MAX} tickets are unused: use them, or wait {TICKET_SECONDS} s")
             await add_ticket(connection, ticket, ticket_sha256=key_hash(text))
         shape = resources.StreamTicket(ticket=text, url=f"/v1/stream?ticket={text}", expires_at=ticket.expires_at)
         headers = [(b"cache-control", b"no-store")]
         await respond(call.send, 201, msgspec.json.encode(shape), content_type=JSON, headers=headers)
 
     async def _find(self, call: Call, seq: int, *, limit: int, types: tuple[str, ...] | None) -> tuple[list[Event], int]:
-        """Events that follow, and the number up to which they were looked through."""
+        """The following events, and the number up to which they were scanned."""
         found: list[Event] = []
         scanned = 0
         while len(found) < limit and scanned < SCANNED_EVENTS_MAX:
@@ -141,31 +141,31 @@ class EventsApi:
         return found, seq
 
     def _may_wait(self, call: Call) -> bool:
-        """Whoever may not is answered at once, and may ask again: waiting must leave room for payments."""
+        """Return whether this request may wait. One that may not is answered at once: waiting must leave room for payments."""
         of_merchant = self._waiting.get(call.merchant.id, 0)
         return not self._is_stopping and len(self._waits) < WAITERS_MAX and of_merchant < WAITERS_PER_MERCHANT_MAX
 
     async def _wait(
         self, call: Call, seq: int, *, limit: int, types: tuple[str, ...] | None, seconds: float
     ) -> tuple[list[Event], int, int]:
-        """Wait for what follows; not for a client that has gone."""
+        """Wait until events follow or the client disconnects."""
         merchant_id = call.merchant.id
         self._waiting[merchant_id] = self._waiting.get(merchant_id, 0) + 1
         found: list[Event] = []
-        patience = trio.CancelScope(deadline=trio.current_time() + seconds)
-        self._waits.add(patience)
+        wait = trio.CancelScope(deadline=trio.current_time() + seconds)
+        self._waits.add(wait)
         try:
             with self._context.feeds.reading(merchant_id, last_seq=seq) as feed:
-                with patience:
+                with wait:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_cancel_when_gone, call, patience)
+                        nursery.start_soon(_cancel_when_gone, call, wait)
                         while not found and seq == feed.last_seq and not feed.is_void:
-                            await feed.until_after(seq)
+                            await feed.wait_after(seq)
                             found, seq = await self._find(call, seq, limit=limit, types=types)
                         nursery.cancel_scope.cancel()
                 return found, seq, max(feed.last_seq, seq)
         finally:
-            self._waits.discard(patience)
+            self._waits.discard(wait)
             self._waiting[merchant_id] -= 1
             if not self._waiting[merchant_id]:
                 del self._waiting[merchant_id]
@@ -177,26 +177,28 @@ async def _cancel_when_gone(call: Call, scope: trio.CancelScope) -> None:
 
 
 def read_position(fields: dict[str, str]) -> Position:
-    """Where a reader is, by a query. Raises `Unprocessable`."""
+    """Read a reader's position from a query. Raises `Unprocessable`."""
     epoch = None
     if "epoch" in fields:
         try:
             epoch = UUID(fields["epoch"])
         except ValueError as error:
-            raise Unprocessable("epoch is what was told with the last events", code="invalid_query", path="epoch") from error
+            raise Unprocessable(
+                "epoch must be the value that came with the last events", code="invalid_query", path="epoch"
+            ) from error
     if "consumer" in fields:
         _require_consumer(fields["consumer"], path="consumer")
     return Position(after_seq=read_seq(fields, "after"), epoch=epoch, consumer=fields.get("consumer"))
 
 
 def read_types(fields: dict[str, str]) -> tuple[str, ...] | None:
-    """The types that a reader wants, by a query, separated by commas. Raises `Unprocessable`."""
+    """Read a reader's event types from a query, separated by commas. Raises `Unprocessable`."""
     text = fields.get("types", "")
     return parse_types([one.strip() for one in text.split(",") if one.strip()], path="types")
 
 
 def origin_of(text: str) -> str:
-    """An origin as browsers write it: in lower case, without the port that goes without saying. Raises `Unprocessable`."""
+    """An origin as browsers write it: in lower case, without the default port. Raises `Unprocessable`."""
     try:
         origin = parse_origin(text)
     except NotSent as error:
@@ -215,7 +217,7 @@ def _read_wait(call: Call, fields: dict[str, str]) -> float:
     if text is None:
         return reply_within_seconds(call.scope) or 0.0
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and int(text) <= WAIT_SECONDS_MAX):
-        raise Unprocessable(f"wait is a number of seconds, at most {WAIT_SECONDS_MAX}", code="invalid_query", path="wait")
+        raise Unprocessable(f"wait must be a number of seconds, at most {WAIT_SECONDS_MAX}", code="invalid_query", path="wait")
     return float(text)
 
 

@@ -1,4 +1,4 @@
-"""The routes of events, consumers and the stream's tickets, with what the OpenAPI document says of them."""
+"""The routes of events, consumers and stream tickets, with their OpenAPI descriptions."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from server.api.parsing import WAIT_SECONDS_MAX
 from server.api.routing import AFTER, EPOCH, LIMIT, TYPES, Parameter, Route, get, post
 
 EVENTS = "Events"
-CONSUMER = Parameter("consumer", {"type": "string", "pattern": CONSUMER_PATTERN}, "begin at its cursor")
+CONSUMER = Parameter("consumer", {"type": "string", "pattern": CONSUMER_PATTERN}, "begin at this consumer's position")
 
 
 def event_routes(events: EventsApi) -> Sequence[Route]:
-    """Events by asking for them, and what the stream needs."""
-    wait = Parameter("wait", {"type": "integer", "minimum": 0, "maximum": WAIT_SECONDS_MAX}, "seconds to wait for one")
+    """The pull API, consumers and stream tickets."""
+    wait = Parameter("wait", {"type": "integer", "minimum": 0, "maximum": WAIT_SECONDS_MAX}, "seconds to wait for an event")
     name = "/v1/consumers/{name}"
     return [
         get(
             "/v1/events",
             events.list_all,
             EVENTS,
-            "What follows an event, in order; with `wait` as soon as there is something",
+            "List the events after a given one, in order; with `wait`, as soon as there is one",
             resources.EventPage,
             parameters=(AFTER, LIMIT, TYPES, wait, CONSUMER, EPOCH),
             problems=[409, 503],
@@ -33,7 +33,7 @@ def event_routes(events: EventsApi) -> Sequence[Route]:
             path=name,
             handle=events.place_consumer,
             tag=EVENTS,
-            summary="Acknowledge: put a consumer's cursor there, forward or back",
+            summary="Acknowledge: set a consumer's position, forward or back",
             replies={200: resources.Consumer},
             body=PlaceConsumer,
             problems=(400, 409, 422),
@@ -51,7 +51,7 @@ def event_routes(events: EventsApi) -> Sequence[Route]:
             "/v1/stream/tickets",
             events.ticket,
             EVENTS,
-            "A ticket that opens the stream once, within 30 s, from a browser",
+            "Create a ticket that opens the stream once, within 30 s, from a browser",
             {201: resources.StreamTicket},
             body=CreateTicket,
             needs_key=False,

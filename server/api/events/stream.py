@@ -1,11 +1,11 @@
-"""`GET /v1/stream`: a merchant's events over a websocket, from where it stopped, without a hole and without a repetition.
+"""`GET /v1/stream`: a merchant's events over a websocket, from where the reader stopped, without gaps or repetitions.
 
-The first frame says where it goes on: `{"epoch", "recovered", "seq", "api_version"}`. Then events follow, the same documents that
-webhooks carry. What is past is read from the table, and waits for the client; what is live is sent as it happens, and who is more
-than a megabyte behind is cut off with 1013. A client may send `{"ack": seq}`, which moves its named consumer.
+The first frame says where the stream continues: `{"epoch", "recovered", "seq", "api_version"}`. Then come the events, the same
+documents that webhooks carry. Past events are read from the table at the client's pace; live ones are sent as they happen, and a
+client that is more than a megabyte behind is cut off with 1013. A client may send `{"ack": seq}`, which moves its named consumer.
 
-Closing codes: 1012 the server restarts and 1013 too far behind, both of which mean: reconnect from where you are; 1008 a message
-that cannot be understood; 4401 the key was revoked.
+Close codes: 1012 the server restarts and 1013 too far behind, after both of which the client reconnects from its position; 1008 a
+message that cannot be understood; 4401 the key was revoked.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ STREAMS_PER_MERCHANT_MAX = 10_000
 PAGE_EVENTS = 200
 WATCH_SECONDS = 1.0
 JOINING_MAX = 4
-"""How many may read what they missed from the database at the same time."""
+"""The number of streams that read past events from the database at the same time."""
 
 JOIN_SECONDS = 15.0
 
@@ -54,7 +54,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _Admitted:
-    """Who reads, what, and from where."""
+    """An admitted reader: its merchant, filter and position."""
 
     merchant_id: MerchantId
     key: tuple[MerchantId, UUID]
@@ -62,60 +62,60 @@ class _Admitted:
     position: Position
 
 
-class _Ends:
-    """How one stream is told to end, by whoever has a reason."""
+class _CloseRequest:
+    """A request to end one stream."""
 
     def __init__(self) -> None:
         self._wanted = trio.Event()
         self._code, self._reason = RESTART, ""
 
     def end(self, code: int, reason: str) -> None:
-        """End it so. The first reason counts."""
+        """End the stream with this close code. The first call counts."""
         if not self._wanted.is_set():
             self._code, self._reason = code, reason
             self._wanted.set()
 
-    def begin_anew(self) -> None:
-        """Its numbers mean other events now."""
-        self.end(RESTART, "the events are numbered anew: reconnect")
+    def end_renumbered(self) -> None:
+        """End the stream because its numbers mean other events now."""
+        self.end(RESTART, "the events were renumbered: reconnect")
 
     async def run(self, send: Send) -> None:
-        """Wait for a reason, and close."""
+        """Wait for a request to end, and close."""
         await self._wanted.wait()
         await _close(send, self._code, self._reason)
 
 
 class StreamApi:
-    """The handler, and the watch over the keys by which streams were opened."""
+    """The handler, and the watch over the keys that opened streams."""
 
     def __init__(self, context: Events, authentication: Authentication) -> None:
         self._context = context
         self._authentication = authentication
-        self._by_key: dict[tuple[MerchantId, UUID], set[_Ends]] = {}
+        self._by_key: dict[tuple[MerchantId, UUID], set[_CloseRequest]] = {}
         self._open: dict[MerchantId, int] = {}
         self._joining = trio.Semaphore(JOINING_MAX)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Close the streams of keys that end, until cancelled."""
+        """Close the streams of revoked keys, until canceled."""
         task_status.started()
         while True:
             await trio.sleep(WATCH_SECONDS)
             try:
                 await self._close_revoked()
-            except Exception as error:  # noqa: BLE001 - a look that fails must not end the worker
-                _log.warning("cannot look whether keys were revoked", error=str(error))
+            except Exception as error:  # noqa: BLE001 - a failed check must not end the worker
+                _log.warning("cannot check for revoked keys", error=str(error))
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one websocket to its end."""
         await receive()
         request_id = f"req_{uuid7().hex}"
         try:
-            with trio.move_on_after(JOIN_SECONDS) as patience:
-                async with self._joining:  # thousands may come back at once, and payments need the database too
+            with trio.move_on_after(JOIN_SECONDS) as wait:
+                async with self._joining:  # thousands may reconnect at once, and payments need the database too
                     admitted = await self._admit(scope)
                     sequence, resumption = await begin(self._context, admitted.merchant_id, admitted.position)
-            if patience.cancelled_caught:
-                raise Overloaded("too many join the stream at the moment: come back in a few seconds")
+            if wait.cancelled_caught:
+                raise Overloaded("too many clients are connecting to the stream: try again in a few seconds")
             if self._open.get(admitted.merchant_id, 0) >= STREAMS_PER_MERCHANT_MAX:
                 raise Overloaded(f"a merchant has at most {STREAMS_PER_MERCHANT_MAX} streams open here")
         except FlorinError as error:
@@ -131,16 +131,16 @@ class StreamApi:
                 await _close(send, TRY_AGAIN_LATER, str(error))
 
     async def _admit(self, scope: Scope) -> _Admitted:
-        """Raises `Unauthenticated`, `Unprocessable`, `NotFound`."""
+        """Authenticate and admit a reader. Raises `Unauthenticated`, `Unprocessable`, `NotFound`."""
         if FRAME_EXTENSION not in scope.get("extensions", ()):
-            raise NotFound("there is no stream here: this server would let one slow reader hold up the others")
+            raise NotFound("streams are not available on this server")
         fields = read_query(scope, "after", "types", "consumer", "epoch", "ticket")
         if "ticket" not in fields:
             caller: Caller = await self._authentication.caller_of(scope)
             key = (caller.merchant.id, caller.key_id)
             return _Admitted(caller.merchant.id, key, read_types(fields), read_position(fields))
         if "types" in fields or "consumer" in fields:
-            raise Unauthenticated("a ticket says itself which types and which consumer it is for", code="ticket_scope")
+            raise Unauthenticated("with a ticket, types and consumer are those of the ticket", code="ticket_scope")
         merchant_id = merchant_of_ticket(fields["ticket"])
         ticket = None
         if merchant_id is not None:
@@ -148,7 +148,7 @@ class StreamApi:
                 digest = key_hash(fields["ticket"])
                 ticket = await use_ticket(connection, merchant_id, ticket_sha256=digest, now=self._context.now())
         if ticket is None or (header(scope, b"origin") or "").lower() != ticket.origin:
-            raise Unauthenticated("this ticket is unknown, was used, is too old or is for another origin", code="ticket_invalid")
+            raise Unauthenticated("this ticket is unknown, used, expired or for another origin", code="ticket_invalid")
         asked = read_position(fields)
         position = Position(after_seq=asked.after_seq, epoch=asked.epoch, consumer=ticket.consumer)
         return _Admitted(ticket.merchant_id, (ticket.merchant_id, ticket.key_id), ticket.event_types, position)
@@ -159,7 +159,7 @@ class StreamApi:
         send: Send,
         admitted: _Admitted,
         begun: tuple[Sequence, Resumption],
-        ends: _Ends,
+        ends: _CloseRequest,
     ) -> None:
         sequence, resumption = begun
         hello = {
@@ -169,31 +169,31 @@ class StreamApi:
             "api_version": API_VERSION,
         }
         await send({"type": "websocket.send", "text": msgspec.json.encode(hello).decode()})
-        reader = Reader(send, ends.begin_anew, types=admitted.types)
+        reader = Reader(send, ends.end_renumbered, types=admitted.types)
         with self._context.feeds.reading(admitted.merchant_id, last_seq=sequence.last_seq) as feed:
             async with trio.open_nursery() as nursery:
                 try:
                     nursery.start_soon(ends.run, send)
                     nursery.start_soon(self._catch_up, feed, reader, send, resumption.after_seq)
-                    await self._hear(receive, send, feed, admitted, last_seq=sequence.last_seq)
+                    await self._receive_acks(receive, send, feed, admitted, last_seq=sequence.last_seq)
                 finally:
                     feed.leave(reader)
                     nursery.cancel_scope.cancel()
 
     async def _catch_up(self, feed: Feed, reader: Reader, send: Send, seq: int) -> None:
-        """Send what is past, until there is nothing between it and what is live; then join, with no moment in between."""
+        """Send past events until nothing lies between them and the live ones, then join without a checkpoint in between."""
         try:
             while seq != feed.last_seq:
                 if feed.is_void:
-                    await _close(send, RESTART, "the events are numbered anew: reconnect")
+                    await _close(send, RESTART, "the events were renumbered: reconnect")
                     return
                 if seq > feed.last_seq:
-                    await feed.until_after(seq - 1)
+                    await feed.wait_after(seq - 1)
                     continue
                 async with self._joining, self._context.pool.connection() as connection:
                     page = await list_events(connection, feed.merchant_id, after_seq=seq, limit=PAGE_EVENTS)
                 if not page or feed.is_void:
-                    await _close(send, RESTART, "the events are numbered anew: reconnect")
+                    await _close(send, RESTART, "the events were renumbered: reconnect")
                     return
                 for event in page:
                     if event.seq > feed.last_seq:
@@ -205,11 +205,11 @@ class StreamApi:
         except OSError:
             return  # the peer is gone
         except (DatabaseUnavailable, Overloaded) as error:
-            _log.warning("a stream cannot catch up", error=str(error))
+            _log.warning("a stream cannot read past events", error=str(error))
             await _close(send, TRY_AGAIN_LATER, "the events cannot be read at the moment: reconnect")
 
-    async def _hear(self, receive: Receive, send: Send, feed: Feed, admitted: _Admitted, *, last_seq: int) -> None:
-        """Take acknowledgements until the client leaves."""
+    async def _receive_acks(self, receive: Receive, send: Send, feed: Feed, admitted: _Admitted, *, last_seq: int) -> None:
+        """Receive acknowledgements until the client leaves."""
         consumer = admitted.position.consumer
         while True:
             message = await receive()
@@ -221,14 +221,16 @@ class StreamApi:
                 await _close(send, POLICY, f'expected {{"ack": seq}}: {error}')
                 return
             if consumer is None or seq > max(feed.last_seq, last_seq):
-                why = "only a named consumer acknowledges" if consumer is None else "an event that was not sent"
+                why = (
+                    "only a stream with a consumer accepts acknowledgements" if consumer is None else "an event that was not sent"
+                )
                 await _close(send, POLICY, why)
                 return
             self._context.acks.note(admitted.merchant_id, consumer, seq)
 
     @contextmanager
-    def _counted(self, admitted: _Admitted) -> Iterator[_Ends]:
-        merchant_id, ends = admitted.merchant_id, _Ends()
+    def _counted(self, admitted: _Admitted) -> Iterator[_CloseRequest]:
+        merchant_id, ends = admitted.merchant_id, _CloseRequest()
         self._open[merchant_id] = self._open.get(merchant_id, 0) + 1
         self._by_key.setdefault(admitted.key, set()).add(ends)
         try:

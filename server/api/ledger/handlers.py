@@ -1,4 +1,4 @@
-"""Wallets, statements and receipts: what merchants see of the ledger."""
+"""`/v1/wallets`, `/v1/statement`, receipts: the merchants' view of the ledger."""
 
 import msgspec
 
@@ -33,18 +33,18 @@ class LedgerApi:
         await respond(call.send, 200, msgspec.json.encode({"data": wallets}), content_type=JSON)
 
     async def statement(self, call: Call) -> None:
-        """`GET /v1/statement`: every movement of a period, streamed. An answer that breaks off is not complete."""
+        """`GET /v1/statement`: every movement of a period, streamed. An answer that breaks off is incomplete."""
         send = call.send
         fields = read_query(call.scope, "format", "from", "to", "currency")
         form = fields.get("format", Format.JSONL.value)
         if form not in set(Format):
-            raise Unprocessable(f"format is one of {', '.join(Format)}", code="invalid_query", path="format")
+            raise Unprocessable(f"format must be one of {', '.join(Format)}", code="invalid_query", path="format")
         currency = fields.get("currency")
         if currency is not None and currency not in CURRENCY_EXPONENTS:
             raise Unprocessable("this is not a currency", code="invalid_query", path="currency")
         period = Period(start=read_time(fields, "from"), end=read_time(fields, "to"), currency=currency)
         pieces = statement(self._context.pool, call.merchant.id, period, Format(form))
-        first = await anext(pieces, b"")  # so that a failure still has a status of its own
+        first = await anext(pieces, b"")  # so that a failure can still choose its status
         name = f'attachment; filename="statement.{form}"'.encode()
         headers = [
             (b"content-type", _CONTENT_TYPES[Format(form)]),
@@ -62,6 +62,6 @@ class LedgerApi:
         await respond(call.send, 200, (await issue(self._context, payment)).encode(), content_type=b"application/jose")
 
     async def receipt_keys(self, call: Call) -> None:
-        """`GET /v1/receipt-keys`: what receipts are verified with, as a JWK set."""
+        """`GET /v1/receipt-keys`: the public keys of receipts, as a JWK set."""
         keys = {"keys": [public_jwk(self._context.receipt_key.public_key())]}
         await respond(call.send, 200, msgspec.json.encode(keys), content_type=b"application/jwk-set+json")

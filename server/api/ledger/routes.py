@@ -1,4 +1,4 @@
-"""The routes of wallets, statements and receipts, with what the OpenAPI document says of them."""
+"""The routes of wallets, account statements and receipts, with their OpenAPI descriptions."""
 
 from collections.abc import Sequence
 
@@ -14,19 +14,19 @@ LEDGER = "Ledger"
 def ledger_routes(ledger: LedgerApi) -> Sequence[Route]:
     """Wallets, statements and receipts."""
     period = (
-        Parameter("format", {"type": "string", "enum": ["csv", "jsonl"]}, "`jsonl` unless said"),
-        Parameter("from", TIME, "from then on"),
+        Parameter("format", {"type": "string", "enum": ["csv", "jsonl"]}, "`jsonl` by default"),
+        Parameter("from", TIME, "from this time on"),
         Parameter("to", TIME, "before then"),
-        Parameter("currency", {"type": "string", "minLength": 3, "maxLength": 3}, "only in this currency"),
+        Parameter("currency", {"type": "string", "minLength": 3, "maxLength": 3}, "only this currency"),
     )
-    at = (Parameter("at", TIME, "as they were then"),)
+    at = (Parameter("at", TIME, "the balances at this time"),)
     return [
         get("/v1/wallets", ledger.wallets, LEDGER, "Balances", resources.Whole[Wallet], parameters=at),
         get(
             "/v1/statement",
             ledger.statement,
             LEDGER,
-            "Every movement of a period, streamed",
+            "List every movement of a period, streamed",
             {200: ("application/x-ndjson", "text/csv")},
             parameters=period,
         ),
@@ -42,7 +42,7 @@ def ledger_routes(ledger: LedgerApi) -> Sequence[Route]:
             "/v1/receipt-keys",
             ledger.receipt_keys,
             LEDGER,
-            "What receipts are verified with, as a JWK set",
+            "The public keys of receipts, as a JWK set",
             {200: ("application/jwk-set+json",)},
             is_public=True,
         ),

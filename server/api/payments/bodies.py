@@ -1,4 +1,8 @@
-"""The bodies of requests about payments, validated as a whole before anything happens."""
+"""The bodies of payment requests, validated as a whole before anything happens.
+
+Bodies omit their defaults when they are encoded for a fingerprint, so a new optional field does not change the fingerprint of a
+request that was sent before an upgrade.
+"""
 
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -21,11 +25,11 @@ MetadataKey = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
 MetadataValue = Annotated[str, msgspec.Meta(max_length=500)]
 
 
-class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The body of `POST /v1/payments`. `amount` is in minor units: 1999 EUR is 19.99 €.
 
     With `confirm` the PSP's `token` is charged at once; without it the customer pays on the page at `payment_url`. The customer
-    comes back to `return_url`, from the page or from the bank's question (3-D Secure).
+    returns to `return_url` from the page or from the bank's check (3-D Secure).
     """
 
     amount: int
@@ -41,18 +45,18 @@ class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: Annotated[dict[MetadataKey, MetadataValue], msgspec.Meta(max_length=METADATA_MAX)] = {}
 
 
-class CapturePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/payments/{id}/capture`; without `amount`, all that is authorized."""
+class CapturePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The body of `POST /v1/payments/{id}/capture`. Without `amount`, all that is authorized is captured."""
 
     amount: int | None = None
 
 
-class CancelPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CancelPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The body of `POST /v1/payments/{id}/cancel`: an empty object, or nothing."""
 
 
-class RefundPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/payments/{id}/refunds`; without `amount`, all that is left."""
+class RefundPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The body of `POST /v1/payments/{id}/refunds`. Without `amount`, all that is left is refunded."""
 
     amount: int | None = None
     reason: Text | None = None
@@ -66,7 +70,7 @@ _refund = msgspec.json.Decoder(RefundPayment)
 
 
 def read_create(body: bytes, key: str) -> tuple[CreatePayment, NewPayment]:
-    """The request, and what it asks for. Raises `Malformed` or `Unprocessable`."""
+    """Decode the request, and the payment it asks for. Raises `Malformed` or `Unprocessable`."""
     request = decode_body(_create, body)
     if contains_card_number(key):
         raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
@@ -74,11 +78,11 @@ def read_create(body: bytes, key: str) -> tuple[CreatePayment, NewPayment]:
 
 
 def new_payment(request: CreatePayment) -> NewPayment:
-    """What a request asks for. Raises `Unprocessable`."""
+    """The payment that a request asks for. Raises `Unprocessable`."""
     require_harmless((name, getattr(request, name)) for name in _TEXTS)
     require_harmless(("metadata", f"{name} {text}") for name, text in request.metadata.items())
     if request.return_url is not None and not _is_web_address(request.return_url):
-        raise Unprocessable("expected an http or https address", code="invalid_field", path="$.return_url")
+        raise Unprocessable("expected an http or https URL", code="invalid_field", path="$.return_url")
     _require_one_way(request)
     return NewPayment(
         money=_money(request.amount, request.currency),
@@ -94,32 +98,34 @@ def new_payment(request: CreatePayment) -> NewPayment:
 
 
 def read_capture(body: bytes) -> CapturePayment:
-    """The request. Raises `Malformed` or `Unprocessable`."""
+    """Decode the request. Raises `Malformed` or `Unprocessable`."""
     return decode_body(_capture, body or b"{}")
 
 
 def read_cancel(body: bytes) -> CancelPayment:
-    """The request. Raises `Malformed` or `Unprocessable`."""
+    """Decode the request. Raises `Malformed` or `Unprocessable`."""
     return decode_body(_cancel, body or b"{}")
 
 
 def read_refund(body: bytes) -> RefundPayment:
-    """The request. Raises `Malformed` or `Unprocessable`."""
+    """Decode the request. Raises `Malformed` or `Unprocessable`."""
     request = decode_body(_refund, body or b"{}")
     require_harmless([("reason", request.reason)])
     if request.amount is not None and request.amount <= 0:
-        raise Unprocessable("a refund is of at least 1 minor unit", code="invalid_amount", path="$.amount")
+        raise Unprocessable("a refund is at least 1 minor unit", code="invalid_amount", path="$.amount")
     return request
 
 
 def _require_one_way(request: CreatePayment) -> None:
-    """A payment is charged by token or paid on a page, not both."""
+    """Require that a payment is either charged by token or paid on a page."""
     if request.confirm and request.token is None:
-        raise Unprocessable("confirm needs the token that the PSP gave for the card", code="invalid_field", path="$.token")
+        raise Unprocessable("confirm needs the PSP's token for the card", code="invalid_field", path="$.token")
     if request.token is not None and not request.confirm:
-        raise Unprocessable("a token is charged at once: say so with confirm: true", code="invalid_field", path="$.confirm")
+        raise Unprocessable("a token is charged at once: add confirm: true", code="invalid_field", path="$.confirm")
     if request.confirm and request.expires_in is not None:
-        raise Unprocessable("this is for hosted pages; with confirm there is none", code="invalid_field", path="$.expires_in")
+        raise Unprocessable(
+            "expires_in is for hosted pages; with confirm there is none", code="invalid_field", path="$.expires_in"
+        )
 
 
 def _money(amount: int, currency: str) -> Money:

@@ -28,7 +28,7 @@ from server.flows.payments.verify import verify, verify_if_possible
 from server.http.asgi import Send, header, respond
 
 ACCESS_CHECK_SECONDS = 2.0
-"""How long a reader waits for the PSP's view of an open payment, and how often one payment is asked for."""
+"""The time that a reader waits for the PSP's view of an open payment, and the interval of such fetches for one payment."""
 ACCESS_CHECKS_MAX = 10_000
 WAITERS_MAX = 1_000
 POLL_SECONDS = 0.2
@@ -36,7 +36,7 @@ _FILTERS = ("status", "order_id", "created_from", "created_before", "cursor", "l
 
 
 class PaymentsApi:
-    """The handlers, and when each open payment was last checked on access."""
+    """The handlers, and when each open payment was last fetched for a reader."""
 
     def __init__(self, context: Payments) -> None:
         self._context = context
@@ -58,7 +58,7 @@ class PaymentsApi:
             await send_decision(send, outcome)
 
     async def read(self, call: Call, payment_text: str) -> None:
-        """`GET /v1/payments/{id}`. An open payment is checked at the PSP first, so a reader may be ahead of the webhook.
+        """`GET /v1/payments/{id}`. An open payment is fetched from the PSP first, so a reader may be ahead of the webhook.
 
         `Prefer: wait=N` waits until it is settled, or N seconds.
         """
@@ -73,19 +73,19 @@ class PaymentsApi:
         await respond(call.send, 200, encode_payment(payment), content_type=JSON)
 
     async def verify(self, call: Call, payment_text: str) -> None:
-        """`POST /v1/payments/{id}/verify`: ask the PSP now. It only asks, so it needs no key."""
+        """`POST /v1/payments/{id}/verify`: ask the PSP now. It only reads, so it needs no key."""
         payment = await verify(
             self._context, await find_payment_of(self._context, call.merchant, payment_text), source=Source.ACCESS
         )
         await respond(call.send, 200, encode_payment(payment), content_type=JSON)
 
     async def list(self, call: Call) -> None:
-        """`GET /v1/payments`: newest first, a page at a time."""
+        """`GET /v1/payments`: newest first, in pages."""
         fields = read_query(call.scope, *_FILTERS)
         limit = read_limit(fields)
         status = fields.get("status")
         if status is not None and status not in set(Status):
-            raise Unprocessable(f"status is one of {', '.join(Status)}", code="invalid_query", path="status")
+            raise Unprocessable(f"status must be one of {', '.join(Status)}", code="invalid_query", path="status")
         wanted = Filter(
             status=Status(status) if status is not None else None,
             order_id=fields.get("order_id"),
@@ -103,7 +103,7 @@ class PaymentsApi:
         await respond(call.send, 200, msgspec.json.encode(page), content_type=JSON)
 
     async def logs(self, call: Call, payment_text: str) -> None:
-        """`GET /v1/payments/{id}/logs`: every step, oldest first."""
+        """`GET /v1/payments/{id}/logs`: every change, oldest first."""
         payment = await find_payment_of(self._context, call.merchant, payment_text)
         async with self._context.pool.connection() as connection:
             logs = await list_logs(connection, payment.merchant_id, payment.id)
@@ -123,7 +123,7 @@ class PaymentsApi:
         return await verify_if_possible(self._context, payment, source=Source.ACCESS, seconds=ACCESS_CHECK_SECONDS)
 
     async def _wait(self, payment: Payment, *, seconds: float) -> Payment:
-        """Look again and again: another worker may be the one that learns of it."""
+        """Read the payment again and again: another worker may be the one that settles it."""
         with trio.move_on_after(seconds):
             while payment.status in UNSETTLED:
                 await trio.sleep(POLL_SECONDS)
@@ -155,7 +155,7 @@ async def find_payment_of(context: Storage, merchant: Merchant, payment_text: st
 
 
 def decode_payment_id(text: str) -> PaymentId:
-    """The payment that a path names. Raises `NotFound`."""
+    """The payment id of a path. Raises `NotFound`."""
     try:
         return PaymentId(decode_id(PAYMENT, text))
     except InvalidId as error:
@@ -163,7 +163,7 @@ def decode_payment_id(text: str) -> PaymentId:
 
 
 async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
-    """The reply to a create: what happened at the PSP decides its status."""
+    """Send the reply to a create. The outcome at the PSP decides its status."""
     payment = opened.payment
     headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")] if opened.replayed else []
 
@@ -175,10 +175,10 @@ async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
             location = (b"location", f"/v1/payments/{encode_id(PAYMENT, payment.id)}".encode())
             await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=[*headers, location])
         case Status.UNKNOWN, _:
-            detail = "the payment provider did not answer; the payment is UNKNOWN until it is found out: read it again later"
+            detail = "the payment provider did not answer; the payment is UNKNOWN until it is settled: read it again later"
             await fail(504, code="psp_timeout", detail=detail)
         case Status.CANCELED, "psp_unreachable":
-            detail = "the payment provider could not be reached and received nothing; the payment is canceled: use a new key"
+            detail = "the payment provider could not be reached and received nothing; it is canceled: use a new key"
             await fail(502, code="psp_unreachable", detail=detail)
         case Status.CANCELED, "psp_rejected":
             detail = "the payment provider refused to open this payment; it is canceled"
@@ -186,14 +186,16 @@ async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
         case Status.CANCELED, "fraud_denied":
             await fail(402, code="declined", detail="the payment was refused by the fraud check", decline_code="fraud_denied")
         case Status.CANCELED, "fraud_check_unavailable":
-            detail = "the fraud check does not answer and the amount is not small; nothing was charged: try again with a new key"
+            detail = (
+                "the fraud check does not answer and the amount is above the limit; nothing was charged: try again with a new key"
+            )
             await fail(503, code="fraud_check_unavailable", detail=detail, retry_after_seconds=5)
         case Status.DECLINED, code if payment.is_sync:
             await fail(402, code="declined", detail=f"the payment was declined: {code}", decline_code=code)
         case Status.PENDING, _ if payment.is_sync:
             await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=headers)
         case Status.PENDING, _ if payment.payment_url is None:
-            detail = "the payment provider, or the fraud check, cannot be reached yet: repeat the request with the same key"
+            detail = "the payment provider or the fraud check cannot be reached yet: repeat the request with the same key"
             await fail(502, code="psp_unreachable", detail=detail)
         case _:
             await respond(send, CREATED, encode_payment(payment), content_type=JSON, headers=headers)

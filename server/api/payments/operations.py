@@ -1,4 +1,4 @@
-"""`POST /v1/payments/{id}/capture`, `/cancel` and `/refunds`: what merchants ask of a payment that exists."""
+"""`POST /v1/payments/{id}/capture`, `/cancel` and `/refunds`: operations on an existing payment."""
 
 from typing import Any
 
@@ -100,7 +100,7 @@ async def _send_refunded(send: Send, refunded: Refunded, *, request_id: str) -> 
 async def _send_failure(
     send: Send, failure: PspError, now: str, headers: list[tuple[bytes, bytes]], *, request_id: str, **thing: Any
 ) -> None:
-    """Why the PSP has not carried it out, and how the thing stands now."""
+    """Send why the PSP has not carried it out, and the current state."""
     await send_problem(
         send,
         status_of(failure),
@@ -117,7 +117,7 @@ def _explained(failure: PspError) -> str:
         case "psp_timeout":
             return "the payment provider did not answer"
         case "psp_busy":
-            return "the payment provider has no room, or is left alone because it fails"
+            return "the payment provider is overloaded or failing"
         case "psp_unreachable":
             return "the payment provider cannot be reached"
         case _:

@@ -1,4 +1,4 @@
-"""The routes of payments, with what the OpenAPI document says of them."""
+"""The routes of payments, with their OpenAPI descriptions."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,9 @@ def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
     """`/v1/payments`."""
     filters = (
         Parameter("status", {"type": "string", "enum": [one.value for one in Status]}, "only these"),
-        Parameter("order_id", {"type": "string"}, "only this order's"),
-        Parameter("created_from", TIME, "created then or later"),
-        Parameter("created_before", TIME, "created before then"),
+        Parameter("order_id", {"type": "string"}, "only this order"),
+        Parameter("created_from", TIME, "created at this time or later"),
+        Parameter("created_before", TIME, "created before this time"),
         CURSOR,
         LIMIT,
     )
@@ -40,7 +40,14 @@ def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
         ),
         get("/v1/payments", payments.list, PAYMENTS, "List payments, newest first", resources.Page[Payment], parameters=filters),
         get(PAYMENT_PATH, payments.read, PAYMENTS, "Read a payment", Payment, parameters=[PREFER], problems=[404]),
-        get(f"{PAYMENT_PATH}/logs", payments.logs, PAYMENTS, "Every step of a payment", resources.Whole[Log], problems=[404]),
+        get(
+            f"{PAYMENT_PATH}/logs",
+            payments.logs,
+            PAYMENTS,
+            "List every change of a payment",
+            resources.Whole[Log],
+            problems=[404],
+        ),
         get(
             f"{PAYMENT_PATH}/refunds", payments.refunds, PAYMENTS, "A payment's refunds", resources.Whole[Refund], problems=[404]
         ),
@@ -49,7 +56,7 @@ def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
             path=f"{PAYMENT_PATH}/verify",
             handle=payments.verify,
             tag=PAYMENTS,
-            summary="Ask the PSP now how the payment stands",
+            summary="Ask the PSP for the payment's current state",
             replies={200: Payment},
             problems=(404, 409, *_PSP_PROBLEMS),
         ),
@@ -57,13 +64,13 @@ def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
 
 
 def operation_routes(operations: OperationsApi) -> Sequence[Route]:
-    """What is asked of a payment that exists."""
+    """Operations on an existing payment."""
     return [
         post(
             f"{PAYMENT_PATH}/capture",
             operations.capture,
             PAYMENTS,
-            "Take what is authorized, or a part of it; the rest is released",
+            "Capture an authorized payment or a part of it; the rest is released",
             {200: Payment},
             body=CapturePayment,
             problems=[404, *_PSP_PROBLEMS],
@@ -72,7 +79,7 @@ def operation_routes(operations: OperationsApi) -> Sequence[Route]:
             f"{PAYMENT_PATH}/cancel",
             operations.cancel,
             PAYMENTS,
-            "Close the page, or void the authorization",
+            "Close the page or void the authorization",
             {200: Payment},
             body=CancelPayment,
             problems=[404, *_PSP_PROBLEMS],
@@ -81,7 +88,7 @@ def operation_routes(operations: OperationsApi) -> Sequence[Route]:
             f"{PAYMENT_PATH}/refunds",
             operations.refund,
             PAYMENTS,
-            "Give back what was taken, or a part of it",
+            "Refund a payment or a part of it",
             {201: Refund},
             body=RefundPayment,
             problems=[404, *_PSP_PROBLEMS],

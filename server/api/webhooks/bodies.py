@@ -12,12 +12,12 @@ OVERLAP_SECONDS_DEFAULT = 86_400
 OVERLAP_SECONDS_MAX = 604_800
 Url = Annotated[str, msgspec.Meta(min_length=1, max_length=URL_LENGTH_MAX, description="https, port 443 or 8443")]
 Description = Annotated[str, msgspec.Meta(max_length=255)]
-Rate = Annotated[int, msgspec.Meta(ge=1, le=10_000, description="deliveries per second, at most")]
-Concurrency = Annotated[int, msgspec.Meta(ge=1, le=256, description="deliveries at once, at most")]
+Rate = Annotated[int, msgspec.Meta(ge=1, le=10_000, description="the maximum number of deliveries per second")]
+Concurrency = Annotated[int, msgspec.Meta(ge=1, le=256, description="the maximum number of concurrent deliveries")]
 Mode = Literal["parallel", "ordered"]
 
 
-class CreateEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CreateEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The body of `POST /v1/webhook-endpoints`. `ordered`: an event that fails holds back the later ones of this endpoint."""
 
     url: Url
@@ -29,7 +29,9 @@ class CreateEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChangeEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `PATCH /v1/webhook-endpoints/{id}`: what is not there stays as it is. Another `mode` is for events to come."""
+    """The body of `PATCH /v1/webhook-endpoints/{id}`. Omitted fields are not changed. Another `mode` applies to events to
+    come.
+    """
 
     url: Url | msgspec.UnsetType = msgspec.UNSET
     mode: Mode | msgspec.UnsetType = msgspec.UNSET
@@ -40,21 +42,21 @@ class ChangeEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class RotateSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/webhook-endpoints/{id}/rotate-secret`: for how long the old secret signs beside the new one."""
+class RotateSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The body of `POST /v1/webhook-endpoints/{id}/rotate-secret`: how long the old secret signs beside the new one."""
 
     overlap_seconds: Annotated[int, msgspec.Meta(ge=0, le=OVERLAP_SECONDS_MAX)] = OVERLAP_SECONDS_DEFAULT
 
 
-class ReplayEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/webhook-endpoints/{id}/replay`: the events of these numbers, both included, at most 10,000."""
+class ReplayEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The body of `POST /v1/webhook-endpoints/{id}/replay`: the events with these numbers, both ends included, at most 10,000."""
 
     from_seq: Annotated[int, msgspec.Meta(ge=1, le=SEQ_MAX)]
     to_seq: Annotated[int, msgspec.Meta(ge=1, le=SEQ_MAX)] | None = None
 
 
-class SelectLetters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which dead letters: all, those of an endpoint, or one of those by the number of its event."""
+class SelectLetters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A selection of dead letters: all, those of an endpoint, or one of them by the number of its event."""
 
     endpoint_id: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     seq: Annotated[int, msgspec.Meta(ge=1, le=SEQ_MAX)] | None = None
@@ -68,7 +70,7 @@ _letters = msgspec.json.Decoder(SelectLetters)
 
 
 def read_create_endpoint(body: bytes) -> CreateEndpoint:
-    """The request. Raises `Malformed` or `Unprocessable`, as all of these do."""
+    """Decode the request. Raises `Malformed` or `Unprocessable`, like all of these."""
     request = decode_body(_create, body)
     require_types(request.event_types)
     require_harmless([("description", request.description), ("url", request.url)])
@@ -76,7 +78,7 @@ def read_create_endpoint(body: bytes) -> CreateEndpoint:
 
 
 def read_change_endpoint(body: bytes) -> ChangeEndpoint:
-    """The request."""
+    """Decode the request."""
     request = decode_body(_change, body)
     if not isinstance(request.event_types, msgspec.UnsetType):
         require_types(request.event_types)
@@ -86,21 +88,21 @@ def read_change_endpoint(body: bytes) -> ChangeEndpoint:
 
 
 def read_rotate(body: bytes) -> RotateSecret:
-    """The request."""
+    """Decode the request."""
     return decode_body(_rotate, body or b"{}")
 
 
 def read_replay(body: bytes) -> ReplayEvents:
-    """The request."""
+    """Decode the request."""
     request = decode_body(_replay, body)
     if request.to_seq is not None and request.to_seq < request.from_seq:
-        raise Unprocessable("to_seq is not before from_seq", code="invalid_field", path="$.to_seq")
+        raise Unprocessable("to_seq must not be less than from_seq", code="invalid_field", path="$.to_seq")
     return request
 
 
 def read_letters(body: bytes) -> SelectLetters:
-    """The request."""
+    """Decode the request."""
     request = decode_body(_letters, body or b"{}")
     if request.seq is not None and request.endpoint_id is None:
-        raise Unprocessable("a number needs the endpoint that it is about", code="invalid_field", path="$.endpoint_id")
+        raise Unprocessable("seq needs the endpoint_id of its endpoint", code="invalid_field", path="$.endpoint_id")
     return request

@@ -1,4 +1,4 @@
-"""`/v1/webhook-endpoints` and `/v1/dead-letters`: where events go, what became of them, and having them sent once more."""
+"""`/v1/webhook-endpoints` and `/v1/dead-letters`: endpoints, their deliveries, and sending events again."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -46,7 +46,7 @@ class EndpointsApi:
         self._context = context
 
     async def create(self, call: Call) -> None:
-        """`POST /v1/webhook-endpoints`. The reply is the only one that shows the secret, and its repetitions."""
+        """`POST /v1/webhook-endpoints`. Only this reply and its replays show the secret."""
         wanted = read_create_endpoint(call.body)
         new = endpoints.NewEndpoint(
             url=wanted.url,
@@ -125,7 +125,7 @@ class EndpointsApi:
         fields = read_query(call.scope, "state", "cursor", "limit")
         endpoint_id, limit, state = decode_endpoint_id(endpoint_text), read_limit(fields), fields.get("state")
         if state is not None and state not in _STATES:
-            raise Unprocessable(f"state is one of {', '.join(_STATES)}", code="invalid_query", path="state")
+            raise Unprocessable(f"state must be one of {', '.join(_STATES)}", code="invalid_query", path="state")
         before = read_seq(fields, "cursor")
         await endpoints.find(self._context, call.merchant.id, endpoint_id)
         async with self._context.pool.connection() as connection:
@@ -141,7 +141,7 @@ class EndpointsApi:
         await _send(call, page)
 
     async def delivery(self, call: Call, endpoint_text: str, seq_text: str) -> None:
-        """`GET /v1/webhook-endpoints/{id}/deliveries/{seq}`: with what is sent, and every attempt."""
+        """`GET /v1/webhook-endpoints/{id}/deliveries/{seq}`: with the request and every attempt."""
         endpoint_id, seq, merchant_id = decode_endpoint_id(endpoint_text), decode_seq(seq_text), call.merchant.id
         endpoint = await endpoints.find(self._context, merchant_id, endpoint_id)
         async with self._context.pool.connection() as connection:
@@ -187,7 +187,7 @@ class EndpointsApi:
         await _send(call, page)
 
     async def retry_letters(self, call: Call) -> None:
-        """`POST /v1/dead-letters/retry`: spread out in time."""
+        """`POST /v1/dead-letters/retry`. The attempts are spread out in time."""
         await self._for_letters(call, "retry", dead_letters.retry)
 
     async def drop_letters(self, call: Call) -> None:
@@ -293,7 +293,7 @@ def _delivery_fields(row: DeliveryRow) -> dict[str, object]:
 
 
 def _log(row: DeliveryRow, failed: list[FailedAttempt]) -> list[resources.Attempt]:
-    """The attempts, oldest first: those that failed have rows of their own, the one that did not is the delivery's last."""
+    """The attempts, oldest first. Failed ones have rows of their own; a successful one is the delivery's last."""
     attempts = [
         resources.Attempt(
             number=one.attempt,
@@ -324,7 +324,7 @@ def _decode_letter(text: str) -> tuple[EndpointId, int]:
     try:
         return EndpointId(decode_id(ENDPOINT, f"{ENDPOINT}_{endpoint}")), decode_seq(seq)
     except (InvalidId, NotFound) as error:
-        raise Unprocessable("this cursor was not made here", code="invalid_query", path="cursor") from error
+        raise Unprocessable("this cursor is not one that a page returned", code="invalid_query", path="cursor") from error
 
 
 async def _send(call: Call, body: object) -> None:

@@ -1,4 +1,4 @@
-"""The routes of webhook endpoints, deliveries and dead letters, with what the OpenAPI document says of them."""
+"""The routes of webhook endpoints, deliveries and dead letters, with their OpenAPI descriptions."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             path=_OF_ENDPOINT,
             handle=endpoints.change,
             tag=WEBHOOKS,
-            summary="Change an endpoint, disable or enable it",
+            summary="Change, disable or enable an endpoint",
             replies={200: Endpoint},
             body=ChangeEndpoint,
             problems=(400, 404, 422),
@@ -40,7 +40,7 @@ def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             path=_OF_ENDPOINT,
             handle=endpoints.remove,
             tag=WEBHOOKS,
-            summary="Delete an endpoint; what waits for it is dropped",
+            summary="Delete an endpoint and drop its pending deliveries",
             replies={204: None},
             problems=(404,),
         ),
@@ -48,7 +48,7 @@ def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
 
 
 def delivery_routes(endpoints: EndpointsApi) -> Sequence[Route]:
-    """What becomes of deliveries, and what can be done about them."""
+    """The log of deliveries, and sending events again."""
     one_delivery = f"{_OF_ENDPOINT}/deliveries/{{seq}}"
     states = Parameter("state", {"type": "string", "enum": ["PENDING", "DELIVERED", "DEAD", "DROPPED"]}, "only these")
     return [
@@ -56,7 +56,7 @@ def delivery_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             f"{_OF_ENDPOINT}/rotate-secret",
             endpoints.rotate,
             WEBHOOKS,
-            "A new secret; both sign for a while",
+            "Replace the secret; both sign for a while",
             {200: Endpoint},
             body=RotateSecret,
             problems=[404],
@@ -66,7 +66,7 @@ def delivery_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             f"{_OF_ENDPOINT}/replay",
             endpoints.replay,
             WEBHOOKS,
-            "Send a range of events once more, 50 a second",
+            "Send a range of events again, 50 a second",
             {202: Accepted},
             body=ReplayEvents,
             problems=[404],
@@ -75,26 +75,33 @@ def delivery_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             f"{_OF_ENDPOINT}/deliveries",
             endpoints.deliveries,
             WEBHOOKS,
-            "The log of deliveries, the latest event first",
+            "List deliveries, the latest event first",
             resources.Page[resources.Delivery],
             parameters=(states, CURSOR, LIMIT),
             problems=[404],
         ),
-        get(one_delivery, endpoints.delivery, WEBHOOKS, "A delivery and its attempts", resources.DeliveryDetail, problems=[404]),
+        get(
+            one_delivery,
+            endpoints.delivery,
+            WEBHOOKS,
+            "Read a delivery and its attempts",
+            resources.DeliveryDetail,
+            problems=[404],
+        ),
         post(f"{one_delivery}/resend", endpoints.resend, WEBHOOKS, "Send one event now", {202: Accepted}, problems=[404]),
     ]
 
 
 def letter_routes(endpoints: EndpointsApi) -> Sequence[Route]:
     """Dead letters."""
-    of_endpoint = Parameter("endpoint_id", {"type": "string"}, "only this endpoint's")
+    of_endpoint = Parameter("endpoint_id", {"type": "string"}, "only this endpoint")
     letters = SelectLetters
     return [
         get(
             "/v1/dead-letters",
             endpoints.dead_letters,
             WEBHOOKS,
-            "Deliveries that were given up",
+            "List deliveries that were given up",
             resources.Page[resources.DeadLetter],
             parameters=(of_endpoint, CURSOR, LIMIT),
             problems=[404],
@@ -103,7 +110,7 @@ def letter_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             "/v1/dead-letters/retry",
             endpoints.retry_letters,
             WEBHOOKS,
-            "Try dead letters again, 50 a second for each endpoint, at most 10,000 at a time",
+            "Retry dead letters, 50 a second for each endpoint, at most 10,000 at a time",
             {202: Accepted},
             body=letters,
             problems=[404],
@@ -112,7 +119,7 @@ def letter_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             "/v1/dead-letters/drop",
             endpoints.drop_letters,
             WEBHOOKS,
-            "Give dead letters up for good",
+            "Drop dead letters for good",
             {202: Accepted},
             body=letters,
             problems=[404],

@@ -1,4 +1,4 @@
-"""The batch API from outside: one batch followed to its end over connections that may break."""
+"""A client of the batch API: follows one batch to its end over connections that may break."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -13,7 +13,7 @@ from core.errors import FlorinError
 CONNECT_SECONDS = 10.0
 STOP_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
-"""A stream that says nothing for so long has broken: the server says something every few seconds."""
+"""A stream that is silent for this long has broken: the server sends something every few seconds."""
 
 GIVE_UP_SECONDS = 120.0
 DELAYS_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -23,7 +23,7 @@ _LINES = {"accept": "application/x-ndjson"}
 
 
 Take = Callable[[dict[str, Any]], None]
-"""Is given each line of a reply."""
+"""Called with each line of a reply."""
 
 
 class BatchFailed(FlorinError):
@@ -33,7 +33,7 @@ class BatchFailed(FlorinError):
 
 
 class BatchRefused(BatchFailed):
-    """The server has refused: nothing was begun."""
+    """The server has refused the batch: nothing was begun."""
 
     code = "batch_refused"
 
@@ -64,7 +64,7 @@ class BatchClient:
             await self._http.aclose()
 
     async def stop(self, batch_id: str) -> bool:
-        """Have no more items started; whether the server has heard it."""
+        """Ask for no more items to be started. Returns whether the server has received it."""
         try:
             with trio.fail_after(STOP_SECONDS):
                 response = await self._http.post(f"/v1/batches/{batch_id}/stop")
@@ -73,18 +73,18 @@ class BatchClient:
         return response.status_code == 202
 
     async def read(self, batch_id: str) -> dict[str, Any]:
-        """A batch as it stands. Raises `_Broken`, `BatchFailed`."""
+        """Return the current state of a batch. Raises `_Broken`, `BatchFailed`."""
         try:
             response = await self._http.get(f"/v1/batches/{batch_id}", headers={"accept": "application/json"})
         except httpx2.ConnectError as error:
-            raise _NotReached(f"{self._url} cannot be reached: {error}. Is it running?") from error
+            raise _NotReached(f"{self._url} cannot be reached: {error}. Check that it is running") from error
         except httpx2.HTTPError as error:
             raise _Broken(str(error) or type(error).__name__) from error
         document: dict[str, Any] = self._document(response.status_code, response.content)
         return document
 
     async def ask(self, method: str, path: str, take: Take, body: Any = None, *, key: str | None = None) -> None:
-        """Have each line of a reply taken. Raises `_Broken` where it ends too soon, `BatchRefused` where it is a refusal."""
+        """Pass on each line of a reply. Raises `_Broken` if it ends too soon, `BatchRefused` if it is a refusal."""
         headers = {"content-type": "application/json", **({"idempotency-key": key} if key is not None else {})}
         content = msgspec.json.encode(body) if body is not None else None
         try:
@@ -94,12 +94,12 @@ class BatchClient:
                     return
                 await self._take_lines(response, take)
         except (httpx2.ConnectError, httpx2.UnsupportedProtocol) as error:
-            raise _NotReached(f"{self._url} cannot be reached: {error}. Is it running?") from error
+            raise _NotReached(f"{self._url} cannot be reached: {error}. Check that it is running") from error
         except httpx2.HTTPError as error:
             raise _Broken(str(error) or type(error).__name__) from error
 
     async def _take_lines(self, response: httpx2.Response, take: Take) -> None:
-        """Only a line feed ends a line: texts may hold what else some take for its end."""
+        """Pass on each line of the stream. Only a line feed ends a line, because texts may contain other line separators."""
         rest = b""
         async for piece in response.aiter_bytes():
             *lines, rest = (rest + piece).split(b"\n")
@@ -107,11 +107,11 @@ class BatchClient:
                 try:
                     document = msgspec.json.decode(line)
                 except msgspec.DecodeError as error:
-                    raise BatchFailed(f"{self._url} said what cannot be read: {error}. Go on with --resume") from error
+                    raise BatchFailed(f"the reply of {self._url} cannot be read: {error}. Continue with --resume") from error
                 take(document)
 
     def _document(self, status: int, body: bytes) -> dict[str, Any]:
-        """What a reply says that is no stream. Raises `BatchRefused` only where nothing can have been begun by the request."""
+        """Handle a reply that is not a stream. Raises `BatchRefused` only if nothing can have been begun by the request."""
         try:
             document = msgspec.json.decode(body)
         except msgspec.DecodeError:
@@ -123,14 +123,16 @@ class BatchClient:
             raise BatchRefused(said or f"the server answered {status}")
         if status >= 500 or status in _NOT_NOW:
             raise _Broken(f"{self._url} answered {status}: {said}")
-        raise BatchFailed(f"{self._url} answered {status}: {said}. Is it a Florin? The run is kept: go on with --resume")
+        raise BatchFailed(
+            f"{self._url} answered {status}: {said}. Check that it is a Florin; the run is kept: continue with --resume"
+        )
 
 
 class Follower:
-    """Begins a batch, or goes on with one, and follows it to its end.
+    """Starts or continues a batch, and follows it to its end.
 
     `body` is sent under `key`, again after a break. A batch that has ended unfinished is resumed once, with `terms`, unless
-    `may_resume` is taken back. `may_be_begun`: a request that began it may have arrived.
+    `may_resume` is taken back. `may_be_begun`: a request that started it may have arrived.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class Follower:
         self._terms = terms
         self._is_resuming = is_resumed
         self._token: str | None = None
-        """That was used."""
+        """The resume token that was used last, or None."""
         self._position = 0
         self._failures = 0
         self.may_resume = True
@@ -158,7 +160,7 @@ class Follower:
         self.is_over = False
 
     async def follow(self, take: Take) -> None:
-        """Have taken what the server says, each item once per run; the last one is the end. Raises `BatchFailed`."""
+        """Pass on the server's lines, each item once per run, the end last. Raises `BatchFailed`."""
         failing_since = trio.current_time()
         while not self.is_over:
             try:
@@ -171,7 +173,7 @@ class Follower:
                 if is_first:
                     failing_since = trio.current_time()
                 elif trio.current_time() - failing_since > GIVE_UP_SECONDS:
-                    raise BatchFailed(f"the connection is lost: {error}. Go on with --resume") from error
+                    raise BatchFailed(f"the connection is lost: {error}. Continue with --resume") from error
                 self._failures += 1
                 await trio.sleep(DELAYS_SECONDS[min(self._failures, len(DELAYS_SECONDS)) - 1])
 
@@ -192,8 +194,8 @@ class Follower:
         if not self.is_over:
             raise _Broken("the reply ended in the middle")
         if self._is_resuming and self.may_resume and self._batch_id is not None:
-            self.is_over = False  # the request before had come to its end here: what it left is carried on with
-            self._position = 0  # and it may have told of its last run only
+            self.is_over = False  # the earlier request had ended here: its remainder is continued
+            self._position = 0  # and it may have reported its last run only
 
     async def _resume(self, take: Take, heard: Take, token: str) -> None:
         def earlier(line: dict[str, Any]) -> None:
@@ -205,7 +207,7 @@ class Follower:
         if not self.may_resume:
             self.is_over = True
             return
-        if self._token not in (None, token):  # the resumption has ended meanwhile: one is what was asked for
+        if self._token not in (None, token):  # the batch was resumed, and has ended again: one resumption was asked for
             self._is_resuming = False
             return
         self._token = token

@@ -1,7 +1,7 @@
-"""`florin batch`: carry out a file of payments as one batch, at this machine's Florin or at another one.
+"""`florin batch`: run a file of payments as one batch, on this machine's Florin or another one.
 
-What is begun is never lost: before the request leaves, its idempotency key is in a file beside the results, and whatever happens
-then, Ctrl-C, a lost connection, a deadline, `--resume` goes on and charges nothing twice.
+Nothing that was begun is lost: before the request is sent, its idempotency key is in a file beside the results. After Ctrl-C, a
+lost connection or a deadline, `--resume` continues and charges nothing twice.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ from server.cli.batch.files import (
     NOT_STARTED,
     BadFile,
     Rows,
-    mistakes_of,
+    errors_of,
+    listed_errors,
     read_results,
     read_rows,
-    told,
     write_results,
     write_whole,
 )
@@ -47,21 +47,25 @@ STATE_SUFFIX = ".batch.json"
 BEGIN_SECONDS = 5.0
 _console = Console(highlight=False, soft_wrap=True)
 _errors = Console(highlight=False, soft_wrap=True, stderr=True)
-app = typer.Typer(help="Batches: carry out a file of payments under one deadline, and resume.", no_args_is_help=True)
+app = typer.Typer(
+    help="Run a file of payments as a batch under one deadline, resume it, list and stop batches.", no_args_is_help=True
+)
 
 BatchText = Annotated[str, typer.Argument(help="The batch's id, bat_….", metavar="BATCH")]
-ApiUrl = Annotated[str | None, typer.Option("--api-url", help="Default: the instance that runs.", show_default=False)]
+ApiUrl = Annotated[
+    str | None, typer.Option("--api-url", help="Default: FLORIN_API_URL, else the running instance.", show_default=False)
+]
 ApiKey = Annotated[str | None, typer.Option("--api-key", help="Default: FLORIN_API_KEY, else the demo's.", show_default=False)]
 
 
 class NotBegun(FlorinError):
-    """The command cannot begin; the text says what to do."""
+    """The command cannot start; the text says what to do."""
 
     code = "not_begun"
 
 
 class _State(msgspec.Struct):
-    """What a later run has to know of an unfinished one. `terms` are those that the batch was begun with, under `key`."""
+    """The state of an unfinished run for a later one. `terms` are those with which the batch was started, under `key`."""
 
     sha256: str
     key: str
@@ -74,31 +78,31 @@ class _State(msgspec.Struct):
 @app.command("run")
 def run(
     file: Annotated[
-        Path, typer.Argument(help="CSV with a heading, or NDJSON: what is to be charged, verified, captured, refunded.")
+        Path, typer.Argument(help="CSV with a header line, or NDJSON: one charge, verification, capture or refund per row.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where results go. Default: FILE.results.csv.", show_default=False)
+        Path | None, typer.Option("--out", help="File for the results. Default: FILE.results.csv.", show_default=False)
     ] = None,
     deadline: Annotated[
         int,
-        typer.Option("--deadline", min=1, max=DEADLINE_SECONDS_MAX, help="Seconds that the batch, or what is resumed, may take."),
+        typer.Option("--deadline", min=1, max=DEADLINE_SECONDS_MAX, help="Seconds that the batch, or its resumption, may take."),
     ] = DEADLINE_SECONDS_DEFAULT,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, max=CONCURRENCY_MAX, help="Items at the same time.")
+        int, typer.Option("--concurrency", min=1, max=CONCURRENCY_MAX, help="Items under way at the same time.")
     ] = CONCURRENCY_DEFAULT,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run of this file that was not finished.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run of this file.")] = False,
     again: Annotated[
         bool,
-        typer.Option("--again", help="Carry out a file that was carried out already: CHARGES AGAIN. Overwrites its results."),
+        typer.Option("--again", help="Run a file again that was run before: CHARGES AGAIN. Earlier results are renamed."),
     ] = False,
     api_url: ApiUrl = None,
     api_key: ApiKey = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Carry out every row of FILE as one batch, and write what came of each.
+    """Run every row of FILE as one batch, and write the results.
 
-    Ends with 0 where all are settled, 3 where some are not (declined, failed, still open), 4 where the deadline passed or
-    somebody stopped it, so that the rest can be resumed; 130 after Ctrl-C.
+    Exits with 0 if all rows are settled, 3 if some are not (declined, failed, still open), 4 if the deadline passed or somebody
+    stopped the batch, so that the rest can be resumed; 130 after Ctrl-C.
     """
     try:
         rows = read_rows(file)
@@ -142,14 +146,14 @@ def list_all(
 
 @app.command("show")
 def show(batch: BatchText, api_url: ApiUrl = None, api_key: ApiKey = None, data_dir: DataDirectory = None) -> None:
-    """Show how a batch stands."""
+    """Show the state of a batch."""
     url, key = address(api_url, api_key, data_dir)
     views.show(views.ask(url, key, "GET", f"/{_named(batch)}"))
 
 
 @app.command("stop")
 def stop(batch: BatchText, api_url: ApiUrl = None, api_key: ApiKey = None, data_dir: DataDirectory = None) -> None:
-    """Have no more items of a batch started; those under way come to their end."""
+    """Start no more items of a batch; those under way are finished."""
     url, key = address(api_url, api_key, data_dir)
     views.show(views.ask(url, key, "POST", f"/{_named(batch)}/stop"))
 
@@ -159,25 +163,25 @@ def _named(text: str) -> str:
 
 
 def _keep_earlier(results_path: Path) -> None:
-    """Results of an earlier run are not this one's, and are not lost either."""
+    """Rename the results of an earlier run, so that this one does not overwrite them."""
     if results_path.exists():
         results_path.replace(results_path.with_name(results_path.name + ".earlier"))
 
 
 def _merchant(key: str) -> str:
-    """Whose key it is; keys of the same merchant are as good as each other."""
+    """The merchant of a key. Any key of the same merchant will do."""
     merchant_id = merchant_of_key(key)
     return merchant_id.hex if merchant_id is not None else hashlib.sha256(key.encode()).hexdigest()
 
 
 def _results_path(file: Path, out: Path | None) -> Path:
-    """Where results go: what a link leads to, and never a device, a directory or the file itself."""
+    """The file for results: a link's target, and never a device, a directory or the input itself."""
     try:
         path = (out or file.with_name(file.name + ".results.csv")).resolve()
     except (OSError, RuntimeError) as error:
-        raise NotBegun(f"--out leads nowhere: {error}") from error
+        raise NotBegun(f"--out cannot be used: {error}") from error
     if path == file.resolve():
-        raise NotBegun("--out is the file itself: choose another")
+        raise NotBegun("--out is the input file: choose another one")
     if not path.parent.is_dir():
         raise NotBegun(f"there is no directory {path.parent}")
     if path.exists() and not path.is_file():
@@ -191,38 +195,34 @@ def _state_to_go_on_with(path: Path, rows: Rows) -> _State:
     try:
         state = msgspec.json.decode(path.read_bytes(), type=_State)
     except FileNotFoundError:
-        raise NotBegun(f"there is nothing to resume: {path} is not there. Run it without --resume") from None
+        raise NotBegun(f"there is nothing to resume: {path} does not exist. Run without --resume") from None
     except (OSError, msgspec.DecodeError) as error:
-        raise NotBegun(
-            f"{path} cannot be read: {error}. It holds the key by which nothing is charged twice: restore it"
-        ) from error
+        raise NotBegun(f"{path} cannot be read: {error}. It holds the key that prevents double charges: restore it") from error
     if state.sha256 != rows.sha256:
-        raise NotBegun(
-            "the file has changed since the run that is to be resumed: restore it, or run the new one with another --out"
-        )
+        raise NotBegun("the file has changed since the run to be resumed: restore it, or run the new one with another --out")
     return state
 
 
 def _require_nothing_there(results_path: Path, state_path: Path, *, again: bool) -> None:
     if state_path.exists():
         raise NotBegun(
-            f"a run with these results was not finished: go on with --resume. (Deleting {state_path} and beginning anew would "
-            "charge again what was charged already.)"
+            f"a run with these results is unfinished: continue with --resume. (Deleting {state_path} and starting again would "
+            "charge again what was charged before.)"
         )
     if not again and results_path.exists() and results_path.read_bytes().strip() != HEADING.encode():
         raise NotBegun(
-            f"{results_path} exists, so this was carried out: with another --out, or with --again, everything is charged AGAIN"
+            f"{results_path} exists, so this file was run before: with another --out or with --again, everything is charged AGAIN"
         )
 
 
 def _require_same_place(state: _State, url: str, key: str) -> None:
-    """Elsewhere nothing is known of what was begun, and it would be done again."""
+    """Refuse or warn if the resumed run was begun elsewhere, where its items would be unknown and be carried out again."""
     if state.merchant != _merchant(key):
-        raise NotBegun("this was begun with another merchant's API key: go on with that one")
+        raise NotBegun("this run was started with another merchant's API key: continue with that one")
     if state.batch_id is None and state.api_url != url:
-        raise NotBegun(f"this was begun at {state.api_url}: go on there, with --api-url")
+        raise NotBegun(f"this run was started at {state.api_url}: continue there, with --api-url")
     if state.api_url != url:
-        _errors.print(f"going on at {escape(url)}, which is not where this was begun: {escape(state.api_url)}")
+        _errors.print(f"continuing at {escape(url)}; this run was started at {escape(state.api_url)}")
 
 
 @dataclass(slots=True)
@@ -237,11 +237,11 @@ class _Job:
     is_resumed: bool
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     ended: dict[str, Any] | None = None
-    """The batch as it was told at its end."""
+    """The batch as it was at its end."""
     _interrupts: int = 0
 
     async def run(self, client: BatchClient) -> int:
-        """Carry it out; the exit code. Raises `FlorinError`."""
+        """Run it and return the exit code. Raises `FlorinError`."""
         if self.is_resumed:
             self.results = read_results(self.results_path)
         body = {"items": self.rows.items, **self.state.terms}
@@ -265,9 +265,9 @@ class _Job:
         return code
 
     def _take(self, line: dict[str, Any], progress: Progress) -> None:
-        """One line of the server's. Raises `BadFile`."""
+        """Handle one line of the server's. Raises `BadFile`."""
         if "errors" in line:
-            raise BadFile(told(self.rows.path, mistakes_of(self.rows, line["errors"])))
+            raise BadFile(listed_errors(self.rows.path, errors_of(self.rows, line["errors"])))
         kind = line.get("object")
         if kind == "batch_item":
             self.results[line["item"]] = line
@@ -291,15 +291,13 @@ class _Job:
                 if self.state.batch_id is None:
                     nursery.start_soon(self._stop_when_begun, client, nursery.cancel_scope)
                     continue
-                _errors.print(
-                    "\nstopping: no further item is started, those under way come to their end; Ctrl-C again does not wait"
-                )
+                _errors.print("\nstopping: no more items are started, those under way are finished; Ctrl-C again stops waiting")
                 nursery.start_soon(self._stop, client, self.state.batch_id)
 
     async def _stop_when_begun(self, client: BatchClient, scope: trio.CancelScope) -> None:
-        """The request is on its way: what it has begun is stopped as soon as it is known."""
+        """Stop a batch whose request is under way as soon as its id is known."""
         with trio.move_on_after(BEGIN_SECONDS):
-            while self.state.batch_id is None:  # noqa: ASYNC110 - nobody tells
+            while self.state.batch_id is None:  # noqa: ASYNC110 - there is no event to wait for
                 await trio.sleep(0.05)
             await self._stop(client, self.state.batch_id)
             return
@@ -307,10 +305,10 @@ class _Job:
 
     async def _stop(self, client: BatchClient, batch_id: str) -> None:
         if not await client.stop(batch_id):
-            _errors.print("the server has not heard that: the batch goes on; Ctrl-C again leaves it")
+            _errors.print("the server could not be reached, so the batch keeps running; press Ctrl-C again to leave it")
 
     def _end(self) -> int:
-        """Write the results, and say what came of it all."""
+        """Write the results, and print the summary."""
         missing = NOT_STARTED if self.ended is not None else NOT_KNOWN
         write_results(self.results_path, self.rows, self.results, missing=missing)
         statuses = [self.results.get(number, {}).get("status", missing) for number in range(1, len(self.rows.items) + 1)]
@@ -320,9 +318,9 @@ class _Job:
         if self.ended is not None and self.ended["resume_token"] is None:
             self.state_path.unlink(missing_ok=True)
         else:
-            name = self.state.batch_id or "the batch, if it was begun,"
-            where = "can be resumed" if self.ended is not None else "is still under way at the server, or its end is not known"
-            _errors.print(f"{name} {where}: the same command with --resume goes on with it")
+            name = self.state.batch_id or "the batch, if it was started,"
+            where = "can be resumed" if self.ended is not None else "is still running, or how it ended is not known"
+            _errors.print(f"{name} {where}: the same command with --resume continues it")
         is_finished = self.ended is not None and self.ended["resume_token"] is None
         if is_finished and set(counts) <= {"SUCCEEDED"}:
             return ALL_SETTLED

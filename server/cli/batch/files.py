@@ -1,7 +1,7 @@
-"""What `florin batch run` reads and writes: rows of CSV or NDJSON as items of a batch, and results as CSV.
+"""Input and output of `florin batch run`: rows of CSV or NDJSON as items of a batch, and results as CSV.
 
-Reading is all or nothing, and names the line of every mistake. A column or field is called what the API calls it; an empty cell
-is none. Whether an item makes sense is the server's to say.
+Reading is all or nothing, and every error names its line. Columns and fields are named as in the API; an empty cell counts as
+missing. The server decides whether an item makes sense.
 """
 
 import csv
@@ -24,7 +24,7 @@ from server.api.batches.bodies import BODY_BYTES_MAX, read_batch
 
 NOT_STARTED, NOT_KNOWN = MISSING = ("NOT_STARTED", "NOT_KNOWN")
 FILE_BYTES_MAX = 64 * 1_048_576
-MISTAKES_SHOWN = 20
+ERRORS_SHOWN = 20
 COLUMNS = (
     "type",
     "order_id",
@@ -59,18 +59,18 @@ _RESULT_COLUMNS = (
 
 
 HEADING = ",".join(_RESULT_COLUMNS)
-"""Of a file of results that holds none."""
+"""The header line of a file of results, which is all that a run without rows writes."""
 
 
 class BadFile(FlorinError):
-    """The file cannot be carried out; the text names the lines."""
+    """The file cannot be run; the text names the lines."""
 
     code = "bad_file"
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The items of a file, the line that each begins on, and the digest of the file."""
+    """The items of a file, the line on which each begins, and the digest of the file."""
 
     path: Path
     items: list[dict[str, Any]]
@@ -78,7 +78,7 @@ class Rows:
     sha256: str
 
     def line(self, number: int) -> int:
-        """Where an item is, by its number from 1."""
+        """The line of an item, by its number from 1."""
         return self.lines[number - 1]
 
 
@@ -96,21 +96,21 @@ def read_rows(path: Path) -> Rows:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise BadFile(f"{path}, line {line}: this is not UTF-8; save the file as UTF-8, in Excel as 'CSV UTF-8'") from error
+        raise BadFile(f"{path}, line {line}: not UTF-8: save the file as UTF-8, in Excel as 'CSV UTF-8'") from error
     is_json = path.suffix.lower() in (".ndjson", ".jsonl", ".json") or text.lstrip().startswith("{")
-    mistakes: list[tuple[int, str]] = []
-    found = list(_json_rows(text, mistakes) if is_json else _csv_rows(path, text, mistakes))
+    errors: list[tuple[int, str]] = []
+    found = list(_json_rows(text, errors) if is_json else _csv_rows(path, text, errors))
     if len(found) > COUNT_MAX:
         raise BadFile(f"{path} has {len(found):,} rows; a batch has at most {COUNT_MAX:,}: split it")
     rows = Rows(path, [item for _, item in found], [line for line, _ in found], hashlib.sha256(data).hexdigest())
-    mistakes += _wrong_items(rows)
-    if mistakes:
-        raise BadFile(told(path, mistakes))
+    errors += _wrong_items(rows)
+    if errors:
+        raise BadFile(listed_errors(path, errors))
     return rows
 
 
 def _wrong_items(rows: Rows) -> list[tuple[int, str]]:
-    """What the server would refuse, by line."""
+    """The errors that the server would report, by line."""
     body = msgspec.json.encode({"items": rows.items})
     if len(body) > BODY_BYTES_MAX:
         raise BadFile(f"{rows.path} is too large for one batch, which takes {BODY_BYTES_MAX // 1_048_576} MiB: split it")
@@ -119,47 +119,49 @@ def _wrong_items(rows: Rows) -> list[tuple[int, str]]:
     try:
         trio.run(read_batch, body)
     except InvalidItems as error:
-        return mistakes_of(rows, [{"item": one.item, "path": one.path, "detail": one.detail} for one in error.errors])
+        return errors_of(rows, [{"item": one.item, "path": one.path, "detail": one.detail} for one in error.errors])
     return []
 
 
-def mistakes_of(rows: Rows, errors: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
-    """The mistakes of items, as people look for them: by line."""
+def errors_of(rows: Rows, errors: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
+    """The errors of items, by line."""
     found: list[tuple[int, str]] = []
     for one in errors:
         name = one["path"].partition("].")[2]
         detail = re.sub(r"^item (\d+) has", lambda match: f"line {rows.line(int(match[1]))} has", one["detail"])
         if name == "amount" and isinstance(rows.items[one["item"] - 1].get("amount"), str):
-            detail = f"a whole number of minor units, 1999 for 19.99, and not {rows.items[one['item'] - 1]['amount'][:40]!r}"
+            detail = (
+                f"an integer number of minor units, 1999 for 19.99, instead of {rows.items[one['item'] - 1]['amount'][:40]!r}"
+            )
         found.append((rows.line(one["item"]), f"{name}: {detail}" if name else detail))
     return found
 
 
-def told(path: Path, mistakes: Sequence[tuple[int, str]]) -> str:
-    """All mistakes of a file, by line, or the first of many."""
-    count = len(mistakes)
-    lines = [f"{path}, line {line}: {said[:300]}" for line, said in sorted(mistakes)[:MISTAKES_SHOWN]]
-    if count > MISTAKES_SHOWN:
-        lines.append(f"and {count - MISTAKES_SHOWN:,} more lines")
-    return "\n".join([f"nothing was begun: {count:,} line{'s are' if count > 1 else ' is'} wrong", *lines])
+def listed_errors(path: Path, errors: Sequence[tuple[int, str]]) -> str:
+    """All errors of a file, by line, or the first of many."""
+    count = len(errors)
+    lines = [f"{path}, line {line}: {said[:300]}" for line, said in sorted(errors)[:ERRORS_SHOWN]]
+    if count > ERRORS_SHOWN:
+        lines.append(f"and {count - ERRORS_SHOWN:,} more lines")
+    return "\n".join([f"nothing was started: {count:,} line{'s are' if count > 1 else ' is'} invalid", *lines])
 
 
-def _json_rows(text: str, mistakes: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(text: str, errors: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, said in enumerate(text.split("\n"), start=1):
         if not said.strip():
             continue
         try:
             row = msgspec.json.decode(said)
         except (msgspec.DecodeError, UnicodeError) as error:
-            mistakes.append((line, f"this is not JSON: {error}"))
+            errors.append((line, f"not JSON: {error}"))
             continue
         if isinstance(row, dict):
             yield line, {"type": "charge", **row}
         else:
-            mistakes.append((line, 'expected an object like {"type": "verify", "payment_id": "pay_..."}'))
+            errors.append((line, 'expected an object like {"type": "verify", "payment_id": "pay_..."}'))
 
 
-def _csv_rows(path: Path, text: str, mistakes: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path, text: str, errors: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
     heading = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=heading.count)
     csv.field_size_limit(FILE_BYTES_MAX)
@@ -170,7 +172,7 @@ def _csv_rows(path: Path, text: str, mistakes: list[tuple[int, str]]) -> Iterato
         begins = reader.line_num + 1
         for cells in reader:
             if len(cells) > len(names):
-                mistakes.append((begins, f"this line has {len(cells)} cells, the heading {len(names)}"))
+                errors.append((begins, f"this line has {len(cells)} cells, the header line {len(names)}"))
             elif any(cell.strip() for cell in cells):
                 yield begins, _item(dict(zip(names, cells, strict=False)))
             begins = reader.line_num + 1
@@ -180,13 +182,13 @@ def _csv_rows(path: Path, text: str, mistakes: list[tuple[int, str]]) -> Iterato
 
 def _require_columns(path: Path, names: list[str]) -> None:
     if not names:
-        raise BadFile(f"{path} is empty: its first line names the columns, e.g. order_id,amount,currency,token")
+        raise BadFile(f"{path} is empty: the first line must name the columns, e.g. order_id,amount,currency,token")
     unknown = [name for name in names if name not in COLUMNS and not name.startswith(METADATA_PREFIX)]
     if unknown:
         named = ", ".join(repr(name[:40]) for name in unknown[:10])
-        raise BadFile(f"{path}, line 1: there is no column {named}; there are {', '.join(COLUMNS)} and metadata.NAME")
+        raise BadFile(f"{path}, line 1: unknown column {named}: expected {', '.join(COLUMNS)} or metadata.NAME")
     if len(set(names)) < len(names):
-        raise BadFile(f"{path}, line 1: a column is named twice")
+        raise BadFile(f"{path}, line 1: a column name is repeated")
 
 
 def _item(cells: dict[str, str]) -> dict[str, Any]:
@@ -207,9 +209,9 @@ def _item(cells: dict[str, str]) -> dict[str, Any]:
 
 
 def write_results(path: Path, rows: Rows, results: dict[int, dict[str, Any]], *, missing: str) -> None:
-    """Write what came of every item, in the order of the file; the file is there as a whole or not at all.
+    """Write the results in the order of the file. The file appears as a whole or not at all.
 
-    `missing`: the status of an item without a result.
+    `missing` is the status of an item without a result.
     """
     made = io.StringIO(newline="")
     writer = csv.writer(made)
@@ -226,7 +228,7 @@ def write_results(path: Path, rows: Rows, results: dict[int, dict[str, Any]], *,
 
 
 def read_results(path: Path) -> dict[int, dict[str, Any]]:
-    """What an earlier run has written, by item; nothing where it has not."""
+    """Read the results of an earlier run, by item; empty if there are none."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             found = {int(row["item"]): dict(row) for row in csv.DictReader(file)}
@@ -236,7 +238,7 @@ def read_results(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def write_whole(path: Path, data: bytes, *, is_new: bool = False) -> None:
-    """Replace a file at once; with `is_new` there must be none. Raises `BadFile`."""
+    """Replace a file atomically; with `is_new` it must not exist. Raises `BadFile`."""
     try:
         with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=path.name + ".", delete=False) as file:
             try:
@@ -244,19 +246,19 @@ def write_whole(path: Path, data: bytes, *, is_new: bool = False) -> None:
                 file.flush()
                 os.fsync(file.fileno())
                 if is_new:
-                    path.open("xb").close()  # only one of two that begin at the same moment goes on
+                    path.open("xb").close()  # only one of two that start at the same moment continues
                 Path(file.name).replace(path)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
     except FileExistsError as error:
-        raise BadFile(f"{path} is there: another run of this file has just begun") from error
+        raise BadFile(f"{path} exists: another run of this file has just started") from error
     except OSError as error:
         raise BadFile(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _cell(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula."""
+    """A cell that no spreadsheet interprets as a formula."""
     if isinstance(value, bool):
         return int(value)
     text = "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""How a batch gets on, for people who watch: a bar, the rate, what is left, and how many items have come to what."""
+"""The progress of a batch on a terminal: a bar, the rate, the remaining time, and the number of items by result."""
 
 import time
 from collections import Counter
@@ -17,15 +17,15 @@ _COLOURS = {"SUCCEEDED": "green", "DECLINED": "yellow", "PENDING": "cyan", "UNKN
 
 
 class _Rate(ProgressColumn):
-    """Items a second."""
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
-        """As text."""
+        """The rate as text."""
         return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
 
 
 class Progress:
-    """Shown on standard error while the block lasts: a bar on a terminal, elsewhere a line now and then."""
+    """Shown on standard error during the block: a bar on a terminal, otherwise a line now and then."""
 
     def __init__(self, count: int) -> None:
         console = Console(stderr=True)
@@ -48,12 +48,12 @@ class Progress:
         self._statuses: dict[int, str] = {}
 
     def begin_with(self, statuses: Mapping[int, str]) -> None:
-        """What is known from before."""
+        """Start with the results of an earlier run."""
         self._statuses.update(statuses)
         self._bar.reset(self._task, completed=len(self._statuses))
 
     def count(self, number: int, status: str) -> None:
-        """What came of an item is known."""
+        """Count a result."""
         self._statuses[number] = status
         done = len(self._statuses)
         self._bar.update(self._task, completed=done, outcomes=self._outcomes("[{colour}]{many:,} {one}[/]", "  "))

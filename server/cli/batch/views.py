@@ -1,4 +1,4 @@
-"""`florin batch list | show | stop`: batches as their merchant sees them, over the API."""
+"""`florin batch list | show | stop`: batches as their merchant sees them, through the API."""
 
 import sys
 from typing import Any
@@ -15,20 +15,20 @@ _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isa
 
 
 def ask(url: str, api_key: str, method: str, path: str) -> dict[str, Any]:
-    """A reply of the API. Raises `BatchFailed`, `BatchRefused`."""
+    """Request something of the API. Raises `BatchFailed`, `BatchRefused`."""
     try:
         headers = {"authorization": f"Bearer {api_key}"}
         response = httpx2.request(method, f"{url}/v1/batches{path}", headers=headers, timeout=SECONDS, trust_env=False)
         document: dict[str, Any] = msgspec.json.decode(response.content)
     except (httpx2.HTTPError, msgspec.DecodeError) as error:
-        raise BatchFailed(f"{url} cannot be asked: {error}. Is it running, and a Florin?") from error
+        raise BatchFailed(f"{url} cannot be reached: {error}. Check that it is running, and a Florin") from error
     if not response.is_success:
         raise BatchRefused(str(document.get("detail", f"the server answered {response.status_code}")))
     return document
 
 
 def show_all(page: dict[str, Any]) -> None:
-    """A list of batches."""
+    """Print a list of batches."""
     if not page["data"]:
         _console.print("There are no batches.")
         return
@@ -41,9 +41,9 @@ def show_all(page: dict[str, Any]) -> None:
 
 
 def show(batch: dict[str, Any]) -> None:
-    """One batch."""
+    """Print one batch."""
     _console.print(f"{batch['id']} is {batch['status']}: {_outcomes(batch)}")
-    _console.print(f"begun {batch['started_at'][:19]}, run {batch['run']}, deadline {batch['deadline_at'][:19]}", markup=False)
+    _console.print(f"started {batch['started_at'][:19]}, run {batch['run']}, deadline {batch['deadline_at'][:19]}", markup=False)
     if batch["resume_token"] is not None:
         _console.print(f"can be resumed: POST /v1/batches/{batch['id']}/resume with {batch['resume_token']}", markup=False)
 

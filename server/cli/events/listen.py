@@ -1,4 +1,4 @@
-"""`florin listen`: a developer's ear on the stream. It prints events, forwards them signed, and comes back where it was."""
+"""`florin listen`: prints events from the stream, forwards them signed, and reconnects where it stopped."""
 
 import hashlib
 import sys
@@ -23,7 +23,7 @@ from server.cli.options import DataDirectory, data_directory, running_instance
 from server.http.client.client import Client, open_client
 from server.http.client.errors import ClientError
 from server.http.client.url import parse_origin, split
-from server.process.demo import load_or_draw
+from server.process.demo import load_or_generate
 from server.settings import environment
 
 FORWARD_SECONDS = 30.0
@@ -39,54 +39,65 @@ _errors = Console(highlight=False, soft_wrap=True, stderr=True)
 
 def command(
     forward: Annotated[
-        str | None, typer.Option("--forward", help="Send every event there too, signed, e.g. http://localhost:3000/hook.")
+        str | None, typer.Option("--forward", help="Also send every event to this URL, signed, e.g. http://localhost:3000/hook.")
     ] = None,
     types: Annotated[
-        str, typer.Option("--types", help="Only these, by commas, e.g. payment.succeeded,refund.*", show_default=False)
+        str,
+        typer.Option(
+            "--types", help="Only these types, separated by commas, e.g. payment.succeeded,refund.*", show_default=False
+        ),
     ] = "",
     after: Annotated[
-        int | None, typer.Option("--after", min=0, help="Begin behind this event's number; 0 is the beginning.")
+        int | None, typer.Option("--after", min=0, help="Start after the event with this number; 0 starts at the first one.")
     ] = None,
     consumer: Annotated[
-        str | None, typer.Option("--consumer", help="Keep the place under this name on the server, and go on there.")
+        str | None, typer.Option("--consumer", help="Keep the position on the server under this name, and continue from it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print events as they are, one a line.")] = False,
-    api_url: Annotated[str | None, typer.Option("--api-url", help="Default: the instance that runs.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
+    api_url: Annotated[
+        str | None, typer.Option("--api-url", help="Default: FLORIN_API_URL, else the running instance.", show_default=False)
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option("--api-key", help="Default: FLORIN_API_KEY, else the demo's.", show_default=False)
     ] = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Print events as they happen, until Ctrl-C; with --forward, also send them to a program of yours."""
+    """Print events as they happen, until Ctrl-C; with --forward, also send them to your program."""
     parse_types([one.strip() for one in types.split(",") if one.strip()], path="--types")
     url, key = address(api_url, api_key, data_dir)
     if forward is not None:
         _require_address(forward)
     wanted = {"types": types, "consumer": consumer}
-    ear = Ear(url, key, {name: text for name, text in wanted.items() if text}, forward, as_json=as_json, seq=after)
+    listener = EventListener(url, key, {name: text for name, text in wanted.items() if text}, forward, as_json=as_json, seq=after)
     try:
-        trio.run(ear.run)
+        trio.run(listener.run)
     except* KeyboardInterrupt:
-        ear.say_goodbye()
+        listener.print_position()
         sys.exit(130)
 
 
 def address(api_url: str | None, api_key: str | None, data_dir: Any) -> tuple[str, str]:
-    """The API and a key for it: given, or of the instance that runs. Raises `NothingRuns`, `Unprocessable`."""
+    """The API and a key for it: those given, else those of the environment unless a data directory is given, else those of the
+    running instance. Raises `NoRunningInstance`, `Unprocessable`.
+    """
     key = api_key or environment("API_KEY")
+    if api_url is None and data_dir is None:
+        api_url = environment("API_URL")
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        raise Unprocessable("the API key holds what no key of Florin's does: copy it again")
+        raise Unprocessable("the API key contains characters that no Florin key has: copy it again")
     if api_url is not None:
         _require_address(api_url)
         if key is None:
-            raise Unprocessable("--api-url needs a key: give --api-key, or set FLORIN_API_KEY")
+            raise Unprocessable("another Florin needs a key of its own: give --api-key, or set FLORIN_API_KEY")
         return api_url.rstrip("/"), key
     running = running_instance(data_dir)
-    return running.api_urls[0], key or load_or_draw(data_directory(data_dir) / "demo.json").api_key
+    return running.api_urls[0], key or load_or_generate(data_directory(data_dir) / "demo.json").api_key
 
 
 def forwarding_secret(api_key: str) -> str:
-    """What forwarded events are signed with: the same each time, so that it can be kept in a configuration."""
+    """The secret that signs forwarded events. It is derived from the API key, so it stays the same and can be kept in a
+    configuration.
+    """
     return standard_secret(hashlib.sha256(b"florin listen " + api_key.encode()).digest())
 
 
@@ -98,8 +109,8 @@ def _require_address(url: str) -> None:
 
 
 @dataclass(slots=True)
-class Ear:
-    """One run of the command. `seq` is the last event that was dealt with."""
+class EventListener:
+    """One run of the command. `seq` is the last handled event."""
 
     url: str
     api_key: str
@@ -112,7 +123,7 @@ class Ear:
     _is_busy: bool = field(default=False, init=False)
 
     async def run(self) -> None:
-        """Listen until cancelled. Raises `FlorinError` where listening again would not help."""
+        """Listen until canceled. Raises `FlorinError` if listening again would not help."""
         self._secret = forwarding_secret(self.api_key)
         if self.forward is not None:
             _errors.print(f"forwarding to {escape(self.forward)}, signed with {self._secret}")
@@ -123,16 +134,16 @@ class Ear:
                 lost = await self._listen(http)
                 failures = 0 if trio.current_time() - began > PING_SECONDS else failures + 1
                 seconds = RECONNECT_DELAYS_SECONDS[min(failures, len(RECONNECT_DELAYS_SECONDS)) - 1] if failures else 0.2
-                _errors.print(f"disconnected ({escape(lost)}); again in {seconds:g} s")
+                _errors.print(f"disconnected ({escape(lost)}); reconnecting in {seconds:g} s")
                 await trio.sleep(seconds)
 
-    def say_goodbye(self) -> None:
-        """How to go on from here."""
+    def print_position(self) -> None:
+        """Print how to continue from here."""
         if self.seq is not None and "consumer" not in self.query:
-            _errors.print(f"\nstopped; go on with: florin listen --after {self.seq}")
+            _errors.print(f"\nstopped; continue with: florin listen --after {self.seq}")
 
     async def _listen(self, http: Client) -> str:
-        """One connection; why it ended."""
+        """Listen on one connection. Returns why it ended."""
         query = dict(self.query)
         if self.seq is not None:
             query["after"] = str(self.seq)
@@ -152,7 +163,9 @@ class Ear:
         return "closed"
 
     def _explained(self, errors: Sequence[BaseException]) -> str:
-        """Why the connection was lost. Raises what is no such loss, and `FlorinError` where another try would end alike."""
+        """The reason for a lost connection, as text. Raises any error that is not a lost connection, and `FlorinError` if
+        reconnecting would fail in the same way.
+        """
         for error in errors:
             if not isinstance(error, _LOST):
                 raise error
@@ -167,27 +180,27 @@ class Ear:
         return str(first) or type(first).__name__
 
     async def _keep_alive(self, socket: tw.WebSocketConnection) -> None:
-        """Notice a server that has gone without a word."""
+        """Detect a server that is gone without having closed the connection."""
         while True:
             await trio.sleep(PING_SECONDS)
-            with trio.move_on_after(PONG_SECONDS) as patience:
+            with trio.move_on_after(PONG_SECONDS) as pong:
                 await socket.ping()
-            if patience.cancelled_caught and not self._is_busy:
+            if pong.cancelled_caught and not self._is_busy:
                 raise trio.TooSlowError
 
     async def _take_all(self, socket: tw.WebSocketConnection, http: Client) -> None:
         hello = msgspec.json.decode(await socket.get_message())
         if self._epoch is None or not hello["recovered"]:
-            begin = "what happens from now on" if self.seq is None else f"what follows no. {hello['seq']}"
+            begin = "events from now on" if self.seq is None else f"events after no. {hello['seq']}"
             _errors.print(f"listening to {escape(self.url)}: {begin}")
         if self.seq is not None and not hello["recovered"]:
-            _errors.print(f"events after no. {self.seq} cannot be had; going on after no. {hello['seq']}")
+            _errors.print(f"events after no. {self.seq} are no longer available; continuing after no. {hello['seq']}")
         self.seq, self._epoch = hello["seq"], hello["epoch"]
         while True:
             message = await socket.get_message()
             body = message.encode() if isinstance(message, str) else message
             event = msgspec.json.decode(body)
-            self._is_busy = True  # what is behind this event, pongs too, is not read meanwhile
+            self._is_busy = True  # while this event is handled, nothing after it is read, pongs included
             answer = await self._forward(http, event, body) if self.forward is not None else ""
             self._is_busy = False
             if self.as_json:
@@ -201,7 +214,7 @@ class Ear:
                 await socket.send_message(msgspec.json.encode({"ack": self.seq}).decode())
 
     async def _forward(self, http: Client, event: dict[str, Any], body: bytes) -> str:
-        """Send it as a webhook; what was answered."""
+        """Send an event as a webhook. Returns the result as text."""
         assert self.forward is not None
         timestamp = int(time.time())
         signature = sign_standard([self._secret], message_id=event["id"], timestamp=timestamp, body=body)
@@ -223,7 +236,7 @@ class Ear:
         return f"  [{colour}]→ {response.status}[/] in {(trio.current_time() - began) * 1_000:.0f} ms"
 
     def _refused(self, error: tw.ConnectionRejected) -> None:
-        """Raises where the same request would be refused again."""
+        """Raise if the same request would be refused again."""
         try:
             problem = msgspec.json.decode(error.body or b"{}")
             detail = str(problem.get("detail", ""))
@@ -232,7 +245,7 @@ class Ear:
         if error.status_code in (401, 403):
             raise Unauthenticated(f"the server refuses this key: {detail or error.status_code}")
         if error.status_code in _HOPELESS:
-            raise Unprocessable(detail or f"the server answered {error.status_code}: is {self.url} a Florin?")
+            raise Unprocessable(detail or f"the server answered {error.status_code}: check that {self.url} is a Florin")
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`florin trigger`: have an event happen in the sandbox, by doing what leads to it, to try how a shop deals with it."""
+"""`florin trigger`: makes an event happen in the sandbox by doing what leads to it, to test a shop's integration."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from server.cli.options import DataDirectory, data_directory, running_instance
 from server.db.connection import open_session
 from server.db.roles import Role
 from server.http.client.client import Client, open_client
-from server.process.demo import Demo, load_or_draw
+from server.process.demo import Demo, load_or_generate
 from server.process.instance import Running
 from server.sandbox.intents import TOKENS
 
-PATIENCE_SECONDS = 20.0
+TIMEOUT_SECONDS = 20.0
 CLEANUP_SECONDS = 3.0
 AMOUNT_MINOR = 1_990
 _PAID = next(iter(TOKENS))
@@ -28,35 +28,35 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 class NotTriggered(FlorinError):
-    """The sandbox or the API did not do as it was told."""
+    """The sandbox or the API did not do what was asked."""
 
     code = "not_triggered"
 
 
 def command(
-    event_type: Annotated[str, typer.Argument(help="Which, e.g. payment.succeeded.", metavar="TYPE")],
+    event_type: Annotated[str, typer.Argument(help="The event type, e.g. payment.succeeded.", metavar="TYPE")],
     data_dir: DataDirectory = None,
 ) -> None:
-    """Make an event happen to the demo merchant of the instance that runs."""
+    """Make an event happen for the demo merchant of the running instance."""
     do = WAYS.get(event_type)
     if do is None:
-        raise Unprocessable(f"{event_type!r} cannot be triggered; there are {', '.join(sorted(WAYS))}")
+        raise Unprocessable(f"{event_type!r} cannot be triggered: expected one of {', '.join(sorted(WAYS))}")
     running = running_instance(data_dir)
-    demo = load_or_draw(data_directory(data_dir) / "demo.json")
+    demo = load_or_generate(data_directory(data_dir) / "demo.json")
     event = trio.run(_trigger, running, demo, event_type, do)
     _console.print(f"no. {event['seq']}  {event['type']}  {event['data'].get('id')}")
 
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """What a shop can ask of the API, and a person of the sandbox."""
+    """The acts of a shop on the API, and of a person on the sandbox."""
 
     running: Running
     demo: Demo
     http: Client
 
     async def ask(self, method: str, path: str, body: Any = None, *, expect: tuple[int, ...] = (200, 201, 202)) -> dict[str, Any]:
-        """Ask the API. Raises `NotTriggered` for another answer than is expected."""
+        """Request something of the API. Raises `NotTriggered` for an unexpected answer."""
         headers = [("authorization", f"Bearer {self.demo.api_key}"), ("idempotency-key", uuid4().hex)]
         url = f"{self.running.api_urls[0]}/v1/{path}"
         response = await self.http.request(
@@ -70,20 +70,20 @@ class Shop:
         return answer
 
     async def charge(self, token: str = _PAID, *, expect: tuple[int, ...] = (201,), **fields: object) -> str:
-        """Charge a token; the payment's id."""
+        """Charge a token and return the payment's id."""
         wanted = {"amount": AMOUNT_MINOR, "currency": "EUR", "order_id": f"trigger-{uuid4().hex[:8]}", **fields}
         answer = await self.ask("POST", "payments", {"confirm": True, "token": token, **wanted}, expect=expect)
         return str(answer.get("payment", answer)["id"])
 
     async def at_psp(self, **wanted: object) -> None:
-        """Tell the sandbox PSP to do something by itself."""
+        """Let the sandbox PSP act by itself."""
         url = f"{self.running.psp_url}/control"
         response = await self.http.request("POST", url, body=msgspec.json.encode(wanted))
         if response.status != 200:
             raise NotTriggered(f"the sandbox answered {response.status}: {response.body[:500].decode('utf-8', 'replace')}")
 
     async def reference(self, payment: str) -> str:
-        """The PSP's name of a payment."""
+        """The PSP's reference of a payment."""
         async with open_session(self.running.database_url, role=Role.READ) as connection:
             rows = await connection.query("SELECT reference FROM payment_requests WHERE id = $1", decode_id(PAYMENT, payment))
         return str(rows[0][0])
@@ -167,9 +167,9 @@ WAYS: dict[str, Callable[[Shop], Awaitable[None]]] = {
 async def _trigger(running: Running, demo: Demo, event_type: str, do: Callable[[Shop], Awaitable[None]]) -> dict[str, Any]:
     async with open_client() as http:
         shop = Shop(running, demo, http)
-        before = await shop.ask("GET", "events?after=9223372036854775807")  # tells where the sequence stands
+        before = await shop.ask("GET", "events?after=9223372036854775807")  # shows where the sequence stands
         await do(shop)
-        with trio.move_on_after(PATIENCE_SECONDS):
+        with trio.move_on_after(TIMEOUT_SECONDS):
             seq = before["seq"]
             while True:
                 page = await shop.ask("GET", f"events?after={seq}&types={event_type}&wait=5")
@@ -177,4 +177,4 @@ async def _trigger(running: Running, demo: Demo, event_type: str, do: Callable[[
                     event: dict[str, Any] = page["data"][0]
                     return event
                 seq = page["seq"]
-        raise NotTriggered(f"no {event_type} came within {PATIENCE_SECONDS:g} s")
+        raise NotTriggered(f"no {event_type} came within {TIMEOUT_SECONDS:g} s")

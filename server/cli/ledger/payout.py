@@ -1,4 +1,4 @@
-"""`florin payout`: a merchant's money on its way to its bank. One operator asks for it, another approves it."""
+"""`florin payout`: a merchant's money on its way to its bank. One operator requests it, another approves it."""
 
 from typing import Annotated
 
@@ -19,18 +19,18 @@ from server.db.ledger import payouts
 from server.db.merchants.merchants import find_merchant
 from server.uuid7 import uuid7
 
-app = typer.Typer(help="Ask for, approve and end payouts to merchants' banks.", no_args_is_help=True)
+app = typer.Typer(help="Request, approve and end payouts to merchants' banks.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True)
-_wide_console = Console(highlight=False, width=240)  # ids are for copying: never cut
+_wide_console = Console(highlight=False, width=240)  # ids are for copying: never truncated
 
 PayoutText = Annotated[str, typer.Argument(help="The payout's id, po_…", metavar="PAYOUT")]
-Reference = Annotated[str | None, typer.Option(help="What the bank calls it.")]
+Reference = Annotated[str | None, typer.Option(help="The bank's reference.")]
 
 
 @app.command("request")
 def request(
     merchant: MerchantText,
-    amount: Annotated[int, typer.Argument(help="How much, in minor units: 1990 EUR is 19.90 €.")],
+    amount: Annotated[int, typer.Argument(help="Amount in minor units: 1990 EUR is 19.90 €.")],
     currency: Annotated[str, typer.Argument(help="The currency, like EUR.")],
     operator: Operator = None,
     database_url: DatabaseUrl = None,
@@ -59,12 +59,12 @@ def request(
 
     async def work(connection: Connection) -> None:
         if await find_merchant(connection, merchant_id) is None:
-            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         await payouts.add_payout(connection, payout, made)
 
     with_database(find_database(data_dir, database_url), work)
     _console.print(
-        f"{encode_id(PAYOUT, payout.id)}: {money} set aside; another operator approves it with `florin payout approve`"
+        f"{encode_id(PAYOUT, payout.id)}: {money} set aside; now another operator approves it with `florin payout approve`"
     )
 
 
@@ -72,7 +72,7 @@ def request(
 def approve(
     payout: PayoutText, operator: Operator = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None
 ) -> None:
-    """Approve a payout that another operator has asked for."""
+    """Approve a payout that another operator has requested."""
     payout_id = PayoutId(decode_id(PAYOUT, payout))
 
     async def work(connection: Connection) -> Payout:
@@ -80,7 +80,9 @@ def approve(
         return await payouts.approve(connection, owner, payout_id, act(operator, owner, "payout.approve", payout))
 
     approved = with_database(find_database(data_dir, database_url), work)
-    _console.print(f"{payout}: {approved.money} approved; tell the bank, then `florin payout succeed` or `florin payout fail`")
+    _console.print(
+        f"{payout}: {approved.money} approved; instruct the bank, then `florin payout succeed` or `florin payout fail`"
+    )
 
 
 @app.command("succeed")
@@ -91,25 +93,25 @@ def succeed(
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """The bank has the money."""
+    """Record that the bank has the money."""
     _end(payout, PayoutStatus.SUCCEEDED, operator, find_database(data_dir, database_url), reference=reference)
 
 
 @app.command("fail")
 def fail(
     payout: PayoutText,
-    reason: Annotated[str, typer.Option(help="What the bank says.")] = "refused by the bank",
+    reason: Annotated[str, typer.Option(help="The bank's reason.")] = "refused by the bank",
     operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """The bank has refused or returned the money, or the payout is not approved: it goes back to the wallet."""
+    """Record that the bank refused or returned the money, or that the payout is rejected: it goes back to the wallet."""
     _end(payout, PayoutStatus.FAILED, operator, find_database(data_dir, database_url), failure=reason)
 
 
 @app.command("list")
 def show(
-    merchant: Annotated[str | None, typer.Option("--merchant", help="Only this merchant's.")] = None,
+    merchant: Annotated[str | None, typer.Option("--merchant", help="Only payouts of this merchant.")] = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
@@ -117,10 +119,10 @@ def show(
     merchant_id = merchant_id_of(merchant) if merchant else None
     found = with_database(find_database(data_dir, database_url), lambda connection: payouts.list_payouts(connection, merchant_id))
     if not found:
-        _console.print("There are no payouts: ask for one with `florin payout request MERCHANT AMOUNT CURRENCY`.")
+        _console.print("There are no payouts: request one with `florin payout request MERCHANT AMOUNT CURRENCY`.")
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("payout", "merchant", "amount", "status", "asked for by", "approved by", "since"):
+    for column in ("payout", "merchant", "amount", "status", "requested by", "approved by", "since"):
         table.add_column(column, no_wrap=True)
     for one in found:
         table.add_row(

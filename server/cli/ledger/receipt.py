@@ -1,4 +1,4 @@
-"""`florin receipt verify`: is this receipt ours and unchanged? Works offline, with the published keys."""
+"""`florin receipt verify`: checks that a receipt is genuine and unchanged. Works offline, with the published keys."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from core.errors import Unprocessable
 from core.money import Money
 from server.flows.ledger.receipt import read
 
-app = typer.Typer(help="Verify receipts, offline.", no_args_is_help=True)
+app = typer.Typer(help="Verify receipts offline.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True)
 
 
@@ -21,15 +21,15 @@ class _KeySet(msgspec.Struct):
 
 @app.callback()
 def receipts() -> None:
-    """Verify receipts, offline."""
+    """Verify receipts offline."""
 
 
 @app.command("verify")
 def verify(
-    receipt: Annotated[Path, typer.Argument(help="The receipt, as GET /v1/payments/{id}/receipt gives it.")],
-    keys: Annotated[Path, typer.Option(help="The keys, as GET /v1/receipt-keys gives them. Keep them: they prove old receipts.")],
+    receipt: Annotated[Path, typer.Argument(help="The receipt from GET /v1/payments/{id}/receipt.")],
+    keys: Annotated[Path, typer.Option(help="The keys from GET /v1/receipt-keys. Keep them: they verify old receipts.")],
 ) -> None:
-    """Check signature and hashes of a receipt; prints what it says. Exit code 0 only if all is well."""
+    """Check the signature and hashes of a receipt and print its contents. Exit code 0 only if it is genuine."""
     try:
         key_set = msgspec.json.decode(keys.read_bytes(), type=_KeySet)
         text = receipt.read_text()

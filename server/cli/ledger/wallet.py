@@ -1,4 +1,4 @@
-"""`florin wallet`: balances now and then, statements, and wallets rebuilt from the ledger."""
+"""`florin wallet`: current and past balances, account statements, and rebuilding wallets from the ledger."""
 
 import sys
 from datetime import datetime
@@ -22,7 +22,7 @@ from server.db.pool import open_pool
 from server.db.roles import Role
 from server.flows.ledger.account_statement import Format, statement
 
-app = typer.Typer(help="Show wallets, write statements, rebuild wallets from the ledger.", no_args_is_help=True)
+app = typer.Typer(help="Show wallets, write account statements, rebuild wallets from the ledger.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True)
 
 Moment = Annotated[str | None, typer.Option(help="A time like 2026-11-21T08:00:00Z.", show_default=False)]
@@ -30,7 +30,7 @@ Moment = Annotated[str | None, typer.Option(help="A time like 2026-11-21T08:00:0
 
 @app.command("show")
 def show(merchant: MerchantText, at: Moment = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """Show a merchant's balances, now or as they were."""
+    """Show a merchant's balances, now or in the past."""
     merchant_id, moment = merchant_id_of(merchant), _moment(at, "--at")
 
     async def work(connection: Connection) -> list[Wallet]:
@@ -41,7 +41,7 @@ def show(merchant: MerchantText, at: Moment = None, database_url: DatabaseUrl = 
 
     found = with_database(find_database(data_dir, database_url), work, role=Role.READ)
     if not found:
-        _console.print("This merchant has no wallets: nothing was paid to it" + (" by then." if at else " yet."))
+        _console.print("This merchant has no wallets: it has received no payments" + (" by then." if at else " yet."))
         return
     table = Table("wallet", "balance", box=None, pad_edge=False)
     for wallet in found:
@@ -52,7 +52,7 @@ def show(merchant: MerchantText, at: Moment = None, database_url: DatabaseUrl = 
 @app.command("statement")
 def write(
     merchant: MerchantText,
-    form: Annotated[Format, typer.Option("--format", help="csv, or a JSON object a line.")] = Format.CSV,
+    form: Annotated[Format, typer.Option("--format", help="csv, or one JSON object per line.")] = Format.CSV,
     currency: Annotated[str | None, typer.Option(help="Only this currency.")] = None,
     start: Annotated[str | None, typer.Option("--from", help="From this time on, like 2026-11-01T00:00:00Z.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="Before this time.")] = None,
@@ -81,7 +81,7 @@ def write(
 def rebuild(
     merchant: MerchantText, operator: Operator = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None
 ) -> None:
-    """Set a merchant's wallets to the sums of its ledger entries, under lock; safe while payments are taken."""
+    """Set a merchant's wallets to the sums of their ledger entries, under lock; safe while payments are taken."""
     merchant_id = merchant_id_of(merchant)
 
     async def work(connection: Connection) -> list[Correction]:
@@ -98,7 +98,7 @@ def rebuild(
 
 async def _require(connection: Connection, merchant_id: MerchantId, text: str) -> None:
     if await find_merchant(connection, merchant_id) is None:
-        raise NotFound(f"there is no merchant {text}: see `florin merchant list`")
+        raise NotFound(f"there is no merchant {text}: `florin merchant list` shows them")
 
 
 def _moment(text: str | None, flag: str) -> datetime | None:
@@ -107,7 +107,7 @@ def _moment(text: str | None, flag: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise Unprocessable(f"{flag} is a time like 2026-11-21T08:00:00Z") from None
+        raise Unprocessable(f"{flag} must be a time like 2026-11-21T08:00:00Z") from None
     if moment.tzinfo is None:
-        raise Unprocessable(f"{flag} needs its zone, like 2026-11-21T08:00:00Z")
+        raise Unprocessable(f"{flag} needs a time zone, like 2026-11-21T08:00:00Z")
     return moment

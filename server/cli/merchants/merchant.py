@@ -1,4 +1,4 @@
-"""`florin merchant`: merchants and their API keys. A key and a webhook secret are shown once, when they are made."""
+"""`florin merchant`: merchants and their API keys. A key and a webhook secret are shown once, when they are created."""
 
 import secrets
 from typing import Annotated, Literal
@@ -35,7 +35,7 @@ from server.sealing import Sealer
 from server.settings import environment, parse_networks
 from server.uuid7 import uuid7
 
-app = typer.Typer(help="Add and list merchants, add and revoke their API keys.", no_args_is_help=True)
+app = typer.Typer(help="Add, list and show merchants, set their terms, and manage their API keys.", no_args_is_help=True)
 keys = typer.Typer(help="Add, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="key")
 _console = Console(highlight=False, soft_wrap=True)
@@ -43,9 +43,9 @@ _console = Console(highlight=False, soft_wrap=True)
 
 @app.command("add")
 def add(
-    name: Annotated[str, typer.Argument(help="What the merchant is called.")],
+    name: Annotated[str, typer.Argument(help="Name of the merchant.")],
     webhook_url: Annotated[
-        str | None, typer.Option("--webhook-url", help="Where its events go; https, or http for a test merchant.")
+        str | None, typer.Option("--webhook-url", help="URL for its events: https, or http for a test merchant.")
     ] = None,
     mode: Annotated[Mode, typer.Option(help="A live merchant needs a live PSP account.")] = Mode.TEST,
     database_url: DatabaseUrl = None,
@@ -66,11 +66,11 @@ def add(
         accounts = [one for one in await list_psp_accounts(connection) if one.mode == mode]
         if not accounts:
             raise NotFound(
-                f"there is no {mode} PSP account, so payments would have nowhere to go: "
-                "add one with `florin psp add`; `florin up` makes the sandbox's on its database"
+                f"there is no {mode} PSP account that could take its payments: "
+                "add one with `florin psp add`; `florin up` adds the sandbox's to its database"
             )
         account = accounts[0]
-        if sealer is not None:  # a secret that is sealed with another key than the workers' would never be sent
+        if sealer is not None:  # a secret sealed with another key than the workers' could never be used
             sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id)
         merchant = merchants.Merchant(MerchantId(uuid7()), name, mode.value, account.id, now)
         secret = None
@@ -115,13 +115,13 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
 
 @keys.command("add")
 def key_add(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """Make another API key for a merchant."""
+    """Create another API key for a merchant."""
     merchant_id = merchant_id_of(merchant)
 
     async def work(connection: Connection) -> str:
         found = await merchants.find_merchant(connection, merchant_id)
         if found is None:
-            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         return await _add_key(connection, found)
 
     _console.print(f"API key  {with_database(find_database(data_dir, database_url), work)}")
@@ -130,13 +130,13 @@ def key_add(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: 
 
 @keys.command("list")
 def key_list(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """List a merchant's API keys; the secrets cannot be shown."""
+    """List a merchant's API keys, without their secrets."""
     merchant_id = merchant_id_of(merchant)
     url = find_database(data_dir, database_url)
 
     async def work(connection: Connection) -> list[merchants.ApiKey]:
         if await merchants.find_merchant(connection, merchant_id) is None:
-            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         return await merchants.list_api_keys(connection, merchant_id)
 
     found = with_database(url, work)
@@ -157,7 +157,7 @@ def key_revoke(
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """End an API key; workers stop accepting it within two seconds."""
+    """Revoke an API key; workers stop accepting it within two seconds."""
     merchant_id = merchant_id_of(merchant)
     key_id = decode_id(API_KEY, key)
     url = find_database(data_dir, database_url)

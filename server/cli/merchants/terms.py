@@ -1,4 +1,4 @@
-"""`florin merchant set` and `florin merchant show`: what was agreed with a merchant. New terms are for new payments."""
+"""`florin merchant set` and `florin merchant show`: a merchant's terms. Changed terms apply to new payments."""
 
 import re
 from enum import StrEnum
@@ -24,29 +24,29 @@ _LIMIT = re.compile(r"([A-Z]{3}):(\d{1,12})")
 
 NegativeLimit = Annotated[
     list[str] | None,
-    typer.Option(help="CURRENCY:MINOR, like EUR:100000: how far refunds may take the wallet below zero. May be repeated."),
+    typer.Option(help="CURRENCY:MINOR, like EUR:100000: how far below zero refunds may take the wallet. May be repeated."),
 ]
 FallbackLimit = Annotated[
     list[str] | None,
-    typer.Option(help="CURRENCY:MINOR: up to which amount a payment passes while the fraud check does not answer."),
+    typer.Option(help="CURRENCY:MINOR: the amount up to which a payment passes while the fraud check does not answer."),
 ]
 
 
 class Late(StrEnum):
-    """What becomes of money that comes after its payment was over."""
+    """The treatment of money that comes after its payment was over."""
 
     KEEP = "keep"
     REFUND = "refund"
 
 
 def show(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """Show what was agreed with a merchant."""
+    """Show a merchant's terms."""
     merchant_id = merchant_id_of(merchant)
 
     async def work(connection: Connection) -> merchants.Merchant:
         found = await merchants.find_merchant(connection, merchant_id)
         if found is None:
-            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         return found
 
     _print(with_database(find_database(data_dir, database_url), work))
@@ -59,21 +59,23 @@ def change(
     ] = None,
     one_live_payment_per_order: Annotated[
         bool | None,
-        typer.Option("--one-live-payment-per-order/--many-payments-per-order", help="Refuse a second live payment of an order."),
+        typer.Option(
+            "--one-live-payment-per-order/--many-payments-per-order", help="Refuse a second live payment of the same order."
+        ),
     ] = None,
     statement_descriptor: Annotated[
-        str | None, typer.Option(help="What customers read on their statements, up to 22 characters; empty for none.")
+        str | None, typer.Option(help="Text on customers' statements, up to 22 characters; empty for none.")
     ] = None,
-    late: Annotated[Late | None, typer.Option(help="Keep or refund money that comes after its payment was over.")] = None,
+    late: Annotated[Late | None, typer.Option(help="Keep or refund money that arrives after its payment has ended.")] = None,
     settlement_delay: Annotated[
-        int | None, typer.Option(min=0, max=31_536_000, help="Seconds until what was charged is available.")
+        int | None, typer.Option(min=0, max=31_536_000, help="Seconds until charged money is available.")
     ] = None,
     fee: Annotated[
         list[str] | None,
         typer.Option(help="CURRENCY:BASIS_POINTS+FIXED, like EUR:150+25 for 1.5 % and 0.25 €. May be repeated."),
     ] = None,
     refund_fee: Annotated[
-        bool | None, typer.Option("--refund-fee/--keep-fee", help="Give the fee back with a refund, or keep it.")
+        bool | None, typer.Option("--refund-fee/--keep-fee", help="Return the fee with a refund, or keep it.")
     ] = None,
     negative_limit: NegativeLimit = None,
     fallback_limit: FallbackLimit = None,
@@ -81,10 +83,10 @@ def change(
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Change what was agreed with a merchant. Workers know it within two seconds; it is for payments made from then on."""
+    """Change a merchant's terms. Workers pick them up within two seconds; they apply to payments created from then on."""
     merchant_id = merchant_id_of(merchant)
     if statement_descriptor is not None and not re.fullmatch(r"[ -~]{0,22}", statement_descriptor):
-        raise Unprocessable("--statement-descriptor has up to 22 printable ASCII characters")
+        raise Unprocessable("--statement-descriptor takes up to 22 printable ASCII characters")
     wanted = merchants.NewTerms(
         accepts_payments=payments,
         one_live_payment_per_order=one_live_payment_per_order,
@@ -101,7 +103,7 @@ def change(
     async def work(connection: Connection) -> merchants.Merchant:
         changed = await merchants.set_terms(connection, merchant_id, wanted, made)
         if changed is None:
-            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         return changed
 
     _print(with_database(find_database(data_dir, database_url), work))
@@ -109,21 +111,21 @@ def change(
 
 def _summary(wanted: merchants.NewTerms) -> str:
     if wanted == merchants.NewTerms():
-        raise Unprocessable("nothing to change: see `florin merchant set --help` for what can be set")
+        raise Unprocessable("nothing to change: `florin merchant set --help` lists the options")
     return wanted.summary()
 
 
 def _fee(text: str) -> tuple[str, int, int]:
     match = _FEE.fullmatch(text)
     if match is None or match[1] not in CURRENCY_EXPONENTS or int(match[2]) > 10_000:
-        raise Unprocessable(f"--fee is like EUR:150+25 (1.5 % and 0.25 €), not {text!r}")
+        raise Unprocessable(f"--fee must be like EUR:150+25 (1.5 % and 0.25 €), not {text!r}")
     return match[1], int(match[2]), int(match[3] or 0)
 
 
 def _limit(option: str, text: str) -> tuple[str, int]:
     match = _LIMIT.fullmatch(text)
     if match is None or match[1] not in CURRENCY_EXPONENTS:
-        raise Unprocessable(f"{option} is like EUR:100000 (1,000.00 €), not {text!r}")
+        raise Unprocessable(f"{option} must be like EUR:100000 (1,000.00 €), not {text!r}")
     return match[1], int(match[2])
 
 

@@ -1,4 +1,4 @@
-"""`florin psp`: our accounts at payment service providers, which payments go where, and the events that could not be applied."""
+"""`florin psp`: accounts at payment service providers, the routes of payments to them, and events that could not be applied."""
 
 import re
 import secrets as random_secrets
@@ -49,9 +49,9 @@ from server.sealing import Sealer
 from server.uuid7 import uuid7
 
 WIDTH = 200
-"""Of tables that go to a file or a program, so that nothing is cut off."""
+"""The width of tables that go to a file or a program, so that nothing is truncated."""
 
-app = typer.Typer(help="Accounts at payment service providers: add, limit, stop and route.", no_args_is_help=True)
+app = typer.Typer(help="Manage accounts at payment service providers: add, limit, stop and route.", no_args_is_help=True)
 app.add_typer(events, name="events")
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 _RULE = re.compile(r"(acct_[0-9a-f]{32})(?::([A-Z]{3})(?::(\d{1,15})?-(\d{1,15})?)?)?")
@@ -66,18 +66,18 @@ SecretPath = Annotated[
     Path | None,
     typer.Option("--webhook-secret-file", help="A file with the webhook's signing secret, - for standard input. Default: ask."),
 ]
-Concurrency = Annotated[int | None, typer.Option(min=1, max=100_000, help="Calls at once, of all workers together.")]
-Rate = Annotated[int | None, typer.Option(min=0, max=100_000, help="Requests per second, of all workers together; 0: no limit.")]
+Concurrency = Annotated[int | None, typer.Option(min=1, max=100_000, help="Concurrent calls of all workers together.")]
+Rate = Annotated[int | None, typer.Option(min=0, max=100_000, help="Requests per second of all workers together; 0: no limit.")]
 
 
 @app.command("add")
 def add(
     psp: Annotated[str, typer.Argument(help=f"The provider: {', '.join(_ADDED)}.", metavar="PROVIDER")],
-    name: Annotated[str, typer.Option(help="What you call the account.")] = "",
+    name: Annotated[str, typer.Option(help="Your name for the account.")] = "",
     mode: Annotated[Mode, typer.Option(help="Live accounts take real money.")] = Mode.TEST,
     api_key_file: KeyPath = None,
     webhook_secret_file: SecretPath = None,
-    base_url: Annotated[str, typer.Option(help="The provider's address, if not its usual one.", show_default=False)] = "",
+    base_url: Annotated[str, typer.Option(help="The provider's URL, if not the usual one.", show_default=False)] = "",
     concurrency: Concurrency = None,
     rate: Rate = None,
     operator: Operator = None,
@@ -85,9 +85,9 @@ def add(
     data_dir: DataDirectory = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Add an account. Workers know it within a second; route payments to it with `florin psp route`."""
+    """Add an account. Workers pick it up within a second; route payments to it with `florin psp route`."""
     if len(name) > 200 or not name.isprintable():
-        raise Unprocessable("--name has up to 200 printable characters")
+        raise Unprocessable("--name takes up to 200 printable characters")
     provider = _provider(psp)
     base_url = base_url or provider.base_url
     _require_address(base_url, mode, provider)
@@ -124,7 +124,7 @@ def add(
 
 @app.command("list")
 def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """List the accounts, their limits, and which are left alone because they fail."""
+    """List the accounts, their limits, and those whose breaker is open."""
 
     async def work(connection: Connection) -> tuple[list[PspAccount], set[PspAccountId]]:
         opened = {one.account_id for one in await list_open_breakers(connection)}
@@ -132,12 +132,12 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
 
     accounts, opened = with_database(find_database(data_dir, database_url), work)
     if not accounts:
-        _console.print("There are no accounts yet: add one with `florin psp add`; `florin up` makes the sandbox's.")
+        _console.print("There are no accounts yet: add one with `florin psp add`; `florin up` adds the sandbox's.")
         return
     account = Column("account", no_wrap=True, min_width=len(encode_id(PSP_ACCOUNT, accounts[0].id)))
     table = Table(account, "psp", "mode", "name", "payments", "at once", "per s", "address", box=None, pad_edge=False)
     for one in accounts:
-        state = "stopped" if not one.enabled else "it fails: left alone" if one.id in opened else "taken"
+        state = "stopped" if not one.enabled else "failing: breaker open" if one.id in opened else "taken"
         rate = str(one.requests_per_second_max or "no limit")
         table.add_row(
             encode_id(PSP_ACCOUNT, one.id),
@@ -157,22 +157,24 @@ def change(
     account: AccountText,
     payments: Annotated[
         bool | None,
-        typer.Option("--payments/--no-payments", help="Take new payments, or stop them: the kill switch. The rest goes on."),
+        typer.Option(
+            "--payments/--no-payments", help="Take new payments, or stop them: the kill switch. Everything else continues."
+        ),
     ] = None,
     concurrency: Concurrency = None,
     rate: Rate = None,
-    name: Annotated[str | None, typer.Option(help="What you call the account.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Another address of the provider.")] = None,
+    name: Annotated[str | None, typer.Option(help="Your name for the account.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Another URL of the provider.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with a new API key, - for standard input.")] = None,
     operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Stop an account, change its limits or its API key. Workers know it within a second."""
+    """Stop an account, change its limits or its API key. Workers pick that up within a second."""
     account_id = _account_id(account)
     if (payments, concurrency, rate, name, base_url, api_key_file) == (None,) * 6:
-        raise Unprocessable("nothing to change: see `florin psp set --help` for what can be set")
+        raise Unprocessable("nothing to change: `florin psp set --help` lists the options")
     url = find_database(data_dir, database_url)
     sealer = Sealer.from_file(find_key_file(data_dir, key_file)) if api_key_file is not None else None
     api_key = read_secret(api_key_file, "API key") if api_key_file is not None else None
@@ -205,20 +207,20 @@ def change(
         )
 
     _require_known(with_database(url, work), account)
-    _console.print(f"{account} is changed")
+    _console.print(f"{account} changed")
 
 
 @app.command("rotate-secret")
 def rotate(
     account: AccountText,
     webhook_secret_file: SecretPath = None,
-    overlap_hours: Annotated[float, typer.Option(min=0, max=720, help="How long the old secret is good.")] = 24,
+    overlap_hours: Annotated[float, typer.Option(min=0, max=720, help="Time for which the old secret stays valid.")] = 24,
     operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Take a new webhook secret; the old one is good for a while, so that no event is lost."""
+    """Replace the webhook secret; the old one stays valid for a while, so that no event is lost."""
     account_id = _account_id(account)
     url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
     secret = read_secret(webhook_secret_file, "new webhook signing secret")
@@ -233,7 +235,7 @@ def rotate(
         return await rotate_webhook_secret(connection, account_id, done, sealed_secret=sealed, old_until=until)
 
     _require_known(with_database(url, work), account)
-    _console.print(f"{account} has a new webhook secret; the old one is good until {until:%Y-%m-%d %H:%M} UTC")
+    _console.print(f"{account} has a new webhook secret; the old one is valid until {until:%Y-%m-%d %H:%M} UTC")
 
 
 @app.command("route")
@@ -242,32 +244,34 @@ def route(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            help="ACCOUNT, ACCOUNT:EUR or ACCOUNT:EUR:100-50000 (minor units), the one to prefer first. May be repeated."
+            help="ACCOUNT, ACCOUNT:EUR or ACCOUNT:EUR:100-50000 (minor units), the preferred one first. May be repeated."
         ),
     ] = None,
-    default: Annotated[str | None, typer.Option(help="The account for what no rule fits, and to fail over to.")] = None,
+    default: Annotated[str | None, typer.Option(help="The account for payments that match no rule, and for failover.")] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove all rules.")] = False,
     operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Show where a merchant's payments go, or replace its rules. A payment goes to the first account that fits and is healthy."""
+    """Show the routes of a merchant's payments, or replace its rules. A payment goes to the first matching account that is
+    healthy.
+    """
     merchant_id = merchant_id_of(merchant)
     routes = [_route(text) for text in rule or ()]
     default_id = _account_id(default) if default is not None else None
     if clear and routes:
-        raise Unprocessable("--clear removes all rules and --rule replaces them: give one of them")
+        raise Unprocessable("give either --clear, which removes all rules, or --rule, which replaces them")
     changes = clear or bool(routes) or default_id is not None
     done = act(operator, merchant_id, "psp.route", f"rules={rule or []} default={default}")
 
     async def work(connection: Connection) -> tuple[list[Route], PspAccountId]:
         found = await find_merchant(connection, merchant_id)
         if found is None:
-            raise NotFound(f"there is no merchant {merchant}: see `florin merchant list`")
+            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         modes = {one.id: one.mode for one in await list_psp_accounts(connection)}
         for named in [*(one.psp_account_id for one in routes), *([default_id] if default_id else [])]:
             if modes.get(named) != found.mode:
-                raise NotFound(f"there is no {found.mode} account {encode_id(PSP_ACCOUNT, named)}: see `florin psp list`")
+                raise NotFound(f"there is no {found.mode} account {encode_id(PSP_ACCOUNT, named)}: `florin psp list` shows them")
         if changes:
             kept = routes if routes or clear else list(found.routes)
             await set_routes(connection, merchant_id, kept, done, default=default_id)
@@ -287,23 +291,21 @@ def route(
 def _route(text: str) -> Route:
     match = _RULE.fullmatch(text)
     if match is None or (match[2] is not None and match[2] not in CURRENCY_EXPONENTS):
-        raise Unprocessable(
-            f"--rule is like acct_…:EUR:100-50000, with the currency and the amounts left out where any will do, not {text!r}"
-        )
+        raise Unprocessable(f"--rule must be like acct_…, acct_…:EUR or acct_…:EUR:100-50000, not {text!r}")
     least, most = (int(match[one]) if match[one] else None for one in (3, 4))
     if least == 0 or most == 0 or (least is not None and most is not None and least > most):
-        raise Unprocessable(f"the amounts of {text!r} go from a lower to a higher one, and are at least 1")
+        raise Unprocessable(f"the amounts of {text!r} must be at least 1, the lower one first")
     return Route(_account_id(match[1]), match[2], least, most)
 
 
 def _read_secrets(provider: Provider, mode: Mode, api_key_file: Path | None, webhook_secret_file: Path | None) -> tuple[str, str]:
-    """The API key, and the webhook secret or nothing where one is to be drawn."""
+    """The API key, and the webhook secret or None if one is to be drawn."""
     if str(api_key_file) == str(webhook_secret_file) == "-":
-        raise Unprocessable("standard input can give one of the two secrets: give the other one in a file")
+        raise Unprocessable("only one of the two secrets can come from standard input: give the other one in a file")
     api_key = read_secret(api_key_file, "API key")
     provider.require_api_key(api_key, mode.value)
     webhook_secret = read_secret(
-        webhook_secret_file, "webhook signing secret (empty: drawn now, to be set there)", may_be_empty=True
+        webhook_secret_file, "webhook signing secret (empty: generate one, to be set at the provider)", may_be_empty=True
     )
     if webhook_secret:
         provider.require_webhook_secret(webhook_secret)
@@ -313,7 +315,7 @@ def _read_secrets(provider: Provider, mode: Mode, api_key_file: Path | None, web
 def _provider(name: str) -> Provider:
     provider = _ADDED.get(name)
     if provider is None:
-        raise Unprocessable(f"there is no provider {name[:40]!r} to add: {', '.join(_ADDED)}")
+        raise Unprocessable(f"unknown provider {name[:40]!r}: expected one of {', '.join(_ADDED)}")
     return provider
 
 
@@ -326,20 +328,20 @@ def _account_id(text: str) -> PspAccountId:
 
 def _require_known(touched: bool, account: str) -> None:
     if not touched:
-        raise NotFound(f"there is no account {account}: see `florin psp list`")
+        raise NotFound(f"there is no account {account}: `florin psp list` shows them")
 
 
 def _require_address(base_url: str, mode: Mode, provider: Provider) -> None:
     try:
         origin = parse_origin(base_url.rstrip("/"))
     except Exception as error:
-        raise Unprocessable(f"--base-url is an address like {provider.base_url}, not {base_url!r}") from error
+        raise Unprocessable(f"--base-url must be a URL like {provider.base_url}, not {base_url!r}") from error
     if mode is Mode.LIVE and not origin.is_secure:
-        raise Unprocessable("a live account is reached by https only")
+        raise Unprocessable("a live account needs an https URL")
 
 
 async def _require_own_key(connection: Connection, sealer: Sealer) -> list[PspAccount]:
-    """The accounts. Raises `SealError` where others were sealed with another key: the workers could not open this one."""
+    """The accounts. Raises `SealError` if they were sealed with another key, with which the workers could not open this one."""
     accounts = await list_psp_accounts(connection)
     for one in accounts:
         sealer.open(one.sealed_api_key, table="psp_accounts.api_key", row=one.id)

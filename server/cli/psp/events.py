@@ -1,4 +1,4 @@
-"""`florin psp events`: events of PSPs that could not be applied. They are tried again by themselves; these are for the rest."""
+"""`florin psp events`: PSP events that could not be applied. They are retried automatically; these commands are for the rest."""
 
 import sys
 from typing import Annotated
@@ -15,7 +15,7 @@ from server.db.connection import Connection
 from server.db.merchants.audit import record_act
 from server.db.psps.inbox import NOBODY, InboxItem, InboxState, list_events, move_event
 
-events = typer.Typer(help="Events of providers that could not be applied: list, retry, drop.", no_args_is_help=True)
+events = typer.Typer(help="List, retry and drop PSP events that could not be applied.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 EventId = Annotated[str, typer.Argument(help="The provider's id of the event.", metavar="EVENT")]
@@ -35,7 +35,7 @@ def show(
 
     found = with_database(find_database(data_dir, database_url), work)
     if not found:
-        _console.print(f"No event is {state}.")
+        _console.print(f"There are no {state} events.")
         return
     table = Table(Column("event", no_wrap=True, min_width=36), "type", "received", "attempts", "why", box=None, pad_edge=False)
     for one in found:
@@ -46,16 +46,16 @@ def show(
 
 @events.command("retry")
 def retry(event: EventId, operator: Operator = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """Try a dead or dropped event again, now. Repeating what was applied changes nothing."""
+    """Retry a dead or dropped event now. Repeating an applied one changes nothing."""
     _move(event, [InboxState.DEAD, InboxState.DROPPED, InboxState.WAITING], InboxState.WAITING, operator, database_url, data_dir)
-    _console.print(f"{event} is tried again")
+    _console.print(f"{event} will be retried")
 
 
 @events.command("drop")
 def drop(event: EventId, operator: Operator = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """Throw a dead or waiting event away. It is kept for the record."""
+    """Drop a dead or waiting event. It stays in the table for the record."""
     _move(event, [InboxState.DEAD, InboxState.WAITING], InboxState.DROPPED, operator, database_url, data_dir)
-    _console.print(f"{event} is dropped")
+    _console.print(f"{event} dropped")
 
 
 def _move(
@@ -76,4 +76,4 @@ def _move(
         return moved
 
     if not with_database(find_database(data_dir, database_url), work):
-        raise NotFound(f"no event {event} is {' or '.join(from_states)}: see `florin psp events list`")
+        raise NotFound(f"there is no event {event} that is {' or '.join(from_states)}: `florin psp events list` shows them")

@@ -1,4 +1,4 @@
-"""Secrets of PSP accounts as operators give them: read without being seen."""
+"""Reads the secrets of PSP accounts without showing them."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ def read_secret(path: Path | None, what: str, *, may_be_empty: bool = False) -> 
         if not sys.stdin.isatty():
             if may_be_empty:
                 return ""
-            raise Unprocessable(f"there is no terminal to ask for the {what}: give it in a file")
+            raise Unprocessable(f"the {what} cannot be asked for without a terminal: give it in a file")
         text = str(typer.prompt(what, hide_input=True, default="" if may_be_empty else None, show_default=False))
     else:
         try:
@@ -29,5 +29,5 @@ def read_secret(path: Path | None, what: str, *, may_be_empty: bool = False) -> 
         or not text.isascii()
         or " " in text
     ):
-        raise Unprocessable(f"the {what} is one word of printable ASCII")
+        raise Unprocessable(f"the {what} must be one word of printable ASCII")
     return text

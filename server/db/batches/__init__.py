@@ -1,1 +1,1 @@
-"""Batches and what came of their items."""
+"""Batches and the results of their items."""

@@ -1,7 +1,7 @@
-"""Batches: accepting one with its idempotency key, the lease of the worker that carries it out, its end and its resumption.
+"""Batches: accepting one with its idempotency key, the lease of the worker that runs it, its end and its resumption.
 
-The lease is on the batch's row, on the database's clock; its token fences every write of the one who holds it, so that a worker
-which was stopped and goes on after its lease has ended writes nothing.
+The lease is on the batch's row and uses the database's clock. Its token fences every write, so a worker that was paused and
+continues after its lease has ended writes nothing.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from server.db.connection import Connection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch as it stands. `run` counts the first run and its resumptions; times are those of the last one."""
+    """The state of a batch. `run` counts the first run and its resumptions; the times are those of the last run."""
 
     merchant_id: MerchantId
     id: BatchId
@@ -37,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedBatch:
-    """A batch that this worker is to carry out, and what is to be done. `position`: of the last result so far."""
+    """A batch that this worker runs, with its items. `position` is that of the last result so far."""
 
     batch: Batch
     token: UUID
@@ -46,7 +46,7 @@ class ClaimedBatch:
 
 
 _BEGINNING = 4_021
-"""What the advisory lock of those is called who begin a batch."""
+"""The name of the advisory lock for starting batches."""
 
 _NAMES = (
     *("merchant_id", "id", "status", "count", "concurrency", "deadline_seconds", "deadline_at", "created_at", "started_at"),
@@ -61,7 +61,7 @@ def _batch(row: Sequence[Any]) -> Batch:
 
 
 async def add_batch(connection: Connection, batch: Batch, *, sealed_items: bytes, key: str, fingerprint: bytes) -> bool:
-    """Accept a batch together with its idempotency key; False where the key is taken, and nothing was written."""
+    """Accept a batch together with its idempotency key. Returns False, and writes nothing, if the key is taken."""
     touched = await connection.run(
         """
         WITH accepted AS (
@@ -88,7 +88,7 @@ async def add_batch(connection: Connection, batch: Batch, *, sealed_items: bytes
 
 
 async def find_batch(connection: Connection, merchant_id: MerchantId, batch_id: BatchId) -> Batch | None:
-    """One batch of a merchant."""
+    """Return one batch of a merchant."""
     rows = await connection.query(
         f"SELECT {_COLUMNS} FROM batches WHERE merchant_id = $1 AND id = $2",  # noqa: S608 - own columns
         merchant_id,
@@ -100,7 +100,7 @@ async def find_batch(connection: Connection, merchant_id: MerchantId, batch_id: 
 async def list_batches(
     connection: Connection, merchant_id: MerchantId, *, before: BatchId | None, limit: int
 ) -> tuple[list[Batch], BatchId | None]:
-    """A merchant's batches, newest first, and where the next page begins, None where there is none."""
+    """A page of a merchant's batches, newest first, and the start of the next page, or None at the end."""
     rows = await connection.query(
         f"""
         SELECT {_COLUMNS} FROM batches WHERE merchant_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3
@@ -114,7 +114,7 @@ async def list_batches(
 
 
 async def count_running(connection: Connection, merchant_id: MerchantId) -> int:
-    """How many batches of a merchant are under way; nobody else begins one before this transaction has ended."""
+    """The number of running batches of a merchant. No other batch of it can start before this transaction ends."""
     await connection.run("SELECT pg_advisory_xact_lock($1, hashtext($2::text))", _BEGINNING, str(merchant_id))
     rows = await connection.query("SELECT count(*) FROM batches WHERE merchant_id = $1 AND status = 'RUNNING'", merchant_id)
     return int(rows[0][0])
@@ -123,8 +123,8 @@ async def count_running(connection: Connection, merchant_id: MerchantId) -> int:
 async def claim_batch(
     connection: Connection, token: UUID, *, lease_seconds: float, only_due_before: datetime | None = None
 ) -> ClaimedBatch | None:
-    """Become the one who carries out a batch that waits, of a merchant with the fewest under way, the oldest; None where none
-    does. `only_due_before`: only one whose deadline has passed by then.
+    """Claim the oldest waiting batch of a merchant with the fewest running batches, or None if no batch waits. With
+    `only_due_before`, only a batch whose deadline is before that time.
     """
     rows = await connection.query(
         f"""
@@ -155,7 +155,7 @@ async def claim_batch(
 
 
 async def renew_lease(connection: Connection, claimed: ClaimedBatch, *, lease_seconds: float) -> bool | None:
-    """Go on holding it; whether someone wants it stopped, None where the lease is lost."""
+    """Renew the lease. Returns whether the batch is to be stopped, or None if the lease is lost."""
     rows = await connection.query(
         """
         UPDATE batches SET lease_until = now() + make_interval(secs => $4::float8)
@@ -170,8 +170,8 @@ async def renew_lease(connection: Connection, claimed: ClaimedBatch, *, lease_se
     return rows[0][0] if rows else None
 
 
-async def let_go(connection: Connection, claimed: ClaimedBatch) -> None:
-    """Let another worker go on at once."""
+async def release_batch(connection: Connection, claimed: ClaimedBatch) -> None:
+    """Release the lease, so that another worker can continue at once."""
     await connection.run(
         "UPDATE batches SET lease_token = NULL, lease_until = NULL WHERE merchant_id = $1 AND id = $2 AND lease_token = $3",
         claimed.batch.merchant_id,
@@ -183,7 +183,7 @@ async def let_go(connection: Connection, claimed: ClaimedBatch) -> None:
 async def end_batch(
     connection: Connection, claimed: ClaimedBatch, status: BatchStatus, *, is_resumable: bool, now: datetime
 ) -> bool:
-    """End this run of the batch; False where the lease is lost. What cannot be resumed needs its items no more."""
+    """End this run of the batch. Returns False if the lease is lost. The items are deleted if they cannot be resumed."""
     touched = await connection.run(
         """
         UPDATE batches SET status = $4, finished_at = $5, lease_token = NULL, lease_until = NULL,
@@ -201,7 +201,7 @@ async def end_batch(
 
 
 async def stop_batch(connection: Connection, merchant_id: MerchantId, batch_id: BatchId) -> None:
-    """Have its worker start no more items. One that has ended stays as it is."""
+    """Ask the batch's worker to start no more items. An ended batch is not changed."""
     await connection.run(
         "UPDATE batches SET is_stopping = true WHERE merchant_id = $1 AND id = $2 AND status = 'RUNNING' AND NOT is_stopping",
         merchant_id,
@@ -210,13 +210,15 @@ async def stop_batch(connection: Connection, merchant_id: MerchantId, batch_id: 
 
 
 async def find_items(connection: Connection, merchant_id: MerchantId, batch_id: BatchId) -> bytes | None:
-    """What is to be done, sealed; None where that is forgotten."""
+    """The sealed items of a batch, or None if they have been deleted."""
     rows = await connection.query("SELECT sealed_items FROM batches WHERE merchant_id = $1 AND id = $2", merchant_id, batch_id)
     return rows[0][0] if rows else None
 
 
 async def resume_batch(connection: Connection, resumed: Batch, *, created_after: datetime) -> bool:
-    """Begin the batch's next run, once; False where it was begun before, or there is nothing to resume, or it is too old."""
+    """Start the next run of a batch, once. Returns False if that run was started before, nothing is unfinished, or the batch is
+    too old.
+    """
     touched = await connection.run(
         """
         UPDATE batches
@@ -239,7 +241,7 @@ async def resume_batch(connection: Connection, resumed: Batch, *, created_after:
 
 
 async def forget_items(connection: Connection, *, created_before: datetime, limit: int) -> int:
-    """Forget what was to be done in batches that can be resumed no more, at most so many; how many."""
+    """Delete the items of up to that many batches that can no longer be resumed. Returns the number of batches."""
     return await connection.run(
         """
         UPDATE batches b SET sealed_items = NULL

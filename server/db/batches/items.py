@@ -1,4 +1,4 @@
-"""What came of a batch's items: written in groups under the batch's lease, read in the order in which it became known."""
+"""Results of a batch's items: written in groups under the batch's lease, read in the order in which they became known."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,7 +16,7 @@ from server.db.connection import Connection
 
 
 class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of an item as the statement reads it."""
+    """A result as the statement reads it."""
 
     number: int
     type: ItemType
@@ -33,10 +33,10 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
 async def write_results(
     connection: Connection, claimed: ClaimedBatch, results: Sequence[ItemResult], *, after: int, now: datetime
 ) -> bool | None:
-    """Write results at the positions behind `after`; whether someone wants the batch stopped, None where the lease is lost, and
-    nothing was written.
+    """Write results at the positions behind `after`. Returns whether the batch is to be stopped, or None, writing nothing, if the
+    lease is lost.
 
-    A result that is there stays, unless it was UNKNOWN. Repeating it changes nothing.
+    An existing result is kept unless it is UNKNOWN. Repeating a write changes nothing.
     """
     rows = await connection.query(
         f"""
@@ -74,7 +74,7 @@ async def write_results(
 
 
 async def finished_numbers(connection: Connection, claimed: ClaimedBatch) -> set[int]:
-    """The items that have their result."""
+    """The numbers of the items that have a result."""
     rows = await connection.query(
         "SELECT number FROM batch_items WHERE merchant_id = $1 AND batch_id = $2 AND status <> ALL ($3::text[])",
         claimed.batch.merchant_id,
@@ -85,7 +85,7 @@ async def finished_numbers(connection: Connection, claimed: ClaimedBatch) -> set
 
 
 async def count_results(connection: Connection, merchant_id: MerchantId, batch_id: BatchId) -> dict[ItemStatus, int]:
-    """How many items have come to what; those that were never started are not among them."""
+    """The number of items by result, without those that were never started."""
     rows = await connection.query(
         "SELECT status, count(*) FROM batch_items WHERE merchant_id = $1 AND batch_id = $2 GROUP BY status", merchant_id, batch_id
     )
@@ -95,7 +95,7 @@ async def count_results(connection: Connection, merchant_id: MerchantId, batch_i
 async def list_results(
     connection: Connection, merchant_id: MerchantId, batch_id: BatchId, *, after: int, limit: int
 ) -> list[tuple[int, ItemResult]]:
-    """Results with their positions, in that order, behind a position. One that has changed stands where it did so last."""
+    """Results and their positions, in order, behind a position. A result that changed stands at its latest position."""
     rows = await connection.query(
         """
         SELECT position, number, type, status, reference, payment_id, payment_status, refund_id, did_check_again, code, detail

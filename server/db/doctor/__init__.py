@@ -1,1 +1,1 @@
-"""The promises as queries that must find nothing."""
+"""The promises as queries that must return no rows."""

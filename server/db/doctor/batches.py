@@ -1,10 +1,10 @@
 """The promises about batches."""
 
-from server.db.doctor.check import Check
+from server.db.doctor.check import Check, Promise
 
 BATCH_CHECKS = (
     Check(
-        2,
+        Promise.ONE_EFFECT,
         "an item of a batch has charged at most once",
         """
         SELECT p.merchant_id, k.item, count(*) AS charges
@@ -15,8 +15,8 @@ BATCH_CHECKS = (
         """,
     ),
     Check(
-        3,
-        "what a batch says has succeeded has its payment or its refund",
+        Promise.DURABLE_REPLY,
+        "an item that succeeded has its payment or its refund",
         """
         SELECT i.merchant_id, i.batch_id, i.number, i.type, i.payment_id, i.refund_id
           FROM batch_items i
@@ -28,8 +28,8 @@ BATCH_CHECKS = (
         """,
     ),
     Check(
-        3,
-        "a completed batch has a result for each of its items, and no batch has more",
+        Promise.DURABLE_REPLY,
+        "a completed batch has a result for each of its items, and no batch has more results than items",
         """
         SELECT b.merchant_id, b.id, b.status, b.count, coalesce(i.results, 0) AS results
           FROM batches b
@@ -39,7 +39,7 @@ BATCH_CHECKS = (
         """,
     ),
     Check(
-        7,
+        Promise.BOUNDED,
         "a batch ends soon after its deadline",
         """
         SELECT merchant_id, id, deadline_at, lease_until FROM batches

@@ -1,11 +1,11 @@
-"""Promises 1 and 2: money is conserved, and every payment, refund, dispute and payout has its effect once."""
+"""Checks of money: promise:money-conserved and promise:one-effect, for every payment, refund, dispute and payout."""
 
-from server.db.doctor.check import Check
+from server.db.doctor.check import Check, Promise
 from server.db.ledger.hash_chain import CANONICAL
 
 MONEY_CHECKS = (
     Check(
-        1,
+        Promise.MONEY_CONSERVED,
         "every transfer sums to zero per currency",
         """
         SELECT merchant_id, transfer_id, kind, currency, sum(amount_minor) AS off_by
@@ -13,7 +13,7 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        1,
+        Promise.MONEY_CONSERVED,
         "every wallet is the sum of its ledger entries",
         """
         SELECT merchant_id, currency, kind, w.balance_minor, e.total
@@ -26,7 +26,7 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        1,
+        Promise.MONEY_CONSERVED,
         "a merchant's ledger entries are numbered without a gap",
         """
         SELECT coalesce(s.merchant_id, e.merchant_id) AS merchant_id, s.last_ledger_seq, e.first, e.last, e.total
@@ -39,7 +39,7 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        1,
+        Promise.MONEY_CONSERVED,
         "the hash chain of every merchant follows from its ledger",
         f"""
         WITH linked AS (
@@ -55,7 +55,7 @@ MONEY_CHECKS = (
         """,  # noqa: S608 - a constant of ours
     ),
     Check(
-        1,
+        Promise.MONEY_CONSERVED,
         "ledger, chain, logs, events and audit are append-only",
         """
         SELECT wanted.name AS unprotected
@@ -67,8 +67,8 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        2,
-        "a payment is charged in the ledger exactly once if it succeeded, else never",
+        Promise.ONE_EFFECT,
+        "a payment is charged in the ledger exactly once if it succeeded, otherwise never",
         """
         SELECT p.merchant_id, p.id, p.status, p.captured_minor, p.currency, c.credited, c.fee, c.receivable, c.currencies
           FROM payment_requests p
@@ -89,8 +89,8 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        2,
-        "what was refunded is the sum of its refunds, each posted once and given back once where it failed",
+        Promise.ONE_EFFECT,
+        "the refunded amount is the sum of the refunds, each posted once and returned once if it failed",
         """
         SELECT p.merchant_id, p.id, p.refunded_minor, r.refunded, r.off
           FROM payment_requests p
@@ -113,8 +113,8 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        2,
-        "money in dispute is what the payments say",
+        Promise.ONE_EFFECT,
+        "the disputed money in the ledger is that of the payments",
         """
         SELECT coalesce(p.merchant_id, e.merchant_id) AS merchant_id, p.disputed, e.held
           FROM (
@@ -128,8 +128,8 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        2,
-        "a payout is in the ledger as its status says",
+        Promise.ONE_EFFECT,
+        "a payout is posted as its status says",
         """
         SELECT p.merchant_id, p.id, p.status, e.transit, e.bank
           FROM payouts p
@@ -145,7 +145,7 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        2,
+        Promise.ONE_EFFECT,
         "money that matches no payment is in suspense, with a finding",
         """
         SELECT p.merchant_id, p.id, p.suspended, l.entries, f.findings
@@ -162,7 +162,7 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        2,
+        Promise.ONE_EFFECT,
         "an idempotency key and its payment belong together",
         """
         SELECT coalesce(p.merchant_id, k.merchant_id) AS merchant_id, p.id, k.key, k.payment_id
@@ -178,8 +178,8 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        1,
-        "every transfer belongs to something that is there, in its currency",
+        Promise.MONEY_CONSERVED,
+        "every transfer belongs to an existing object, in its currency",
         """
         SELECT e.merchant_id, e.transfer_id, e.kind, e.currency, e.payment_id
           FROM (SELECT DISTINCT merchant_id, transfer_id, kind, currency, payment_id FROM ledger_entries) e
@@ -200,8 +200,8 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        1,
-        "fees given back are those of the refunds, and never more than the fee",
+        Promise.MONEY_CONSERVED,
+        "returned fees are those of the refunds, and never more than the fee",
         """
         SELECT p.merchant_id, p.id, p.fee_returned_minor, r.fees, l.posted
           FROM payment_requests p
@@ -220,8 +220,8 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        2,
-        "money is released once, and no more than its payment brought",
+        Promise.ONE_EFFECT,
+        "money is released once, and no more than its payment brought in",
         """
         SELECT p.merchant_id, p.id, p.release_at, p.captured_minor, l.released
           FROM payment_requests p
@@ -233,8 +233,8 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        1,
-        "the hash chain follows the ledger within an hour",
+        Promise.MONEY_CONSERVED,
+        "the hash chain is at most an hour behind the ledger",
         """
         SELECT e.merchant_id, min(e.seq) AS first_missing, count(*) AS entries
           FROM ledger_entries e
@@ -244,8 +244,8 @@ MONEY_CHECKS = (
         """,
     ),
     Check(
-        1,
-        "pending money is of payments that are not released yet",
+        Promise.MONEY_CONSERVED,
+        "pending money belongs to payments that are not released yet",
         """
         SELECT w.merchant_id, w.currency, w.balance_minor, p.unreleased
           FROM wallets w

@@ -1,13 +1,16 @@
-"""Promises 3 to 8: nothing is lost or forgotten, every step was logged and told, everything is bounded, no card enters."""
+"""Checks of records: nothing is lost or forgotten, every step has its log row and event, everything is bounded, no card data."""
 
+from core.events import EVENT_TYPE_BY_STATUS
 from core.retry import DELIVERY_DELAYS_SECONDS, RECHECK_DELAYS_SECONDS
-from server.db.doctor.check import Check
+from server.db.doctor.check import Check, Promise
 from server.db.events.events import IS_WANTED
+
+_TYPES_OF_STATUSES = ", ".join(f"'{name}'" for name in EVENT_TYPE_BY_STATUS.values())
 
 RECORD_CHECKS = (
     Check(
-        3,
-        "a reply of success names a payment that is stored",
+        Promise.DURABLE_REPLY,
+        "a successful reply names a stored payment",
         """
         SELECT k.merchant_id, k.key, k.reply_status
           FROM idempotency_keys k
@@ -16,14 +19,14 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        3,
+        Promise.DURABLE_REPLY,
         "the server writes to disk before it answers",
         """
         SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'
         """,
     ),
     Check(
-        4,
+        Promise.UNKNOWN_NOT_DECLINED,
         "an open or unknown payment is never forgotten",
         """
         SELECT p.merchant_id, p.id, p.status, p.checks, p.due_at
@@ -38,7 +41,7 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        4,
+        Promise.UNKNOWN_NOT_DECLINED,
         "an unsettled refund is never forgotten",
         """
         SELECT r.merchant_id, r.payment_id, r.id, r.status, r.due_at
@@ -48,7 +51,7 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        4,
+        Promise.UNKNOWN_NOT_DECLINED,
         "every pending operation and every refund was committed as an operation",
         """
         SELECT p.merchant_id, p.id AS payment_id, p.pending_id AS operation_id FROM payment_requests p
@@ -62,7 +65,7 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        4,
+        Promise.UNKNOWN_NOT_DECLINED,
         "a payment has its operation at the PSP, of its own amount",
         """
         SELECT p.merchant_id, p.id, p.operation_id, o.id AS operation, o.amount_minor
@@ -75,8 +78,8 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        5,
-        "every change of a payment has its log row, and the logs lead from one status to the next",
+        Promise.ONE_TRANSITION,
+        "every change of a payment has its log row, and each log row starts where the previous one ended",
         """
         WITH steps AS (
             SELECT merchant_id, payment_id, version, from_status, to_status,
@@ -93,7 +96,7 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        6,
+        Promise.EVERY_EVENT,
         "a merchant's sequence of events has no gap",
         """
         SELECT coalesce(s.merchant_id, e.merchant_id) AS merchant_id, s.last_seq, e.first, e.last, e.total
@@ -105,9 +108,9 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        6,
-        "every settled status was told as an event, once",
-        """
+        Promise.EVERY_EVENT,
+        "every settled status has exactly one event",
+        f"""
         SELECT coalesce(l.merchant_id, e.merchant_id) AS merchant_id, coalesce(l.payment_id, e.payment_id) AS payment_id,
                type, l.total AS changes, e.total AS events
           FROM (
@@ -118,16 +121,15 @@ RECORD_CHECKS = (
                ) l
           FULL JOIN (
                 SELECT merchant_id, payment_id, type, count(*) AS total FROM events
-                 WHERE type IN ('payment.authorized', 'payment.succeeded', 'payment.declined', 'payment.expired',
-                                'payment.canceled')
+                 WHERE type IN ({_TYPES_OF_STATUSES})
                  GROUP BY merchant_id, payment_id, type
                ) e USING (merchant_id, payment_id, type)
          WHERE l.total IS DISTINCT FROM e.total
-        """,
+        """,  # noqa: S608 - the catalogue's types
     ),
     Check(
-        6,
-        "every settled refund was told as an event, once",
+        Promise.EVERY_EVENT,
+        "every settled refund has exactly one event",
         """
         SELECT r.merchant_id, r.payment_id, r.id, r.status, t.total
           FROM refunds r
@@ -140,8 +142,8 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        6,
-        "every event goes to every endpoint that was there and wants it",
+        Promise.EVERY_EVENT,
+        "every event has a delivery to every endpoint that existed and selects it",
         f"""
         SELECT t.merchant_id, t.seq, e.id AS endpoint_id
           FROM events t
@@ -154,7 +156,7 @@ RECORD_CHECKS = (
         """,  # noqa: S608 - own conditions
     ),
     Check(
-        6,
+        Promise.EVERY_EVENT,
         "every delivery has its event and its endpoint",
         """
         SELECT d.merchant_id, d.endpoint_id, d.event_seq
@@ -164,7 +166,7 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        6,
+        Promise.EVERY_EVENT,
         "a delivery to an endpoint that answers is never forgotten",
         """
         SELECT d.merchant_id, d.endpoint_id, d.event_seq, d.due_at
@@ -178,7 +180,7 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        6,
+        Promise.EVERY_EVENT,
         "no consumer is ahead of its merchant's events",
         """
         SELECT c.merchant_id, c.consumer, c.acked_seq, s.last_seq
@@ -187,7 +189,7 @@ RECORD_CHECKS = (
         """,
     ),
     Check(
-        7,
+        Promise.BOUNDED,
         "attempts and checks are bounded",
         f"""
         SELECT merchant_id, event_seq::text AS what, attempts AS times
@@ -199,8 +201,8 @@ RECORD_CHECKS = (
         """,  # noqa: S608 - numbers of ours
     ),
     Check(
-        8,
-        "no text holds a card number",
+        Promise.NO_CARD_DATA,
+        "no text contains a card number",
         r"""
         WITH found AS (
             SELECT p.merchant_id, p.id, regexp_replace(m[1], '[ -]', '', 'g') AS digits

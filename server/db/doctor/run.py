@@ -1,7 +1,7 @@
-"""The promises of the design, as SQL that finds what breaks them. Read-only; used by `florin doctor` and by every test.
+"""Runs the checks of the promises: SQL that selects the rows that break them. Read-only; used by `florin doctor` and by every
+test.
 
-Each check selects offending rows; a database that keeps the promises yields none. The checks see one snapshot, so they may
-run while payments are taken.
+All checks see one snapshot, so they can run while payments are taken.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ROLLBACK_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Offending rows of a check, at most `ROWS_MAX` of them."""
+    """The offending rows of a check, at most `ROWS_MAX` of them."""
 
     check: Check
     columns: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What the readers of events leave in the database: how far a named consumer has come, and tickets for browsers."""
+"""State of the readers of events: the positions of named consumers, and tickets for browsers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ CONSUMERS_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A named reader. Everything up to `acked_seq` has been dealt with."""
+    """A named reader. Everything up to `acked_seq` has been handled."""
 
     name: str
     acked_seq: int
@@ -25,7 +25,7 @@ class Consumer:
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """A consumer has dealt with everything up to an event, at that time."""
+    """A consumer has handled everything up to an event, at that time."""
 
     merchant_id: MerchantId
     consumer: str
@@ -35,7 +35,7 @@ class Ack(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """What a ticket allows: one connection to the stream, from pages of one origin."""
+    """The permission of a ticket: one connection to the stream, from pages of one origin."""
 
     merchant_id: MerchantId
     key_id: UUID
@@ -55,7 +55,7 @@ async def list_consumers(connection: Connection, merchant_id: MerchantId) -> lis
 
 
 async def find_consumer(connection: Connection, merchant_id: MerchantId, name: str) -> Consumer | None:
-    """The consumer of that name."""
+    """Return the consumer of that name."""
     rows = await connection.query(
         "SELECT consumer, acked_seq, created_at, updated_at FROM stream_cursors WHERE merchant_id = $1 AND consumer = $2",
         merchant_id,
@@ -67,7 +67,7 @@ async def find_consumer(connection: Connection, merchant_id: MerchantId, name: s
 async def place_consumer(
     connection: Connection, merchant_id: MerchantId, name: str, *, acked_seq: int, now: datetime
 ) -> Consumer | None:
-    """Put a consumer where it shall go on, forward or back; None where the merchant has `CONSUMERS_MAX` others."""
+    """Set a consumer's position, forward or back. Returns None if the merchant already has `CONSUMERS_MAX` others."""
     async with connection.atomic():
         await connection.query("SELECT pg_advisory_xact_lock(hashtextextended('consumers ' || $1::text, 0))", merchant_id)
         rows = await connection.query(
@@ -88,15 +88,15 @@ async def place_consumer(
 
 
 async def count_consumers(connection: Connection, merchant_id: MerchantId) -> int:
-    """How many a merchant has."""
+    """The number of a merchant's consumers."""
     rows = await connection.query("SELECT count(*) FROM stream_cursors WHERE merchant_id = $1", merchant_id)
     total: int = rows[0][0]
     return total
 
 
 async def write_acks(connection: Connection, acks: Sequence[Ack]) -> None:
-    """Move consumers forward, never back, nor past what there is; one that was placed somewhere since it acknowledged stays
-    there.
+    """Move consumers forward, never back and never past the last event. A consumer that was placed after its acknowledgement is
+    not moved.
     """
     await connection.run(
         f"""
@@ -117,7 +117,7 @@ async def write_acks(connection: Connection, acks: Sequence[Ack]) -> None:
 
 
 async def remove_consumer(connection: Connection, merchant_id: MerchantId, name: str) -> bool:
-    """Forget a consumer; whether there was one."""
+    """Forget a consumer. Returns whether there was one."""
     return await connection.run("DELETE FROM stream_cursors WHERE merchant_id = $1 AND consumer = $2", merchant_id, name) == 1
 
 
@@ -139,7 +139,7 @@ async def add_ticket(connection: Connection, ticket: Ticket, *, ticket_sha256: b
 
 
 async def use_ticket(connection: Connection, merchant_id: MerchantId, *, ticket_sha256: bytes, now: datetime) -> Ticket | None:
-    """Take a ticket, once; None where there is none, or it is too old, or its key has ended."""
+    """Redeem a ticket, once. Returns None if it does not exist, is too old, or its key was revoked."""
     rows = await connection.query(
         """
         DELETE FROM stream_tickets t USING api_keys k
@@ -165,7 +165,7 @@ async def use_ticket(connection: Connection, merchant_id: MerchantId, *, ticket_
 
 
 async def count_tickets(connection: Connection, merchant_id: MerchantId, *, now: datetime) -> int:
-    """How many a merchant has that may still be used."""
+    """The number of a merchant's tickets that can still be used."""
     rows = await connection.query(
         "SELECT count(*) FROM stream_tickets WHERE merchant_id = $1 AND expires_at > $2", merchant_id, now
     )
@@ -174,7 +174,7 @@ async def count_tickets(connection: Connection, merchant_id: MerchantId, *, now:
 
 
 async def prune_tickets(connection: Connection, *, now: datetime, limit: int) -> int:
-    """Forget tickets that nobody has used, at most so many; how many."""
+    """Delete up to that many expired tickets. Returns the number deleted."""
     return await connection.run(
         """
         DELETE FROM stream_tickets t

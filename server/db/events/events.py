@@ -1,8 +1,8 @@
 """Merchants' events: the one sequence behind webhooks, the stream and the pull API.
 
-What a payment's change tells is written with the change (`server.db.payments.changes`); `append_event` writes what is told of
-anything else. Invariant: a merchant's events are numbered without a gap, in the order of their commits, because whoever writes
-one holds the lock of the merchant's row in `merchant_sequences`.
+The event of a payment's change is written with the change (`server.db.payments.changes`); `append_event` writes every other
+event. Invariant: a merchant's events are numbered without a gap, in the order of their commits, because the writer of an event
+holds the lock of the merchant's row in `merchant_sequences` (promise:every-event).
 """
 
 from collections.abc import Sequence as Several
@@ -16,11 +16,11 @@ from core.resumption import Sequence
 from server.db.connection import Connection
 
 IS_WANTED = "(e.event_types IS NULL OR {0} = ANY (e.event_types) OR split_part({0}, '.', 1) || '.*' = ANY (e.event_types))"
-"""Whether an endpoint `e` wants an event of a type, as `core.events.is_wanted` decides it."""
+"""Matches an endpoint `e` that selects an event of a type, as `core.events.is_wanted` decides it."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that was committed. `data` is what merchants see of what it is about, in JSON."""
+    """A committed event. `data` is the object as the merchant sees it, in JSON."""
 
     merchant_id: MerchantId
     seq: int
@@ -31,7 +31,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def find_sequence(connection: Connection, merchant_id: MerchantId) -> Sequence:
-    """How a merchant's sequence stands."""
+    """The state of a merchant's sequence."""
     rows = await connection.query(
         """
         SELECT (SELECT epoch FROM sequence_epochs ORDER BY started_at DESC, epoch LIMIT 1),
@@ -45,14 +45,14 @@ async def find_sequence(connection: Connection, merchant_id: MerchantId) -> Sequ
 
 
 async def find_epoch(connection: Connection) -> UUID:
-    """What sequence numbers belong to now."""
+    """The current epoch of sequence numbers."""
     rows = await connection.query("SELECT epoch FROM sequence_epochs ORDER BY started_at DESC, epoch LIMIT 1")
     epoch: UUID = rows[0][0]
     return epoch
 
 
 async def find_last_seqs(connection: Connection, merchant_ids: Several[MerchantId]) -> dict[MerchantId, int]:
-    """The number of the last event of each; merchants without any are left out."""
+    """The number of the last event of each merchant; merchants without events are left out."""
     rows = await connection.query(
         "SELECT merchant_id, last_seq FROM merchant_sequences WHERE merchant_id = ANY ($1::uuid[])", list(merchant_ids)
     )
@@ -60,7 +60,7 @@ async def find_last_seqs(connection: Connection, merchant_ids: Several[MerchantI
 
 
 async def list_events(connection: Connection, merchant_id: MerchantId, *, after_seq: int, limit: int) -> list[Event]:
-    """What follows an event, in order."""
+    """The events behind a position, in order."""
     rows = await connection.query(
         "SELECT seq, id, type, data, created_at FROM events WHERE merchant_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
         merchant_id,
@@ -70,7 +70,7 @@ async def list_events(connection: Connection, merchant_id: MerchantId, *, after_
     return [_event(merchant_id, row) for row in rows]
 
 
-async def find_lately(connection: Connection, merchant_id: MerchantId, event_id: EventId) -> Event | None:
+async def find_recent(connection: Connection, merchant_id: MerchantId, event_id: EventId) -> Event | None:
     """The event of that id, if it is one of the merchant's last thousand."""
     rows = await connection.query(
         """
@@ -107,7 +107,9 @@ async def append_event(
     now: datetime,
     only_to: EndpointId | None = None,
 ) -> Event:
-    """Write an event that no payment's change brings, and its deliveries: to all who want it, or to one endpoint only."""
+    """Write an event that does not come from a payment's change, with its deliveries: to all matching endpoints, or to
+    one only.
+    """
     rows = await connection.query(
         f"""
         WITH sequence AS (

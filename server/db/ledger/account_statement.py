@@ -1,4 +1,4 @@
-"""The statement of a merchant: every movement of its wallets, a page at a time, with the balance after each."""
+"""The account statement of a merchant: every movement of its wallets, in pages, with the balance after each."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PAGE = 1_000
 
 
 class Movement(msgspec.Struct, frozen=True):
-    """One line; amounts in minor units. `balance` is that of the wallet after it."""
+    """One line; amounts in minor units. `balance` is the wallet's balance after it."""
 
     seq: int
     created_at: datetime
@@ -30,7 +30,9 @@ class Movement(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """Which movements: posted at or after `start` and before `end`; None is no bound. `currency` None is all."""
+    """The selected movements: posted at or after `start` and before `end`, where None means no bound. `currency` None
+    means all.
+    """
 
     start: datetime | None = None
     end: datetime | None = None
@@ -40,8 +42,9 @@ class Period:
 async def movements(pool: Pool, merchant_id: MerchantId, period: Period) -> AsyncIterator[list[Movement]]:
     """The movements of a period, oldest first, in pages. No connection is held between two pages.
 
-    Entries are numbered in the order of their commits, their times are of the workers' clocks: an entry outside the period may
-    lie between two inside. It is left out and its amount is in the balance, so that a line has one balance whatever the period.
+    Entries are numbered in the order of their commits, but their times come from the workers' clocks, so an entry outside the
+    period may lie between two inside. It is left out, but its amount is in the balance, so a line has the same balance whatever
+    the period.
     """
     async with pool.connection() as connection:
         first, last = await _bounds(connection, merchant_id, period)
@@ -78,7 +81,7 @@ def _is_inside(period: Period, created_at: datetime, currency: str) -> bool:
 
 
 async def _bounds(connection: Connection, merchant_id: MerchantId, period: Period) -> tuple[int, int]:
-    """The first and the last number of the period's entries; the first is greater where there are none."""
+    """The first and the last number of the period's entries; the first is greater if there are none."""
     rows = await connection.query(
         """
         SELECT min(seq), max(seq) FROM ledger_entries

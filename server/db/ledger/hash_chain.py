@@ -1,6 +1,6 @@
 """Writes and reads the hash chain of merchants' ledgers, off the payment path.
 
-Two workers that extend the same chain write the same rows, so no lock is needed: a row that is there already stays.
+Two workers that extend the same chain write the same rows, so no lock is needed: an existing row is kept.
 """
 
 from dataclasses import fields
@@ -18,19 +18,21 @@ CANONICAL = """
 concat_ws('|', e.seq, e.transfer_id, e.kind, e.account, coalesce(e.payment_id::text, ''), e.currency, e.amount_minor,
           (extract(epoch FROM e.created_at) * 1000000)::bigint)
 """
-"""`core.hash_chain.canonical` of the row `e`, in SQL: a worker need not build each entry anew. A test holds the two together."""
+"""`core.hash_chain.canonical` of the row `e`, in SQL, so that a worker need not build each entry again. A test compares
+the two.
+"""
 
 _FIELDS = tuple(field.name for field in fields(Entry))
 _COLUMNS = ", ".join(f"e.{name}" for name in _FIELDS)
 
 
 def entry_of(row: tuple[Any, ...]) -> Entry:
-    """A ledger entry from its columns, in the order of its fields."""
+    """Make a ledger entry from its columns, in the order of its fields."""
     return Entry(**dict(zip(_FIELDS, row, strict=True)))
 
 
 async def merchants_behind(connection: Connection, *, limit: int) -> list[MerchantId]:
-    """Whose chain does not reach to the end of the ledger."""
+    """Merchants whose chain does not reach the end of their ledger."""
     rows = await connection.query(
         """
         SELECT s.merchant_id FROM merchant_sequences s
@@ -44,14 +46,14 @@ async def merchants_behind(connection: Connection, *, limit: int) -> list[Mercha
 
 
 class LinkRecord(msgspec.Struct, frozen=True):
-    """An entry's number and its hash."""
+    """The number of an entry and its hash."""
 
     seq: int
     hash: bytes
 
 
 async def extend(connection: Connection, merchant_id: MerchantId, *, now: datetime, limit: int) -> int:
-    """Chain the merchant's next entries, at most `limit`; how many there were."""
+    """Chain up to `limit` of the merchant's next entries. Returns the number chained."""
     last = await connection.query(
         "SELECT seq, hash FROM ledger_chain WHERE merchant_id = $1 ORDER BY seq DESC LIMIT 1", merchant_id
     )
@@ -83,7 +85,7 @@ async def extend(connection: Connection, merchant_id: MerchantId, *, now: dateti
 async def chained_entries(
     connection: Connection, merchant_id: MerchantId, payment_id: PaymentId
 ) -> list[tuple[Entry, bytes, bytes]] | None:
-    """The entries of a payment, each with the hash before it and its own; None where one is not chained yet."""
+    """The entries of a payment, each with the previous hash and its own, or None if one is not chained yet."""
     rows = await connection.query(
         f"""
         SELECT {_COLUMNS}, p.hash, c.hash

@@ -1,4 +1,4 @@
-"""Payouts: their rows, with the postings that follow each step, in one transaction each."""
+"""Payouts: their rows and the postings of each step, in one transaction each."""
 
 from datetime import datetime
 from typing import Any
@@ -36,7 +36,7 @@ def _payout(row: tuple[Any, ...]) -> Payout:
 
 
 async def add_payout(connection: Connection, payout: Payout, act: Act) -> None:
-    """Set the money aside. Raises `Conflict` where the wallet does not hold it."""
+    """Set the money aside. Raises `Conflict` if the wallet does not hold it."""
     async with connection.atomic():
         balances = await lock_balances(connection, payout.merchant_id, payout.money.currency)
         await post(connection, payout.merchant_id, request_payout(payout, balances), now=payout.created_at)
@@ -57,7 +57,7 @@ async def add_payout(connection: Connection, payout: Payout, act: Act) -> None:
 
 
 async def approve(connection: Connection, merchant_id: MerchantId, payout_id: PayoutId, act: Act) -> Payout:
-    """Write an operator's approval. Raises `NotFound`, `Conflict`."""
+    """Record an operator's approval. Raises `NotFound`, `Conflict`."""
     async with connection.atomic():
         payout = await _locked(connection, merchant_id, payout_id)
         balances = await lock_balances(connection, merchant_id, payout.money.currency)
@@ -77,7 +77,7 @@ async def end(
     reference: str | None = None,
     failure: str | None = None,
 ) -> Payout:
-    """Write the bank's word, and move the money. Raises `NotFound`, `Conflict`."""
+    """Record the bank's answer and move the money. Raises `NotFound`, `Conflict`."""
     async with connection.atomic():
         payout = await _locked(connection, merchant_id, payout_id)
         after, moved = end_payout(payout, status, reference=reference, failure=failure, now=act.at)
@@ -99,7 +99,7 @@ async def list_payouts(connection: Connection, merchant_id: MerchantId | None) -
 
 
 async def find_payout_owner(connection: Connection, payout_id: PayoutId) -> MerchantId:
-    """Whose payout it is, for an operator who has only its id. Raises `NotFound`."""
+    """The merchant of a payout, for an operator who has only its id. Raises `NotFound`."""
     rows = await connection.query(
         """
         SELECT m.merchant_id FROM merchants m
@@ -108,7 +108,7 @@ async def find_payout_owner(connection: Connection, payout_id: PayoutId) -> Merc
         payout_id,
     )
     if not rows:
-        raise NotFound(f"there is no payout {encode_id(PAYOUT, payout_id)}: see `florin payout list`")
+        raise NotFound(f"there is no payout {encode_id(PAYOUT, payout_id)}: `florin payout list` shows them")
     return MerchantId(rows[0][0])
 
 

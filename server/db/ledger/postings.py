@@ -1,4 +1,6 @@
-"""Transfers that belong to no payment, in the caller's transaction: numbered, posted, and added to the wallets."""
+"""Writes transfers that do not come from a payment's change, in the caller's transaction: numbered, posted and added to the
+wallets.
+"""
 
 from datetime import datetime
 
@@ -19,7 +21,7 @@ class PostingRecord(msgspec.Struct, frozen=True):
 
 
 def posting_records(transfer: Transfer) -> list[PostingRecord]:
-    """The entries of a transfer, in their order."""
+    """The entries of a transfer, in order."""
     return [PostingRecord(one.account, one.money.currency, one.money.amount_minor) for one in transfer.postings]
 
 

@@ -1,4 +1,4 @@
-"""Wallets: reading them, as they are or as they were, and rebuilding them from the ledger."""
+"""Wallets: reading current or past balances, and rebuilding them from the ledger."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,7 @@ from server.db.merchants.audit import Act, record_act
 
 
 class Wallet(msgspec.Struct, frozen=True):
-    """What a merchant owns in one currency, in minor units."""
+    """A merchant's balance in one currency, in minor units."""
 
     currency: str
     kind: str
@@ -27,7 +27,7 @@ async def list_wallets(connection: Connection, merchant_id: MerchantId) -> list[
 
 
 async def wallets_at(connection: Connection, merchant_id: MerchantId, at: datetime) -> list[Wallet]:
-    """A merchant's wallets as they were, from the ledger: what was posted up to and including that moment."""
+    """A merchant's wallets as they were, computed from the ledger entries posted up to and including that time."""
     rows = await connection.query(
         """
         SELECT currency, kind, sum(amount_minor)::bigint FROM wallet_adjustments
@@ -50,10 +50,9 @@ class Correction:
 
 
 async def rebuild_wallets(connection: Connection, merchant_id: MerchantId, act: Act) -> list[Correction]:
-    """Set every wallet of a merchant to the sum of its entries; what was wrong.
+    """Set every wallet of a merchant to the sum of its entries. Returns the wallets that were wrong.
 
-    The merchant's sequence is locked first, so no posting comes in between; the act is audited, whether something was wrong or
-    not.
+    The merchant's sequence is locked first, so nothing is posted meanwhile. The act is audited even if nothing was wrong.
     """
     async with connection.atomic():
         await connection.query("SELECT 1 FROM merchant_sequences WHERE merchant_id = $1 FOR UPDATE", merchant_id)

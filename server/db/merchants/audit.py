@@ -1,4 +1,4 @@
-"""What operators did: append-only, written in the transaction of what they did."""
+"""The audit log of operators' acts: append-only, written in the transaction of the act."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,7 @@ from server.db.connection import Connection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Act:
-    """One thing that an operator did to a merchant. `actor` is who, as they name themselves."""
+    """One act of an operator on a merchant. `actor` is the name the operator gave."""
 
     id: UUID
     merchant_id: MerchantId
@@ -21,7 +21,7 @@ class Act:
 
 
 async def record_act(connection: Connection, act: Act) -> None:
-    """Write an act in the caller's transaction; once, however often it is repeated."""
+    """Write an act in the caller's transaction, once, however often it is repeated."""
     await connection.run(
         """
         INSERT INTO audit_log (merchant_id, id, actor, action, detail, created_at) VALUES ($1, $2, $3, $4, $5, $6)

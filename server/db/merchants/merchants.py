@@ -19,7 +19,7 @@ from server.db.psps.accounts import Route
 
 @dataclass(frozen=True, slots=True)
 class Merchant:
-    """Who sells. `mode` is test or live; the two share nothing."""
+    """A merchant. `mode` is test or live; the two share nothing."""
 
     id: MerchantId
     name: str
@@ -36,11 +36,11 @@ class Merchant:
     routes: tuple[Route, ...] = ()
 
     def accounts_for(self, money: Money) -> list[PspAccountId]:
-        """The PSP accounts that a payment may go to, the one to prefer first: by the merchant's rules, and then its own."""
+        """The PSP accounts that a payment may go to, the preferred one first: by the merchant's rules, then its default."""
         return [*(route.psp_account_id for route in self.routes if route.fits(money)), self.psp_account_id]
 
     def fallback_limit_minor(self, currency: str) -> int:
-        """Up to which amount a payment passes while the fraud check does not answer."""
+        """The amount up to which a payment passes while the fraud check does not answer."""
         return next((one.fallback_limit_minor for one in self.currencies if one.currency == currency), 0)
 
     def terms_in(self, currency: str) -> Terms:
@@ -58,7 +58,7 @@ class Merchant:
 
 @dataclass(frozen=True, slots=True)
 class CurrencyTerms:
-    """What is agreed with a merchant for one currency."""
+    """The terms of a merchant for one currency."""
 
     currency: str
     fee_basis_points: int = 0
@@ -72,7 +72,7 @@ _NO_FEE = CurrencyTerms("")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTerms:
-    """What to change of a merchant's terms; None leaves it as it is. An empty statement descriptor takes it away.
+    """A change of a merchant's terms. None leaves a field as it is; an empty statement descriptor removes it.
 
     `fees` are (currency, basis points, fixed minor units), `negative_limits` and `fallback_limits` (currency, minor units).
     """
@@ -88,14 +88,14 @@ class NewTerms:
     fallback_limits: list[tuple[str, int]] = field(default_factory=list)
 
     def summary(self) -> str:
-        """What is changed, for the audit log."""
+        """The changed terms as text, for the audit log."""
         given = ((one.name, getattr(self, one.name)) for one in fields(self))
         return ", ".join(f"{name}={value}" for name, value in given if value not in (None, []))
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it can be shown: its secret is stored as a hash only."""
+    """An API key as it can be shown: only a hash of its secret is stored."""
 
     id: UUID
     hint: str
@@ -161,7 +161,7 @@ async def list_merchants(connection: Connection) -> list[Merchant]:
 
 
 async def find_merchant(connection: Connection, merchant_id: MerchantId) -> Merchant | None:
-    """The merchant of that id."""
+    """Return the merchant of that id."""
     rows = await connection.query(
         f"SELECT {_MERCHANT} FROM merchants m WHERE merchant_id = $1",  # noqa: S608 - own columns
         merchant_id,
@@ -170,7 +170,7 @@ async def find_merchant(connection: Connection, merchant_id: MerchantId) -> Merc
 
 
 async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTerms, act: Act) -> Merchant | None:
-    """Change a merchant's terms, audited; None where there is no such merchant."""
+    """Change a merchant's terms, audited. Returns None if there is no such merchant."""
     async with connection.atomic():
         touched = await connection.run(
             """
@@ -243,7 +243,7 @@ async def list_api_keys(connection: Connection, merchant_id: MerchantId) -> list
 
 
 async def revoke_api_key(connection: Connection, merchant_id: MerchantId, key_id: UUID, *, now: datetime) -> bool:
-    """End a key; False where the merchant has no such key or it ended before."""
+    """Revoke a key. Returns False if the merchant has no such key or it was revoked before."""
     touched = await connection.run(
         "UPDATE api_keys SET revoked_at = $3 WHERE merchant_id = $1 AND id = $2 AND revoked_at IS NULL",
         merchant_id,
@@ -279,7 +279,7 @@ class KeyRecord(msgspec.Struct, frozen=True):
 
 
 async def revoked_keys(connection: Connection, keys: Sequence[tuple[MerchantId, UUID]]) -> set[UUID]:
-    """Which of these keys have ended."""
+    """Return which of these keys are revoked."""
     rows = await connection.query(
         f"""
         SELECT k.id FROM api_keys k

@@ -1,1 +1,1 @@
-"""Payments, refunds and idempotency keys: created and changed in groups, read one by one."""
+"""Payments, refunds and idempotency keys: created and changed in groups, read one at a time."""

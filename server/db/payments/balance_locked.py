@@ -1,8 +1,8 @@
-"""Changes that depend on what a wallet holds: decided under its lock, in a transaction of their own.
+"""Changes that depend on a wallet's balance: decided under its lock, in a transaction of their own.
 
-The groups of `server.db.payments.changes` add to wallets without reading them. A refund must not overdraw one and a release
-must not take more than there is, so these lock first, in the order of `server.db`: the payment, the merchant's sequences, the
-wallets; then they think, and write with the same statement as everything else.
+The groups of `server.db.payments.changes` add to wallets without reading them. A refund must not overdraw a wallet and a release
+must not take more than it holds, so these lock first, in the order of `server.db`: the payment, the merchant's sequences, the
+wallets. Then they decide, and write with the same statement as every other change.
 """
 
 from collections.abc import Callable
@@ -46,14 +46,13 @@ async def change_under_lock(
     *,
     unless_refund: RefundId | None = None,
 ) -> tuple[ChangeRow, Applied] | None:
-    """Change a payment by what its wallets hold; None where `decide` finds nothing to do or the payment is not there.
+    """Change a payment depending on its wallets. Returns None if `decide` finds nothing to do, if the payment does not exist, or
+    if the refund `unless_refund` exists already.
 
-    None as well where `unless_refund` is there already.
-
-    Raises what `decide` raises; then nothing was written.
+    Raises what `decide` raises; nothing is written then.
     """
     async with connection.atomic():
-        # The statement is planned for a hundred rows, and for one a scan of a small table would seem cheap, and be kept.
+        # While a table is small, the planner would choose a scan of it, and keep that plan when the table has grown.
         await connection.execute("SET LOCAL enable_seqscan = off")
         locked = await connection.query(
             "SELECT 1 FROM payment_requests WHERE merchant_id = $1 AND id = $2 FOR UPDATE", merchant_id, payment_id

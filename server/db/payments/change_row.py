@@ -1,4 +1,4 @@
-"""A change with everything that is written with it, and the row that the statement reads it from."""
+"""A change with everything that is written with it, and the record that the statement reads."""
 
 from datetime import datetime
 from typing import Any
@@ -16,17 +16,17 @@ from server.db.ledger.postings import PostingRecord, posting_records
 
 
 class PspEvent(msgspec.Struct, frozen=True):
-    """The PSP's event that brought the evidence."""
+    """The PSP event that brought the evidence."""
 
     id: str
     type: str
 
 
 class ChangeRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A change with everything that is written with it. `event_data` is what merchants see of it, in JSON.
+    """A change with everything that is written with it. `event_data` is the object as the merchant sees it, in JSON.
 
-    `key` is the idempotency key of the request that the change answers, which is no longer in flight then; `reply` its
-    definitive reply, None where it has none yet.
+    `key` is the idempotency key of the request that the change answers, which is no longer in flight after it; `reply` is its
+    definitive reply, or None if there is none yet.
     """
 
     change: Change
@@ -71,9 +71,9 @@ class RefundRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChangeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A change as the statement reads it: the payment as it is after the change, and what is written with it.
+    """A change as the statement reads it: the payment after the change, and what is written with it.
 
-    What is at its column's default is left out, and so is what nearly no change touches, unless this one does.
+    Fields at their column's default are omitted, and so are fields that few changes set, unless this one does.
     """
 
     merchant_id: UUID
@@ -146,7 +146,7 @@ _STATE_OF_OPENING = {
     EvidenceKind.EXPIRED: "DONE",
     EvidenceKind.CANCELED: "DONE",
 }
-"""What evidence says of the operation that opened the payment; what is not here says nothing."""
+"""The state of the opening operation by kind of evidence. Kinds that are missing say nothing about it."""
 
 _STATE_OF_REFUND = {
     RefundStatus.PENDING: "SENT",
@@ -157,7 +157,7 @@ _STATE_OF_REFUND = {
 
 
 def record_of(item: ChangeRow) -> ChangeRecord:
-    """The row that writes a change."""
+    """The record that writes a change."""
     change, transfer, reply = item.change, item.transfer, item.reply
     before, after, evidence = change.before, change.after, change.evidence
     operation_id, operation_state = _ended_operation(change) or (None, None)
@@ -200,7 +200,7 @@ def record_of(item: ChangeRow) -> ChangeRecord:
 
 
 def _state(after: Payment) -> dict[str, Any]:
-    """The columns that a change may change, as they are after it."""
+    """The columns that a change can change, as they are after it."""
     pending = after.pending
     return {
         "due_at": after.due_at,
@@ -261,7 +261,7 @@ def _refund(refund: Refund) -> RefundRecord:
 
 
 def _ended_operation(change: Change) -> tuple[OperationId, str] | None:
-    """The operation that the change tells something of, and its state."""
+    """The operation that the change tells something about, and its state."""
     if change.is_mismatch:
         return None
     if change.refund is not None:
@@ -282,5 +282,5 @@ _CONSTANT = {
 }  # fmt: skip
 _BY_PARTS = {"pending", "psp_account_id", "operation_id", "expires_at"}
 assert set(Payment.__struct_fields__) - _CONSTANT - _BY_PARTS <= set(ChangeRecord.__struct_fields__), (
-    "a field of a payment that may change is not written"
+    "a field of a payment that can change is not written"
 )

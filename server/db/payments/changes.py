@@ -2,17 +2,17 @@
 
 One statement per group: compare-and-set of the payment, its log row, the operations' states, the ledger postings, the wallets,
 the event with the merchant's next sequence number, the deliveries, the PSP event it came from, a finding, a refund, and the reply
-of the request that it answers. Invariants:
+to its request. Invariants:
 
-- Rows are locked in the order of `server.db`: payments, keys, then sequences and wallets, each by key. The upserts lock in
-  the order of their sorted input.
-- Payments are locked by key, one at a time (LATERAL ... LIMIT 1), in order, and changed by their place (ctid): so the planner
-  knows how many there are, and joins the rest by hash. A row that was rewritten between the statement's snapshot and its lock, as
-  by a claim, has a place that the snapshot does not see: it was locked and not changed, and is written again.
+- Rows are locked in the order of `server.db`: payments, keys, then sequences and wallets, each by key. The upserts lock in the
+  order of their sorted input.
+- Payments are locked by key, one at a time (LATERAL ... LIMIT 1), in order, and updated by ctid, so the planner knows their
+  number and joins the rest by hash. A row rewritten between the statement's snapshot and its lock, as by a claim, has a ctid that
+  the snapshot does not see: it was locked and not changed, and its change is written again.
 - A reply that is the event's own data is stored as the event's number.
 - A change that lost its compare-and-set, or whose PSP event was applied before, writes nothing at all and gets no sequence
   number, so a merchant's sequences have no gaps and commit in order.
-- Deliveries are born leased to the worker that commits them; a dead worker's are taken over when the lease ends.
+- Deliveries are created with a lease of the worker that commits them; a dead worker's are claimed when the lease ends.
 """
 
 from collections.abc import Hashable, Sequence
@@ -31,7 +31,7 @@ from server.db.payments.change_sql import WRITE_CHANGES
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An endpoint that an event goes to; where not in order, the first attempt is ours to make at once."""
+    """An endpoint that an event goes to. Unless the endpoint is ordered, this worker makes the first attempt at once."""
 
     endpoint_id: EndpointId
     is_ordered: bool
@@ -39,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The change is in the database, with its event and where that goes."""
+    """The change is in the database, with its event and deliveries."""
 
     event: Event | None
     targets: tuple[Target, ...] = ()
@@ -47,11 +47,11 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Another change of the payment, or the same PSP event, came first: read it again and think again."""
+    """Another change of the payment, or the same PSP event, came first: read the payment and decide again."""
 
 
 TRIES_MAX = 10
-"""How often a row is written again that others rewrite all the time."""
+"""Tries to write a row that others keep rewriting."""
 
 
 class LogRecord(msgspec.Struct, frozen=True):
@@ -71,7 +71,7 @@ SELECT l.id
 
 
 class ChangeGroup:
-    """Writes changes. `delivery_lease_seconds`: how long a new delivery is left to the worker that committed it."""
+    """Writes changes. A new delivery is leased to the worker that commits it for `delivery_lease_seconds`."""
 
     def __init__(self, *, delivery_lease_seconds: float) -> None:
         self._delivery_lease_seconds = delivery_lease_seconds
@@ -81,7 +81,7 @@ class ChangeGroup:
         return item.change.before.id
 
     async def write(self, connection: Connection, items: Sequence[ChangeRow]) -> list[Applied | Lost]:
-        """Write the group; a change whose payment has moved on meanwhile is `Lost`."""
+        """Write the group. The result of a change whose payment has changed meanwhile is `Lost`."""
         applied: dict[UUID, tuple[int | None, list[Target]]] = {}
         left = items
         for _ in range(TRIES_MAX):
@@ -101,7 +101,7 @@ class ChangeGroup:
         return [_result(item, applied.get(item.change.after.id)) for item in items]
 
     async def recognize(self, connection: Connection, items: Sequence[ChangeRow]) -> list[Applied | Lost | None]:
-        """A change is recognized by its log id. Its event and deliveries are then left to whoever finds them."""
+        """Recognize a change by its log id. Its event and deliveries are left to the jobs."""
         rows = await connection.query(
             _RECOGNIZE,
             json_records.encode(

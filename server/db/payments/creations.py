@@ -1,8 +1,8 @@
 """Transaction 1 of a payment, for a whole group: idempotency key, payment, its operation at the PSP and the first log row.
 
-The key decides: a row whose key exists already writes nothing, and its caller is given what is stored under the key; so does one
-whose order has a live payment, where the merchant wants one at a time. The operation is committed here, before the first byte
-leaves for the PSP, and its id is the PSP's idempotency key.
+The key decides: a creation whose key exists writes nothing, and its caller gets what is stored under the key. The same goes for
+one whose order has a live payment, if the merchant allows only one. The operation is committed here, before the first byte goes
+to the PSP, and its id is the PSP's idempotency key (promise:one-effect).
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -21,7 +21,7 @@ from server.db.payments.idempotency_keys import find_keys
 
 
 class Creation(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment to be accepted, with the key of the request that asks for it."""
+    """A payment to create, with the key of its request."""
 
     payment: Payment
     log_id: LogId
@@ -32,11 +32,13 @@ class Creation(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class OrderIsLive:
-    """Another payment of the same order is live, and the merchant wants one at a time."""
+    """Another payment of the same order is live, and the merchant allows only one."""
 
 
 class CreationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A creation as the statement reads it. What few payments have is left out of the others' and is the column's default."""
+    """A creation as the statement reads it. Fields that few payments have are omitted from the others and get the column's
+    default.
+    """
 
     merchant_id: UUID
     payment_id: UUID
@@ -106,14 +108,14 @@ SELECT payment_id FROM keys
 
 
 class CreationGroup:
-    """Writes creations; the result is None for a new key, else what the key's first request left behind, or `OrderIsLive`."""
+    """Writes creations. The result is None for a new key, else what the key's first request left, or `OrderIsLive`."""
 
     def conflict_key(self, item: Creation) -> Hashable:
         """Two requests with one key never share a group: the second must read the first."""
         return (item.payment.merchant_id, item.key)
 
     async def write(self, connection: Connection, items: Sequence[Creation]) -> list[StoredKey | OrderIsLive | None]:
-        """Write the group; each row is new or finds its key or its order taken."""
+        """Write the group. Each row is new, or finds its key or its order taken."""
         rows = await connection.query(_WRITE, json_records.encode([_record(item) for item in items]))
         created = {row[0] for row in rows}
         if len(created) == len(items):
@@ -126,13 +128,13 @@ class CreationGroup:
         ]
 
     async def recognize(self, connection: Connection, items: Sequence[Creation]) -> list[StoredKey | OrderIsLive | None]:
-        """What earlier tries have written: the items' own keys, which `is_own` tells from another's."""
+        """Find what earlier tries have written: the items' own keys, which `is_own` tells from those of other requests."""
         stored = await find_keys(connection, [(item.payment.merchant_id, item.key) for item in items])
         return [stored.get((item.payment.merchant_id, item.key)) for item in items]
 
 
 def is_own(stored: StoredKey | OrderIsLive | None, item: Creation) -> bool:
-    """Whether the creation took place: its key is new, or was written by an earlier try of this very creation."""
+    """Return whether the creation took place: its key is new, or was written by an earlier try of the same creation."""
     return stored is None or (isinstance(stored, StoredKey) and stored.resource_id == item.payment.id)
 
 

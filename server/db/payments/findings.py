@@ -1,4 +1,4 @@
-"""What a person has to look at, and whether it has been found before."""
+"""Findings: what a person has to look at."""
 
 from datetime import datetime
 from uuid import UUID
@@ -11,7 +11,7 @@ from server.db.connection import Connection
 
 
 async def has_open_finding(connection: Connection, payment: Payment, kind: Finding) -> bool:
-    """Whether a finding of this kind waits for someone already."""
+    """Return whether a finding of this kind is open already."""
     rows = await connection.query(
         """
         SELECT 1 FROM findings
@@ -25,7 +25,7 @@ async def has_open_finding(connection: Connection, payment: Payment, kind: Findi
 
 
 async def has_transfer(connection: Connection, merchant_id: MerchantId, transfer: Transfer) -> bool:
-    """Whether a transfer is in the ledger already."""
+    """Return whether a transfer is in the ledger already."""
     rows = await connection.query(
         "SELECT 1 FROM ledger_entries WHERE merchant_id = $1 AND transfer_id = $2 AND kind = $3 LIMIT 1",
         merchant_id,
@@ -45,7 +45,7 @@ async def add_finding(
     detail: str,
     now: datetime,
 ) -> None:
-    """Write a finding that comes with no change of a payment."""
+    """Write a finding that does not come with a change of a payment."""
     await connection.run(
         """
         INSERT INTO findings (merchant_id, id, kind, payment_id, detail, created_at) VALUES ($1, $2, $3, $4, $5, $6)

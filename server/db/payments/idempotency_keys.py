@@ -1,4 +1,4 @@
-"""Idempotency keys: reading them, claiming one for an operation, storing replies, pruning."""
+"""Idempotency keys: reading, claiming one for an operation, storing replies, pruning."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -13,11 +13,11 @@ from server.db import json_records
 from server.db.connection import Connection
 
 KEPT = timedelta(days=30)
-"""How long a key is remembered."""
+"""Keys are kept for this time."""
 
 
 class KeyRecord(msgspec.Struct, frozen=True):
-    """A key to look for."""
+    """A key to look up."""
 
     merchant_id: UUID
     key: str
@@ -37,13 +37,13 @@ SELECT {_COLUMNS}
 
 
 async def find_keys(connection: Connection, keys: Sequence[tuple[MerchantId, str]]) -> dict[tuple[MerchantId, str], StoredKey]:
-    """What is stored under these keys."""
+    """Return the stored keys among these."""
     rows = await connection.query(_FIND_MANY, json_records.encode([KeyRecord(*one) for one in keys]))
     return {(row[0], row[1]): _stored(row) for row in rows}
 
 
 async def find_key(connection: Connection, merchant_id: MerchantId, key: str) -> StoredKey | None:
-    """What is stored under one key."""
+    """Return what is stored under one key."""
     rows = await connection.query(_FIND, merchant_id, key)
     return _stored(rows[0]) if rows else None
 
@@ -61,7 +61,7 @@ def _stored(row: Sequence[Any]) -> StoredKey:
 
 
 async def known_keys(connection: Connection, merchant_id: MerchantId, keys: Sequence[str]) -> dict[str, KeyedOperation]:
-    """Which of these keys were used, and for which operation."""
+    """Return which of these keys were used, and for which operation."""
     rows = await connection.query(
         "SELECT key, operation FROM idempotency_keys WHERE merchant_id = $1 AND key = ANY ($2::text[])", merchant_id, list(keys)
     )
@@ -80,7 +80,7 @@ async def claim_key(
     in_flight_until: datetime,
     now: datetime,
 ) -> StoredKey | None:
-    """Take a key for an operation on something that exists or is made; None where the key is new, else what is stored."""
+    """Claim a key for an operation on an existing or new object. Returns None if the key is new, else what is stored under it."""
     touched = await connection.run(
         """
         INSERT INTO idempotency_keys (
@@ -103,7 +103,7 @@ async def claim_key(
 async def take_over_key(
     connection: Connection, merchant_id: MerchantId, key: str, stored: StoredKey, *, in_flight_until: datetime
 ) -> bool:
-    """Go on with what a request that died had begun; False where another request was faster."""
+    """Continue what a dead request had begun. Returns False if another request was faster."""
     touched = await connection.run(
         """
         UPDATE idempotency_keys SET in_flight_until = $4
@@ -118,7 +118,7 @@ async def take_over_key(
 
 
 async def store_reply(connection: Connection, merchant_id: MerchantId, key: str, reply: Reply) -> None:
-    """Store the first definitive reply of a key; one that is there stays."""
+    """Store the first definitive reply of a key. An existing one is kept."""
     await connection.run(
         """
         UPDATE idempotency_keys SET reply_status = $3, reply_body = $4, in_flight_until = created_at
@@ -131,10 +131,11 @@ async def store_reply(connection: Connection, merchant_id: MerchantId, key: str,
     )
 
 
-async def end_flight(connection: Connection, merchant_id: MerchantId, key: str, *, in_flight_until: datetime) -> None:
-    """The request with this key has ended without a definitive reply: a retry need not wait.
+async def release_key(connection: Connection, merchant_id: MerchantId, key: str, *, in_flight_until: datetime) -> None:
+    """Record that the request with this key has ended without a definitive reply, so a retry need not wait.
 
-    `in_flight_until` is what the request wrote when it took the key: one that was taken over meanwhile ends nothing.
+    `in_flight_until` is the value that the request wrote when it took the key; if the key was taken over meanwhile, nothing
+    changes.
     """
     await connection.run(
         """
@@ -148,7 +149,7 @@ async def end_flight(connection: Connection, merchant_id: MerchantId, key: str, 
 
 
 async def forget_key(connection: Connection, merchant_id: MerchantId, key: str) -> None:
-    """The request with this key was refused before it had any effect; only for operations that say so."""
+    """Delete the key of a request that was refused before any effect; only for operations that allow it."""
     await connection.run(
         """
         DELETE FROM idempotency_keys
@@ -160,7 +161,7 @@ async def forget_key(connection: Connection, merchant_id: MerchantId, key: str) 
 
 
 async def prune_keys(connection: Connection, *, now: datetime, limit: int) -> int:
-    """Forget keys older than `KEPT`, at most so many; how many were forgotten."""
+    """Delete up to that many keys older than `KEPT`. Returns the number deleted."""
     return await connection.run(
         """
         DELETE FROM idempotency_keys k

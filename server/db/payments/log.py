@@ -1,4 +1,4 @@
-"""Reading the log of a payment: one row a change."""
+"""Reads the log of a payment, one row per change."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ LOGS_MAX = 1_000
 
 
 class Log(msgspec.Struct, frozen=True):
-    """A step of a payment, as merchants see it."""
+    """One change of a payment, as merchants see it."""
 
     version: int
     source: str
@@ -23,7 +23,7 @@ class Log(msgspec.Struct, frozen=True):
 
 
 async def list_logs(connection: Connection, merchant_id: MerchantId, payment_id: PaymentId) -> list[Log]:
-    """A payment's steps, oldest first, at most `LOGS_MAX`."""
+    """The changes of a payment, oldest first, at most `LOGS_MAX`."""
     rows = await connection.query(
         """
         SELECT version, source, kind, from_status, to_status, code, created_at

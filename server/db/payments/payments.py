@@ -1,4 +1,4 @@
-"""Reading payments, listing them, and claiming those that are due."""
+"""Reads payments, lists them, and claims those that are due."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from server.db.connection import Connection
 
 
 class StoredPayment(msgspec.Struct, frozen=True):
-    """A payment as it is selected. What is here under the name of a payment's field is that field."""
+    """A payment as it is selected. A field with the name of a payment's field is that field."""
 
     merchant_id: MerchantId
     id: PaymentId
@@ -143,7 +143,7 @@ def _terms(record: StoredPayment) -> Terms:
 
 
 async def find_payment(connection: Connection, merchant_id: MerchantId, payment_id: PaymentId) -> Payment | None:
-    """The merchant's payment; None where there is none or it is another merchant's."""
+    """Return the merchant's payment, or None if it does not exist or belongs to another merchant."""
     rows = await connection.query(
         f"SELECT {_COLUMNS} FROM payment_requests p WHERE p.merchant_id = $1 AND p.id = $2",  # noqa: S608 - own columns
         merchant_id,
@@ -153,7 +153,7 @@ async def find_payment(connection: Connection, merchant_id: MerchantId, payment_
 
 
 async def find_owner(connection: Connection, payment_id: UUID) -> MerchantId | None:
-    """Whose payment it is, for an operator who has only its id: one look into the key of each merchant."""
+    """The merchant of a payment, for an operator who has only its id. Probes one key per merchant."""
     rows = await connection.query(
         """
         SELECT m.merchant_id FROM merchants m
@@ -165,9 +165,9 @@ async def find_owner(connection: Connection, payment_id: UUID) -> MerchantId | N
 
 
 async def postpone(connection: Connection, payment: Payment, *, due_at: datetime) -> None:
-    """Set when to look next at a payment that was just looked at in vain, unless it has changed meanwhile.
+    """Set the next time to check a payment whose check has just brought nothing, unless it has changed meanwhile.
 
-    Never at once: our clock and the database's may differ.
+    The time is never in the past, because our clock and the database's may differ.
     """
     await connection.run(
         """
@@ -182,7 +182,7 @@ async def postpone(connection: Connection, payment: Payment, *, due_at: datetime
 
 
 async def merchants_with_due_payments(connection: Connection, *, limit: int) -> list[MerchantId]:
-    """Whose payments a job has to look at now."""
+    """Merchants with payments that a job has to look at now."""
     rows = await connection.query(
         "SELECT merchant_id FROM payment_requests WHERE due_at <= now() GROUP BY merchant_id ORDER BY min(due_at) LIMIT $1",
         limit,
@@ -193,9 +193,9 @@ async def merchants_with_due_payments(connection: Connection, *, limit: int) -> 
 async def claim_due_payments(
     connection: Connection, merchant_id: MerchantId, *, limit: int, lease_seconds: float
 ) -> list[Payment]:
-    """Take due payments of one merchant for `lease_seconds`; nobody else gets them until then.
+    """Claim due payments of one merchant for `lease_seconds`. No other worker gets them until then.
 
-    The claim does not count as a change: whoever learns something meanwhile goes on by compare-and-set on the version.
+    The claim is not a change: evidence that arrives meanwhile is still written by compare-and-set on the version.
     """
     rows = await connection.query(
         f"""
@@ -215,7 +215,7 @@ async def claim_due_payments(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which payments to list. Times bound `created_at`; None is any."""
+    """A filter of payments. The times bound `created_at`; None matches everything."""
 
     status: Status | None = None
     order_id: str | None = None
@@ -224,15 +224,16 @@ class Filter:
 
 
 SCAN_MAX = 5_000
-"""How many payments one page may look through for a status, so that a page never costs more than that."""
+"""The number of payments that one page may scan for a status, which bounds its cost."""
 
 
 async def list_payments(
     connection: Connection, merchant_id: MerchantId, wanted: Filter, *, after: UUID | None, limit: int
 ) -> tuple[list[Payment], UUID | None]:
-    """A page of payments, newest first, and where the next page goes on, or None at the end.
+    """A page of payments, newest first, and the start of the next page, or None at the end.
 
-    Ids are UUIDv7 and so sort by the time they were made. A page may hold fewer than `limit`, even none, and have a next one.
+    Ids are UUIDv7, so they sort by creation time. A page may hold fewer than `limit` payments, even none, and still have a next
+    one.
     """
     rows = await connection.query(
         f"""

@@ -1,4 +1,4 @@
-"""Reading refunds, and claiming those that are due."""
+"""Reads refunds, and claims those that are due."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,11 +13,11 @@ from server.db import json_records
 from server.db.connection import Connection
 
 REFUNDS_MAX = 1_000
-"""How many refunds of one payment are listed: a refund takes at least one minor unit, so there could be very many."""
+"""The most refunds of one payment in a list. A refund takes at least one minor unit, so there could be very many."""
 
 
 class StoredRefund(msgspec.Struct, frozen=True):
-    """A refund as it is selected. What is here under the name of a refund's field is that field."""
+    """A refund as it is selected. A field with the name of a refund's field is that field."""
 
     merchant_id: MerchantId
     payment_id: PaymentId
@@ -67,7 +67,7 @@ def _refund(row: Sequence[Any]) -> Refund:
 async def find_refund(
     connection: Connection, merchant_id: MerchantId, payment_id: PaymentId, refund_id: RefundId
 ) -> Refund | None:
-    """The payment's refund; None where there is none."""
+    """Return the payment's refund, or None if there is none."""
     rows = await connection.query(
         f"SELECT {_COLUMNS} FROM refunds r WHERE r.merchant_id = $1 AND r.payment_id = $2 AND r.id = $3",  # noqa: S608 - own columns
         merchant_id,
@@ -89,7 +89,7 @@ async def list_refunds(connection: Connection, merchant_id: MerchantId, payment_
 
 
 async def merchants_with_due_refunds(connection: Connection, *, limit: int) -> list[MerchantId]:
-    """Whose refunds a job has to look at now."""
+    """Merchants with refunds that a job has to look at now."""
     rows = await connection.query(
         "SELECT merchant_id FROM refunds WHERE due_at <= now() GROUP BY merchant_id ORDER BY min(due_at) LIMIT $1", limit
     )
@@ -97,7 +97,7 @@ async def merchants_with_due_refunds(connection: Connection, *, limit: int) -> l
 
 
 async def claim_due_refunds(connection: Connection, merchant_id: MerchantId, *, limit: int, lease_seconds: float) -> list[Refund]:
-    """Take due refunds of one merchant for `lease_seconds`; nobody else gets them until then."""
+    """Claim due refunds of one merchant for `lease_seconds`. No other worker gets them until then."""
     rows = await connection.query(
         f"""
         WITH due AS (
@@ -116,7 +116,7 @@ async def claim_due_refunds(connection: Connection, merchant_id: MerchantId, *, 
 
 
 async def postpone_refund(connection: Connection, refund: Refund, *, due_at: datetime | None) -> None:
-    """Set when to look next at a refund that was just looked at, without news."""
+    """Set when to look next at a refund that was just checked without news."""
     await connection.run(
         """
         UPDATE refunds SET due_at = greatest($4, now() + interval '5 seconds')

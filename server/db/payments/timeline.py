@@ -1,4 +1,4 @@
-"""Everything that is known of one payment, in the order in which it happened."""
+"""The timeline of one payment: everything that is known of it, in order."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +9,7 @@ from server.db.connection import Connection
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the timeline. `where` is the room of the house it happened in."""
+    """One line of the timeline. `where` is the part of Florin in which it happened."""
 
     at: datetime
     where: str
@@ -59,5 +59,5 @@ SELECT at, place, what FROM (
 
 
 async def timeline(connection: Connection, merchant_id: MerchantId, payment_id: PaymentId) -> list[Entry]:
-    """What happened to a payment, oldest first."""
+    """The timeline of a payment, oldest first."""
     return [Entry(*row) for row in await connection.query(_SQL, merchant_id, payment_id)]

@@ -1,1 +1,1 @@
-"""PSP accounts, what workers share about them, and their events."""
+"""PSP accounts, the state that workers share about them, and their events."""

@@ -1,4 +1,4 @@
-"""Our accounts at PSPs, and which of them a merchant's payments go to. Secrets arrive sealed and leave sealed."""
+"""Accounts at PSPs, and the routes of merchants' payments to them. Secrets arrive sealed and leave sealed."""
 
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -11,10 +11,10 @@ from server.db.merchants.audit import Act, record_act
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PspAccount:
-    """Our account at a PSP.
+    """An account at a PSP.
 
-    `enabled`: new payments may go there. The limits are for all workers together; no `requests_per_second_max` is no limit.
-    While a webhook secret rotates the old one is good until `old_secret_until`.
+    `enabled`: it takes new payments. The limits apply to all workers together; without `requests_per_second_max` the rate is not
+    limited. After a rotation the old webhook secret is accepted until `old_secret_until`.
     """
 
     id: PspAccountId
@@ -33,7 +33,7 @@ class PspAccount:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A rule: payments of this currency, and amount, go to this account. What is None does not matter."""
+    """A rule: payments of this currency and amount go to this account. None matches everything."""
 
     psp_account_id: PspAccountId
     currency: str | None = None
@@ -41,7 +41,7 @@ class Route:
     amount_minor_max: int | None = None
 
     def fits(self, money: Money) -> bool:
-        """Whether a payment is of this rule."""
+        """Return whether the rule matches a payment."""
         if self.currency is not None and self.currency != money.currency:
             return False
         least, most = self.amount_minor_min, self.amount_minor_max
@@ -49,7 +49,7 @@ class Route:
 
 
 async def add_psp_account(connection: Connection, account: PspAccount, *, now: datetime, act: Act | None = None) -> None:
-    """Store an account, or move it to another address; audited where an operator did it."""
+    """Store an account, or change its address; audited if an operator did it."""
     async with connection.atomic():
         await _add(connection, account, now)
         if act is not None:
@@ -101,7 +101,9 @@ async def set_psp_account(
     name: str | None = None,
     base_url: str | None = None,
 ) -> bool:
-    """Change what is given of an account, audited; no limit per second is 0. False where there is no such account."""
+    """Change the given settings of an account, audited; a rate of 0 removes the limit. Returns False if there is no such
+    account.
+    """
     async with connection.atomic():
         touched = await connection.run(
             """
@@ -127,7 +129,7 @@ async def set_psp_account(
 async def rotate_webhook_secret(
     connection: Connection, account_id: PspAccountId, act: Act, *, sealed_secret: bytes, old_until: datetime
 ) -> bool:
-    """Take a new webhook secret, and the old one until then; audited. False where there is no such account."""
+    """Replace the webhook secret and keep the old one until then; audited. Returns False if there is no such account."""
     async with connection.atomic():
         touched = await connection.run(
             """
@@ -147,7 +149,9 @@ async def rotate_webhook_secret(
 async def set_routes(
     connection: Connection, merchant_id: MerchantId, routes: list[Route], act: Act, *, default: PspAccountId | None = None
 ) -> bool:
-    """Replace a merchant's rules, in their order, and its own account where one is given; audited. False: no such merchant."""
+    """Replace a merchant's rules, in order, and its default account if one is given; audited. Returns False if there is no such
+    merchant.
+    """
     async with connection.atomic():
         touched = await connection.run(
             "UPDATE merchants SET psp_account_id = coalesce($2, psp_account_id) WHERE merchant_id = $1", merchant_id, default

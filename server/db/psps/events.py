@@ -1,6 +1,6 @@
-"""Events of PSPs that changed nothing: seen before, out of date, of no concern, or of a payment we do not know.
+"""PSP events that changed nothing: repeated, out of date, irrelevant, or about an unknown payment.
 
-Those that changed a payment are written with their change, by `server.db.payments.changes`.
+An event that changed a payment is written with the change, by `server.db.payments.changes`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from server.db.connection import Connection
 
 
 class EventOutcome(StrEnum):
-    """What became of the event. TOO_EARLY and DEAD are in the inbox, `server.db.psps.inbox`."""
+    """The result of an event. TOO_EARLY and DEAD events are in the inbox, `server.db.psps.inbox`."""
 
     APPLIED = "applied"
     NOTHING_NEW = "nothing_new"
@@ -28,7 +28,7 @@ class EventOutcome(StrEnum):
 async def was_seen(
     connection: Connection, merchant_id: MerchantId, payment_id: PaymentId, account_id: PspAccountId, *, event_id: str
 ) -> bool:
-    """Whether the event was processed before."""
+    """Return whether the event was processed before."""
     rows = await connection.query(
         """
         SELECT 1 FROM psp_events
@@ -43,7 +43,7 @@ async def was_seen(
 
 
 class EventRecord(msgspec.Struct, frozen=True):
-    """An event of a PSP, by its key."""
+    """A PSP event, by its key."""
 
     merchant_id: UUID
     payment_id: UUID
@@ -78,7 +78,7 @@ async def record(
     outcome: EventOutcome,
     now: datetime,
 ) -> None:
-    """Remember the event; a second time changes nothing."""
+    """Record the event. A second time changes nothing."""
     await connection.run(
         """
         INSERT INTO psp_events (merchant_id, psp_account_id, event_id, payment_id, type, outcome, received_at)

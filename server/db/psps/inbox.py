@@ -1,7 +1,7 @@
-"""Events of PSPs that could not be applied: too early, or failing. They are tried again, and end as dead letters.
+"""PSP events that could not be applied, because they came too early or failed. They are retried and end as dead letters.
 
-What is kept is what Florin has read from the event, never the PSP's own text, so that no customer's data and no card number gets
-here. An event that names no merchant of ours is kept under the nil UUID.
+What is kept is Florin's reading of the event, never the PSP's own text, so no customer data and no card number gets here. An
+event that names no merchant of ours is kept under the nil UUID.
 """
 
 from datetime import datetime
@@ -16,11 +16,11 @@ from server.db.connection import Connection
 
 NOBODY = MerchantId(UUID(int=0))
 ALIKE_MAX = 5
-"""How often an event may fail in the same way before it is a dead letter."""
+"""Failures of an event with the same error after which it is a dead letter."""
 
 
 class InboxState(StrEnum):
-    """WAITING is tried again; DEAD needs a person; DROPPED was thrown away by one."""
+    """WAITING is retried; DEAD needs an operator; DROPPED was discarded by one."""
 
     WAITING = "WAITING"
     DONE = "DONE"
@@ -29,7 +29,7 @@ class InboxState(StrEnum):
 
 
 class InboxItem(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that waits, or has ended. `notice` is JSON, None where the event could not be read."""
+    """An event that waits or has ended. `notice` is JSON, or None if the event could not be read."""
 
     merchant_id: MerchantId
     psp_account_id: PspAccountId
@@ -52,12 +52,12 @@ def _item(row: tuple[Any, ...]) -> InboxItem:
 
 
 def _told(item: InboxItem) -> tuple[Any, ...]:
-    """What a row says of the event itself: the statement's first six parameters."""
+    """The first six parameters of the statement: what a row says about the event itself."""
     return item.merchant_id, item.psp_account_id, item.event_id, item.type, item.notice, item.last_error
 
 
 async def park(connection: Connection, item: InboxItem, *, due_at: datetime) -> None:
-    """Keep an event that came too early; one that is kept already stays as it is."""
+    """Keep an event that came too early. An existing one is not changed."""
     await connection.run(
         """
         INSERT INTO psp_inbox (
@@ -72,9 +72,10 @@ async def park(connection: Connection, item: InboxItem, *, due_at: datetime) -> 
 
 
 async def note_failure(connection: Connection, item: InboxItem, *, due_at: datetime, now: datetime) -> tuple[InboxState, bool]:
-    """Count a failure of `item.last_error`; the fifth alike makes it a dead letter. Its state, and whether that is new.
+    """Count a failure with `item.last_error`; the fifth with the same error makes it a dead letter. Returns its state, and
+    whether that is new.
 
-    One that has ended before stays as it is.
+    An event that has ended is not changed.
     """
     rows = await connection.query(
         """
@@ -106,7 +107,7 @@ async def note_failure(connection: Connection, item: InboxItem, *, due_at: datet
 
 
 async def merchants_with_due_events(connection: Connection, *, limit: int) -> list[MerchantId]:
-    """Whose parked events are to be tried now."""
+    """Merchants with parked events to retry now."""
     rows = await connection.query(
         "SELECT merchant_id FROM psp_inbox WHERE due_at <= now() GROUP BY merchant_id ORDER BY min(due_at) LIMIT $1", limit
     )
@@ -116,7 +117,9 @@ async def merchants_with_due_events(connection: Connection, *, limit: int) -> li
 async def claim_due_events(
     connection: Connection, merchant_id: MerchantId, *, limit: int, lease_seconds: float
 ) -> list[InboxItem]:
-    """Take due events of one merchant for `lease_seconds`; nobody else gets them until then. The claim counts as an attempt."""
+    """Claim due events of one merchant for `lease_seconds`. No other worker gets them until then. The claim counts as an
+    attempt.
+    """
     rows = await connection.query(
         f"""
         WITH due AS (
@@ -136,7 +139,7 @@ async def claim_due_events(
 
 
 async def give_back(connection: Connection, item: InboxItem, *, due_at: datetime) -> None:
-    """Undo a claim: it counted as an attempt and was none."""
+    """Undo a claim whose attempt was not made."""
     await connection.run(
         """
         UPDATE psp_inbox SET attempts = attempts - 1, due_at = $5
@@ -151,7 +154,7 @@ async def give_back(connection: Connection, item: InboxItem, *, due_at: datetime
 
 
 async def prune_events(connection: Connection, *, ended_before: datetime, limit: int) -> int:
-    """Forget events that were applied or dropped long ago; how many."""
+    """Delete events that were applied or dropped long ago. Returns the number deleted."""
     return await connection.run(
         """
         DELETE FROM psp_inbox
@@ -165,7 +168,7 @@ async def prune_events(connection: Connection, *, ended_before: datetime, limit:
 
 
 async def end_event(connection: Connection, item: InboxItem, state: InboxState, *, due_at: datetime | None, error: str) -> bool:
-    """What became of a claimed event; False where somebody else was faster."""
+    """Record the result of a claimed event. Returns False if another worker was faster."""
     touched = await connection.run(
         """
         UPDATE psp_inbox SET state = $4, due_at = $5, last_error = $6, updated_at = now()
@@ -183,7 +186,7 @@ async def end_event(connection: Connection, item: InboxItem, state: InboxState, 
 
 
 async def move_event(connection: Connection, event_id: str, *, from_states: list[InboxState], to: InboxState) -> list[InboxItem]:
-    """An operator tries an event again (WAITING) or throws it away (DROPPED); those that were moved."""
+    """Retry an event (WAITING) or discard it (DROPPED), for an operator. Returns the events that were changed."""
     rows = await connection.query(
         f"""
         UPDATE psp_inbox b

@@ -1,6 +1,6 @@
-"""What all workers share about a PSP account: the schedule of its rate, its breaker, and how many workers there are.
+"""State of a PSP account that all workers share: the schedule of its rate, its breaker, and the number of workers.
 
-Each of these is a lease, so it goes by the database's clock. Losing all of it costs nothing but a moment of caution.
+Each is a lease on the database's clock. Losing all of it costs nothing but a moment of caution.
 """
 
 from dataclasses import dataclass
@@ -11,23 +11,24 @@ from core.ids import PspAccountId
 from server.db.connection import Connection
 
 WORKER_SECONDS = 5.0
-"""How long a worker counts as alive after it was last seen."""
+"""A worker counts as alive for this time after it was last seen."""
 
 PROBE_SECONDS = 10.0
-"""How long one worker has for finding out whether a PSP has recovered."""
+"""The time that one worker has to find out whether a PSP has recovered."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenBreaker:
-    """A breaker that some worker has opened, and for how many seconds more, while another worker tries
-    included; 0 or less where a probe may be tried."""
+    """A breaker that some worker has opened, with the seconds for which it stays open, another worker's probe included; 0 or less
+    if a probe is allowed.
+    """
 
     account_id: PspAccountId
     seconds_left: float
 
 
 async def reserve_slots(connection: Connection, account_id: PspAccountId, *, slots: int, interval_seconds: float) -> float:
-    """Take the next share of the account's schedule; in how many seconds it begins."""
+    """Reserve the next range of the account's schedule. Returns the seconds until it begins."""
     rows = await connection.query(
         """
         INSERT INTO psp_states AS s (psp_account_id, rate_used_until) VALUES ($1, now() + make_interval(secs => $2::float8))
@@ -42,8 +43,8 @@ async def reserve_slots(connection: Connection, account_id: PspAccountId, *, slo
     return max(ends_in_seconds - slots * interval_seconds, 0.0)
 
 
-async def see_worker(connection: Connection, worker_id: UUID) -> int:
-    """This worker lives; how many do."""
+async def record_worker(connection: Connection, worker_id: UUID) -> int:
+    """Record that this worker is alive. Returns the number of living workers."""
     await connection.run(
         "INSERT INTO workers (id, seen_at) VALUES ($1, now()) ON CONFLICT (id) DO UPDATE SET seen_at = now()", worker_id
     )
@@ -59,7 +60,7 @@ async def forget_workers(connection: Connection, *, older_than_seconds: float) -
 
 
 async def list_open_breakers(connection: Connection) -> list[OpenBreaker]:
-    """The breakers that are open, or wait for a probe."""
+    """The breakers that are open or wait for a probe."""
     rows = await connection.query(
         """
         SELECT psp_account_id, extract(epoch FROM greatest(open_until, probe_until) - now())::float8
@@ -70,7 +71,7 @@ async def list_open_breakers(connection: Connection) -> list[OpenBreaker]:
 
 
 async def open_breaker(connection: Connection, account_id: PspAccountId, *, seconds: float) -> None:
-    """Tell all workers to leave the account alone for so long."""
+    """Open the account's breaker for all workers, for that many seconds."""
     await connection.run(
         """
         INSERT INTO psp_states AS s (psp_account_id, open_until) VALUES ($1, now() + make_interval(secs => $2::float8))
@@ -83,7 +84,7 @@ async def open_breaker(connection: Connection, account_id: PspAccountId, *, seco
 
 
 async def close_breaker(connection: Connection, account_id: PspAccountId) -> None:
-    """Tell all workers that the account has recovered."""
+    """Close the account's breaker for all workers."""
     await connection.run(
         "UPDATE psp_states SET open_until = NULL, probe_until = NULL WHERE psp_account_id = $1 AND open_until IS NOT NULL",
         account_id,
@@ -91,7 +92,7 @@ async def close_breaker(connection: Connection, account_id: PspAccountId) -> Non
 
 
 async def claim_probe(connection: Connection, account_id: PspAccountId) -> bool:
-    """Whether this worker is the one to try the account now."""
+    """Return whether this worker may probe the account now."""
     touched = await connection.run(
         """
         UPDATE psp_states SET probe_until = now() + make_interval(secs => $2::float8)
@@ -105,7 +106,7 @@ async def claim_probe(connection: Connection, account_id: PspAccountId) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A turn to read an account's list of events: until when it was read, None for never, and what time it is."""
+    """A lease to read an account's list of events: the time up to which it was read, or None, and the current time."""
 
     read_until: datetime | None
     now: datetime
@@ -114,7 +115,9 @@ class Reading:
 async def claim_reading(
     connection: Connection, account_id: PspAccountId, *, every_seconds: float, lease_seconds: float
 ) -> Reading | None:
-    """Whether this worker is the one to read the account's list of events now; it has `lease_seconds` for it."""
+    """Claim the reading of the account's list of events for `lease_seconds`. Returns None if another worker is reading it, or if
+    it was read less than `every_seconds` ago.
+    """
     rows = await connection.query(
         """
         INSERT INTO psp_states AS s (psp_account_id, events_due_at) VALUES ($1, now() + make_interval(secs => $3::float8))
@@ -131,7 +134,7 @@ async def claim_reading(
 
 
 async def end_reading(connection: Connection, account_id: PspAccountId, *, until: datetime, is_last: bool) -> None:
-    """The list is read until then; with the last part of it, it may be read again."""
+    """Record the time up to which the list is read. With `is_last` the lease ends."""
     await connection.run(
         """
         UPDATE psp_states

@@ -1,4 +1,4 @@
-"""Dead letters: deliveries that used their attempts up, or whose endpoint takes no more. They stay until they are sent or
+"""Dead letters: deliveries that have used all attempts, or whose endpoint is disabled. They stay until they are retried or
 dropped.
 """
 
@@ -29,7 +29,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Letters:
-    """Which dead letters: of a merchant, of one of its endpoints, one of those; None is all."""
+    """A selection of dead letters: a merchant's, one endpoint's, or one event's; None selects all."""
 
     merchant_id: MerchantId | None = None
     endpoint_id: EndpointId | None = None
@@ -56,7 +56,7 @@ _DEAD = """
 async def list_dead_letters(
     connection: Connection, letters: Letters, *, after: tuple[EndpointId, int] | None = None, limit: int
 ) -> list[DeadLetter]:
-    """Dead letters by merchant, endpoint and number, those after one of them."""
+    """Dead letters after `after`, by merchant, endpoint and number."""
     rows = await connection.query(
         f"""
         SELECT {", ".join(_COLUMN_BY_FIELD.values())}
@@ -74,7 +74,7 @@ async def list_dead_letters(
 
 
 async def retry_dead_letters(connection: Connection, letters: Letters, *, per_second: float = REPLAY_PER_SECOND) -> int:
-    """Begin their attempts anew, spread out in time; those of a disabled endpoint stay dead; how many, at most 10,000."""
+    """Restart their attempts, spread out in time, and return how many, at most 10,000. Those of a disabled endpoint stay dead."""
     return await connection.run(
         f"""
         UPDATE deliveries d
@@ -97,7 +97,7 @@ async def retry_dead_letters(connection: Connection, letters: Letters, *, per_se
 
 
 async def drop_dead_letters(connection: Connection, letters: Letters) -> int:
-    """Give them up for good; how many, at most 10,000. They stay in the log."""
+    """Drop them and return how many, at most 10,000. They stay in the log."""
     return await connection.run(
         f"""
         UPDATE deliveries d SET state = 'DROPPED', updated_at = now()

@@ -1,9 +1,9 @@
-"""Deliveries of events to merchants' webhook endpoints: claiming what is due, and writing what came of it.
+"""Deliveries of events to merchants' webhook endpoints: claiming due ones and writing their results.
 
-`due_at` is both the schedule and the lease of a `parallel` delivery: a claim moves it a lease ahead and counts an attempt, so a
-message that kills its worker uses its attempts up as well. `attempts` is the fencing token: a result is written only by the
-claim that it belongs to. `ordered` deliveries have no time of their own; see `server.db.webhooks.ordered_deliveries`. What is
-due is looked for endpoint by endpoint, so that one with a million waiting costs a look what one with a single one does.
+`due_at` is both the schedule and the lease of a `parallel` delivery: a claim moves it ahead by the lease and counts an attempt,
+so a message that kills its worker uses up its attempts too. `attempts` is the fencing token: only the claim that made an attempt
+can write its result. `ordered` deliveries have no due time of their own; see `server.db.webhooks.ordered_deliveries`. Due
+deliveries are looked up endpoint by endpoint, so an endpoint with a million of them costs as much as one with a single one.
 """
 
 from collections.abc import Hashable, Sequence
@@ -24,7 +24,7 @@ _START = (UUID(int=0), UUID(int=0))
 
 
 class ClaimedDelivery(msgspec.Struct, frozen=True):
-    """A delivery that is ours until its lease ends. `attempt` counts from 1."""
+    """A delivery claimed until its lease ends. `attempt` counts from 1."""
 
     event: Event
     endpoint_id: EndpointId
@@ -33,9 +33,9 @@ class ClaimedDelivery(msgspec.Struct, frozen=True):
 
 
 class DeliveryResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of an attempt: `retry_seconds` None and `delivered` False means no further attempt.
+    """The result of an attempt. `retry_seconds` None with `delivered` False means that there is no further attempt.
 
-    `id` names the attempt in the log. `response`: an excerpt of the answer, redacted.
+    `id` names the attempt in the log. `response` is a redacted excerpt of the reply.
     """
 
     id: UUID
@@ -52,7 +52,7 @@ class DeliveryResult(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingEndpoint:
-    """An endpoint with deliveries that are not at their end. `is_due`: some could be attempted now."""
+    """An endpoint with unfinished deliveries. `is_due`: some can be attempted now."""
 
     merchant_id: MerchantId
     endpoint_id: EndpointId
@@ -64,7 +64,9 @@ class WaitingEndpoint:
 async def endpoints_with_deliveries(
     connection: Connection, *, after: tuple[UUID, UUID] = _START, is_ordered: bool, limit: int
 ) -> list[WaitingEndpoint]:
-    """Endpoints with deliveries that wait, by merchant and endpoint, from one on: a loose index scan, one probe an endpoint."""
+    """Endpoints with unfinished deliveries after `after`, by merchant and endpoint: a loose index scan with one probe per
+    endpoint.
+    """
     index = "is_ordered AND state = 'PENDING'" if is_ordered else "due_at IS NOT NULL"
     order = "event_seq" if is_ordered else "due_at"
     rows = await connection.query(
@@ -106,7 +108,7 @@ async def endpoints_with_deliveries(
 async def claim_due_deliveries(
     connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, limit: int, lease_seconds: float
 ) -> list[ClaimedDelivery]:
-    """Take due deliveries of one endpoint, the longest due first; one whose attempts are used up is dead."""
+    """Claim due deliveries of one endpoint, the longest due first. One that has used all attempts becomes a dead letter."""
     rows = await connection.query(
         """
         WITH due AS (
@@ -161,7 +163,7 @@ class GivenBackRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def give_back(connection: Connection, claims: Sequence[tuple[ClaimedDelivery, float]]) -> None:
-    """Claims that were not attempted: the attempt does not count, and they are due again after so many seconds."""
+    """Release claims that were not attempted: the attempt does not count, and they are due again after that many seconds."""
     await connection.run(
         f"""
         UPDATE deliveries d
@@ -187,8 +189,10 @@ async def give_back(connection: Connection, claims: Sequence[tuple[ClaimedDelive
     )
 
 
-async def bury(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, limit: int) -> int:
-    """Give up what waits for an endpoint that takes no more: dead letters, or for a deleted one nothing; how many there were."""
+async def give_up_deliveries(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, limit: int) -> int:
+    """Give up the unfinished deliveries of an endpoint: dead letters for a disabled one, dropped for a deleted one. Returns their
+    number.
+    """
     return await connection.run(
         """
         WITH endpoint AS (
@@ -254,10 +258,10 @@ SELECT merchant_id, endpoint_id, event_seq FROM written
 
 
 class DeliveryResultGroup:
-    """Writes results of attempts, and those that failed into the log; True where the claim still held."""
+    """Writes results of attempts, and failed attempts to the log. The result is True if the claim still held."""
 
     def conflict_key(self, item: DeliveryResult) -> Hashable:
-        """A delivery is in one group once."""
+        """The key of an item: its delivery, which is in a group only once."""
         return (item.claimed.endpoint_id, item.claimed.event.seq)
 
     async def write(self, connection: Connection, items: Sequence[DeliveryResult]) -> list[bool]:
@@ -267,7 +271,7 @@ class DeliveryResultGroup:
         return [(item.claimed.event.merchant_id, item.claimed.endpoint_id, item.claimed.event.seq) in written for item in items]
 
     async def recognize(self, connection: Connection, items: Sequence[DeliveryResult]) -> list[bool | None]:
-        """Writing a result twice changes nothing, so there is nothing to recognize."""
+        """Nothing needs recognizing: writing a result twice changes nothing."""
         del connection
         return [None] * len(items)
 

@@ -1,7 +1,7 @@
-"""What became of deliveries, for their merchants, and what they can have done about it: sent once more, alone or a range.
+"""The history of deliveries for their merchants, and sending events again, alone or as a range.
 
-A retry by hand begins a whole new schedule of attempts. Many at once are spread out in time, so that an endpoint that has just
-recovered is not flooded.
+A manual retry starts a new schedule of attempts. A range is spread out in time, so that an endpoint that has just recovered is
+not flooded.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ATTEMPTS_SHOWN_MAX = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryRow:
-    """A delivery as it stands. `due_at` is None for one that waits for its turn, or is at its end."""
+    """The state of a delivery. `due_at` is None if it waits for its turn or has ended."""
 
     endpoint_id: EndpointId
     seq: int
@@ -40,7 +40,7 @@ class DeliveryRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedAttempt:
-    """An attempt that failed."""
+    """A failed attempt."""
 
     id: UUID
     attempt: int
@@ -101,7 +101,7 @@ async def list_deliveries(
 
 
 async def find_delivery(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int) -> DeliveryRow | None:
-    """One delivery."""
+    """Return one delivery."""
     rows = await connection.query(
         f"""
         SELECT {_COLUMNS} FROM deliveries d JOIN events e ON e.merchant_id = d.merchant_id AND e.seq = d.event_seq
@@ -117,7 +117,7 @@ async def find_delivery(connection: Connection, merchant_id: MerchantId, endpoin
 async def list_failed_attempts(
     connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int
 ) -> list[FailedAttempt]:
-    """A delivery's attempts that failed, the latest `ATTEMPTS_SHOWN_MAX`, oldest first."""
+    """A delivery's failed attempts: the latest `ATTEMPTS_SHOWN_MAX`, oldest first."""
     rows = await connection.query(
         f"""
         SELECT {", ".join(_ATTEMPT_FIELDS)} FROM delivery_attempts
@@ -132,9 +132,9 @@ async def list_failed_attempts(
 
 
 async def resend(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int) -> bool:
-    """Send one event there now, whatever became of it before; False where there is no such event.
+    """Send one event again, whatever the state of its delivery. Returns False if there is no such event.
 
-    One that is at its end begins its attempts anew, out of turn; one that waits for its turn keeps that.
+    A delivery that has ended restarts its attempts, out of turn; one that waits for its turn keeps its place.
     """
     touched = await connection.run(
         """
@@ -155,7 +155,7 @@ async def resend(connection: Connection, merchant_id: MerchantId, endpoint_id: E
 
 
 async def replay(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, from_seq: int, to_seq: int) -> int:
-    """Send a range of events there once more, those that the endpoint wants and that are not under way; how many."""
+    """Send a range of events again: those that the endpoint selects and that are not under way. Returns their number."""
     return await connection.run(
         f"""
         INSERT INTO deliveries AS d (
@@ -181,7 +181,7 @@ async def replay(connection: Connection, merchant_id: MerchantId, endpoint_id: E
 
 
 async def prune_attempts(connection: Connection, *, made_before: datetime, limit: int) -> int:
-    """Forget attempts that were made before then, at most so many; how many were forgotten."""
+    """Delete up to that many attempts made before then. Returns the number deleted."""
     return await connection.run(
         """
         DELETE FROM delivery_attempts a

@@ -1,7 +1,7 @@
-"""Webhook endpoints: where a merchant wants its events, how, and how it goes.
+"""Webhook endpoints: the address, types, mode and health of each.
 
-Secrets arrive sealed and leave sealed. One that is deleted keeps its row, for the log of its deliveries; its lease and
-`held_until` are of who sends in order (`server.db.webhooks.ordered_deliveries`).
+Secrets arrive sealed and leave sealed. A deleted endpoint keeps its row, for the log of its deliveries. Its lease and
+`held_until` belong to the sender of ordered deliveries (`server.db.webhooks.ordered_deliveries`).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -22,7 +22,7 @@ class EndpointMode(StrEnum):
 
 
 class DisabledReason(StrEnum):
-    """Why an endpoint gets nothing: told so by its merchant, or by itself with 410, failing for days, or deleted."""
+    """The reason for which an endpoint is disabled: its merchant, its own 410, days of failures, or its deletion."""
 
     MERCHANT = "merchant"
     GONE = "gone"
@@ -32,7 +32,7 @@ class DisabledReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One endpoint. `event_types` None: all."""
+    """One endpoint. `event_types` None means all."""
 
     id: EndpointId
     merchant_id: MerchantId
@@ -68,7 +68,7 @@ def _endpoint(row: tuple[Any, ...]) -> Endpoint:
 
 
 async def add_endpoint(connection: Connection, endpoint: Endpoint) -> Endpoint | None:
-    """Store an endpoint. One of that id which is there stays as it is, and is returned; None where it was deleted."""
+    """Store an endpoint. An existing one with that id is returned unchanged; None if it was deleted."""
     await connection.run(
         """
         INSERT INTO webhook_endpoints (
@@ -93,7 +93,7 @@ async def add_endpoint(connection: Connection, endpoint: Endpoint) -> Endpoint |
 
 
 async def move_endpoint(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, url: str) -> None:
-    """Give an endpoint another address."""
+    """Change the address of an endpoint."""
     await connection.run(
         "UPDATE webhook_endpoints SET url = $3 WHERE merchant_id = $1 AND id = $2", merchant_id, endpoint_id, url
     )
@@ -102,7 +102,7 @@ async def move_endpoint(connection: Connection, merchant_id: MerchantId, endpoin
 async def find_endpoint(
     connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, for_update: bool = False
 ) -> Endpoint | None:
-    """The merchant's endpoint of that id, unless it was deleted; locked where it is to be changed."""
+    """Return the merchant's endpoint of that id unless it was deleted; locked if it is to be changed."""
     rows = await connection.query(
         f"""
         SELECT {_COLUMNS} FROM webhook_endpoints e
@@ -128,9 +128,9 @@ async def list_endpoints(connection: Connection, merchant_id: MerchantId) -> lis
 
 
 async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: datetime) -> Endpoint:
-    """Store what a merchant may change of an endpoint, which the caller has locked.
+    """Store what a merchant may change of an endpoint that the caller has locked.
 
-    Whether it fails, and until when nothing may be sent, is forgotten where it is enabled or moved.
+    Its failures and `held_until` are reset if it is enabled or its address changes.
     """
     await connection.run(
         """
@@ -162,7 +162,7 @@ async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: da
 async def rotate_secret(
     connection: Connection, endpoint: Endpoint, *, sealed_secret: bytes, old_until: datetime, now: datetime
 ) -> Endpoint:
-    """Sign with a new secret from now on, and with the one before too until then. The caller has locked the endpoint."""
+    """Sign with a new secret from now on, and with the previous one as well until then. The caller has locked the endpoint."""
     await connection.run(
         """
         UPDATE webhook_endpoints
@@ -185,7 +185,7 @@ async def rotate_secret(
 
 
 async def release_holds(connection: Connection, merchant_id: MerchantId | None, endpoint_id: EndpointId | None) -> None:
-    """What waits its turn may be tried now: at one endpoint, or at all of a merchant, or at all."""
+    """Allow waiting ordered deliveries to be tried now: of one endpoint, of a merchant, or all."""
     await connection.run(
         """
         UPDATE webhook_endpoints SET held_until = NULL
@@ -205,7 +205,9 @@ async def disable_endpoint(
     now: datetime,
     url: str | None = None,
 ) -> bool:
-    """No more events go there; whether that is news. A deleted one stays so; one that has moved from `url` is left alone."""
+    """Disable or delete an endpoint. Returns whether that changed it. A deleted one stays deleted; one whose address is no longer
+    `url` is left alone.
+    """
     touched = await connection.run(
         """
         UPDATE webhook_endpoints
@@ -225,7 +227,9 @@ async def disable_endpoint(
 async def note_health(
     connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, failing_since: datetime | None
 ) -> datetime | None:
-    """An endpoint has begun to fail, or has ceased to (None); since when it fails, which is the first moment of all noted."""
+    """Record that an endpoint has been failing since `failing_since`, or has recovered (None). Returns the time since which it
+    has been failing, the first that was reported.
+    """
     rows = await connection.query(
         """
         UPDATE webhook_endpoints
@@ -241,7 +245,7 @@ async def note_health(
 
 
 async def count_endpoints(connection: Connection, merchant_id: MerchantId) -> int:
-    """How many a merchant has, under a lock that lets one more be added at a time."""
+    """The number of a merchant's endpoints, under a lock that admits one new endpoint at a time."""
     await connection.query("SELECT pg_advisory_xact_lock(hashtextextended('endpoints ' || $1::text, 0))", merchant_id)
     rows = await connection.query(
         "SELECT count(*) FROM webhook_endpoints WHERE merchant_id = $1 AND disabled_reason IS DISTINCT FROM 'deleted'",
@@ -252,6 +256,6 @@ async def count_endpoints(connection: Connection, merchant_id: MerchantId) -> in
 
 
 async def find_endpoint_owner(connection: Connection, endpoint_id: UUID) -> MerchantId | None:
-    """Whose endpoint it is; for operators, who have only its id."""
+    """The merchant of an endpoint, for an operator who has only its id."""
     rows = await connection.query("SELECT merchant_id FROM webhook_endpoints WHERE id = $1", endpoint_id)
     return MerchantId(rows[0][0]) if rows else None

@@ -1,8 +1,8 @@
-"""Deliveries in order: one worker at a time holds an endpoint, and sends what waits there by its number.
+"""Ordered deliveries: one worker at a time holds an endpoint and sends its events by number.
 
-The lease is on the endpoint's row, on the database's clock; its token fences every claim, so that a worker which was stopped and
-goes on after its lease has ended sends nothing out of turn. The time of the next attempt is the endpoint's too (`held_until`):
-until then nothing is sent there, because what fails holds back what comes after it.
+The lease is on the endpoint's row and uses the database's clock. Its token fences every claim, so a worker that was paused and
+continues after its lease has ended sends nothing out of turn. The time of the next attempt also belongs to the endpoint
+(`held_until`): until then nothing is sent to it, because an event that fails holds back the later ones.
 """
 
 from uuid import UUID
@@ -16,7 +16,7 @@ from server.db.webhooks.deliveries import ATTEMPTS_MAX, ClaimedDelivery
 async def take_endpoint(
     connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, token: UUID, *, lease_seconds: float
 ) -> bool:
-    """Become the one who sends there; False where another worker does, or nothing may be sent yet."""
+    """Take the lease of an endpoint. Returns False if another worker holds it, or nothing may be sent yet."""
     touched = await connection.run(
         """
         UPDATE webhook_endpoints SET lease_token = $3, lease_until = now() + make_interval(secs => $4::float8)
@@ -34,10 +34,10 @@ async def take_endpoint(
 async def claim_next(
     connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, token: UUID, *, lease_seconds: float
 ) -> tuple[ClaimedDelivery | None, bool]:
-    """The next one, with the lease renewed and an attempt counted; and whether to ask again.
+    """Claim the next delivery, renewing the lease and counting an attempt, and tell whether to ask again.
 
-    None and False where nothing waits or the lease is lost; None and True where the next one had used its attempts up, and is
-    dead now.
+    Returns None and False if nothing waits or the lease is lost; None and True if the next delivery had used all its attempts and
+    is dead now.
     """
     rows = await connection.query(
         """
@@ -79,10 +79,10 @@ async def claim_next(
     return ClaimedDelivery(event, endpoint_id, attempts, is_ordered=True), True
 
 
-async def let_go(
+async def release_endpoint(
     connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, token: UUID, *, held_seconds: float = 0.0
 ) -> None:
-    """End the lease; nothing is sent there for so many seconds."""
+    """End the lease. Nothing is sent to the endpoint for that many seconds."""
     await connection.run(
         """
         UPDATE webhook_endpoints
@@ -98,7 +98,7 @@ async def let_go(
 
 
 async def has_waiting(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId) -> bool:
-    """Whether anything waits there for its turn."""
+    """Return whether any delivery to the endpoint waits for its turn."""
     rows = await connection.query(
         """
         SELECT 1 FROM deliveries WHERE merchant_id = $1 AND endpoint_id = $2 AND is_ordered AND state = 'PENDING' LIMIT 1

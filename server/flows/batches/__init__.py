@@ -1,1 +1,1 @@
-"""Batches as merchants see them, and one item of one."""
+"""Batches as merchants see them, and the execution of one item."""

@@ -1,6 +1,6 @@
-"""Batches as merchants see them: accept one, follow it, stop it, resume it. Who carries it out is `server.jobs.batches.runner`.
+"""Batches as merchants see them: accept, follow, stop, resume. `server.jobs.batches.runner` runs them.
 
-A batch is durable before anything is answered, and whoever asks, at any worker, reads how it stands from the table.
+A batch is durable before any reply, and any worker can answer for it from the table.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +24,7 @@ from server.sealing import SealError
 from server.uuid7 import uuid7
 
 RUNNING_MAX = 4
-"""How many batches of one merchant may be under way."""
+"""The most batches of one merchant that may run at the same time."""
 
 FOLLOW_SECONDS = 0.2
 PAGE = 500
@@ -35,7 +35,7 @@ _items = msgspec.json.Decoder(list[Item])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How a batch is carried out."""
+    """The deadline and concurrency of a batch."""
 
     deadline_seconds: int
     concurrency: int
@@ -43,14 +43,16 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A batch, and how many of its items have come to what."""
+    """A batch, and the number of its items by result."""
 
     batch: Batch
     counts: dict[ItemStatus, int]
 
 
 async def accept(context: Batches, request: Request, items: Sequence[Item], terms: Terms) -> tuple[Batch, bool] | Mismatch:
-    """Accept a batch, once per key; with whether it is known from before. Raises `Conflict`, `Overloaded`."""
+    """Accept a batch, once per key. Returns it and whether it was known already, or `Mismatch` if the key was used for another
+    request. Raises `Conflict`, `Overloaded`.
+    """
     now = context.now()
     batch = Batch(
         merchant_id=request.merchant_id,
@@ -67,7 +69,7 @@ async def accept(context: Batches, request: Request, items: Sequence[Item], term
     async with context.pool.connection() as connection:
         async with connection.atomic():
             running = await count_running(connection, request.merchant_id)
-            stored = await find_key(connection, request.merchant_id, request.key)  # after the lock: not one's own twin
+            stored = await find_key(connection, request.merchant_id, request.key)  # after the lock, to find an equal request
             if stored is None:
                 _require_room(running)
                 await add_batch(connection, batch, sealed_items=sealed, key=request.key, fingerprint=request.fingerprint)
@@ -81,12 +83,12 @@ async def accept(context: Batches, request: Request, items: Sequence[Item], term
 
 
 def open_items(context: Batches, batch: Batch, sealed: bytes) -> list[Item]:
-    """What is to be done. Raises `SealError`, `msgspec.DecodeError`."""
+    """Open the sealed items. Raises `SealError`, `msgspec.DecodeError`."""
     return _items.decode(context.sealer.open(sealed, table=_PLACE, row=batch.id, merchant=batch.merchant_id))
 
 
 async def read(context: Batches, merchant_id: MerchantId, batch_id: BatchId) -> Standing:
-    """A batch as it stands. Raises `NotFound`."""
+    """Return the current state of a batch. Raises `NotFound`."""
     async with context.pool.connection() as connection:
         batch = await find_batch(connection, merchant_id, batch_id)
         if batch is None:
@@ -99,13 +101,13 @@ async def read(context: Batches, merchant_id: MerchantId, batch_id: BatchId) -> 
 async def page(
     context: Batches, merchant_id: MerchantId, batch_id: BatchId, *, after: int, limit: int
 ) -> list[tuple[int, ItemResult]]:
-    """Results behind a position, in the order in which they became known."""
+    """Results after a position, in the order in which they became known."""
     async with context.pool.connection() as connection:
         return await list_results(connection, merchant_id, batch_id, after=after, limit=limit)
 
 
-async def asked_for(context: Batches, batch: Batch) -> list[Item]:
-    """What was to be done in a batch; empty where that is forgotten, or cannot be read any more."""
+async def requested_items(context: Batches, batch: Batch) -> list[Item]:
+    """The items of a batch; empty if they were deleted or cannot be read any more."""
     async with context.pool.connection() as connection:
         sealed = await find_items(connection, batch.merchant_id, batch.id)
     try:
@@ -115,10 +117,10 @@ async def asked_for(context: Batches, batch: Batch) -> list[Item]:
 
 
 async def follow(context: Batches, batch: Batch, *, after: int = 0) -> AsyncIterator[list[tuple[int, ItemResult]]]:
-    """Results behind a position, a page at a time, as they become known, until the batch has ended.
+    """Yield results after a position, in pages, as they become known, until the batch has ended.
 
-    While nothing is new, or the database is away for a moment, an empty page now and then. Raises `DatabaseUnavailable` and
-    `Overloaded` where that lasts.
+    Yields an empty page now and then while nothing is new or the database is briefly unavailable. Raises `DatabaseUnavailable`
+    and `Overloaded` if that lasts.
     """
     failures = 0
     while True:
@@ -143,7 +145,7 @@ async def follow(context: Batches, batch: Batch, *, after: int = 0) -> AsyncIter
 
 
 async def wait(context: Batches, batch: Batch, *, seconds: float) -> None:
-    """Wait until the batch has ended, or so long; a database that is away is waited for as well."""
+    """Wait until the batch has ended, or that many seconds have passed. Also waits out a database that is unavailable."""
     with trio.move_on_after(seconds):
         while True:
             try:
@@ -157,19 +159,19 @@ async def wait(context: Batches, batch: Batch, *, seconds: float) -> None:
 
 
 async def stop(context: Batches, merchant_id: MerchantId, batch_id: BatchId) -> Standing:
-    """Have no more items started; those under way come to their end. Doing so twice changes nothing. Raises `NotFound`."""
+    """Ask for no more items to be started; those under way are finished. Repeating it changes nothing. Raises `NotFound`."""
     async with context.pool.connection() as connection:
         await stop_batch(connection, merchant_id, batch_id)
     return await read(context, merchant_id, batch_id)
 
 
 async def resume(context: Batches, merchant_id: MerchantId, batch_id: BatchId, token: str, wanted: Terms | None) -> Batch:
-    """Carry on with what is unfinished: UNKNOWN items are found out, what was never started is started.
+    """Continue the unfinished items: settle UNKNOWN ones and start those that were never started.
 
-    A token is good for one resumption; who sends it again gets the batch that it has resumed. Raises `NotFound`, `Conflict`,
+    A token is good for one resumption. Repeating it returns the batch that it has resumed. Raises `NotFound`, `Conflict`,
     `Unprocessable`.
     """
-    refusal = Unprocessable("this resume token is not of this batch", code="resume_token_wrong", path="$.resume_token")
+    refusal = Unprocessable("this resume token belongs to another batch", code="resume_token_wrong", path="$.resume_token")
     try:
         of, run = parse_resume_token(token)
     except InvalidId as error:
@@ -180,14 +182,14 @@ async def resume(context: Batches, merchant_id: MerchantId, batch_id: BatchId, t
     if run > batch.run:
         raise refusal
     if run < batch.run - 1:
-        raise Conflict("the batch was resumed again since: read it for its newest token", code="batch_resumed")
+        raise Conflict("the batch has been resumed again since: read it for its latest token", code="batch_resumed")
     if run == batch.run - 1:
         return batch
     if batch.status is BatchStatus.RUNNING:
-        raise Conflict("the batch is under way", code="batch_running")
+        raise Conflict("the batch is running", code="batch_running")
     now = context.now()
     if not batch.is_resumable or now - batch.created_at >= timedelta(days=RESUMABLE_DAYS):
-        why = "everything is done" if batch.status is BatchStatus.COMPLETED else f"it was accepted {RESUMABLE_DAYS} days ago"
+        why = "every item is done" if batch.status is BatchStatus.COMPLETED else f"it was accepted {RESUMABLE_DAYS} days ago"
         raise Conflict(f"the batch cannot be resumed: {why}", code="batch_not_resumable")
     terms = wanted or Terms(deadline_seconds=batch.deadline_seconds, concurrency=batch.concurrency)
     resumed = replace(
@@ -216,4 +218,4 @@ async def resume(context: Batches, merchant_id: MerchantId, batch_id: BatchId, t
 
 def _require_room(running: int) -> None:
     if running >= RUNNING_MAX:
-        raise Conflict(f"{RUNNING_MAX} batches are under way: wait until one has ended", code="too_many_batches")
+        raise Conflict(f"{RUNNING_MAX} batches are running: wait until one has ended", code="too_many_batches")

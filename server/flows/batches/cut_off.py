@@ -1,6 +1,6 @@
-"""What is known of an item of a batch that was cut off: by the deadline, by a stop, or by the end of its worker.
+"""The result of a batch item that was cut off by the deadline, a stop, or the end of its worker.
 
-A charge that may have been carried out is UNKNOWN, never declined, and is looked at again by the follow-up job.
+A charge that may have been carried out is UNKNOWN, never declined, and the follow-up job checks it again.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from core.idempotency import StoredKey
 from core.ids import PaymentId, RefundId
 from core.payment import UNSETTLED, evidence_about
 from server.db.connection import Connection
-from server.db.payments.idempotency_keys import end_flight, find_key
+from server.db.payments.idempotency_keys import find_key, release_key
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund
 from server.flows.batches.item import Item, Place, cut_off, of_payment, of_refund
@@ -20,12 +20,12 @@ from server.flows.payments.settle import settle
 
 
 async def leave(context: Payments, place: Place, item: Item, *, is_ours: bool) -> ItemResult | None:
-    """What is known of an item that was cut off: None where it was never begun.
+    """The result of an item that was cut off, or None if it was never begun.
 
-    A charge whose answer is missing becomes UNKNOWN, so that it is found out. `is_ours`: nobody else works on it any more, so
-    that a resumption need not wait. Raises `DatabaseUnavailable`, `Overloaded`.
+    A charge without an answer becomes UNKNOWN, so that it is settled later. `is_ours`: nobody else works on it, so a resumption
+    need not wait. Raises `DatabaseUnavailable`, `Overloaded`.
     """
-    unknown = cut_off(place, item, code="deadline_passed", detail="the batch's end came before the answer")
+    unknown = cut_off(place, item, code="deadline_passed", detail="the batch ended before the answer came")
     if item.type is ItemType.VERIFY:
         return unknown
     async with context.pool.connection() as connection:
@@ -49,7 +49,7 @@ async def leave(context: Payments, place: Place, item: Item, *, is_ours: bool) -
         payment = settled.payment if settled is not None else payment
         if is_ours:
             async with context.pool.connection() as connection:
-                await end_flight(connection, place.merchant_id, key, in_flight_until=stored.in_flight_until)
+                await release_key(connection, place.merchant_id, key, in_flight_until=stored.in_flight_until)
     if was_never_received(payment):
         return None  # between two attempts
     told = of_payment(unknown, payment)

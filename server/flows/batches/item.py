@@ -1,8 +1,7 @@
-"""One item of a batch: carry it out under its own idempotency key, and say what came of it.
+"""Carries out one item of a batch under its own idempotency key.
 
-Whatever happened before, another worker's death or an earlier run, is found out by the key and not done again. An item that its
-deadline cuts off in the middle leaves a payment that may have been charged: that is UNKNOWN, never declined, and is looked at
-again by the follow-up job.
+Whatever happened before, in an earlier run or a worker that died, is found by the key and not repeated. An item that the deadline
+cuts off leaves a payment that may have been charged: it is UNKNOWN, never declined, and the follow-up job checks it again.
 """
 
 import math
@@ -50,21 +49,21 @@ from server.flows.idempotency import Request
 from server.flows.payments.capture import Done, capture
 from server.flows.payments.create import NewPayment, Opened, create
 from server.flows.payments.refund import Refunded, refund
-from server.flows.payments.verify import verify_if_possible, verify_patiently
+from server.flows.payments.verify import verify_if_possible, verify_or_wait
 
 BUSY_SECONDS, BUSY_SECONDS_MAX = 0.5, 8.0
 IN_FLIGHT_SECONDS = 0.5
 LOOKS_SECONDS = (0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0)
 DETAIL_LENGTH_MAX = 1_000
 _WAITS = (Overloaded, DatabaseUnavailable, PspBusy)
-"""Nothing was sent, and there is nothing wrong with the item: it waits, as long as its batch has time."""
+"""Errors after which nothing was sent and nothing is wrong with the item: it waits while its batch has time."""
 
 ItemOutcome = Done | Refunded | Replay | Mismatch | InFlight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """What is asked for: a `charge`, or something of the payment `payment_id`; without an amount, all of it."""
+    """An item: a `charge`, or an operation on the payment `payment_id`. Without an amount the operation concerns all of it."""
 
     type: ItemType
     charge: NewPayment | None = None
@@ -74,15 +73,15 @@ class Item:
 
     @property
     def reference(self) -> str | None:
-        """What the merchant calls it."""
+        """The merchant's name for it."""
         return self.charge.order_id if self.charge is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an item stands: whose, in which batch, which. `merchant` gives the merchant as it is now.
+    """The merchant, batch and number of an item. `merchant` gives the merchant's current row.
 
-    `is_over`: nothing new may be begun any more, so that an item of which nothing is under way is given up.
+    `is_over`: nothing new may begin, so an item with nothing under way is given up.
     """
 
     merchant: Callable[[], Merchant]
@@ -92,28 +91,28 @@ class Place:
 
     @property
     def merchant_id(self) -> MerchantId:
-        """Whose it is."""
+        """The merchant's id."""
         return self.merchant().id
 
     def request(self, item: Item, *, attempt: int = 1) -> Request:
-        """The request that it is carried out as."""
+        """The request as which it is carried out."""
         key = item_key(self.batch_id, self.number, attempt=attempt)
         return Request(
             merchant_id=self.merchant_id,
             key=key,
             fingerprint=fingerprint("BATCH", item.type.value, key.encode()),
-            reply_status=200 if item.type is ItemType.CAPTURE else 201,  # as the API's, though nobody is answered with it
+            reply_status=200 if item.type is ItemType.CAPTURE else 201,  # like the API's, although it is not sent to anybody
         )
 
 
 class _GivenUp(Exception):
-    """Nothing is under way, and nothing new may be begun."""
+    """Nothing is under way, and nothing new may begin."""
 
 
 async def carry_out(context: Payments, place: Place, item: Item) -> ItemResult | None:
-    """Do it, or find out what was done. Raises only what nobody expects; waits while nothing can be sent.
+    """Carry out an item, or find out what was done before. Waits while nothing can be sent; raises only unexpected errors.
 
-    Cancelled, or None because it was given up, the item may have been carried out: `leave` says so.
+    If it is canceled, or returns None because it was given up, the item may have been carried out: `leave` decides its result.
     """
     bare = ItemResult(
         number=place.number, type=item.type, status=ItemStatus.FAILED, reference=item.reference, payment_id=item.payment_id
@@ -148,15 +147,18 @@ def cut_off(place: Place, item: Item, *, code: str, detail: str) -> ItemResult:
 
 
 def of_payment(bare: ItemResult, payment: Payment) -> ItemResult:
-    """The result that a payment as it stands is."""
+    """The result that follows from the current state of a payment."""
     status = status_of_payment(payment)
     code, detail = None, None
     match status:
         case ItemStatus.DECLINED:
             code = payment.decline_code or "declined"
-            detail = "the payment was declined" + (", and a second look has confirmed it" if payment.did_check_again else "")
+            detail = "the payment was declined" + (", and a second check confirmed it" if payment.did_check_again else "")
         case ItemStatus.UNKNOWN:
-            code, detail = "psp_timeout", "the payment provider did not answer; the payment is found out, and never charged again"
+            code, detail = (
+                "psp_timeout",
+                "the payment provider did not answer; it is settled later, and never charged again",
+            )
         case ItemStatus.PENDING if payment.is_sync:
             code, detail = "action_required", "the customer has to confirm the payment at its payment_url"
         case ItemStatus.FAILED:
@@ -176,7 +178,7 @@ def of_payment(bare: ItemResult, payment: Payment) -> ItemResult:
 
 
 async def _charge(context: Payments, place: Place, item: Item) -> Payment:
-    """Charge it once. Another payment is opened only where the PSP has provably never received the one before."""
+    """Charge once. Another payment is opened only if the PSP provably never received the previous one."""
     assert item.charge is not None
     attempt = 1
     while True:
@@ -189,8 +191,8 @@ async def _charge(context: Payments, place: Place, item: Item) -> Payment:
 
 
 async def _found_out(context: Payments, payment: Payment) -> Payment:
-    """Ask again about a charge whose answer was lost, for about as long as it takes until the PSP's not knowing it proves
-    something.
+    """Ask again about a charge whose answer was lost, for about as long as it takes until NOT_FOUND proves that the PSP never
+    received it.
     """
     for seconds in LOOKS_SECONDS:
         if not is_under_way(payment):
@@ -201,7 +203,7 @@ async def _found_out(context: Payments, payment: Payment) -> Payment:
 
 
 async def _pause(place: Place, seconds: float) -> None:
-    """Wait before something is begun. Raises `_GivenUp` where nothing may be any more."""
+    """Wait before something begins. Raises `_GivenUp` if nothing may begin any more."""
     pieces = math.ceil(seconds / BUSY_SECONDS)
     for _ in range(pieces):
         if place.is_over():
@@ -242,12 +244,12 @@ async def _stored(context: Payments, request: Request) -> Payment:
 
 
 def _other_request() -> Conflict:
-    return Conflict("this item was carried out as something else", code="idempotency_key_reused")
+    return Conflict("this item was carried out as a different operation", code="idempotency_key_reused")
 
 
 async def _verify(context: Payments, place: Place, item: Item, bare: ItemResult) -> ItemResult:
     payment = await _payment_of(context, place.merchant_id, item)
-    verified = await verify_patiently(context, payment, Source.ACCESS)
+    verified = await verify_or_wait(context, payment, Source.ACCESS)
     result = of_payment(bare, verified.payment)
     if verified.failure is None:
         return result
@@ -293,7 +295,7 @@ async def _refund(context: Payments, place: Place, item: Item, bare: ItemResult)
 
 
 def of_refund(bare: ItemResult, refund: Refund) -> ItemResult:
-    """The result that a refund as it stands is."""
+    """The result that follows from the current state of a refund."""
     return replace(bare, status=status_of_refund(refund), refund_id=refund.id, code=refund.failure_code, detail=None)
 
 
@@ -315,7 +317,7 @@ async def _made(context: Payments, request: Request, payment_id: PaymentId) -> R
 
 
 async def _repeated(place: Place, ask: Callable[[], Awaitable[ItemOutcome]]) -> Done | Refunded | Replay:
-    """Ask until something has come of it. Raises `RequestError`, `_GivenUp`."""
+    """Repeat an operation until it has a result. Raises `RequestError`, `_GivenUp`."""
     while True:
         try:
             outcome = await ask()
@@ -333,7 +335,7 @@ async def _repeated(place: Place, ask: Callable[[], Awaitable[ItemOutcome]]) -> 
 
 
 def _failed(found: ItemResult, failure: PspError | None, *, is_pending: bool) -> ItemResult:
-    """What an operation has come to that the PSP did not carry out: it is followed up, unless the PSP has refused."""
+    """The result of an operation that the PSP did not carry out: followed up later unless the PSP refused it."""
     if failure is None:
         return found
     status = ItemStatus.FAILED if isinstance(failure, PspRejected) and not is_pending else ItemStatus.UNKNOWN

@@ -1,6 +1,6 @@
-"""What readers have acknowledged, gathered and written together.
+"""Acknowledgements of readers, gathered and written together.
 
-A lost one means that a consumer is sent again what it has dealt with, which is what at least once promises anyway.
+If one is lost, its consumer receives again what it has already handled, which at-least-once delivery allows.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _log = structlog.get_logger()
 
 
 class Acks:
-    """What this worker's readers have acknowledged, on its way into the table. `run` writes it."""
+    """Acknowledgements of this worker's readers that are not yet in the table. `run` writes them."""
 
     def __init__(self, pool: Pool, *, now: Callable[[], datetime]) -> None:
         self._pool = pool
@@ -29,7 +29,7 @@ class Acks:
         self._waiting: dict[tuple[MerchantId, str], Ack] = {}
 
     def note(self, merchant_id: MerchantId, consumer: str, seq: int) -> None:
-        """Everything up to this event was dealt with. Never waits."""
+        """Note that everything up to this event was handled. Never waits."""
         key = (merchant_id, consumer)
         known = self._waiting.get(key)
         if known is None and len(self._waiting) >= ACKS_MAX:
@@ -38,7 +38,7 @@ class Acks:
             self._waiting[key] = Ack(merchant_id, consumer, seq, self._now())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write until cancelled, and then what is left."""
+        """Write until canceled, and then what is left."""
         task_status.started()
         try:
             while True:
@@ -49,16 +49,16 @@ class Acks:
                 await self.write()
 
     async def write(self) -> None:
-        """Write what is waiting; what cannot be written is tried again."""
+        """Write what is waiting. What cannot be written is tried again."""
         acks, self._waiting = list(self._waiting.values()), {}
         try:
             while acks:
                 async with self._pool.connection() as connection:
                     await write_acks(connection, acks[:ACKS_AT_ONCE_MAX])
                 del acks[:ACKS_AT_ONCE_MAX]
-        except Exception as error:  # noqa: BLE001 - whatever keeps one from being written must not end the worker
+        except Exception as error:  # noqa: BLE001 - no failure to write may end the worker
             _log.warning("acknowledgements cannot be written yet", error=f"{type(error).__name__}: {error}")
-        finally:  # cancelled as well: the last write of all tries again
+        finally:  # also when canceled: the final write tries again
             for ack in acks:
                 known = self._waiting.get((ack.merchant_id, ack.consumer))
                 if known is None or known.seq < ack.seq:

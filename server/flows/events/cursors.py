@@ -1,4 +1,4 @@
-"""Where a reader of events begins, by its own word or by its consumer's cursor."""
+"""Decides where a reader of events begins: at a position it names, or at its consumer's."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -13,7 +13,7 @@ from server.flows.contexts import Storage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """What a reader says of where it is: the last event it has, of which epoch, or which consumer it is."""
+    """A reader's position: the last event it has, with its epoch, or the name of its consumer."""
 
     after_seq: int | None = None
     epoch: UUID | None = None
@@ -21,9 +21,9 @@ class Position:
 
 
 async def begin(context: Storage, merchant_id: MerchantId, position: Position) -> tuple[Sequence, Resumption]:
-    """The merchant's sequence, and where to go on in it. Changes nothing.
+    """Return the merchant's sequence and where to continue in it. Changes nothing.
 
-    A consumer that has acknowledged nothing yet begins at the beginning. Raises `Conflict` for one that would be one too many.
+    A consumer without acknowledgements begins at the first event. Raises `Conflict` for one consumer too many.
     """
     async with context.pool.connection() as connection:
         sequence = await find_sequence(connection, merchant_id)
@@ -38,7 +38,7 @@ async def begin(context: Storage, merchant_id: MerchantId, position: Position) -
 
 
 async def place(context: Storage, merchant_id: MerchantId, name: str, *, acked_seq: int) -> Consumer:
-    """Put a consumer somewhere, forward or back. Raises `Unprocessable`, `Conflict`."""
+    """Set a consumer's position, forward or back. Raises `Unprocessable`, `Conflict`."""
     async with context.pool.connection() as connection:
         last_seq = (await find_sequence(connection, merchant_id)).last_seq
         if acked_seq > last_seq:
@@ -50,4 +50,4 @@ async def place(context: Storage, merchant_id: MerchantId, name: str, *, acked_s
 
 
 def _too_many() -> Conflict:
-    return Conflict(f"a merchant has at most {CONSUMERS_MAX} consumers: remove one", code="too_many_consumers")
+    return Conflict(f"a merchant has at most {CONSUMERS_MAX} consumers: delete one", code="too_many_consumers")

@@ -1,4 +1,4 @@
-"""An event as merchants get it: the same bytes by webhook, on the stream and from the API."""
+"""The document of an event: the same bytes by webhook, on the stream and from the API."""
 
 import msgspec
 
@@ -8,7 +8,7 @@ from server.db.events.events import Event
 
 
 def encode_event(event: Event) -> bytes:
-    """The envelope around what the event is about, as it was when it happened."""
+    """Encode an event with its object as it was at that time."""
     head = {
         "id": encode_id(EVENT, event.id),
         "type": event.type,

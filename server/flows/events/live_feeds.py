@@ -1,12 +1,13 @@
-"""Live events for readers in this worker: each merchant's sequence, passed on in order and without a hole.
+"""Live events for readers in this worker: each merchant's sequence, in order and without a gap.
 
-A feed exists for a merchant as long as somebody reads it here. It learns of events from this worker's own commits (`publish`),
-and of the existence of others from hints (`hint`: another worker's NOTIFY, or the poll that is the guarantee); what lies between
-what it knows and what it hears of is read from the table. Invariants:
+A merchant has a feed while somebody reads it in this worker. It gets events from this worker's commits (`publish`), and learns of
+others by hints (`hint`: another worker's NOTIFY, or the poll that is the guarantee). Events between its position and a hint are
+read from the table. Invariants:
 
 - A feed passes on each event once, by its number, after its commit.
-- A reader that has caught up with `Feed.last_seq` and joins without waiting in between misses nothing and gets nothing twice.
-- Every feed has a task of its own, so that one merchant's readers hold up nobody else's; nothing waits for a slow reader.
+- A reader that has caught up with `Feed.last_seq` and joins without a checkpoint in between misses nothing and gets nothing
+  twice.
+- Every feed has its own task, so one merchant's readers do not delay another's; nothing waits for a slow reader.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,11 +28,13 @@ from server.http.websocket.frame import FRAME_EXTENSION, Frame
 
 EARLY_MAX = 1_024
 ANNOUNCED_MAX = 100_000
-"""How many events that came before their turn are kept; others are read from the table."""
+"""Events of a feed that are kept because they arrived ahead of their turn, and merchants whose events are still to be announced
+to other workers. What exceeds these is read from the table.
+"""
 
 PAGE_EVENTS = 200
 SENT_AT_ONCE_MAX = 256
-"""To how many readers an event is sent before others have a turn."""
+"""The number of readers that get an event before other tasks run."""
 
 RETRY_SECONDS = 0.5
 FEEDS_MAX = 20_000
@@ -40,10 +43,10 @@ _log = structlog.get_logger()
 
 
 class Reader:
-    """A live reader. `send` takes a frame (`server.http.websocket.frame`), never waits for the peer, and raises OSError where
-    it has left; `types` None: all.
+    """A live reader. `send` takes a frame (`server.http.websocket.frame`), never waits for the peer, and raises OSError if it has
+    left; `types` None means all.
 
-    `end` tells it to come back, because its numbers mean other events now.
+    `end` tells it to reconnect, because its numbers mean other events now.
     """
 
     __slots__ = ("end", "send", "types")
@@ -55,7 +58,7 @@ class Reader:
 
 
 class Feed:
-    """One merchant's events, live. `last_seq`: the last one that was passed on."""
+    """The live events of one merchant. `last_seq` is the last one passed on."""
 
     def __init__(self, pool: Pool, merchant_id: MerchantId, last_seq: int) -> None:
         self._pool = pool
@@ -71,28 +74,28 @@ class Feed:
         self._passed_on = trio.Event()
 
     def join(self, reader: Reader) -> None:
-        """Send it what follows `last_seq`."""
+        """Send a reader the events after `last_seq`."""
         self._readers[reader] = None
 
     def leave(self, reader: Reader) -> None:
-        """Send it nothing more."""
+        """Send a reader nothing more."""
         self._readers.pop(reader, None)
 
     def end(self) -> None:
-        """What this feed knows is void: its readers have to begin anew."""
+        """Invalidate the feed: its readers have to begin again."""
         self.is_void = True
         self._passed_on.set()
         for reader in list(self._readers):
             reader.end()
 
-    async def until_after(self, seq: int) -> None:
-        """Wait until a later event than that was passed on."""
+    async def wait_after(self, seq: int) -> None:
+        """Wait until an event later than that was passed on."""
         await trio.lowlevel.checkpoint()
         while self.last_seq <= seq and not self.is_void:
             await self._passed_on.wait()
 
-    def hear(self, seq: int, event: Event | None = None) -> None:
-        """Events up to this number were committed; this is the last of them, if it is at hand."""
+    def note_committed(self, seq: int, event: Event | None = None) -> None:
+        """Note that events up to this number were committed. The last of them is passed along if it is at hand."""
         if seq <= self.last_seq:
             return
         if event is not None and len(self._early) < EARLY_MAX:
@@ -110,7 +113,7 @@ class Feed:
                     while self.last_seq < self._known_seq:
                         await self._pass_on_next()
                 except Exception as error:  # noqa: BLE001 - one merchant's feed must not end the worker
-                    _log.warning("cannot pass events on", error=f"{type(error).__name__}: {error}")
+                    _log.warning("cannot pass on events", error=f"{type(error).__name__}: {error}")
                     await trio.sleep(RETRY_SECONDS)
                     self._news.set()
 
@@ -122,7 +125,7 @@ class Feed:
         known_seq = self._known_seq
         async with self._pool.connection() as connection:
             found = await list_events(connection, self.merchant_id, after_seq=self.last_seq, limit=PAGE_EVENTS)
-        if not found and self._known_seq == known_seq:  # a hint that was wrong; the next one, or the poll, will be right
+        if not found and self._known_seq == known_seq:  # a wrong hint; the next one, or the poll, will be right
             self._known_seq = self.last_seq
         for one in found:
             self._early.pop(one.seq, None)
@@ -140,7 +143,7 @@ class Feed:
             if reader in self._readers and (types is None or is_wanted(event.type, types)):
                 try:
                     await reader.send(message)
-                except Exception:  # noqa: BLE001 - it has left, or fails: nobody else's concern
+                except Exception:  # noqa: BLE001 - a reader that left or fails concerns nobody else
                     self.leave(reader)
                     reader.end()
             if number % SENT_AT_ONCE_MAX == 0:
@@ -156,48 +159,50 @@ class Feeds:
         self._nursery: trio.Nursery | None = None
         self._epoch: UUID | None = None
         self.announced: dict[MerchantId, int] = {}
-        """What other workers have not been told of yet: the last number by merchant."""
+        """The last number by merchant that other workers have not been told yet."""
         self.has_news = trio.Event()
 
     @property
     def merchant_ids(self) -> list[MerchantId]:
-        """Whose events are read here."""
+        """The merchants whose events are read here."""
         return list(self._feeds)
 
     def readers_of(self, merchant_id: MerchantId) -> int:
-        """How many read a merchant's events here."""
+        """The number of readers of a merchant's events here."""
         feed = self._feeds.get(merchant_id)
         return len(feed._readers) if feed is not None else 0
 
     def publish(self, event: Event) -> None:
-        """This worker has committed an event. Never waits."""
+        """Note that this worker has committed an event. Never waits."""
         feed = self._feeds.get(event.merchant_id)
         if feed is not None:
-            feed.hear(event.seq, event)
+            feed.note_committed(event.seq, event)
         is_room = len(self.announced) < ANNOUNCED_MAX or event.merchant_id in self.announced
         if is_room and event.seq > self.announced.get(event.merchant_id, 0):
             self.announced[event.merchant_id] = event.seq
             self.has_news.set()
 
     def hint(self, merchant_id: MerchantId, seq: int) -> None:
-        """Events up to this number exist."""
+        """Note that events up to this number exist."""
         feed = self._feeds.get(merchant_id)
         if feed is not None and seq <= SEQ_MAX:
-            feed.hear(seq)
+            feed.note_committed(seq)
 
     async def poll(self, merchant_ids: list[MerchantId]) -> None:
-        """Look at the sequences themselves: whatever hint was lost, this finds it. Raises `DatabaseUnavailable`, `Overloaded`."""
+        """Read the sequences from the table, which finds the events whose hints were lost. Raises `DatabaseUnavailable`,
+        `Overloaded`.
+        """
         passed_on = {one: feed.last_seq for one in merchant_ids if (feed := self._feeds.get(one)) is not None}
         async with self._pool.connection() as connection:
             found = await find_last_seqs(connection, merchant_ids)
         for merchant_id, seq in found.items():
             feed = self._feeds.get(merchant_id)
-            if feed is not None and seq < passed_on.get(merchant_id, 0):  # what was passed on before is not there any more
+            if feed is not None and seq < passed_on.get(merchant_id, 0):  # events passed on before do not exist any more
                 self._void(feed)
             self.hint(merchant_id, seq)
 
     async def check_epoch(self) -> None:
-        """After a restore every number may mean another event: whoever reads here begins anew."""
+        """Restart all readers after a restore, when every number may mean another event."""
         async with self._pool.connection() as connection:
             epoch = await find_epoch(connection)
         if self._epoch not in (None, epoch):
@@ -210,21 +215,21 @@ class Feeds:
         feed.end()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hold the feeds' tasks until cancelled."""
+        """Hold the feeds' tasks until canceled."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             await trio.sleep_forever()
 
     @contextmanager
     def reading(self, merchant_id: MerchantId, *, last_seq: int) -> Iterator[Feed]:
-        """The merchant's feed, for as long as the block runs; a new one begins at `last_seq`. Raises `Overloaded`."""
+        """The merchant's feed while the block runs; a new one begins at `last_seq`. Raises `Overloaded`."""
         feed = self._feeds.get(merchant_id)
         if feed is None:
             if self._nursery is None or len(self._feeds) >= FEEDS_MAX:
-                raise Overloaded("too many merchants' events are read here")
+                raise Overloaded("this worker already streams events of too many merchants")
             feed = self._feeds[merchant_id] = Feed(self._pool, merchant_id, last_seq)
             self._nursery.start_soon(feed.run)
-        feed.hear(last_seq)
+        feed.note_committed(last_seq)
         feed.users += 1
         try:
             yield feed

@@ -1,4 +1,4 @@
-"""A merchant's statement as text, in pieces: CSV (RFC 4180) or a JSON object a line."""
+"""A merchant's account statement as text, in pieces: CSV (RFC 4180) or one JSON object per line."""
 
 import csv
 import io
@@ -16,14 +16,14 @@ COLUMNS = ("seq", "created_at", "currency", "wallet", "reason", "amount", "balan
 
 
 class Format(StrEnum):
-    """How a statement is written."""
+    """The format of an account statement."""
 
     CSV = "csv"
     JSONL = "jsonl"
 
 
 async def statement(pool: Pool, merchant_id: MerchantId, period: Period, form: Format) -> AsyncIterator[bytes]:
-    """The statement of a period, page after page. A CSV begins with its header line, even where nothing follows."""
+    """Yield the account statement of a period, page after page. A CSV begins with its header line, even if nothing follows."""
     if form is Format.CSV:
         yield _csv([COLUMNS])
     async for page in movements(pool, merchant_id, period):

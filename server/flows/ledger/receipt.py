@@ -1,7 +1,7 @@
-"""A receipt for a payment: its ledger entries, where they stand in the merchant's hash chain, and our signature.
+"""Receipts for payments: the ledger entries, their position in the merchant's hash chain, and our signature.
 
 A receipt is a compact JWS (RFC 7515) with EdDSA over Ed25519 (RFC 8037), so any JOSE library verifies it; `florin receipt verify`
-does, without a server, and recomputes the hashes of the entries as well. The key comes from the sealing key; its public half is
+does so offline and also recomputes the hashes of the entries. The key is derived from the sealing key; its public half is
 published as a JWK set.
 """
 
@@ -26,7 +26,7 @@ from server.flows.contexts import Receipts
 
 
 class ReceiptEntry(msgspec.Struct, frozen=True):
-    """A ledger entry in a receipt, with the hash before it and its own, in hexadecimal."""
+    """A ledger entry in a receipt, with the previous hash and its own, in hexadecimal."""
 
     seq: int
     transfer_id: UUID
@@ -41,7 +41,7 @@ class ReceiptEntry(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What is signed."""
+    """The signed content."""
 
     issued_at: datetime
     merchant_id: UUID
@@ -56,14 +56,14 @@ def public_jwk(key: Ed25519PublicKey) -> dict[str, str]:
 
 
 async def issue(context: Receipts, payment: Payment) -> str:
-    """A receipt for a payment that has moved money. Raises `Conflict` where it has not, or is not chained yet."""
+    """Issue a receipt for a payment that has moved money. Raises `Conflict` if it has not, or its entries are not chained yet."""
     if not payment.captured_minor:
         raise Conflict(f"a payment that is {payment.status} has moved no money, so there is no receipt", code="no_receipt")
     async with context.pool.connection() as connection:
         chained = await chained_entries(connection, payment.merchant_id, payment.id)
         now = await find_payment(connection, payment.merchant_id, payment.id)
     if chained is None or now is None or now.version != payment.version:
-        raise Conflict("the receipt is being made: ask again in some seconds", code="receipt_not_ready")
+        raise Conflict("the receipt is being made: try again in a few seconds", code="receipt_not_ready")
     receipt = Receipt(
         context.now(),
         payment.merchant_id,
@@ -95,25 +95,27 @@ def _sign(key: Ed25519PrivateKey, receipt: Receipt) -> str:
 
 
 def read(text: str, keys: list[dict[str, str]]) -> Receipt:
-    """Verify a receipt with one of these JWKs: signature, hashes and links. Raises `InvalidSignature`."""
+    """Verify a receipt with one of these JWKs: its signature, hashes and links. Raises `InvalidSignature`."""
+    if text.count(".") != 2:
+        raise InvalidSignature("this is not a Florin receipt: a receipt has three parts with a dot in between")
     try:
         head, body, signature = text.strip().split(".")
         header = msgspec.json.decode(_decode(head), type=dict[str, str])
         if header.get("alg") != "EdDSA":
-            raise InvalidSignature("this is not a receipt of Florin: it is not signed with EdDSA")
+            raise InvalidSignature("this is not a Florin receipt: it is not signed with EdDSA")
         key = next((key for key in keys if key.get("kid") == header.get("kid")), None)
         if key is None:
-            raise InvalidSignature("this receipt was signed with another key than those given")
+            raise InvalidSignature("this receipt was not signed with any of the given keys")
         Ed25519PublicKey.from_public_bytes(_decode(key["x"])).verify(_decode(signature), f"{head}.{body}".encode())
         receipt = msgspec.json.decode(_decode(body), type=Receipt)
     except BadSignature as error:
-        raise InvalidSignature("the signature does not belong to this receipt: it was changed") from error
+        raise InvalidSignature("the signature does not match: the receipt was changed") from error
     except (ValueError, KeyError, binascii.Error, msgspec.DecodeError) as error:
-        raise InvalidSignature(f"this is not a receipt of Florin: {error}") from error
+        raise InvalidSignature(f"this is not a Florin receipt: {error}") from error
     previous: ReceiptEntry | None = None
     for entry in receipt.entries:
         if link(bytes.fromhex(entry.previous_hash), canonical(_entry(entry))).hex() != entry.hash:
-            raise InvalidSignature(f"entry {entry.seq} does not have the hash that it claims")
+            raise InvalidSignature(f"entry {entry.seq} does not have the hash that it states")
         if previous is not None and previous.seq == entry.seq - 1 and previous.hash != entry.previous_hash:
             raise InvalidSignature(f"entry {entry.seq} does not follow the one before it")
         previous = entry

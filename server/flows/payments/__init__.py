@@ -1,1 +1,1 @@
-"""Payments: created, charged, captured, canceled, refunded, settled by what the PSP says."""
+"""Payments: created, charged, captured, canceled, refunded, and settled by what the PSP reports."""

@@ -1,4 +1,4 @@
-"""Cancel a payment that nobody has paid: close its page, or void what is authorized. The PSP has the last word."""
+"""Cancel an unpaid payment: close its page, or void its authorization. The PSP has the last word."""
 
 import trio
 
@@ -15,7 +15,7 @@ from server.flows.payments.verify import load
 
 
 async def cancel(context: Psps, request: Request, payment_id: PaymentId) -> OperationOutcome:
-    """Cancel a payment; one that is canceled stays so. Raises `NotFound`, `Conflict` where the PSP holds the money."""
+    """Cancel a payment; a canceled one stays canceled. Raises `NotFound`, `Conflict` if the PSP holds the money."""
     payment = await load(context, request, payment_id)
     claimed = await claim(context, request, ResourceId(payment.id), operation=KeyedOperation.CANCEL)
     if not isinstance(claimed, Claimed):
@@ -31,7 +31,7 @@ async def cancel(context: Psps, request: Request, payment_id: PaymentId) -> Oper
             return await _close(context, request, claimed, payment)
         case Status.UNKNOWN:
             await give_up(context, request, claimed)
-            failure = PspOutcomeUnknown("the payment is UNKNOWN and the PSP cannot be asked at the moment")
+            failure = PspOutcomeUnknown("the payment is UNKNOWN and the PSP cannot be reached at the moment")
             return Done(payment, failure=failure, replayed=claimed.resumed)
         case Status.SUCCEEDED | Status.DECLINED | Status.EXPIRED:
             await give_up(context, request, claimed)
@@ -54,9 +54,9 @@ async def _close(context: Psps, request: Request, claimed: Claimed, payment: Pay
     answering = Answering(request, lambda change: change.after.status in CLOSED)
     settled = await settle(context, payment.merchant_id, payment.id, evidence, known=payment, answering=answering)
     assert settled is not None
-    if settled.payment.status in CLOSED:  # EXPIRED where the PSP told of our closing before it answered
+    if settled.payment.status in CLOSED:  # EXPIRED if the PSP reported our closing before it answered
         if not settled.is_answered:
             await answer(context, request, encode_payment(settled.payment))
         return Done(settled.payment, replayed=claimed.resumed)
     await give_up(context, request, claimed)
-    raise Conflict(f"the customer was faster: the payment is {settled.payment.status}", code="not_cancelable")
+    raise Conflict(f"the customer paid first: the payment is {settled.payment.status}", code="not_cancelable")

@@ -1,7 +1,7 @@
-"""Capture and void: operations on money that is authorized.
+"""Capture and void: operations on an authorized payment.
 
-The operation is committed with the payment before the PSP is asked, so a request that dies is finished by the follow-up job,
-which asks first and then repeats the same operation, with its id as the PSP's idempotency key.
+The operation is committed with the payment before the PSP is asked, so the follow-up job can finish a request that dies: it
+fetches first and then repeats the same operation, with its id as the PSP's idempotency key.
 """
 
 from dataclasses import dataclass, replace
@@ -35,9 +35,9 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The payment as it stands after the operation; `failure` says why the PSP did not carry it out.
+    """The payment after the operation; `failure` says why the PSP did not carry it out.
 
-    `is_answered`: the reply was stored with the change. Where a webhook was faster than our own answer it was not.
+    `is_answered`: the reply was stored with the change. It was not if a webhook was faster than the PSP's answer.
     """
 
     payment: Payment
@@ -50,14 +50,16 @@ OperationOutcome = Done | Replay | Mismatch | InFlight
 
 
 async def capture(context: Psps, request: Request, payment_id: PaymentId, amount_minor: int | None) -> OperationOutcome:
-    """Take authorized money, in full or in part, once; the PSP releases the rest.
+    """Capture authorized money, in full or in part, once; the PSP releases the rest.
 
-    Raises `NotFound`, `Unprocessable` for an impossible amount, `Conflict` where there is nothing to capture.
+    Raises `NotFound`, `Unprocessable` for an impossible amount, `Conflict` if there is nothing to capture.
     """
     payment = await load(context, request, payment_id)
     amount = amount_minor if amount_minor is not None else payment.money.amount_minor
     if not 0 < amount <= payment.money.amount_minor:
-        raise Unprocessable(f"a capture takes from 1 to {payment.money.amount_minor}", code="invalid_amount", path="$.amount")
+        raise Unprocessable(
+            f"a capture amount must be between 1 and {payment.money.amount_minor}", code="invalid_amount", path="$.amount"
+        )
     claimed = await claim(context, request, ResourceId(payment_id), operation=KeyedOperation.CAPTURE)
     if not isinstance(claimed, Claimed):
         return claimed
@@ -70,7 +72,7 @@ async def capture(context: Psps, request: Request, payment_id: PaymentId, amount
 
 
 async def void(context: Psps, request: Request, claimed: Claimed, payment: Payment) -> OperationOutcome:
-    """Release authorized money; the key is the caller's already. Raises `Conflict` where there is nothing to void."""
+    """Release authorized money. The caller has claimed the key. Raises `Conflict` if there is nothing to void."""
     wanted = evidence_about(payment, EvidenceKind.VOID_REQUESTED, Source.MERCHANT, requested_id=payment.void_id)
     return await _operate(context, request, claimed, payment, wanted)
 
@@ -103,7 +105,7 @@ async def _operate(context: Psps, request: Request, claimed: Claimed, payment: P
 
 
 def _is_under_way(payment: Payment, wanted: Evidence) -> bool:
-    """Whether the payment's pending operation is the one that is wanted."""
+    """Return whether the payment's pending operation is the requested one."""
     if payment.pending is None:
         return False
     if wanted.money is None:
@@ -118,7 +120,7 @@ def _is_done(payment: Payment, wanted: Evidence) -> bool:
 
 
 async def carry_out(context: Psps, payment: Payment, *, answering: Answering | None = None) -> Done:
-    """Ask the PSP for the payment's pending operation and apply what it says. Repeating it changes nothing.
+    """Ask the PSP for the payment's pending operation and apply the result. Repeating it changes nothing.
 
     Raises `DatabaseUnavailable`, `Overloaded`.
     """
@@ -153,9 +155,9 @@ async def carry_out(context: Psps, payment: Payment, *, answering: Answering | N
 
 
 async def finish(context: Psps, payment: Payment) -> Payment:
-    """Finish an operation whose request has died: ask how it stands, and repeat it where the PSP has not done it.
+    """Finish an operation whose request has died: fetch its state, and repeat it if the PSP has not done it.
 
-    Past the PSP's key lifetime it is not repeated. Raises `PspError` where nothing was learned.
+    Past the PSP's key lifetime it is not repeated. Raises `PspError` if nothing was learned.
     """
     assert payment.pending is not None
     evidence = await look(context, payment, source=Source.RECHECK)
@@ -178,11 +180,11 @@ async def _ask(context: Psps, payment: Payment, operation: PendingOperation) -> 
 
 
 async def _after_rejection(context: Psps, payment: Payment, operation: PendingOperation) -> Evidence:
-    """What a refused operation means: an earlier try of it may have been carried out, so the PSP's own view comes first."""
+    """Handle a refused operation. An earlier try may have been carried out, so the PSP's own view comes first."""
     try:
         seen = await look(context, payment, source=Source.RECHECK)
     except PspError as error:
-        _log.warning("a refused operation could not be looked at", payment=str(payment.id), error=str(error))
+        _log.warning("a refused operation could not be checked", payment=str(payment.id), error=str(error))
         return evidence_about(payment, EvidenceKind.LOST, Source.MERCHANT)
     is_over = seen.kind in (EvidenceKind.CAPTURED, EvidenceKind.CANCELED, EvidenceKind.EXPIRED)
     return (

@@ -1,8 +1,8 @@
 """Accept a payment, and open its page at the PSP or charge its token.
 
-Durable intent first: key, payment and operation are committed before the first byte leaves for the PSP, the PSP is called outside
-any transaction, and what it answered goes through the transition function. A request that died in between is taken up by the
-next one with its key, or by the follow-up job: both ask or repeat with the operation's id, which the PSP knows as the key.
+Durable intent first: key, payment and operation are committed before the first byte goes to the PSP, the PSP is called outside
+any transaction, and its answer goes through the transition function. A request that died in between is continued by the next one
+with its key, or by the follow-up job: both fetch or repeat with the operation's id, which is the PSP's idempotency key.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,18 +30,17 @@ from server.flows.payments.settle import encode_payment, settle
 from server.flows.payments.submit import Opening, is_opened, key_lifetime, open_payment
 from server.flows.payments.verify import verify_if_possible
 from server.psp.adapter import Adapter
-from server.psp.routing import Wanted
+from server.psp.routing import PaymentKind
 from server.uuid7 import uuid7
 
 SYNC_EXPIRES_SECONDS = 60
-"""How long a sync payment whose answer is missing is left to its request; the PSP is asked then, and it is never charged after.
-"""
+"""The time for which a sync payment without an answer is left to its request. After that it is fetched and never charged."""
 
 ORDER_CONSTRAINT = "one_live_payment_per_order"
 
 
 class NewPayment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a merchant asks for, validated. With a `token` of the PSP it is charged at once, else it gets a hosted page."""
+    """A validated payment request. With a `token` of the PSP it is charged at once, otherwise it gets a hosted page."""
 
     money: Money
     order_id: str
@@ -55,7 +54,7 @@ class NewPayment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """The payment as it stands. `replayed`: an earlier request had accepted it; `is_waiting`: the PSP is still being asked."""
+    """The payment after opening. `replayed`: an earlier request had accepted it; `is_waiting`: the PSP is still being asked."""
 
     payment: Payment
     replayed: bool = False
@@ -75,13 +74,15 @@ async def create(
 ) -> CreateOutcome:
     """Accept a payment once per key, and open or charge it at the PSP.
 
-    It goes to the first account of the merchant's rules that can take it and is healthy. `reply_within_seconds`: return the
-    payment as it stands after so long, the PSP being asked meanwhile; None waits for the PSP. Cancelled in between, it is
-    completed by a retry or by the follow-up job. Raises `Overloaded`, `DatabaseUnavailable`, `Forbidden` where the merchant's
-    payments are stopped, `Conflict` where the order has a live payment, `Unprocessable` where no account takes such a payment.
+    It goes to the first account of the merchant's rules that can take it and is healthy. With `reply_within_seconds` the payment
+    is returned after that time, while the PSP is still being asked; None waits for the PSP. If it is canceled, a retry or the
+    follow-up job completes it. Raises `Overloaded`, `DatabaseUnavailable`, `Forbidden` if the merchant's payments are stopped,
+    `Conflict` if the order has a live payment, `Unprocessable` if no account takes such a payment.
     """
     if not merchant.accepts_payments and not await _is_known(context, request):
-        raise Forbidden("this merchant's payments are stopped; reading, refunding and canceling go on", code="payments_stopped")
+        raise Forbidden(
+            "new payments of this merchant are stopped; reading, refunding and canceling still work", code="payments_stopped"
+        )
     if reply_within_seconds is not None:
         context.background.require_room()
     may_wait = reply_within_seconds is not None and wanted.token is None
@@ -107,9 +108,9 @@ async def create(
     return Opened(payment, replayed=True)
 
 
-def kind_of(merchant: Merchant, wanted: NewPayment) -> Wanted:
-    """What an account has to be able to do for it."""
-    return Wanted(
+def kind_of(merchant: Merchant, wanted: NewPayment) -> PaymentKind:
+    """The capability that an account needs for the payment."""
+    return PaymentKind(
         mode=merchant.mode,
         money=wanted.money,
         by_token=wanted.token is not None,
@@ -120,7 +121,7 @@ def kind_of(merchant: Merchant, wanted: NewPayment) -> Wanted:
 
 
 def has_an_account(context: Psps, merchant: Merchant) -> bool:
-    """Whether an account of the merchant's may take new payments at all."""
+    """Return whether any account of the merchant can take new payments."""
     account_ids = {merchant.psp_account_id, *(one.psp_account_id for one in merchant.routes)}
     return context.psps.has_any(account_ids, mode=merchant.mode)
 
@@ -128,9 +129,9 @@ def has_an_account(context: Psps, merchant: Merchant) -> bool:
 async def _choose(
     context: Payments, request: Request, candidates: Sequence[Adapter], merchant: Merchant, *, may_wait: bool
 ) -> list[PspAccountId]:
-    """The accounts that the payment may go to, the one to ask first.
+    """The accounts that the payment may go to, the first one to ask first.
 
-    Without a healthy one, a page that `may_wait` is opened later, by the first; else a request that is not known is refused.
+    Without a healthy one, a page that `may_wait` is opened later, at the first account; a new request is refused otherwise.
     Raises `Overloaded` or `Unprocessable`.
     """
     healthy = [adapter.account_id for adapter in candidates if adapter.guard.is_healthy]
@@ -152,7 +153,7 @@ async def _choose(
 
 
 async def _is_known(context: Payments, request: Request) -> bool:
-    """Whether the key was used before: then its payment was accepted in its time."""
+    """Return whether the key was used before, so that its payment was accepted at that time."""
     async with context.pool.connection() as connection:
         return await find_key(connection, request.merchant_id, request.key) is not None
 
@@ -166,7 +167,7 @@ async def _read(context: Payments, merchant_id: MerchantId, payment_id: PaymentI
 
 
 async def _accept(context: Payments, creation: Creation) -> StoredKey | None:
-    """Commit the payment; None where it is new, else what its key has left behind. Raises `Conflict` for a live order."""
+    """Commit the payment. Returns None if it is new, else what its key has left. Raises `Conflict` for a live order."""
     try:
         stored = await context.creations.submit(creation)
     except DatabaseRefused as error:
@@ -175,7 +176,7 @@ async def _accept(context: Payments, creation: Creation) -> StoredKey | None:
         stored = OrderIsLive()
     if isinstance(stored, OrderIsLive):
         raise Conflict(
-            "another payment of this order is live: cancel it first, or wait for its end", code="order_has_live_payment"
+            "another payment of this order is live: cancel it first, or wait until it has ended", code="order_has_live_payment"
         )
     return None if is_own(stored, creation) else stored
 
@@ -194,7 +195,7 @@ async def _open_in_time(
     *,
     may_wait: bool,
 ) -> Payment:
-    """Open a payment that was just accepted, unless accepting it took so long that a retry may be doing so already."""
+    """Open a payment that was just accepted, unless accepting it took so long that a retry may be opening it already."""
     if context.now() + timedelta(seconds=context.psp_seconds) > creation.in_flight_until:
         return creation.payment
     opening = Opening(
@@ -211,10 +212,10 @@ async def _open_in_time(
 async def _resume(
     context: Payments, merchant: Merchant, payment_id: PaymentId, request: Request, *, token: str | None
 ) -> Payment:
-    """Take up a payment whose first request died, or was answered by something that was not definitive.
+    """Continue a payment whose first request died, or got a reply that was not definitive.
 
-    A charge is asked about before it is repeated, and not repeated once its time is over or the merchant's payments are stopped.
-    That it is taken up is committed first, so that the request before cannot go to another PSP any more.
+    A charge is fetched before it is repeated, and not repeated once its time is over or the merchant's payments are stopped. The
+    takeover is committed first, so that the earlier request cannot go to another PSP.
     """
     payment = await _read(context, merchant.id, payment_id)
     if payment.is_sync and payment.status in UNSETTLED:
@@ -224,7 +225,7 @@ async def _resume(
         return payment
     now = context.now()
     is_over = now - payment.created_at > await key_lifetime(context, payment)
-    # Once it expires the PSP may be found to know nothing of it; no request must be under way then.
+    # Once it expires the PSP may turn out not to know it; no request may be under way then.
     is_nearly_over = now + timedelta(seconds=context.psp_seconds) > payment.expires_at
     is_asked_about = payment.is_sync and (payment.status is Status.UNKNOWN or is_provisionally_declined(payment))
     if payment.status in FINAL or is_over or is_nearly_over or is_asked_about or not merchant.accepts_payments:
@@ -233,7 +234,7 @@ async def _resume(
     settled = await settle(context, payment.merchant_id, payment.id, resumed, known=payment, only_if_unchanged=True)
     assert settled is not None
     payment = settled.payment
-    if not settled.changed:  # something has just happened to it
+    if not settled.changed:  # it has just changed
         if is_opened(payment):
             await answer(context, request, encode_payment(payment))
         return payment
@@ -266,7 +267,7 @@ def _creation(context: Payments, merchant: Merchant, wanted: NewPayment, request
         metadata=wanted.metadata,
         terms=merchant.terms_in(wanted.money.currency),
     )
-    calls = 1 if wanted.token is None else 2  # a declined token is looked at again
+    calls = 1 if wanted.token is None else 2  # a declined token is fetched again
     return Creation(
         payment=payment,
         log_id=LogId(uuid7()),

@@ -1,10 +1,9 @@
-"""Expire a payment that nobody paid in time: the PSP is closed first, and has the last word.
+"""Expire a payment that nobody paid in time. The PSP's page is closed first, and what the PSP answers decides.
 
-EXPIRED is written only when the PSP confirmed that its page can no longer be paid; if the customer was faster, the answer says
-captured and the payment succeeds. Where the PSP has never heard of the operation there is nothing to pay: that is EXPIRED too,
-once no request for it can be under way (`server.flows.payments.create` sends none when the time is nearly over) and unless
-another change of the payment came first. A sync payment that the PSP has never heard of ends as CANCELED, with
-`psp_unreachable`.
+EXPIRED is written only when the PSP has confirmed that its page can no longer be paid; if the customer paid first, the answer
+says captured and the payment succeeds. If the PSP does not know the operation there is nothing to pay: that is EXPIRED too, once
+no request for it can be under way (`server.flows.payments.create` sends none when the time is nearly over) and unless another
+change of the payment came first. A payment by token that the PSP does not know ends as CANCELED, with `psp_unreachable`.
 """
 
 from datetime import timedelta
@@ -21,9 +20,9 @@ from server.flows.payments.settle import settle
 
 
 async def expire(context: Psps, payment: Payment) -> Payment:
-    """Close the payment at the PSP and apply what the PSP says then.
+    """Close the payment at the PSP and apply the result.
 
-    Raises `PspError` where nothing was learned, `DatabaseUnavailable`, `Overloaded`.
+    Raises `PspError` if nothing was learned, `DatabaseUnavailable`, `Overloaded`.
     """
     end = EvidenceKind.CANCELED if payment.is_sync else EvidenceKind.EXPIRED
     try:
@@ -41,5 +40,5 @@ async def expire(context: Psps, payment: Payment) -> Payment:
 
 
 def _is_long_ago(context: Psps, payment: Payment) -> bool:
-    """Whether the first request has ended: it is older than any call to a PSP may be."""
+    """Return whether the first request has ended: it is older than any call to a PSP may be."""
     return context.now() - payment.created_at > timedelta(seconds=COMPLETE_AFTER_SECONDS)

@@ -3,9 +3,9 @@
 The contract: `POST` to the address of `FLORIN_FRAUD_URL`, with `FLORIN_FRAUD_TOKEN` as a bearer token, a JSON object with
 `payment_id`, `merchant_id`, `amount` (minor units), `currency`, `order_id`, `description`, `capture`, `is_charge` (by token, else
 a hosted page) and `metadata`. The answer is 200 and `{"verdict": "allow" | "deny" | "review"}` within 300 ms. `deny` ends the
-payment before a PSP hears of it. `review` lets it go on and flags it: with manual capture a person decides before any money is
-taken. The same payment may be asked about again. Where there is no answer, a payment of up to the merchant's fallback limit goes
-on and is flagged `unchecked`; a larger one waits: a page is opened later, a token, which is never stored, is refused.
+payment before any PSP is asked. `review` lets it pass and flags it: with manual capture a person decides before any money is
+taken. The check may be asked about the same payment again. Without an answer, a payment of up to the merchant's fallback limit
+passes and is flagged `unchecked`; a larger page is opened later, and a larger token, which is never stored, is refused.
 """
 
 from typing import Literal
@@ -35,7 +35,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class FraudCheck:
-    """The way to the fraud check."""
+    """A client of the fraud check."""
 
     def __init__(self, http: Client, pool: Pool, metrics: Metrics, *, url: str, token: str) -> None:
         self._http = http
@@ -47,7 +47,7 @@ class FraudCheck:
             self._headers.append(("authorization", f"Bearer {token}"))
 
     async def check(self, payment: Payment) -> Risk | None:
-        """What it says of a payment, or what follows where it says nothing; None where the payment has to wait."""
+        """The verdict on a payment, or the fallback if there is no answer; None if the payment has to wait."""
         risk = await self._ask(payment)
         self._metrics.fraud_checked(risk.value if risk is not None else "no_answer")
         if risk is not None:

@@ -1,6 +1,6 @@
-"""Apply what a PSP's event says to its payment: which transition it is for, whether it is its turn, and whether it is news.
+"""Applies a PSP's event to its payment: finds the transition, and whether the event is in order and new.
 
-Applying a notice again changes nothing. TOO_EARLY: what it is about is not here yet.
+Applying a notice twice changes nothing. TOO_EARLY: its subject is not known yet.
 """
 
 from functools import partial
@@ -27,13 +27,13 @@ _log = structlog.get_logger()
 
 
 async def resolve(adapter: Adapter, notice: Notice) -> Notice:
-    """The notice with the payment that it is about. Raises `PspError`."""
+    """Add the payment to a notice that does not name it. Raises `PspError`."""
     return await adapter.resolve(notice) if notice.merchant_id is None and notice.reference is not None else notice
 
 
 async def apply_notice(context: Psps, adapter: Adapter, notice: Notice) -> EventOutcome:
-    """Apply a notice whose payment is known. Raises `PspError` where the PSP has to be asked and cannot be, `Conflict` for a
-    refund that does not fit, `DatabaseUnavailable`, `Overloaded`.
+    """Apply a notice whose payment is known. Raises `PspError` if the PSP has to be asked and cannot be, `Conflict` for a refund
+    that does not fit, `DatabaseUnavailable`, `Overloaded`.
     """
     if notice.merchant_id is None or notice.payment_id is None or not notice.evidence:
         if notice.merchant_id is not None and notice.payment_id is not None:
@@ -46,7 +46,7 @@ async def apply_notice(context: Psps, adapter: Adapter, notice: Notice) -> Event
     evidence = notice.evidence[0]
     if evidence.kind in DISPUTES and not await _is_its_turn(context, ids, evidence):
         return EventOutcome.TOO_EARLY
-    # Other evidence is idempotent by itself; a refused attempt is logged each time, so its event must be new.
+    # Other evidence is idempotent by itself; a failed attempt is logged each time, so its event must be new.
     if evidence.kind is EvidenceKind.ATTEMPT_FAILED and await _was_seen(context, adapter.account_id, notice, ids):
         return EventOutcome.NOTHING_NEW
     settled = await settle(context, *ids, evidence, psp_event=PspEvent(notice.event_id, notice.event_type))
@@ -58,12 +58,12 @@ async def apply_notice(context: Psps, adapter: Adapter, notice: Notice) -> Event
     if is_provisionally_declined(settled.payment):
         await verify_again(context, settled.payment)
     if settled.payment.pending is not None and settled.payment.status in CLOSED:
-        await carry_out(context, settled.payment)  # money was authorized too late: it is released
+        await carry_out(context, settled.payment)  # money was authorized too late: release it
     return EventOutcome.APPLIED
 
 
 async def _is_its_turn(context: Psps, ids: tuple[MerchantId, PaymentId], evidence: Evidence) -> bool:
-    """Whether what a dispute is about has been told: the charge, and for its end its opening."""
+    """Return whether the event that a dispute depends on has arrived: the charge, and for its end its opening."""
     async with context.pool.connection() as connection:
         payment = await find_payment(connection, *ids)
         if payment is None or evidence.money is None or evidence.money.amount_minor <= 0:
@@ -74,7 +74,7 @@ async def _is_its_turn(context: Psps, ids: tuple[MerchantId, PaymentId], evidenc
 
 
 async def _apply_refunds(context: Psps, adapter: Adapter, notice: Notice, ids: tuple[MerchantId, PaymentId]) -> EventOutcome:
-    """Refunds come several in one event; each is applied by itself, and the event is remembered when all are."""
+    """Apply each refund of an event by itself; the event is recorded when all are done."""
     outcome = EventOutcome.NOTHING_NEW
     for evidence in notice.evidence:
         assert evidence.refund_id is not None

@@ -1,8 +1,8 @@
-"""Receive an event of a PSP, by webhook or from its list: verified before, applied once, remembered.
+"""Receives PSP events, by webhook or from the PSP's list: verified before, applied once, recorded.
 
-An event that comes too early (its payment, refund or dispute is not here yet) is parked in the inbox and tried again from there,
-as is one whose processing failed. Five failures alike, or the end of the inbox's patience, make it a dead letter and a finding.
-What an event means for its payment is `server.flows.payments.notices`.
+An event that comes too early (its payment, refund or dispute is not known yet) is parked in the inbox and retried from there, and
+so is one whose processing failed. Five failures with the same error, or the end of the inbox's schedule, make it a dead letter
+and a finding. `server.flows.payments.notices` decides what an event means for its payment.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ from server.uuid7 import uuid7
 
 ERROR_LENGTH_MAX = 300
 ASK_AGAIN_SECONDS = 30.0
-PATIENCE = timedelta(days=5)
-"""How long a parked event waits for a PSP that cannot be asked what it is about."""
+BUSY_PSP_MAX = timedelta(days=5)
+"""The age up to which a parked event is put back, without counting an attempt, while its PSP or the database cannot be asked."""
 _log = structlog.get_logger()
 
 
 async def receive(context: Psps, adapter: Adapter, notice: Notice) -> EventOutcome:
     """Apply a verified notice. Returns after the commit; repeating it changes nothing.
 
-    TOO_EARLY is parked, and DEAD has failed often enough: neither is to be told again. Raises what went wrong, which the PSP then
-    has to tell again: `PspError` where it could not be asked what the event is about, which counts as no failure.
+    A TOO_EARLY event is parked and a DEAD one has failed often enough: the PSP need not send either again. Raises the failure if
+    the PSP has to send it again; `PspError` if the PSP could not be asked about it, which does not count as a failure.
     """
     failure: Exception | None = None
     outcome = EventOutcome.DEAD
@@ -54,14 +54,14 @@ async def receive(context: Psps, adapter: Adapter, notice: Notice) -> EventOutco
 
 
 async def keep(context: Psps, adapter: Adapter, notice: Notice) -> None:
-    """Park an event, to be tried again from the inbox."""
+    """Park an event, to be retried from the inbox."""
     due_at = context.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[0])
     async with context.pool.connection() as connection:
         await park(connection, _item(context, adapter, notice, None), due_at=due_at)
 
 
 async def receive_unreadable(context: Psps, adapter: Adapter, body: bytes, error: Malformed) -> EventOutcome:
-    """A signed event that cannot be read. Raises `Malformed` again, until it has failed often enough."""
+    """Handle a signed event that cannot be read: raise `Malformed` until it has failed often enough."""
     event_id = "sha256:" + hashlib.sha256(body).hexdigest()
     notice = Notice(event_id=event_id, event_type="unreadable", merchant_id=None, payment_id=None)
     item = replace(_item(context, adapter, notice, error), notice=None)
@@ -72,7 +72,7 @@ async def receive_unreadable(context: Psps, adapter: Adapter, body: bytes, error
 
 
 async def keep_unreadable(context: Psps, adapter: Adapter, notice: Notice) -> None:
-    """Keep an event of a list that cannot be read, as a dead letter: it will not be told again."""
+    """Park an unreadable event of a list, because the list will not be read again. Its retry makes it a dead letter."""
     _log.error("an event of a PSP's list cannot be read", event_id=notice.event_id, type=notice.event_type, error=notice.problem)
     item = replace(_item(context, adapter, notice, Malformed(notice.problem or "")), notice=None)
     async with context.pool.connection() as connection:
@@ -80,7 +80,7 @@ async def keep_unreadable(context: Psps, adapter: Adapter, notice: Notice) -> No
 
 
 async def retry(context: Psps, item: InboxItem) -> None:
-    """Try a claimed event of the inbox again."""
+    """Retry a claimed event of the inbox."""
     error, outcome, notice = item.last_error, EventOutcome.DEAD, None
     try:
         if item.notice is not None:
@@ -90,11 +90,11 @@ async def retry(context: Psps, item: InboxItem) -> None:
             outcome = await apply_notice(context, adapter, notice)
             context.metrics.psp_event(adapter.psp, f"inbox_{outcome.value}")
     except (DatabaseUnavailable, Overloaded, PspError) as failure:
-        if context.now() - item.received_at < PATIENCE:
+        if context.now() - item.received_at < BUSY_PSP_MAX:
             await put_back(context, item)
             return
         outcome, error = EventOutcome.TOO_EARLY, _text(failure)
-    except Exception as failure:  # noqa: BLE001 - counted, and told to a person in the end
+    except Exception as failure:  # noqa: BLE001 - counted, and reported in the end
         outcome, error = EventOutcome.TOO_EARLY, _text(failure)
     is_over = item.attempts >= len(INBOX_DELAYS_SECONDS) or outcome is EventOutcome.DEAD
     async with context.pool.connection() as connection:
@@ -108,7 +108,7 @@ async def retry(context: Psps, item: InboxItem) -> None:
 
 
 async def put_back(context: Psps, item: InboxItem) -> None:
-    """Put a claimed event back: nobody could be asked, and that was no attempt."""
+    """Put back a claimed event: the PSP could not be asked, which is not an attempt."""
     async with context.pool.connection() as connection:
         await give_back(connection, item, due_at=context.now() + timedelta(seconds=ASK_AGAIN_SECONDS))
 
@@ -122,19 +122,19 @@ def _item(context: Psps, adapter: Adapter, notice: Notice, error: Exception | No
         notice=msgspec.json.encode(notice).decode(),
         state=InboxState.WAITING,
         attempts=0,
-        last_error=_text(error) if error is not None else "what it is about is not here yet",
+        last_error=_text(error) if error is not None else "its payment, refund or dispute is not known yet",
         received_at=context.now(),
     )
 
 
 def _text(error: Exception) -> str:
-    """What went wrong, short, and without anything that an unexpected exception may quote."""
+    """The failure in short, without anything that an unexpected exception may quote."""
     said = f"{type(error).__name__}: {error}" if isinstance(error, FlorinError) else type(error).__name__
     return said.replace("\0", "")[:ERROR_LENGTH_MAX]
 
 
 async def _failed(context: Psps, item: InboxItem, notice: Notice) -> InboxState:
-    """Count a failure, and tell a person of a new dead letter."""
+    """Count a failure, and report a new dead letter."""
     _log.warning("a PSP event could not be applied", event_id=notice.event_id, type=notice.event_type, error=item.last_error)
     due_at = context.now() + timedelta(seconds=INBOX_DELAYS_SECONDS[-1])
     async with context.pool.connection() as connection:

@@ -1,8 +1,8 @@
-"""Give money back: in full, in part, several times.
+"""Refunds: in full, in part, several times.
 
-The refund is committed and the wallet charged before the PSP is asked; its id is the PSP's idempotency key. Whatever the PSP
-says, at once or days later, goes through the refund's transition function. One whose request died is finished by the follow-up
-job.
+The refund is committed and the wallet debited before the PSP is asked; its id is the PSP's idempotency key. Whatever the PSP
+says, at once or days later, goes through the refund's transition function. The follow-up job finishes a refund whose request
+died.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from core.idempotency import InFlight, KeyedOperation, Mismatch, Replay
 from core.ids import MerchantId, PaymentId, RefundId, ResourceId
 from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus, made_at_the_psp
-from core.refund_transition import REFUSED, Balances, made_there, next_refund_look_at, request_refund
+from core.refund_transition import REFUSED, Balances, next_refund_check_at, refund_made_at_psp, request_refund
 from server.db.payments.balance_locked import change_under_lock
 from server.db.payments.change_row import ChangeRow
 from server.db.payments.payments import find_payment
@@ -37,7 +37,7 @@ _STANDS = frozenset({EvidenceKind.REFUND_PENDING, EvidenceKind.REFUND_SUCCEEDED}
 
 @dataclass(frozen=True, slots=True)
 class Refunded:
-    """The refund as it stands; `failure` says why nothing is known of it yet, `is_answered` that the reply is stored."""
+    """The refund after the request; `failure` says why its outcome is not known yet, `is_answered` that the reply is stored."""
 
     refund: Refund
     failure: PspError | None = None
@@ -54,7 +54,7 @@ async def refund(
     """Refund an amount, or all that is left. Raises `NotFound`, `Conflict`."""
     payment = await load(context, request, payment_id)
     if payment.status is not Status.SUCCEEDED:
-        raise Conflict(f"a payment that is {payment.status} has no money to give back", code="not_refundable")
+        raise Conflict(f"a payment that is {payment.status} has no money to refund", code="not_refundable")
     claimed = await claim(context, request, ResourceId(payment_id), operation=KeyedOperation.REFUND, made_id=ResourceId(uuid7()))
     if not isinstance(claimed, Claimed):
         return claimed
@@ -76,7 +76,7 @@ async def refund(
 
 
 def _is_answer(change: Change) -> bool:
-    """Whether the refund's row is what its request is answered with: the PSP has it, or has refused it."""
+    """Return whether the refund is the definitive reply: the PSP has accepted or refused it."""
     if change.refund is None or change.refund.status is RefundStatus.UNKNOWN:
         return False
     return change.refund.is_accepted or change.refund.status is RefundStatus.FAILED
@@ -85,7 +85,9 @@ def _is_answer(change: Change) -> bool:
 async def accept(
     context: Psps, payment: Payment, refund_id: RefundId, *, amount_minor: int | None, reason: str | None, source: Source
 ) -> Refund | Conflict:
-    """Commit a refund, once per id; a `Conflict` where payment or wallet do not hold enough."""
+    """Commit a refund, once per id. Returns a `Conflict`, having written nothing, if the payment or the wallet does not hold
+    enough.
+    """
 
     def decide(locked: Payment, balances: Balances) -> ChangeRow:
         amount = amount_minor if amount_minor is not None else locked.refundable_minor
@@ -108,10 +110,10 @@ async def accept(
 
 
 async def adopt(context: Psps, adapter: Adapter, merchant_id: MerchantId, payment_id: PaymentId, told: Evidence) -> bool:
-    """Accept a refund that was made at the PSP, once: it has happened, so it posts whatever the wallet holds.
+    """Accept a refund that was made at the PSP, once. It has happened, so it is posted whatever the wallet holds.
 
-    The PSP is asked how it stands now, since what was told may be older than its failure. False where it cannot be yet: the
-    payment is not here, or not charged, or the refund should be one of ours. Raises `Conflict` for one that does not fit,
+    The PSP is asked for its current state, because the event may be older than a failure. Returns False if that is too early: the
+    payment is unknown or not charged, or the refund should be one of ours. Raises `Conflict` for one that does not fit,
     `PspError`.
     """
     reference, refund_id = told.reference, told.refund_id
@@ -124,7 +126,7 @@ async def adopt(context: Psps, adapter: Adapter, merchant_id: MerchantId, paymen
         return False
     if told.money is None or not _is_of(payment, told):
         raise Conflict("a refund made at the PSP does not fit its payment", code="refund_mismatch")
-    known = made_there(payment, reference, money=told.money, now=context.now())
+    known = refund_made_at_psp(payment, reference, money=told.money, now=context.now())
     try:
         with trio.fail_after(context.psp_seconds):
             seen = await adapter.fetch_refund(payment, known, source=Source.RECHECK)
@@ -135,7 +137,7 @@ async def adopt(context: Psps, adapter: Adapter, merchant_id: MerchantId, paymen
     if seen.kind not in _STANDS:
         return False
     if seen.money != told.money:
-        raise Conflict("a refund made at the PSP is not what was told of it", code="refund_mismatch")
+        raise Conflict("a refund made at the PSP is not what its event said", code="refund_mismatch")
 
     def decide(locked: Payment, balances: Balances) -> ChangeRow:
         change = request_refund(
@@ -161,7 +163,7 @@ def _is_of(payment: Payment, evidence: Evidence) -> bool:
 
 
 async def send(context: Psps, payment: Payment, accepted: Refund, *, answering: Answering | None = None) -> Refunded:
-    """Ask the PSP for a refund and apply what it says. Repeating it changes nothing, as long as the PSP remembers its key."""
+    """Ask the PSP for a refund and apply the result. Repeating it changes nothing while the PSP remembers its key."""
     if context.now() - accepted.created_at > await key_lifetime(context, payment):
         return Refunded(accepted, failure=PspOutcomeUnknown("the refund is too old to be repeated"))
     failure: PspError | None = None
@@ -192,7 +194,7 @@ async def send(context: Psps, payment: Payment, accepted: Refund, *, answering: 
 
 
 async def _finish(context: Psps, payment: Payment, known: Refund, *, answering: Answering | None = None) -> Refunded:
-    """Go on with a refund that was begun before: ask how it stands, and repeat it only where the PSP does not know it."""
+    """Continue a refund that was begun before: fetch it, and repeat it only if the PSP does not know it."""
     if known.status not in (RefundStatus.PENDING, RefundStatus.UNKNOWN):
         return Refunded(known)
     try:
@@ -208,12 +210,12 @@ async def _finish(context: Psps, payment: Payment, known: Refund, *, answering: 
     assert settled.refund is not None
     if not settled.changed:
         async with context.pool.connection() as connection:
-            await postpone_refund(connection, known, due_at=next_refund_look_at(settled.refund, now=context.now()))
+            await postpone_refund(connection, known, due_at=next_refund_check_at(settled.refund, now=context.now()))
     return Refunded(settled.refund, is_answered=settled.is_answered)
 
 
 async def finish_refund(context: Psps, due: Refund) -> None:
-    """Follow a due refund up. Raises `PspError` where nothing was learned."""
+    """Follow up a due refund. Raises `PspError` if nothing was learned."""
     async with context.pool.connection() as connection:
         payment = await find_payment(connection, due.merchant_id, due.payment_id)
     assert payment is not None
@@ -222,8 +224,8 @@ async def finish_refund(context: Psps, due: Refund) -> None:
         raise finished.failure
 
 
-async def look_in_vain(context: Psps, due: Refund) -> None:
-    """Count a look at a refund that brought nothing, so that looking ends with a finding for a person."""
+async def count_failed_fetch(context: Psps, due: Refund) -> None:
+    """Count a fetch of a refund that brought nothing, so that fetching ends with a finding."""
     async with context.pool.connection() as connection:
         payment = await find_payment(connection, due.merchant_id, due.payment_id)
     assert payment is not None
@@ -232,9 +234,9 @@ async def look_in_vain(context: Psps, due: Refund) -> None:
 
 
 async def give_back(context: Psps, payment: Payment) -> None:
-    """Refund money that came after its payment was over, once: the refund's id is the payment's own.
+    """Refund money that arrived after its payment had ended, once: the refund's id is derived from the payment.
 
-    Where payment or wallet do not hold enough, a person is told, once.
+    If the payment or the wallet does not hold enough, one finding is written instead.
     """
     accepted = await accept(
         context, payment, payment.late_refund_id, amount_minor=None, reason="paid too late", source=Source.POLICY

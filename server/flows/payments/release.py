@@ -1,4 +1,4 @@
-"""Make the money of a payment available to its merchant, once its settlement delay is over."""
+"""Makes the money of a payment available to its merchant once its settlement delay is over."""
 
 from core.evidence import EvidenceKind, Source
 from core.payment import Payment, Status, evidence_about
@@ -11,9 +11,9 @@ from server.flows.payments.settle import row_of
 
 
 async def release(context: Settlement, payment: Payment) -> None:
-    """Move what the payment brought from the pending wallet to the available one, once.
+    """Move the payment's money from the pending wallet to the available one, once.
 
-    Refunds may have used some of the pending money: no more moves than there is. Raises `DatabaseUnavailable`, `Overloaded`.
+    Refunds may have used some of the pending money; no more is moved than there is. Raises `DatabaseUnavailable`, `Overloaded`.
     """
 
     def decide(locked: Payment, balances: Balances) -> ChangeRow | None:

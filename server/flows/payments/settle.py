@@ -1,7 +1,7 @@
-"""Apply evidence to a payment or to one of its refunds: the one way in which they change.
+"""Applies evidence to a payment or to one of its refunds: the only way in which they change (promise:one-transition).
 
-Read, think (`core.transition.apply`, `core.refund_transition.apply_refund`), compare-and-set; where another change came first,
-read and think again. Every round someone makes progress, so the bound on rounds is reached only when something is wrong.
+Read, decide (`core.transition.apply`, `core.refund_transition.apply_refund`), compare-and-set; if another change came first, read
+and decide again. In every round some change succeeds, so the limit on rounds is reached only if something is wrong.
 """
 
 from collections.abc import Awaitable, Callable
@@ -38,7 +38,7 @@ ROUNDS_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The payment (and refund) after the evidence; `changed` is False where it brought nothing new.
+    """The payment (and refund) after the evidence; `changed` is False if it brought nothing new.
 
     `is_answered`: the definitive reply was stored with the change.
     """
@@ -51,7 +51,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """The change answers an idempotent request: with what became of it, where `is_definitive` says that this is final."""
+    """The change answers an idempotent request. `is_definitive` decides whether its result is the definitive reply."""
 
     request: Request
     is_definitive: Callable[[Change], bool]
@@ -78,14 +78,14 @@ async def settle(
     answering: Answering | None = None,
     only_if_unchanged: bool = False,
 ) -> Settled | None:
-    """Apply evidence to a payment; None where it does not exist.
+    """Apply evidence to a payment. Returns None if it does not exist.
 
-    `known` saves the first read. `only_if_unchanged`: the evidence proves something only about the payment as it was `known`
-    when the PSP was asked, and is dropped where another change came first. Idempotent. Cancelled before the commit it changes
-    nothing, after it all. Raises `DatabaseUnavailable`, `Overloaded`, `IllegalTransition`.
+    `known` saves the first read. `only_if_unchanged`: the evidence is proof only for the payment as it was in `known` when the
+    PSP was asked, and is dropped if another change came first. Idempotent. If canceled, the change happens completely or not at
+    all. Raises `DatabaseUnavailable`, `Overloaded`, `IllegalTransition`.
     """
 
-    async def think(payment: Payment) -> tuple[Change | None, Refund | None]:
+    async def decide(payment: Payment) -> tuple[Change | None, Refund | None]:
         change = apply(payment, evidence, now=context.now())
         if change is not None and (change.is_mismatch or evidence.kind in DISPUTES):
             async with context.pool.connection() as connection:
@@ -99,7 +99,7 @@ async def settle(
     return await _change(
         context,
         (merchant_id, payment_id),
-        think,
+        decide,
         known=known,
         psp_event=psp_event,
         answering=answering,
@@ -117,9 +117,9 @@ async def settle_refund(
     *,
     answering: Answering | None = None,
 ) -> Settled | None:
-    """Apply evidence to a refund and its payment; None where there is no such refund. Otherwise like `settle`."""
+    """Apply evidence to a refund and its payment. Returns None if there is no such refund. Otherwise like `settle`."""
 
-    async def think(payment: Payment) -> tuple[Change | None, Refund | None]:
+    async def decide(payment: Payment) -> tuple[Change | None, Refund | None]:
         async with context.pool.connection() as connection:
             refund = await find_refund(connection, merchant_id, payment_id, refund_id)
             if refund is None:
@@ -132,7 +132,7 @@ async def settle_refund(
     settled = await _change(
         context,
         (merchant_id, payment_id),
-        think,
+        decide,
         known=None,
         psp_event=None,
         answering=answering,
@@ -145,7 +145,7 @@ async def settle_refund(
 async def _change(
     context: Settlement,
     ids: tuple[MerchantId, PaymentId],
-    think: Callable[[Payment], Awaitable[tuple[Change | None, Refund | None]]],
+    decide: Callable[[Payment], Awaitable[tuple[Change | None, Refund | None]]],
     *,
     known: Payment | None,
     psp_event: PspEvent | None,
@@ -160,7 +160,7 @@ async def _change(
                 payment = await find_payment(connection, *ids)
         if payment is None:
             return None
-        change, refund = await think(payment)
+        change, refund = await decide(payment)
         if change is None:
             return Settled(payment, changed=False, refund=refund)
         row = row_of(change, psp_event=psp_event, answering=answering)
@@ -172,13 +172,12 @@ async def _change(
             payment = await find_payment(connection, *ids)
             if payment is not None and (only_if_unchanged or await _was_seen(connection, payment, evidence, psp_event)):
                 return Settled(payment, changed=False, refund=refund)
-    raise Overloaded("the payment changes faster than this change can be made")
+    raise Overloaded("the payment changes too often: try again")
 
 
 async def _unless_written(connection: Connection, change: Change) -> Change | None:
-    """The change, or what remains of one that was written before: its money is posted, or its finding is open.
-
-    What remains is that there is nothing more for a job to do, if that is news.
+    """Return the change. If its money is already posted or its finding is already open, return what is left of it: its new due
+    time, or None if nothing is left.
     """
     is_dispute = change.evidence.kind in DISPUTES
     transfer = _dispute_transfer(change) if is_dispute else transfer_of(change)
@@ -198,7 +197,7 @@ def _dispute_transfer(change: Change) -> Transfer | None:
 
 
 async def _was_seen(connection: Connection, payment: Payment, evidence: Evidence, psp_event: PspEvent | None) -> bool:
-    """Whether another delivery of the same event was faster."""
+    """Return whether another delivery of the same event was faster."""
     if psp_event is None:
         return False
     account_id = evidence.psp_account_id

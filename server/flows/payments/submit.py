@@ -1,9 +1,9 @@
-"""Open an accepted payment at a PSP: check it for fraud, get its page or charge its token, and go to another PSP where that is
+"""Opens an accepted payment at a PSP: checks it for fraud, gets its page or charges its token, and goes to another PSP if that is
 safe.
 
-Another account is asked only while the one before has provably received nothing, and only after the new operation is committed.
-At a PSP that charges in two steps the reference of its object is committed before the token is charged, so that an answer that is
-lost can be found out. Nothing here charges twice: an operation is sent by the request that made it, or asked about.
+Another account is asked only if the previous one provably received nothing, and only after the new operation is committed. At a
+PSP that charges in two steps the reference of its object is committed before the token is charged, so that a lost answer can be
+fetched. Nothing here charges twice: an operation is sent by the request that made it, and fetched by all others.
 """
 
 from datetime import datetime, timedelta
@@ -16,23 +16,23 @@ from msgspec.structs import replace
 from core.errors import PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
-from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
+from core.payment import CLOSED, UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
 from server.flows.contexts import Payments, Psps
 from server.flows.idempotency import Request, answer
 from server.flows.payments.fraud import UNAVAILABLE
 from server.flows.payments.settle import Answering, encode_payment, settle
-from server.flows.payments.verify import close_what_is_over, verify_again
+from server.flows.payments.verify import close_ended_payment, verify_again
 from server.uuid7 import uuid7
 
 _log = structlog.get_logger()
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
-    """How to open a payment.
+    """The parameters of an opening.
 
-    `is_first`: no request for it can have left before. `until`: when a retry may take it up, so that no other account is asked so
-    late that both might. `may_wait`: a page that cannot be opened now is opened later. `others`:
-    the accounts to go to next. `request` is answered with the payment, once it has a definitive reply.
+    `is_first`: no earlier request for it can have been sent. `until`: when a retry may take it over; no other account is asked so
+    late that both might. `may_wait`: a page that cannot be opened now is opened later. `others`: the accounts to try next.
+    `request` is answered with the payment, once it has a definitive reply.
     """
 
     request: Request | None = None
@@ -44,20 +44,20 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_opened(payment: Payment) -> bool:
-    """Whether the payment has a definitive reply: it has its page, or its token was accepted."""
+    """Return whether the payment has a definitive reply: it has its page, or its token was accepted."""
     if payment.is_sync:
         return payment.status in (Status.AUTHORIZED, Status.SUCCEEDED)
     return payment.payment_url is not None
 
 
 async def key_lifetime(context: Psps, payment: Payment) -> timedelta:
-    """How long the payment's PSP remembers an idempotency key; nothing is repeated after that."""
+    """The time for which the payment's PSP remembers an idempotency key. Nothing is repeated after that."""
     adapter = await context.psps.find(payment.psp_account_id)
     return adapter.capabilities.key_lifetime if adapter is not None else timedelta()
 
 
 async def open_again(context: Payments, payment: Payment) -> Payment:
-    """Open the page of a payment whose request died before it had: the PSP does not know it. Never charges."""
+    """Open the page of a payment whose request died before opening it, and which the PSP does not know. Never charges."""
     assert not payment.is_sync
     is_nearly_over = context.now() + timedelta(seconds=context.psp_seconds) > payment.expires_at
     is_too_old = context.now() - payment.created_at > await key_lifetime(context, payment)
@@ -67,7 +67,7 @@ async def open_again(context: Payments, payment: Payment) -> Payment:
 
 
 async def open_payment(context: Payments, payment: Payment, opening: Opening) -> Payment:
-    """Open or charge the payment, and apply what came of it. Returns it as it stands then."""
+    """Open or charge the payment, apply the result, and return the payment."""
     risk: Risk | None = None
     if context.fraud is not None and payment.risk is None:
         risk = await context.fraud.check(payment)
@@ -88,13 +88,13 @@ async def open_payment(context: Payments, payment: Payment, opening: Opening) ->
 
 
 async def _not_allowed(context: Payments, payment: Payment, opening: Opening, risk: Risk | None) -> Payment:
-    """A denied payment ends. One that could not be checked waits where it can, and ends where it cannot: a token is not kept."""
+    """End a denied payment. One that could not be checked waits if it can; a token is not stored, so its payment ends."""
     if risk is None and not payment.is_sync:
         return payment
     code = "fraud_denied" if risk is Risk.DENIED else UNAVAILABLE
     denied = replace(evidence_about(payment, EvidenceKind.DENIED, Source.POLICY, code=code), risk=risk)
     if payment.status is not Status.PENDING or (payment.is_sync and not opening.is_first):
-        return payment  # an earlier request may have charged it: it is asked about, not ended here
+        return payment  # an earlier request may have charged it: it is fetched, not ended here
     settled = await settle(
         context,
         payment.merchant_id,
@@ -124,18 +124,18 @@ async def _apply(context: Payments, payment: Payment, evidence: Evidence, openin
     after = settled.payment
     if request is not None and not settled.is_answered and is_opened(after):
         await answer(context, request, encode_payment(after))
-    was_opened_too_late = is_open and not payment.is_sync and after.status in (Status.EXPIRED, Status.CANCELED)
+    was_opened_too_late = is_open and not payment.is_sync and after.status in CLOSED
     is_refused = evidence.kind in (EvidenceKind.REJECTED, EvidenceKind.UNREACHABLE)
-    is_left_open = is_refused and after.status is Status.CANCELED and after.reference is not None
+    is_left_open = is_refused and after.status in CLOSED and after.reference is not None
     if was_opened_too_late or is_left_open:
-        await close_what_is_over(context, after)
+        await close_ended_payment(context, after)
     if is_provisionally_declined(after):
         return await verify_again(context, after)
     return after
 
 
 async def _ask(context: Payments, payment: Payment, opening: Opening, risk: Risk | None) -> tuple[Payment, Evidence | None]:
-    """Call the PSP: the payment as it stood at the last call, and what was learned; None for nothing."""
+    """Call the PSP. Returns the payment as it was at the last call, and the evidence, or None for none."""
     is_first = opening.is_first
     try:
         adapter = context.psps.loaded(payment.psp_account_id)
@@ -143,7 +143,7 @@ async def _ask(context: Payments, payment: Payment, opening: Opening, risk: Risk
             with trio.fail_after(context.psp_seconds):
                 adapter = await context.psps.of(payment.psp_account_id)
         if opening.token is not None and adapter.two_steps is None:
-            return payment, await adapter.charge(payment, opening.token)  # one call, which its transport bounds in time
+            return payment, await adapter.charge(payment, opening.token)  # one call, bounded in time by its transport
         with trio.fail_after(context.psp_seconds):
             if opening.token is None:
                 return payment, await adapter.create_intent(payment)
@@ -172,7 +172,7 @@ async def _prepare(context: Payments, payment: Payment, evidence: Evidence) -> P
 
 
 async def reroute(context: Payments, payment: Payment, left: list[PspAccountId], *, until: datetime | None) -> Payment | None:
-    """Commit a new operation at the next healthy account of those `left`; None where there is none, or it is too late."""
+    """Commit a new operation at the next healthy account of `left`. Returns None if there is none, or it is too late."""
     is_late = until is None or context.now() + timedelta(seconds=context.psp_seconds) > until
     if payment.reference is not None or is_late:
         return None

@@ -1,4 +1,4 @@
-"""Ask the PSP how payments stand, and apply what it says."""
+"""Fetches payments from the PSP and applies the result (promise:unknown-not-declined)."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -28,20 +28,20 @@ from server.flows.payments.settle import settle
 CONCURRENCY_MAX = 2_500
 _log = structlog.get_logger()
 BUSY_SECONDS = 0.1
-PATIENCE_MAX = 3_600
-"""How often one payment is tried while there is no room: with every wait a second, an hour."""
+TRIES_MAX = 3_600
+"""The most tries of one payment while the PSP or our limits have no room: an hour, at a second each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A payment after it was asked about; `failure` says why nothing was learned."""
+    """The payment after a fetch; `failure` says why nothing was learned."""
 
     payment: Payment
     failure: FlorinError | None = None
 
 
 async def look(context: Psps, payment: Payment, *, source: Source) -> Evidence:
-    """How the payment stands at the PSP. Raises `PspError` where nothing was learned within the PSP deadline."""
+    """Fetch the payment from the PSP. Raises `PspError` if nothing was learned within the PSP deadline."""
     try:
         with trio.fail_after(context.psp_seconds):
             adapter = await context.psps.of(payment.psp_account_id)
@@ -51,12 +51,12 @@ async def look(context: Psps, payment: Payment, *, source: Source) -> Evidence:
 
 
 async def verify(context: Psps, payment: Payment, *, source: Source) -> Payment:
-    """The payment after a fetch of its operation. Never charges.
+    """Fetch a payment's operation and return the payment after it. Never charges.
 
-    A decline or an absence is evidence only about the payment as it was when we asked: with another change in between it is
-    dropped, so that the second look at a decline is always younger than the first.
+    A decline or an absence is evidence only about the payment as it was when the PSP was asked. If it changed meanwhile, the
+    evidence is dropped, so the second check of a decline is always younger than the first.
 
-    Raises `PspError` where nothing was learned within the PSP deadline, `DatabaseUnavailable`, `Overloaded`.
+    Raises `PspError` if nothing was learned within the PSP deadline, `DatabaseUnavailable`, `Overloaded`.
     """
     evidence = await look(context, payment, source=source)
     about_then = evidence.kind in (EvidenceKind.DECLINED, EvidenceKind.NOT_FOUND)
@@ -68,18 +68,18 @@ async def verify(context: Psps, payment: Payment, *, source: Source) -> Payment:
 
 
 async def _close_declined(context: Psps, payment: Payment) -> None:
-    """At a PSP that charges in two steps what was declined could be paid in another way: close it, behind the reply."""
+    """Close, in the background, a declined payment that could be paid in another way at a PSP that charges in two steps."""
     adapter = await context.psps.find(payment.psp_account_id)
     if adapter is None or not payment.is_sync or adapter.two_steps is None:
         return
     try:
-        context.background.start(partial(close_what_is_over, context, payment))
+        context.background.start(partial(close_ended_payment, context, payment))
     except Overloaded:
         _log.warning("a declined payment is left open at its PSP", payment=str(payment.id))
 
 
-async def close_what_is_over(context: Psps, payment: Payment) -> None:
-    """Close what the PSP has open of a payment that is over. Where that fails, money that comes is late."""
+async def close_ended_payment(context: Psps, payment: Payment) -> None:
+    """Close what the PSP has open of a payment that is over. If that fails, money that arrives is late."""
     with trio.move_on_after(context.psp_seconds):
         try:
             adapter = await context.psps.of(payment.psp_account_id)
@@ -91,7 +91,7 @@ async def close_what_is_over(context: Psps, payment: Payment) -> None:
 
 
 async def verify_if_possible(context: Psps, payment: Payment, *, source: Source, seconds: float) -> Payment:
-    """Like `verify`, but whatever goes wrong within `seconds` leaves the payment as it was known."""
+    """Like `verify`, but any failure within `seconds` leaves the payment as it was known."""
     with trio.move_on_after(seconds):
         try:
             return await verify(context, payment, source=source)
@@ -101,7 +101,7 @@ async def verify_if_possible(context: Psps, payment: Payment, *, source: Source,
 
 
 async def verify_again(context: Psps, payment: Payment) -> Payment:
-    """The second look at a decline; where nothing can be learned now, the follow-up job looks."""
+    """Fetch a declined payment for the second time. If nothing can be learned now, the follow-up job does it."""
     return await verify_if_possible(context, payment, source=Source.RECHECK, seconds=context.psp_seconds)
 
 
@@ -114,12 +114,12 @@ async def verify_all(
     seconds: float = math.inf,
     concurrency: int = CONCURRENCY_MAX,
 ) -> None:
-    """Ask about any number of payments, so many at once, and send each result the moment it is committed.
+    """Fetch any number of payments, with that concurrency, and send each result as soon as it is committed.
 
-    A decline that is heard of first is looked at exactly once more. While the PSP, or our own limits, have no room, it waits:
-    nothing was sent then. After `seconds` it stops: what was not asked about by then is not sent, and what was committed stays.
-    `payments` is read as far as it is needed, so it may be endless; the memory used is that of `concurrency` calls. `send` is
-    closed.
+    A new decline is fetched exactly once more. While the PSP or our own limits have no room, a payment waits, and nothing has
+    been sent. After `seconds` the fetching stops: payments not fetched by then are not sent, and committed results stay.
+    `payments` is read only as far as needed, so it may be endless; memory is used for `concurrency` calls. `send` is closed at
+    the end.
     """
     left = iter(payments)
     async with send:
@@ -137,13 +137,13 @@ async def _verify_one_after_another(
 ) -> None:
     payment: Payment | None = first
     while payment is not None:
-        await send.send(await verify_patiently(context, payment, source))
+        await send.send(await verify_or_wait(context, payment, source))
         payment = next(left, None)
 
 
-async def verify_patiently(context: Psps, payment: Payment, source: Source) -> Verified:
-    """Verify a payment, with the second look at a decline; while there is no room, wait."""
-    for _ in range(PATIENCE_MAX):
+async def verify_or_wait(context: Psps, payment: Payment, source: Source) -> Verified:
+    """Verify a payment, with the second check of a decline. Waits while there is no room."""
+    for _ in range(TRIES_MAX):
         try:
             after = await verify(context, payment, source=source)
             if is_provisionally_declined(after) and not is_provisionally_declined(payment):
@@ -158,7 +158,7 @@ async def verify_patiently(context: Psps, payment: Payment, source: Source) -> V
 
 
 async def load(context: Psps, request: Request, payment_id: PaymentId) -> Payment:
-    """The merchant's payment; one that is UNKNOWN is asked about first. Raises `NotFound`."""
+    """The merchant's payment; an UNKNOWN one is fetched first. Raises `NotFound`."""
     async with context.pool.connection() as connection:
         payment = await find_payment(connection, request.merchant_id, payment_id)
     if payment is None:

@@ -1,1 +1,1 @@
-"""Webhook endpoints, and one attempt to deliver to them."""
+"""Webhook endpoints, and one attempt at a delivery."""

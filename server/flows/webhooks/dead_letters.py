@@ -1,7 +1,7 @@
-"""Dead letters, for merchants through the API and for operators through the command and the console: one flow, audited.
+"""Dead letters, for merchants through the API and for operators through the command: one flow, audited.
 
-What is retried begins its attempts anew, spread out in time. What is dropped stays in the log. Those of an endpoint that is
-disabled wait until it is enabled.
+A retry restarts the attempts, spread out in time. A dropped letter stays in the log. Dead letters of a disabled endpoint wait
+until it is enabled.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ Verb = Callable[[Connection, Letters, Act], Awaitable[int]]
 
 
 async def retry(connection: Connection, letters: Letters, act: Act) -> int:
-    """Try them again; how many there were. At most 10,000 at a time."""
+    """Retry dead letters. Returns their number, at most 10,000."""
     async with connection.atomic():
         await record_act(connection, act)
         if letters.endpoint_id is not None:
@@ -25,7 +25,7 @@ async def retry(connection: Connection, letters: Letters, act: Act) -> int:
 
 
 async def drop(connection: Connection, letters: Letters, act: Act) -> int:
-    """Give them up for good; how many there were. At most 10,000 at a time."""
+    """Drop dead letters. Returns their number, at most 10,000."""
     async with connection.atomic():
         await record_act(connection, act)
         return await drop_dead_letters(connection, letters)

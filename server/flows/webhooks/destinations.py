@@ -1,8 +1,8 @@
-"""Where webhooks may go: to the public internet over https, and in development to networks that the settings name.
+"""The allowed destinations of webhooks: the public internet over https, and in development networks that the settings name.
 
-A merchant chooses the address, so without this he could have Florin call what only Florin can reach (SSRF). The same rule is
-asked when an endpoint is registered, for a clear answer, and for each address that is connected to, which is what protects: a
-name may mean something else by then. Redirects are not followed.
+The merchant chooses the address, so without this check Florin could be made to call what only Florin can reach (SSRF). The rule
+is checked when an endpoint is registered, for a clear answer, and for each address that is connected to, which is the protection:
+a name may resolve differently by then. Redirects are not followed.
 """
 
 from collections.abc import Sequence
@@ -20,34 +20,34 @@ from server.http.client.url import parse_origin, split
 URL_LENGTH_MAX = 2_000
 PORTS = (443, 8443)
 LOOKUP_SECONDS = 5.0
-_NOT_PUBLIC = "{} does not lead to an address of the public internet"
+_NOT_PUBLIC = "{} does not resolve to an address on the public internet"
 
 
 class Destinations:
-    """The rule. `networks` are those that may be called besides the public internet."""
+    """The rule. `networks` may be called in addition to the public internet."""
 
     def __init__(self, networks: Sequence[Network] = ()) -> None:
         self._networks = tuple(networks)
         self._lookups = Lookups()
 
     def check(self, address: Address) -> None:
-        """For addresses that are called over https. Raises `Refused`."""
+        """Check an address for https. Raises `Refused`."""
         if not is_public(address):
             self.check_private(address)
 
     def check_private(self, address: Address) -> None:
-        """For addresses that are called over http. Raises `Refused`."""
+        """Check an address for http. Raises `Refused`."""
         if not is_within(address, self._networks):
-            raise Refused("the name stands for an address that may not be called: it is not of the public internet")
+            raise Refused("the name resolves to an address that is not on the public internet")
 
     async def require(self, url: str, *, is_live: bool, of: MerchantId | None = None, path: str = "$.url") -> None:
-        """Raises `Unprocessable`, saying what is wrong, where a URL may not be an endpoint of this merchant; `Overloaded`."""
+        """Raise `Unprocessable`, with the reason, if a URL cannot be an endpoint of this merchant; `Overloaded`."""
 
         def refuse(why: str) -> Unprocessable:
             return Unprocessable(why, code="invalid_webhook_url", path=path)
 
         if len(url) > URL_LENGTH_MAX or not url.isascii() or not url.isprintable() or "#" in url:
-            raise refuse(f"expected a printable ASCII address of at most {URL_LENGTH_MAX} characters, without a fragment")
+            raise refuse(f"expected a printable ASCII URL of at most {URL_LENGTH_MAX} characters, without a fragment")
         try:
             origin = parse_origin(split(url)[0])
         except NotSent as error:
@@ -55,11 +55,11 @@ class Destinations:
         if _is_disguised(origin.host):
             raise refuse("write an IP address in its usual form")
         if not origin.is_secure and (is_live or not self._networks):
-            raise refuse("a webhook address begins with https://")
+            raise refuse("a webhook URL must begin with https://")
         try:
             lookups = self._lookups.of(of)
             if not lookups.available_tokens:
-                raise Overloaded("other names of yours are still being looked up")
+                raise Overloaded("your other host names are still being resolved")
             with trio.fail_after(LOOKUP_SECONDS):
                 addresses = await resolve(origin.host, origin.port, lookups=lookups)
         except (OSError, UnicodeError, trio.TooSlowError) as error:
@@ -68,13 +68,15 @@ class Destinations:
         if not is_private and not all(is_public(one) for one in addresses):
             raise refuse(_NOT_PUBLIC.format(origin.host))
         if not is_private and not origin.is_secure:
-            raise refuse("a webhook address begins with https://")
+            raise refuse("a webhook URL must begin with https://")
         if not is_private and origin.port not in PORTS:
-            raise refuse(f"a webhook address has port {' or '.join(map(str, PORTS))}")
+            raise refuse(f"a webhook URL must have port {' or '.join(map(str, PORTS))}")
 
 
 def _is_disguised(host: str) -> bool:
-    """Whether it ends in a number, so that some read it as an IPv4 address, and is not one as everybody writes it."""
+    """Return whether the host ends in a number, so that some software reads it as an IPv4 address, without being one in the usual
+    form.
+    """
     last = host.rstrip(".").rpartition(".")[2]
     is_number = last.isdigit() or (last[:2] in ("0x", "0X") and all(one in "0123456789abcdef" for one in last[2:].lower()))
     if ":" in host or not is_number:

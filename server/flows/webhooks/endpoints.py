@@ -1,8 +1,7 @@
-"""Webhook endpoints: made, changed, tested, their secrets rotated; and events sent there once more.
+"""Webhook endpoints: creating, changing and testing them, rotating their secrets, and sending events again.
 
-Invariants: where an endpoint leads was checked by `server.flows.webhooks.destinations`; its secret is stored sealed; a rotated
-one stays good for as long as the merchant asked; an endpoint that is disabled gets nothing, and what waited for it becomes a
-dead letter.
+Invariants: the destination was checked by `server.flows.webhooks.destinations`; the secret is stored sealed; a rotated secret
+stays valid for as long as the merchant asked; a disabled endpoint gets nothing, and its waiting deliveries become dead letters.
 """
 
 import secrets
@@ -19,7 +18,7 @@ from core.ids import EndpointId, EventId, MerchantId
 from core.redaction import redacted_url
 from core.signing import standard_secret
 from server.db.connection import Connection
-from server.db.events.events import Event, append_event, find_lately, find_sequence
+from server.db.events.events import Event, append_event, find_recent, find_sequence
 from server.db.merchants.merchants import Merchant
 from server.db.webhooks.delivery_log import REPLAY_MAX, replay, resend
 from server.db.webhooks.endpoints import (
@@ -43,12 +42,12 @@ from server.uuid7 import drawn_at
 ENDPOINTS_MAX = 16
 SECRET_BYTES = 32
 PRECISION = timedelta(milliseconds=1)
-"""Of the time in a UUIDv7."""
+"""The precision of the time in a UUIDv7, which is compared with the time of the endpoint's last change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewEndpoint:
-    """What a merchant asks for."""
+    """A validated request for an endpoint."""
 
     url: str
     mode: EndpointMode = EndpointMode.PARALLEL
@@ -58,18 +57,18 @@ class NewEndpoint:
     concurrency_max: int = 32
 
 
-def draw_secret() -> str:
-    """A new secret for signing."""
+def generate_secret() -> str:
+    """Draw a new signing secret."""
     return standard_secret(secrets.token_bytes(SECRET_BYTES))
 
 
 def seal_secret(sealer: Sealer, secret: str, *, merchant_id: MerchantId, endpoint_id: EndpointId) -> bytes:
-    """As an endpoint's secret is stored."""
+    """Seal an endpoint's secret for storage."""
     return sealer.seal(secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant_id)
 
 
 async def make(context: Webhooks, merchant: Merchant, wanted: NewEndpoint, made: UUID) -> tuple[Endpoint, str]:
-    """A new endpoint of that id, or the one that is there already, and its secret. Raises `Unprocessable`, `Conflict`."""
+    """Create an endpoint with that id, or return the existing one, with its secret. Raises `Unprocessable`, `Conflict`."""
     endpoint_id = EndpointId(made)
     async with context.pool.connection() as connection:
         stored = await find_endpoint(connection, merchant.id, endpoint_id)
@@ -80,7 +79,7 @@ async def make(context: Webhooks, merchant: Merchant, wanted: NewEndpoint, made:
                 raise Conflict(f"a merchant has at most {ENDPOINTS_MAX} webhook endpoints", code="too_many_endpoints")
             stored = await add_endpoint(connection, _new(context, merchant.id, endpoint_id, wanted))
         if stored is None:
-            raise Conflict("the endpoint that this key made was deleted: use a new key", code="endpoint_deleted")
+            raise Conflict("the endpoint that this key created was deleted: use a new key", code="endpoint_deleted")
     return stored, _secret_of(context, stored)
 
 
@@ -90,7 +89,7 @@ def _new(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, wa
         id=endpoint_id,
         merchant_id=merchant_id,
         url=wanted.url,
-        sealed_secret=seal_secret(context.sealer, draw_secret(), merchant_id=merchant_id, endpoint_id=endpoint_id),
+        sealed_secret=seal_secret(context.sealer, generate_secret(), merchant_id=merchant_id, endpoint_id=endpoint_id),
         created_at=now,
         updated_at=now,
         mode=wanted.mode,
@@ -112,7 +111,7 @@ async def listed(context: Webhooks, merchant_id: MerchantId) -> list[Endpoint]:
 
 
 async def find(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint:
-    """One endpoint. Raises `NotFound`."""
+    """Return one endpoint. Raises `NotFound`."""
     async with context.pool.connection() as connection:
         endpoint = await find_endpoint(connection, merchant_id, endpoint_id)
     if endpoint is None:
@@ -123,7 +122,7 @@ async def find(context: Webhooks, merchant_id: MerchantId, endpoint_id: Endpoint
 async def change(
     context: Webhooks, merchant: Merchant, endpoint_id: EndpointId, edit: Callable[[Endpoint], Endpoint]
 ) -> Endpoint:
-    """Change an endpoint as a merchant may. Raises `NotFound`, `Unprocessable`."""
+    """Change an endpoint. Raises `NotFound`, `Unprocessable`."""
     before = await find(context, merchant.id, endpoint_id)
     url = edit(before).url
     if url != before.url:
@@ -141,7 +140,7 @@ async def _locked(connection: Connection, merchant_id: MerchantId, endpoint_id: 
 
 
 async def remove(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
-    """Delete an endpoint; what waited for it is dropped. Raises `NotFound`."""
+    """Delete an endpoint and drop its waiting deliveries. Raises `NotFound`."""
     async with context.pool.connection() as connection:
         reason = DisabledReason.DELETED
         if not await disable_endpoint(connection, merchant_id, endpoint_id, reason, now=context.now()):
@@ -151,10 +150,11 @@ async def remove(context: Webhooks, merchant_id: MerchantId, endpoint_id: Endpoi
 async def rotate(
     context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, made: UUID, *, overlap_seconds: int
 ) -> tuple[Endpoint, str]:
-    """A new secret, and the endpoint with it; the old one stays good beside it for so long.
+    """Replace the secret and return it with the endpoint. The old one stays valid for that many seconds.
 
-    The secret belongs to `made`: asked again with the same, nothing is rotated twice. Raises `NotFound`, and `Conflict` where
-    another secret is still promised to be good, unless nothing shall be good beside the new one.
+    The secret belongs to `made`, so repeating the request rotates nothing twice. Raises `NotFound`, and `Conflict` if the
+    endpoint was changed after this request was first made, or if the previous secret is still valid and `overlap_seconds` is not
+    0.
     """
     secret = standard_secret(context.sealer.derive(b"webhook secret", made))
     async with context.pool.connection() as connection, connection.atomic():
@@ -164,10 +164,10 @@ async def rotate(
         now = context.now()
         is_promised = endpoint.old_secret_until is not None and endpoint.old_secret_until > now
         if drawn_at(made) < endpoint.updated_at - PRECISION:
-            raise Conflict("the endpoint was changed since: rotate with a new key", code="endpoint_changed")
+            raise Conflict("the endpoint was changed since then: rotate with a new key", code="endpoint_changed")
         if is_promised and overlap_seconds:
             detail = (
-                f"the secret before is good until {endpoint.old_secret_until}: rotate then, or with overlap_seconds 0 at once"
+                f"the previous secret is valid until {endpoint.old_secret_until}: rotate then, or at once with overlap_seconds 0"
             )
             raise Conflict(detail, code="secret_rotating")
         sealed = seal_secret(context.sealer, secret, merchant_id=merchant_id, endpoint_id=endpoint_id)
@@ -176,11 +176,11 @@ async def rotate(
 
 
 async def test(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, made: UUID) -> Event:
-    """Send a test event there, through everything that real ones go through. Raises `NotFound`, `Conflict`."""
+    """Send a test event through the whole delivery path. Raises `NotFound`, `Conflict`."""
     endpoint = await _require_enabled(context, merchant_id, endpoint_id)
     event_id = EventId(made)
     async with context.pool.connection() as connection:
-        event = await find_lately(connection, merchant_id, event_id)
+        event = await find_recent(connection, merchant_id, event_id)
         if event is None:
             event = await append_event(
                 connection,
@@ -196,7 +196,7 @@ async def test(context: Webhooks, merchant_id: MerchantId, endpoint_id: Endpoint
 
 
 async def send_again(context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, seq: int) -> None:
-    """Send one event there once more, now. Raises `NotFound`, `Conflict`."""
+    """Send one event again, now. Raises `NotFound`, `Conflict`."""
     await _require_enabled(context, merchant_id, endpoint_id)
     async with context.pool.connection() as connection:
         if not await resend(connection, merchant_id, endpoint_id, seq):
@@ -207,13 +207,13 @@ async def send_again(context: Webhooks, merchant_id: MerchantId, endpoint_id: En
 async def send_range_again(
     context: Webhooks, merchant_id: MerchantId, endpoint_id: EndpointId, *, from_seq: int, to_seq: int | None
 ) -> int:
-    """Send a range of events there once more; how many. Raises `NotFound`, `Conflict`, `Unprocessable`."""
+    """Send a range of events again. Returns their number. Raises `NotFound`, `Conflict`, `Unprocessable`."""
     await _require_enabled(context, merchant_id, endpoint_id)
     async with context.pool.connection() as connection:
         last_seq = (await find_sequence(connection, merchant_id)).last_seq
         end_seq = min(to_seq, last_seq) if to_seq is not None else last_seq
         if end_seq - from_seq >= REPLAY_MAX:
-            raise Unprocessable(f"a replay is of at most {REPLAY_MAX} events", code="range_too_large", path="$.to_seq")
+            raise Unprocessable(f"a replay may have at most {REPLAY_MAX} events", code="range_too_large", path="$.to_seq")
         await release_holds(connection, merchant_id, endpoint_id)
         return await replay(connection, merchant_id, endpoint_id, from_seq=from_seq, to_seq=end_seq)
 

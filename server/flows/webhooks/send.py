@@ -1,9 +1,9 @@
-"""One attempt to deliver an event to a merchant's endpoint, and what follows from its answer for the endpoint itself.
+"""Makes one attempt to deliver an event to a merchant's endpoint, and updates the endpoint by its answer.
 
-Signed by Standard Webhooks (specification 1.0), with the old secret too while one rotates. Invariants: an attempt ends within
-`attempt_seconds`; whatever goes wrong is this delivery's failure and nobody else's; what is kept of an answer is an excerpt
-without secrets; trouble of our own is no attempt; an endpoint that says 410, or has had no success for `FAILING_DAYS_MAX` days,
-gets no more, and its merchant is told.
+Requests are signed as Standard Webhooks 1.0 says, with the old secret too during a rotation. Invariants: an attempt ends within
+`attempt_seconds`; a failure concerns this delivery only; only an excerpt of an answer is kept, without secrets; a failure of our
+own does not count as an attempt; an endpoint that answers 410, or has had no success for `FAILING_DAYS_MAX` days, is disabled,
+and its merchant is told.
 """
 
 import random
@@ -43,7 +43,7 @@ _log = structlog.get_logger()
 
 
 class Attempted(msgspec.Struct, frozen=True):
-    """What came of an attempt. `wait_seconds`: the endpoint asked to be left alone so long. `was_slow`: it did not answer."""
+    """The result of an attempt. `wait_seconds`: the endpoint asked for a pause of that length. `was_slow`: it did not answer."""
 
     result: DeliveryResult
     wait_seconds: float = 0.0
@@ -52,12 +52,12 @@ class Attempted(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class NotMade:
-    """Nothing was sent, for reasons of ours: that is no attempt."""
+    """Nothing was sent, for reasons of our own; this is not an attempt."""
 
 
 @dataclass(slots=True)
 class Destination:
-    """An endpoint and its secrets, opened; remembered for a moment. `failing_since` is kept up to date here."""
+    """An endpoint and its opened secrets, cached for a moment. `failing_since` is kept up to date here."""
 
     endpoint: Endpoint
     secrets: list[str]
@@ -87,7 +87,7 @@ class Sender:
         self.attempt_seconds = attempt_seconds
         self._now = now
         self._publish = publish
-        # That one is disabled is asked anew each time: what is given up by such a word stays given up.
+        # That an endpoint is disabled is read anew each time, because deliveries given up for that reason stay given up.
         self._destinations = SingleFlightCache[tuple[MerchantId, EndpointId], Destination | DisabledReason](
             self._find,
             seconds=ENDPOINT_CACHE_SECONDS,
@@ -96,7 +96,7 @@ class Sender:
         )
 
     async def attempt(self, claimed: ClaimedDelivery, *, too_old_at: float) -> Attempted | NotMade:
-        """Send it, once, unless it is too late for that. Never raises but for cancellation."""
+        """Make one attempt, unless it is too late for one. Raises nothing but cancellation."""
         began = trio.current_time()
         try:
             destination = self._destinations.get((claimed.event.merchant_id, claimed.endpoint_id), now=began)
@@ -105,20 +105,20 @@ class Sender:
             if trio.current_time() >= too_old_at:
                 return NotMade()
             return await self._attempt(claimed, destination, began)
-        except (DatabaseUnavailable, Overloaded) as error:  # of the first step: the others deal with it themselves
-            _log.warning("a delivery has to wait", error=str(error))
+        except (DatabaseUnavailable, Overloaded) as error:  # of the first step: the others handle it themselves
+            _log.warning("a delivery cannot be attempted yet", error=str(error))
             return NotMade()
         except Exception as error:  # noqa: BLE001 - a message that breaks its sender must use up its attempts, not its worker
-            _log.exception("a delivery failed in an unexpected way", event_id=str(claimed.event.id))
+            _log.exception("a delivery failed unexpectedly", event_id=str(claimed.event.id))
             return self._failed(claimed, began, error=f"{type(error).__name__} while sending")
 
     def known(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Destination | None:
-        """The endpoint as it was when it was last asked about; None where that was never, or it is disabled."""
+        """The endpoint as last read, or None if it was never read or is disabled."""
         destination = self._destinations.last((merchant_id, endpoint_id))
         return destination if isinstance(destination, Destination) else None
 
     async def destination(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Destination | DisabledReason:
-        """Where to send and what to sign with, or why nothing may be sent there."""
+        """Return the address and secrets of the endpoint, or why nothing may be sent to it."""
         key = (merchant_id, endpoint_id)
         return self._destinations.get(key, now=trio.current_time()) or await self._destinations.look_up(key)
 
@@ -144,7 +144,7 @@ class Sender:
         headers = signed_headers(destination.secrets, claimed.event, body, now=self._now())
         asked_at = trio.current_time()
         try:
-            # The merchant tells repetitions by the message's id.
+            # Merchants recognize repetitions by the message's id.
             response = await client.request(
                 "POST",
                 url,
@@ -212,7 +212,7 @@ class Sender:
         return Attempted(result, wait_seconds, was_slow)
 
     async def _note_failure(self, destination: Destination) -> None:
-        """Remember since when it fails; where that is too long ago, it is disabled."""
+        """Record that the endpoint is failing, and disable it if it has been failing for too long."""
         now = self._now()
         since = destination.failing_since
         if since is None:
@@ -221,7 +221,9 @@ class Sender:
             await self._disable(destination, DisabledReason.FAILING)
 
     async def _note(self, destination: Destination, failing_since: datetime | None) -> datetime | None:
-        """Since when it fails by all workers' accounts. What cannot be written now is noted by a later attempt."""
+        """Record the time since which the endpoint has been failing, and return the one that counts for all workers. What cannot
+        be written now is written by a later attempt.
+        """
         endpoint = destination.endpoint
         before, destination.failing_since = destination.failing_since, failing_since  # many attempts end at once
         try:
@@ -233,7 +235,7 @@ class Sender:
         return since
 
     async def _disable(self, destination: Destination, reason: DisabledReason) -> None:
-        """No more goes there, and the merchant is told, by his other endpoints and on the stream."""
+        """Disable the endpoint and tell its merchant, by other endpoints and on the stream."""
         self._destinations.forget((destination.endpoint.merchant_id, destination.endpoint.id))
         try:
             await self._write_disabled(destination.endpoint, reason)
@@ -257,7 +259,7 @@ class Sender:
 
 
 def open_secrets(sealer: Sealer, endpoint: Endpoint, *, now: datetime) -> list[str]:
-    """What deliveries to an endpoint are signed with: its secret, and the one before while it is still good."""
+    """The signing secrets of an endpoint: its secret, and the previous one while that is valid."""
     sealed = [endpoint.sealed_secret]
     if endpoint.sealed_old_secret is not None and endpoint.old_secret_until is not None and now < endpoint.old_secret_until:
         sealed.append(endpoint.sealed_old_secret)
@@ -265,7 +267,7 @@ def open_secrets(sealer: Sealer, endpoint: Endpoint, *, now: datetime) -> list[s
 
 
 def signed_headers(secrets: list[str], event: Event, body: bytes, *, now: datetime) -> list[tuple[str, str]]:
-    """The headers of a delivery."""
+    """The header fields of a delivery."""
     message_id = encode_id(EVENT, event.id)
     timestamp = int(now.timestamp())
     return [
@@ -282,7 +284,7 @@ def _milliseconds(began: float) -> int:
 
 
 def _excerpt(response: Response) -> str | None:
-    """What is kept of an answer; of most that is nothing, or a word."""
+    """The excerpt of an answer that is kept; usually nothing, or a word."""
     if not response.body:
         return None
     return excerpt(response.body[:4_096].decode("utf-8", "replace"))

@@ -1,8 +1,8 @@
 """An HTTP/1.1 client on bare trio: a keep-alive pool per origin, llhttp for the responses.
 
-Its errors say what is known (`server.http.client.errors`), because with money that is what matters. Invariants: a request is
-never sent twice unless the caller says that it is idempotent; once any of it may have been sent no error says `NotSent`;
-waiting, connections, responses and time are bounded.
+Its errors say what is known (`server.http.client.errors`), because that decides what may be done next. Invariants: a request is
+never sent twice unless the caller says that it is idempotent; once any of it may have been sent no error says `NotSent`; waiting,
+connections, responses and time are bounded.
 """
 
 import re
@@ -28,22 +28,21 @@ from server.http.transport import SocketTransport, Transport
 ORIGINS_MAX = 1_024
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 ANSWER_SHARE = 0.2
-"""Of a call's time that must be left when it is sent: what is sent too late is an outcome that nobody knows, for nothing."""
+"""The share of its time that a call must have left when it is sent. One sent later could only end with an unknown outcome."""
 
 _OURS = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """The bounds of a client.
+    """The limits of a client.
 
-    `connections_per_origin_max`: in use and idle together. `connect_seconds`: how long a call may wait for a place among them,
-    and how long for a connection, before anything of it is sent; `write_seconds`: for each part of the request to be taken;
-    `header_seconds`: from the end of the request to the end of the response's head; `total_seconds`: for the whole call,
-    waiting and connecting included, unless the call says otherwise; `idle_seconds`: how long a connection waits to be used again.
-    `response_bytes_max`: of a whole response, head included; one that is larger fails, or its body is cut off where
-    `cuts_responses` says so. `check` sees every address before it is connected to, and may raise `Refused`. `tls` is for peers
-    whose certificates the system does not know.
+    `connections_per_origin_max` counts connections in use and idle. `connect_seconds` bounds the wait for a place among them, and
+    the wait for a connection, before anything is sent; `write_seconds` each part of the request; `header_seconds` the time from
+    the end of the request to the end of the response's head; `total_seconds` the whole call, waiting and connecting included,
+    unless the call has its own; `idle_seconds` how long an unused connection is kept. `response_bytes_max` bounds a whole
+    response, head included; a larger one fails, or its body is cut with `cuts_responses`. `check` sees every address before it is
+    connected to, and may raise `Refused`. `tls` is for peers whose certificates the system does not know.
     """
 
     connections_per_origin_max: int = 256
@@ -60,7 +59,7 @@ class ClientOptions:
 
 @dataclass(slots=True)
 class _Pool:
-    """An origin, how many calls to it are under way, those that wait for a place, and idle connections, the latest last."""
+    """An origin: the number of calls under way, those that wait for a place, and idle connections, the latest last."""
 
     origin: Origin
     host_header: str
@@ -69,7 +68,7 @@ class _Pool:
     idle: deque[ClientConnection] = field(default_factory=deque)
 
     def give_place_back(self) -> None:
-        """To whoever has waited longest, if anyone does."""
+        """Give the place to the call that has waited longest, if any."""
         if self.waiting:
             self.waiting.unpark()
         else:
@@ -78,9 +77,9 @@ class _Pool:
 
 @asynccontextmanager
 async def open_client(options: ClientOptions | None = None) -> AsyncIterator["Client"]:
-    """A client, for as long as the block runs. Calls that are under way at its end fail as `OutcomeUnknown`.
+    """A client for the block. Calls under way at its end fail as `OutcomeUnknown`.
 
-    It owns the task that enforces deadlines, so what leaves the block leaves in an exception group, as from any nursery.
+    It owns the task that enforces deadlines, so an exception leaves the block in a group, as from any nursery.
     """
     async with trio.open_nursery() as nursery:
         client = Client(options or ClientOptions())
@@ -120,10 +119,10 @@ class Client:
     ) -> Response:
         """Send one request and read the whole response. Redirects are not followed.
 
-        `asker`: who has chosen the address, and waits for his own name servers only (`server.http.client.dial.Lookups`).
-        On cancellation the connection is closed. A pooled connection that is found to be dead before anything was sent is
-        replaced; one that dies later, before a byte of the response, is replaced once where the request is `idempotent`.
-        Raises `NotSent`, `Refused`, `OutcomeUnknown` or `BadResponse`.
+        `asker` is the party that chose the address, which waits for its own name servers only
+        (`server.http.client.dial.Lookups`). On cancellation the connection is closed. A pooled connection found dead before
+        anything was sent is replaced; one that dies later, before a byte of the response, is replaced once if the request is
+        `idempotent`. Raises `NotSent`, `Refused`, `OutcomeUnknown` or `BadResponse`.
         """
         text, target = split(url)
         pool = self._pools_by_text.get(text) or self._add_pool(text)
@@ -154,14 +153,14 @@ class Client:
             pool.give_place_back()
 
     def close(self) -> None:
-        """Close all connections; calls under way fail, and new ones are refused."""
+        """Close all connections. Calls under way fail, and new ones are refused."""
         self._is_closed = True
         for connection in list(self.reaper.watched):
             connection.expire()
 
     @property
     def connections(self) -> int:
-        """How many connections are open, idle ones included."""
+        """The number of open connections, idle ones included."""
         return len(self.reaper.watched)
 
     async def _call_anew(
@@ -175,7 +174,7 @@ class Client:
         ends_at: float,
         after: OutcomeUnknown | None,
     ) -> Response:
-        """Call on a new connection. What cannot be sent now may have arrived by the call that was lost before, `after` it."""
+        """Call on a new connection. If it cannot be sent now, the call lost before, `after`, may still have arrived."""
         try:
             connection = await self._connect(pool, asker, sends_before)
             return await connection.exchange(data, bodiless=bodiless, ends_at=ends_at)
@@ -185,7 +184,7 @@ class Client:
             raise OutcomeUnknown(f"{after}; and once more: {error}") from error
 
     def _add_pool(self, text: str) -> _Pool:
-        """The pool of an origin in a new spelling. Raises `NotSent`."""
+        """Add the pool of an origin in a new spelling. Raises `NotSent`."""
         origin = parse_origin(text)
         pool = self._pools.get(origin)
         if pool is None:
@@ -198,7 +197,7 @@ class Client:
         return pool
 
     def _forget_one(self) -> None:
-        """Make room: forget the oldest origin that is at rest."""
+        """Forget the oldest unused origin."""
         for origin, pool in self._pools.items():
             if not pool.in_use:
                 del self._pools[origin]
@@ -208,7 +207,7 @@ class Client:
                 return
 
     async def _wait_for_place(self, pool: _Pool, before: float) -> None:
-        """A place among the origin's connections, first come first served. Raises `NotSent`."""
+        """Wait for a place among the origin's connections, first come, first served. Raises `NotSent`."""
         seconds = self._options.connect_seconds
         with trio.move_on_at(min(trio.current_time() + seconds, before)) as scope:
             await pool.waiting.park()
@@ -216,7 +215,7 @@ class Client:
             raise NotSent(f"no free connection to {pool.origin} within {seconds:g} s")
 
     async def _connect(self, pool: _Pool, asker: Hashable | None, before: float) -> ClientConnection:
-        """A new connection. Whatever goes wrong, nothing has been sent: raises `NotSent`."""
+        """Open a connection. Raises `NotSent` for every failure, because nothing has been sent."""
         origin, options = pool.origin, self._options
         with trio.move_on_at(min(trio.current_time() + options.connect_seconds, before)):
             try:
@@ -238,13 +237,13 @@ class Client:
                 connection.close()
                 raise NotSent("the client is closed")
             if not connection.take():
-                raise NotSent(f"{origin} closed the connection, or spoke, before it was asked")
+                raise NotSent(f"{origin} closed the connection or sent data before the request")
             return connection
         raise NotSent(f"no connection to {origin} within {options.connect_seconds:g} s")
 
 
 def _take_idle(pool: _Pool) -> ClientConnection | None:
-    """The connection that was used last, if it still lives."""
+    """The most recently used connection, if it is still alive."""
     while pool.idle:
         connection = pool.idle.pop()
         if connection.take():
@@ -253,7 +252,7 @@ def _take_idle(pool: _Pool) -> ClientConnection | None:
 
 
 def _request_bytes(method: str, target: str, host: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
-    """The whole request. Raises `NotSent` for what could be read as another request than was meant."""
+    """The bytes of the request. Raises `NotSent` for one that could be read as a different request."""
     if method not in METHODS:
         raise NotSent(f"not a method: {method[:200]!r}")
     lines = [f"{name}: {value}\r\n" for name, value in headers if _require_field_name(name)]
@@ -269,7 +268,7 @@ def _request_bytes(method: str, target: str, host: str, headers: Iterable[tuple[
 
 @lru_cache(maxsize=1_024)
 def _require_field_name(name: str) -> bool:
-    """True, or raises `NotSent`: what frames a message is ours to say."""
+    """Return True for a field name that callers may give, or raise `NotSent`: framing is the client's."""
     if not _FIELD_NAME.fullmatch(name) or name.lower() in _OURS:
-        raise NotSent(f"not a header that a caller may give: {name[:200]!r}")
+        raise NotSent(f"not a header that a caller may set: {name[:200]!r}")
     return True

@@ -1,7 +1,7 @@
 """One connection of the HTTP client: in use by one call, or idle in its pool, or closed.
 
-Invariants: it is idle only after its response was read to the end; whatever ends a call early, cancellation included, closes it.
-Deadlines are an attribute that the reaper looks at and not cancel scopes, so that a call costs little.
+Invariants: it becomes idle only after its response was read to the end; whatever ends a call early, cancellation included, closes
+it. Deadlines are an attribute that the reaper checks, not cancel scopes, which keeps a call cheap.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ WRITTEN_PART_BYTES = 262_144
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """How long the parts of a call may take; see `ClientOptions`."""
+    """The time limits of the parts of a call; see `ClientOptions`."""
 
     write_seconds: float
     header_seconds: float
@@ -27,7 +27,7 @@ class Times:
 
 
 class ClientConnection:
-    """Deadlines are in seconds on trio's clock; the reaper ends what is overdue, at most its tick too late."""
+    """Deadlines are in seconds on trio's clock; the reaper ends an overdue call at most one tick late."""
 
     __slots__ = ("_idle_connections", "_is_idle", "_parser", "_reaper", "_times", "_transport", "deadline", "expired")
 
@@ -51,11 +51,11 @@ class ClientConnection:
 
     @property
     def heard(self) -> bool:
-        """Whether any byte of the current response has come."""
+        """True if any byte of the current response has arrived."""
         return self._parser.heard
 
     def take(self) -> bool:
-        """Take it out of the pool; False, and closed, where the peer has gone or said what nobody asked for."""
+        """Take it out of the pool. Returns False, and closes it, if the peer has left or sent data unasked."""
         self._is_idle = False
         self.deadline = float("inf")
         if not self._transport.is_quiet():
@@ -64,9 +64,9 @@ class ClientConnection:
         return True
 
     async def exchange(self, data: bytes, *, bodiless: bool, ends_at: float) -> Response:
-        """One request and its response. The connection returns to its pool if it can, and is closed if not.
+        """Exchange one request and its response. The connection returns to its pool if it can, and is closed otherwise.
 
-        Raises `NotSent` where the very first byte could not be sent, `OutcomeUnknown` or `BadResponse`.
+        Raises `NotSent` if the first byte could not be sent, `OutcomeUnknown` or `BadResponse`.
         """
         transport, parser, times = self._transport, self._parser, self._times
         self.deadline = min(self._reaper.now + times.header_seconds, ends_at)
@@ -102,7 +102,7 @@ class ClientConnection:
             raise NotSent(f"the connection broke before anything was sent: {error}") from error
 
     async def _send_rest(self, data: bytes, ends_at: float) -> bool:
-        """Send the rest of a request; False where the peer stops taking it, for it may have said why."""
+        """Send the rest of a request. Returns False if the peer stops reading, because it may have said why."""
         times = self._times
         try:
             for at in range(0, max(len(data), 1), WRITTEN_PART_BYTES):
@@ -114,7 +114,7 @@ class ClientConnection:
         return True
 
     def _require_whole_body(self) -> None:
-        """The stream has ended: that may be how the body ends. Raises `OutcomeUnknown` where it is not."""
+        """Handle the end of the stream, which may be how the body ends. Raises `OutcomeUnknown` otherwise."""
         if self.expired or not self._parser.ends_with_the_stream or not self._transport.ended_cleanly:
             raise OutcomeUnknown(self._why("the peer closed the connection before the response ended"))
 
@@ -122,7 +122,7 @@ class ClientConnection:
         return "the peer took too long to answer" if self.expired else otherwise
 
     def expire(self) -> None:
-        """Called by the reaper, and when the client closes: end the call, or close what nobody has needed for a while."""
+        """End the call, or close an idle connection; called by the reaper, and when the client closes."""
         self.expired = True
         if self._is_idle:
             self._idle_connections.remove(self)
@@ -131,6 +131,6 @@ class ClientConnection:
             self._transport.shut_down()
 
     def close(self) -> None:
-        """Close at once, without a farewell."""
+        """Close at once, without a TLS close or a shutdown."""
         self._reaper.watched.discard(self)
         self._transport.close()

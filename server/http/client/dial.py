@@ -1,7 +1,7 @@
-"""From a name to a connected socket: resolve, let the caller look at every address, connect by Happy Eyeballs (RFC 8305).
+"""From a name to a connected socket: resolve, check every address, connect by Happy Eyeballs (RFC 8305).
 
-Invariant: a connection goes only to an address that the check has seen and allowed; the name is not resolved again in between,
-so an answer that changes from one look-up to the next (DNS rebinding) gains nothing.
+Invariant: a connection goes only to an address that the check has seen and allowed. The name is not resolved again in between, so
+an answer that changes between lookups (DNS rebinding) gains nothing.
 """
 
 import errno
@@ -16,22 +16,22 @@ from typing import Any
 import trio
 
 ATTEMPT_SECONDS = 0.25
-"""How long an address is alone before the next one is tried beside it (RFC 8305, section 5)."""
+"""The head start of an address before the next one is tried (RFC 8305, section 5)."""
 ADDRESSES_MAX = 8
 
 AddressCheck = Callable[[IPv4Address | IPv6Address], None]
-"""Sees every address of a name before any is connected to; raises `server.http.client.errors.Refused` where one may not be
-called.
+"""Called with every address of a name before any connection; raises `server.http.client.errors.Refused` for a forbidden one.
 
-An IPv4 address mapped into IPv6 comes as the IPv4 address that it is; other disguises (NAT64, 6to4) are the check's to know."""
+An IPv4 address mapped into IPv6 arrives as IPv4; the check recognizes other embeddings (NAT64, 6to4) itself.
+"""
 
 _Address = tuple[int, Any]
 
 
 class Lookups:
-    """Threads that wait for name servers: few for each asker, so that whose names hang holds up only himself.
+    """Threads that wait for name servers: a few per asker, so that names that hang delay only their own asker.
 
-    A thread that is given up keeps its place until the system gives it up too.
+    An abandoned thread keeps its place until the system gives it up too.
     """
 
     def __init__(self, *, of_nobody: int = 32, per_asker: int = 2, total: int = 256) -> None:
@@ -41,20 +41,20 @@ class Lookups:
         self._limiters: dict[Hashable, trio.CapacityLimiter] = {}
 
     def of(self, asker: Hashable | None) -> trio.CapacityLimiter:
-        """The places of one asker. Raises OSError where there are too many of all together."""
+        """The limiter of one asker. Raises OSError if there are too many askers."""
         if asker is None:
             return self._of_nobody
         limiter = self._limiters.get(asker)
         if limiter is None:
             self._limiters = {one: places for one, places in self._limiters.items() if places.borrowed_tokens}
             if sum(int(places.borrowed_tokens) for places in self._limiters.values()) >= self._total:
-                raise OSError(errno.EAGAIN, "too many names are being looked up")
+                raise OSError(errno.EAGAIN, "too many names are being resolved")
             limiter = self._limiters[asker] = trio.CapacityLimiter(self._per_asker)
         return limiter
 
 
 async def dial(host: str, port: int, *, check: AddressCheck | None, lookups: trio.CapacityLimiter) -> socket.socket:
-    """A connected, non-blocking socket. Raises OSError, or what `check` raises. The deadline is the caller's."""
+    """A connected, non-blocking socket. Raises OSError, or what `check` raises. The caller owns the deadline."""
     addresses = _interleaved(await _find(host, port, lookups))
     if check is not None:
         for _, address in addresses:
@@ -65,7 +65,7 @@ async def dial(host: str, port: int, *, check: AddressCheck | None, lookups: tri
 
 
 async def resolve(host: str, port: int, *, lookups: trio.CapacityLimiter) -> list[IPv4Address | IPv6Address]:
-    """What a name stands for now, as `dial` would see it. Raises OSError. The deadline is the caller's."""
+    """The addresses of a name, as `dial` would see them. Raises OSError. The caller owns the deadline."""
     return [_ip_address(address) for _, address in await _find(host, port, lookups)]
 
 
@@ -78,7 +78,7 @@ def _ip_address(address: Any) -> IPv4Address | IPv6Address:
 
 
 def _numeric(host: str, port: int) -> list[_Address]:
-    """What is an address already, in whatever notation; nothing for a name."""
+    """The addresses of a literal address in any notation; empty for a name."""
     try:
         return _addresses(host, port, flags=socket.AI_NUMERICHOST)
     except OSError:
@@ -99,7 +99,7 @@ def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 def _interleaved(addresses: Sequence[_Address]) -> list[_Address]:
-    """The system's order, with the families taking turns (RFC 8305, section 4)."""
+    """The system's order with alternating address families (RFC 8305, section 4)."""
     if not addresses:
         raise OSError(errno.EADDRNOTAVAIL, "the name has no address")
     first = [one for one in addresses if one[0] == addresses[0][0]]
@@ -112,7 +112,7 @@ def _interleaved(addresses: Sequence[_Address]) -> list[_Address]:
 
 
 async def _race(addresses: Sequence[_Address]) -> socket.socket:
-    """The first that connects; the others are dropped. Raises the first one's error where none does."""
+    """The first socket that connects; the others are closed. Raises the first one's error if none does."""
     connected: list[socket.socket] = []
     failures: list[OSError] = []
     try:

@@ -1,4 +1,4 @@
-"""What a call over HTTP can fail with. With money, what matters is what is known: each error says what may have happened."""
+"""The failures of a call over HTTP. Each says what may have happened, because that decides what may be done next."""
 
 from core.errors import FlorinError
 
@@ -14,7 +14,7 @@ class NotSent(ClientError):
 
 
 class Refused(NotSent):
-    """Nothing was sent, because the address that the name stands for may not be called. A repetition will not help."""
+    """Nothing was sent, because the address of the name is forbidden. Repeating the call does not help."""
 
 
 class OutcomeUnknown(ClientError):
@@ -22,4 +22,4 @@ class OutcomeUnknown(ClientError):
 
 
 class BadResponse(ClientError):
-    """The peer answered, with something that cannot be used."""
+    """The peer sent an unusable answer."""

@@ -1,7 +1,7 @@
-"""Bytes to responses: llhttp (through httptools) with bounds.
+"""Bytes to responses: llhttp (through httptools) with limits.
 
-One parser serves one connection, response after response. Invariants: 1xx responses are skipped; a response that two parsers
-could read differently, or that passes a bound, or is followed by bytes that nobody asked for, is refused.
+One parser serves one connection, response after response. Invariants: 1xx responses are skipped; a response is refused if two
+parsers could read it differently, if it exceeds a limit, or if unexpected bytes follow it.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Response(msgspec.Struct, frozen=True):
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
-        """The first header of that (lower case) name."""
+        """The first header with that (lower-case) name."""
         return next((value for key, value in self.headers if key == name), None)
 
 
@@ -48,14 +48,14 @@ class ResponseParser:
     )
 
     def __init__(self, *, bytes_max: int, cuts: bool = False) -> None:
-        """`cuts`: of a body that is too large the beginning is the response."""
+        """With `cuts`, a body that is too large is cut and the beginning is the response."""
         self._bytes_max = bytes_max
         self._cuts = cuts
         self._parser: httptools.HttpResponseParser | None = None
         self.expect(bodiless=False)
 
     def expect(self, *, bodiless: bool) -> None:
-        """Begin anew. `bodiless`: the request was a HEAD."""
+        """Start a new response. `bodiless`: the request was a HEAD."""
         self._bodiless = bodiless
         self._bytes_left = self._bytes_max
         self._head_bytes = 0
@@ -94,11 +94,11 @@ class ResponseParser:
 
     @property
     def ends_with_the_stream(self) -> bool:
-        """Whether the end of the stream is the end of the body."""
+        """True if the end of the stream is the end of the body."""
         return self.head_complete and not self._has_length
 
     def response(self) -> Response:
-        """What was read."""
+        """The response that was read."""
         body, self._body = self._body, []
         return Response(self._status, self._headers, body[0] if len(body) == 1 else b"".join(body))
 
@@ -133,21 +133,21 @@ class ResponseParser:
         self._status = self._parser.get_status_code()
         version = self._parser.get_http_version()
         if self._status < 100 or version not in ("1.1", "1.0"):
-            raise BadResponse(f"HTTP/{version} with status {self._status} is not spoken here")
+            raise BadResponse(f"HTTP/{version} with status {self._status} is not supported")
         if self._status < 200:
             self._has_length = False
             return
         if self._is_chunked and version == "1.0":
-            raise BadResponse("HTTP/1.0 knows no chunks")
+            raise BadResponse("HTTP/1.0 has no chunked coding")
         self.head_complete = True
         self.keep_alive = self._parser.should_keep_alive()
         if self._bodiless:
             self.complete = True
-            self._parser = None  # llhttp would wait for the body that the header speaks of
+            self._parser = None  # llhttp would wait for the body that the header announces
 
     def on_body(self, part: bytes) -> None:
         if self._bodiless or self._status < 200:
-            raise BadResponse("a body where there is none")
+            raise BadResponse("unexpected body")
         self._body.append(part)
 
     def on_message_complete(self) -> None:

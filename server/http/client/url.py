@@ -1,7 +1,7 @@
-"""Where a URL leads: the one reading of it on which every check stands.
+"""Parses a URL into its origin and target: the one reading of it on which every check relies.
 
-Strict on purpose: an SSRF guard is worth nothing where two readers of one URL see two hosts. Anything that RFC 3986 would need
-explaining for (users, backslashes, zones, spaces, other schemes, names that IDNA turns into something else) is refused.
+It is strict on purpose: an SSRF guard is worthless if two parsers of one URL see two hosts. Everything unusual in RFC 3986
+(users, backslashes, zones, spaces, other schemes, names that IDNA changes) is refused.
 """
 
 import re
@@ -28,7 +28,7 @@ class Origin:
 
     @property
     def host_header(self) -> str:
-        """As it is written in a Host header."""
+        """The value of a Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.is_secure else 80) else f"{host}:{self.port}"
 
@@ -38,7 +38,7 @@ class Origin:
 
 @lru_cache(maxsize=1_024)
 def split(url: str) -> tuple[str, str]:
-    """The URL's origin, not yet understood, and the target of a request to it. Raises `NotSent`."""
+    """Split a URL into its unparsed origin and the target of a request. Raises `NotSent`."""
     match = _URL.fullmatch(url)
     if match is None or len(url) > URL_LENGTH_MAX:
         raise NotSent(f"not an http or https address: {url[:200]!r}")
@@ -47,7 +47,7 @@ def split(url: str) -> tuple[str, str]:
 
 
 def parse_origin(text: str) -> Origin:
-    """Understand what `split` gave. Raises `NotSent`."""
+    """Parse the origin that `split` returned. Raises `NotSent`."""
     match = _ORIGIN.fullmatch(text)
     if match is None:
         raise NotSent(f"not an http or https address without a user: {text[:200]!r}")

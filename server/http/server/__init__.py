@@ -1,1 +1,1 @@
-"""The ASGI server: bytes to requests to an application, one task a connection."""
+"""The ASGI server: bytes to requests to an application, one task per connection."""

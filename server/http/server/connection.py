@@ -1,8 +1,8 @@
-"""One connection: reads requests, awaits the application in this very task, writes responses.
+"""One connection: reads requests, awaits the application in its own task, writes responses.
 
 Invariants: responses go out in the order of the requests; a response is never cut short silently (the connection is closed
-instead); every wait has a deadline that the reaper enforces; a handler is never cancelled because its client went away; a request
-body that the application did not read is read and thrown away up to a bound, past which the connection closes.
+instead); every wait has a deadline that the reaper enforces; a handler is never canceled because its client disconnected; an
+unread request body is discarded up to a limit, past which the connection closes.
 """
 
 import math
@@ -20,7 +20,7 @@ from server.http.server.exchange import STATUS_LINES, Exchange
 from server.http.server.forwarded import Addresses, Networks, forwarded
 from server.http.server.parser import BadRequest, Request, RequestParser
 from server.http.transport import Transport
-from server.http.websocket.handshake import shake_hands
+from server.http.websocket.handshake import parse_handshake
 from server.http.websocket.websocket import WebSocket
 
 HEADER_SECONDS = 10.0
@@ -38,8 +38,8 @@ _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class House:
-    """What all connections of a listener share."""
+class ListenerState:
+    """The state that all connections of a listener share."""
 
     app: Application
     reaper: Reaper
@@ -59,20 +59,20 @@ class Connection:
     __slots__ = (
         "_addresses",
         "_eof",
-        "_house",
         "_parser",
         "_read_by",
+        "_shared",
         "_transport",
         "_websocket",
         "_write_by",
         "idle",
     )
 
-    def __init__(self, transport: Transport, addresses: Addresses, house: House) -> None:
+    def __init__(self, transport: Transport, addresses: Addresses, shared: ListenerState) -> None:
         self._transport = transport
         self._addresses = addresses
-        self._house = house
-        self._parser = RequestParser(websockets=house.websockets)
+        self._shared = shared
+        self._parser = RequestParser(websockets=shared.websockets)
         self._eof = False
         self._websocket: WebSocket | None = None
         self._read_by = self._write_by = math.inf
@@ -80,62 +80,62 @@ class Connection:
 
     @property
     def deadline(self) -> float:
-        """The reaper's: an application may read and write at the same time."""
+        """The reaper's deadline. An application may read and write at the same time, so it is the earlier of two."""
         return min(self._read_by, self._write_by)
 
     def expire(self) -> None:
-        """Called by the reaper and at the end of a drain: end whatever this connection waits for."""
+        """End whatever this connection waits for; called by the reaper and at the end of a drain."""
         self._eof = True
         self._read_by = self._write_by = math.inf
         if self._websocket is not None:
             self._websocket.lose()
         self._transport.shut_down()
 
-    def go_away(self) -> None:
-        """Called at the begin of a drain: end now if nothing is in hand."""
+    def drain(self) -> None:
+        """Called when draining starts: close the connection if it is idle."""
         if self.idle:
             self.expire()
         elif self._websocket is not None:
-            self._websocket.go_away()
+            self._websocket.drain()
 
     async def serve(self) -> None:
-        """Serve requests until the peer leaves, a bound is passed or the server drains."""
-        watched = self._house.reaper.watched
+        """Serve requests until the peer leaves, a limit is exceeded or the server drains."""
+        watched = self._shared.reaper.watched
         watched.add(self)
         try:
-            self._read_by = self._house.reaper.now + HEADER_SECONDS
+            self._read_by = self._shared.reaper.now + HEADER_SECONDS
             await self._transport.begin()
             while await self._serve_next():
                 pass
         except BadRequest as error:
             await self._refuse(error)
         except OSError:
-            pass  # the peer is gone; whatever it asked for has been done
+            pass  # the peer is gone; its requests have been carried out
         finally:
             watched.discard(self)
             self._transport.close()
 
     async def _serve_next(self) -> bool:
-        """Serve one request; whether another may follow."""
-        parser, house = self._parser, self._house
+        """Serve one request. Returns whether another may follow."""
+        parser, shared = self._parser, self._shared
         requests = parser.requests
         if not requests and not await self._read_head():
             return False
         request = requests[0]
         exchange = Exchange(self, request)
-        if house.requests_in_flight >= house.requests_in_flight_max or (request.is_websocket and house.is_draining):
-            await self._turn_away(exchange)
+        if shared.requests_in_flight >= shared.requests_in_flight_max or (request.is_websocket and shared.is_draining):
+            await self._refuse_overload(exchange)
         elif request.is_websocket:
             await self._serve_websocket(request, exchange)
             if exchange.finished:
                 await self._linger()
             return False
         else:
-            house.requests_in_flight += 1
+            shared.requests_in_flight += 1
             try:
                 await self._call(request, exchange)
             finally:
-                house.requests_in_flight -= 1
+                shared.requests_in_flight -= 1
         if not exchange.finished:
             return False
         if not exchange.keep_alive or (not request.complete and not await self._skip_body(request)):
@@ -145,32 +145,32 @@ class Connection:
         return True
 
     async def _read_head(self) -> bool:
-        """Read until a request's head is complete; False where none will come. Raises `BadRequest`."""
-        parser, house = self._parser, self._house
+        """Read until a request's head is complete. Returns False if none will come. Raises `BadRequest`."""
+        parser, shared = self._parser, self._shared
         self.idle = not parser.in_head
-        self._read_by = house.reaper.now + (IDLE_SECONDS if self.idle else HEADER_SECONDS)
+        self._read_by = shared.reaper.now + (IDLE_SECONDS if self.idle else HEADER_SECONDS)
         while not parser.requests:
             if parser.failure is not None:
                 raise parser.failure
-            if (house.is_draining and not parser.in_head) or not await self._read():
+            if (shared.is_draining and not parser.in_head) or not await self._read():
                 return False
             if self.idle and parser.in_head:
                 self.idle = False
-                self._read_by = house.reaper.now + HEADER_SECONDS
+                self._read_by = shared.reaper.now + HEADER_SECONDS
         self.idle = False
         self._read_by = math.inf
         return True
 
     async def _call(self, request: Request, exchange: Exchange) -> None:
-        """Call the application. Raises `BadRequest` where it could not answer because the rest of the request is bad."""
-        failure = await call(self._house.app, self._scope(request), exchange.receive, exchange.send)
+        """Call the application. Raises `BadRequest` if it could not answer because the rest of the request is bad."""
+        failure = await call(self._shared.app, self._scope(request), exchange.receive, exchange.send)
         if (exchange.finished and failure is None) or isinstance(failure, Abort):
             return
         if not request.complete and self._parser.failure is not None and exchange.take_back():
             raise self._parser.failure
         if exchange.broken or (failure is None and exchange.gone):
-            return  # the peer is gone; that is no failure of the application
-        answer = self._house.render(Refusal.FAILED)
+            return  # the peer is gone; that is not a failure of the application
+        answer = self._shared.render(Refusal.FAILED)
         where = {"method": request.method, "target": request.target.decode("latin-1"), "request_id": answer.request_id}
         if failure is not None:
             _log.error("the application failed", exc_info=failure, **where)
@@ -180,35 +180,35 @@ class Connection:
             await refuse(exchange.send, answer)
 
     async def _serve_websocket(self, request: Request, exchange: Exchange) -> None:
-        """Serve it to its end. Raises `BadRequest` where the handshake is not what it should be."""
-        handshake = shake_hands(request)
-        house = self._house
+        """Serve a websocket to its end. Raises `BadRequest` for an invalid handshake."""
+        handshake = parse_handshake(request)
+        shared = self._shared
         try:
             async with trio.open_nursery() as nursery:
                 websocket = WebSocket(
                     self._transport,
-                    house.reaper,
+                    shared.reaper,
                     nursery,
                     handshake,
                     exchange,
-                    render=house.render,
-                    deflate=house.websocket_deflate,
+                    render=shared.render,
+                    deflate=shared.websocket_deflate,
                 )
                 self._websocket = websocket
-                await websocket.run(house.app, self._scope(request))
+                await websocket.run(shared.app, self._scope(request))
         finally:
             if self._websocket is not None:
                 self._websocket.forget()
                 self._websocket = None
 
-    async def _turn_away(self, exchange: Exchange) -> None:
-        """Say that there is no room, before anything has happened."""
-        await refuse(exchange.send, self._house.render(Refusal.OVERLOADED))
+    async def _refuse_overload(self, exchange: Exchange) -> None:
+        """Reply that there is no room, before anything has happened."""
+        await refuse(exchange.send, self._shared.render(Refusal.OVERLOADED))
 
     async def _read(self) -> bool:
-        """Read once and parse; False at the end of the stream, or where this connection has expired meanwhile.
+        """Read once and parse. Returns False at the end of the stream, or if this connection expired meanwhile.
 
-        A request that is read from a connection that was shut down could be served and never answered.
+        A request read from a connection that was shut down could be served but never answered.
         """
         data = b"" if self._eof else await self._transport.receive()
         if self._eof or not data:
@@ -218,10 +218,10 @@ class Connection:
         return True
 
     async def read_body(self, request: Request) -> bool:
-        """Wait for more of the body; False where it will not come. A body has 30 s, and longer only at 500 B/s or more."""
+        """Wait for more of the body. Returns False if it will not come. A body has 30 s, and longer only at 500 B/s or more."""
         if self._parser.failure is not None:
             return False
-        request.body_began = min(request.body_began, self._house.reaper.now)
+        request.body_began = min(request.body_began, self._shared.reaper.now)
         self._read_by = request.body_began + BODY_SECONDS + request.body_bytes / BODY_BYTES_PER_SECOND_MIN
         try:
             return await self._read()
@@ -229,16 +229,16 @@ class Connection:
             self._read_by = math.inf
 
     async def until_gone(self) -> None:
-        """Wait until the peer has finished sending. What it sends before that is not read beyond the next request's begin."""
+        """Wait until the peer has finished sending. Input before that is read only up to the start of the next request."""
         parser = self._parser
         while len(parser.requests) == 1 and not parser.in_head and parser.failure is None:
             if not await self._read():
                 return
-        while not self._eof and not self._transport.is_gone():  # noqa: ASYNC110 - nobody tells
+        while not self._eof and not self._transport.is_gone():  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(WATCH_SECONDS)
 
     async def _skip_body(self, request: Request) -> bool:
-        """Throw the rest of the body away; False where that is too much, or the client still waits to be told to send it."""
+        """Discard the rest of the body. Returns False if that is too much, or the client still waits for 100-continue."""
         began_with = request.body_bytes
         while not request.complete:
             request.body.clear()
@@ -248,27 +248,27 @@ class Connection:
         return True
 
     def write_now(self, data: bytes) -> bytes | None:
-        """Write what fits without waiting; the rest, None where all is written. Raises OSError where the peer is gone."""
+        """Write what fits without waiting. Returns the rest, or None if all is written. Raises OSError if the peer is gone."""
         sent = self._transport.send_now(data)
         if sent == len(data) and not self._transport.has_unsent:
             return None
         return data[sent:]
 
     async def write(self, data: bytes) -> None:
-        """Write all of it, waiting for the peer. Raises OSError where it is gone.
+        """Write everything, waiting for the peer. Raises OSError if it is gone.
 
-        The deadline moves with progress, so it is the peer's slowness that ends a connection and not a large response.
+        The deadline moves with progress, so a slow peer ends a connection and a large response does not.
         """
         try:
             for at in range(0, max(len(data), 1), WRITTEN_PART_BYTES):
-                self._write_by = self._house.reaper.now + WRITE_SECONDS
+                self._write_by = self._shared.reaper.now + WRITE_SECONDS
                 await self._transport.send_all(data[at : at + WRITTEN_PART_BYTES])
         finally:
             self._write_by = math.inf
 
     async def finish_sending(self) -> None:
-        """Nothing follows the response: the peer is told at once, even if the application goes on."""
-        self._write_by = self._house.reaper.now + WRITE_SECONDS
+        """Tell the peer at once that nothing follows the response, even if the application continues."""
+        self._write_by = self._shared.reaper.now + WRITE_SECONDS
         try:
             await self._transport.finish_sending()
         finally:
@@ -277,15 +277,15 @@ class Connection:
     @property
     def date_header(self) -> bytes:
         """The current Date header, without its line break."""
-        return self._house.reaper.date_header
+        return self._shared.reaper.date_header
 
     @property
     def is_draining(self) -> bool:
-        """Whether this connection should end after the current response."""
-        return self._house.is_draining
+        """True if this connection should end after the current response."""
+        return self._shared.is_draining
 
     async def _refuse(self, error: BadRequest) -> None:
-        """Answer what cannot be served, and close so that the answer arrives."""
+        """Reply to an invalid request, and close so that the reply arrives."""
         body = error.reason.encode() + b"\n"
         head = error.headers + b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
         try:
@@ -296,16 +296,18 @@ class Connection:
             pass
 
     async def _linger(self) -> None:
-        """Closing with unread data resets the connection and may destroy the reply on its way: read a little more."""
+        """Read a little more before closing: closing with unread data resets the connection and may destroy the reply on
+        its way.
+        """
         await self.finish_sending()
-        self._read_by = self._house.reaper.now + (DRAINING_LINGER_SECONDS if self._house.is_draining else LINGER_SECONDS)
+        self._read_by = self._shared.reaper.now + (DRAINING_LINGER_SECONDS if self._shared.is_draining else LINGER_SECONDS)
         while not self._eof and await self._transport.receive():
             pass
 
     def _scope(self, request: Request) -> Scope:
         raw_path, _, query = request.target.partition(b"?")
         path = raw_path if b"%" not in raw_path else unquote_to_bytes(raw_path)
-        addresses, trusted = self._addresses, self._house.trusted_proxies
+        addresses, trusted = self._addresses, self._shared.trusted_proxies
         if trusted:
             addresses = forwarded(addresses, request.headers, trusted)
         scope: Scope = {
@@ -322,6 +324,6 @@ class Connection:
             "client": addresses.client,
             "server": addresses.server,
         }
-        if self._house.state:
-            scope["state"] = self._house.state.copy()
+        if self._shared.state:
+            scope["state"] = self._shared.state.copy()
         return scope

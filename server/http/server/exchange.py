@@ -1,7 +1,7 @@
-"""One request and its response: the `receive` and `send` that an application is given.
+"""One request and its response: the `receive` and `send` that an application gets.
 
-Invariants: what an application says about its response is held to, so that no byte of it can be taken for another response; once
-a write was interrupted nothing more is written; the application is told of the end once, and waits for it as long as need be.
+Invariants: the application is held to what it says about its response, so that no byte of it can be taken for another response;
+after an interrupted write nothing more is written; the application is told of the end once, and may wait for it for any time.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGH
 
 
 class Wire(Protocol):
-    """What an exchange needs of its connection."""
+    """The parts of a connection that an exchange uses."""
 
     @property
     def date_header(self) -> bytes:
@@ -32,23 +32,23 @@ class Wire(Protocol):
 
     @property
     def is_draining(self) -> bool:
-        """Whether this connection should end after the current response."""
+        """True if this connection should end after the current response."""
         ...
 
     def write_now(self, data: bytes) -> bytes | None:
-        """Write what fits without waiting; the rest, None where all is written."""
+        """Write what fits without waiting. Returns the rest, or None if all is written."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Write all of it under the write deadline."""
+        """Write everything under the write deadline."""
         ...
 
     async def finish_sending(self) -> None:
-        """Nothing follows the response."""
+        """Tell the peer that nothing follows the response."""
         ...
 
     async def read_body(self, request: Request) -> bool:
-        """Wait for more of the body under the body deadline; False where it will not come."""
+        """Wait for more of the body under the body deadline. Returns False if it will not come."""
         ...
 
     async def until_gone(self) -> None:
@@ -90,7 +90,7 @@ class Exchange:
         self.started = self.finished = self.broken = self.gone = False
 
     def take_back(self) -> bool:
-        """Forget a response of which nothing has left yet; whether there is room for another."""
+        """Discard a response of which nothing was sent. Returns whether that was possible, so that another can be sent."""
         if self._head:
             self.started, self._head = False, b""
             self._chunked, self._bytes_left = False, None
@@ -98,7 +98,7 @@ class Exchange:
         return not self.started and not self.broken
 
     async def receive(self) -> Message:
-        """ASGI's `receive`: body, or `http.disconnect` once the client has gone or the response has ended."""
+        """ASGI's `receive`: body, or `http.disconnect` once the client has disconnected or the response has ended."""
         request = self._request
         if self.finished:
             return {"type": "http.disconnect"}
@@ -122,7 +122,7 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": not request.complete}
 
     async def send(self, message: Message) -> None:
-        """ASGI's `send`. A response whose length is known leaves in one write, head and body together."""
+        """ASGI's `send`. A response of known length is written at once, head and body together."""
         kind = message["type"]
         if kind == "http.response.start" and not self.started:
             self._start(message["status"], message.get("headers", ()))
@@ -134,7 +134,7 @@ class Exchange:
         more = message.get("more_body", False)
         left = self._bytes_left
         if left is not None:
-            # A body of another length than was said would be taken for the begin of the next response.
+            # A body of another length than announced would be taken for the beginning of the next response.
             left = self._bytes_left = left - len(body)
             if left < 0 or (left and not more):
                 raise RuntimeError("the body is not as long as its content-length says")
@@ -149,7 +149,7 @@ class Exchange:
             await self._write(rest)
         self.finished = not more
         if more:
-            await trio.lowlevel.checkpoint()  # whoever streams without end lets others have a turn
+            await trio.lowlevel.checkpoint()  # an endless stream must let other tasks run
             return
         if not self.keep_alive:
             await self._wire.finish_sending()
@@ -157,7 +157,7 @@ class Exchange:
             self._watch.cancel()
 
     async def _until_gone(self) -> Message:
-        """Wait until the response has ended or the client has gone, for an application that watches for that."""
+        """Wait until the response has ended or the client has disconnected, for an application that watches for that."""
         with trio.CancelScope() as self._watch:
             try:
                 await self._wire.until_gone()
@@ -175,7 +175,7 @@ class Exchange:
             return False
 
     def _write_now(self, data: bytes) -> bytes | None:
-        """Write what fits without waiting; the rest is for `_write`, at once."""
+        """Write what fits without waiting. Returns the rest, which the caller must pass to `_write` at once, or None."""
         if self._turn is not None:
             return data
         if self.broken:
@@ -187,7 +187,7 @@ class Exchange:
             raise
 
     async def _write(self, data: bytes) -> None:
-        """Write all of it; two tasks that send take turns, and nothing may follow a part of something."""
+        """Write everything. Two tasks that send take turns, and nothing may follow part of a write."""
         while self._turn is not None:
             await self._turn.wait()
         if self.broken:
@@ -202,7 +202,7 @@ class Exchange:
             turn.set()
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Make the head. Raises `RuntimeError` where it would not be one."""
+        """Make the head. Raises `RuntimeError` for an invalid one."""
         status_line = STATUS_LINES.get(status) or _unknown_status_line(status)
         lines = [status_line, self._wire.date_header]
         length: bytes | None = None
@@ -223,7 +223,7 @@ class Exchange:
                 continue
             lines.append(line)
         request = self._request
-        # A body that the client was not told to send may or may not come: what follows could not be told apart.
+        # A body that the client was not told to send may or may not come, so what follows would be ambiguous.
         if self._wire.is_draining or (request.expects_continue and not request.complete):
             self.keep_alive = False
         if status in _BODILESS:
@@ -245,19 +245,19 @@ class Exchange:
 
 def _unknown_status_line(status: int) -> bytes:
     if not 200 <= status < 1_000:
-        raise RuntimeError(f"{status} is no status of a response")
+        raise RuntimeError(f"{status} is not a response status")
     return b"HTTP/1.1 %d " % status
 
 
 @lru_cache(maxsize=1_024)
 def _field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """A header's name in lower case, and its line. Raises `RuntimeError` for what an application may not say.
+    """A header's name in lower case, and its line. Raises `RuntimeError` for an invalid header.
 
-    Most responses repeat what others said, so that it is checked seldom.
+    The result is cached, because most responses repeat the same headers.
     """
     lowered = name.lower()
     if not name or not _TOKEN.issuperset(name) or lowered == b"transfer-encoding":
-        raise RuntimeError(f"{name!r} is not a header that a response may have")
+        raise RuntimeError(f"{name!r} is not a header that an application may set")
     if b"\n" in value or b"\r" in value or b"\0" in value:
         raise RuntimeError(f"the value of {name!r} contains a line break")
     return lowered, name + b": " + value

@@ -1,8 +1,8 @@
-"""Who is really there: what trusted proxies say of their clients.
+"""Addresses of clients behind trusted proxies.
 
-Nothing that a stranger can send is believed: X-Forwarded-* counts only where the connection comes from a configured proxy, and in
-X-Forwarded-For the last address that is not itself a configured proxy is the client. PROXY protocol version 2 is off unless
-configured, and then every connection must begin with it. Source: the PROXY protocol, versions 1 & 2 (HAProxy), section 2.2.
+Nothing that a stranger can send is believed: X-Forwarded-* counts only if the connection comes from a configured proxy, and the
+client is the last address in X-Forwarded-For that is not itself a configured proxy. PROXY protocol version 2 is off unless
+configured; then every connection must begin with it. Source: the PROXY protocol, versions 1 & 2 (HAProxy), section 2.2.
 """
 
 import socket
@@ -24,7 +24,7 @@ _ADDRESSES = {_TCP4: (socket.AF_INET, 4), _TCP6: (socket.AF_INET6, 16)}
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Who talks to whom, as the application is told. A unix socket's peer has no address."""
+    """The addresses and scheme that the application sees. A unix socket's peer has no address."""
 
     client: tuple[str, int] | None
     server: tuple[str, int | None] | None
@@ -32,12 +32,12 @@ class Addresses:
 
 
 def networks(texts: Iterable[str]) -> Networks:
-    """Configured proxies, as addresses or networks. Raises ValueError for what is neither."""
+    """Parse configured proxies, as addresses or networks. Raises ValueError."""
     return tuple(ip_network(text.strip()) for text in texts)
 
 
 def forwarded(addresses: Addresses, headers: Iterable[tuple[bytes, bytes]], trusted: Networks) -> Addresses:
-    """The addresses that X-Forwarded-For and X-Forwarded-Proto tell, where the peer is a trusted proxy."""
+    """The addresses of X-Forwarded-For and X-Forwarded-Proto, if the peer is a trusted proxy."""
     if addresses.client is None or not _is_in(addresses.client[0], trusted):
         return addresses
     chain: list[str] = []
@@ -54,7 +54,7 @@ def forwarded(addresses: Addresses, headers: Iterable[tuple[bytes, bytes]], trus
 
 
 def proxy_length(head: bytes) -> int:
-    """How long the rest of a PROXY header is, from its first `PROXY_HEADER_BYTES`. Raises `BadRequest`."""
+    """The length of the rest of a PROXY header, from its first `PROXY_HEADER_BYTES`. Raises `BadRequest`."""
     length = int.from_bytes(head[14:16], "big")
     if len(head) < PROXY_HEADER_BYTES or not head.startswith(_SIGNATURE) or length > PROXY_BYTES_MAX:
         raise BadRequest(400, "a PROXY protocol version 2 header was expected")
@@ -62,7 +62,7 @@ def proxy_length(head: bytes) -> int:
 
 
 def proxied(addresses: Addresses, head: bytes, rest: bytes) -> Addresses:
-    """The addresses that a PROXY header tells; the proxy's own for its health checks. Raises `BadRequest`."""
+    """The addresses in a PROXY header; for health checks the proxy's own. Raises `BadRequest`."""
     command, kind = head[12], head[13]
     if command == _LOCAL or (command == _PROXY and kind not in _ADDRESSES):
         return addresses

@@ -1,7 +1,7 @@
 """ASGI's lifespan: the application is told when the server starts and stops (asgi.readthedocs.io, lifespan 2.0).
 
-An application that raises at the very beginning has no lifespan, and is served without. One that says that its start has failed
-is not served. Both ends have a deadline.
+An application that raises at the first message has no lifespan, and is served without one. An application that reports a failed
+startup is not served. Startup and shutdown have a deadline.
 """
 
 from collections.abc import AsyncIterator
@@ -20,16 +20,16 @@ _log = structlog.get_logger()
 
 
 class StartupFailed(FlorinError):
-    """The application said that it could not start, or said nothing in time."""
+    """The application reported a failed startup, or nothing in time."""
 
     code = "startup_failed"
 
 
 @asynccontextmanager
 async def open_lifespan(app: Application) -> AsyncIterator[dict[str, Any]]:
-    """The application, started, for as long as the block runs; what it has put into the state.
+    """Start the application for the block, and yield the state that it has set.
 
-    Raises `StartupFailed`, in a group, as whatever leaves the block.
+    Raises `StartupFailed`, in a group, like everything that leaves the block.
     """
     life = _Life()
     state: dict[str, Any] = {}
@@ -58,7 +58,7 @@ class _Life:
     def __init__(self) -> None:
         self.started, self.stopping, self.stopped = trio.Event(), trio.Event(), trio.Event()
         self.scope = trio.CancelScope(shield=True)
-        """The server may be cancelled, and the application still be told; `open_lifespan` sets the deadline."""
+        """The application must be told even if the server was canceled; `open_lifespan` sets the deadline."""
         self.failure: str | None = None
         self._was_told = False
 

@@ -1,6 +1,6 @@
-"""Accepts connections and serves each in a task of its own, within bounds.
+"""Accepts connections and serves each in its own task, within limits.
 
-Invariants: at most `connections_max` are served at once, past which new ones wait in the kernel's backlog; out of file
+Invariants: at most `connections_max` are served at once, and further ones wait in the kernel's backlog; running out of file
 descriptors is survived; a drain ends in bounded time whatever the peers do.
 """
 
@@ -19,7 +19,7 @@ import trio
 from server.http.asgi import Application
 from server.http.reaper import Reaper
 from server.http.refusal import Render, plain
-from server.http.server.connection import HEADER_SECONDS, Connection, House
+from server.http.server.connection import HEADER_SECONDS, Connection, ListenerState
 from server.http.server.forwarded import PROXY_HEADER_BYTES, Addresses, Networks, proxied, proxy_length
 from server.http.server.lifespan import open_lifespan
 from server.http.server.parser import BadRequest
@@ -36,7 +36,7 @@ _log = structlog.get_logger()
 def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     """A listening TCP socket. With `reuse_port` several of them share the port and the kernel spreads connections.
 
-    Raises OSError where the address is taken or not ours.
+    Raises OSError if the address is taken or not local.
     """
     if not 0 <= port <= 65_535:
         raise OSError(errno.EINVAL, f"{port} is not a port")
@@ -53,9 +53,9 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
 
 
 def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
-    """So many listening sockets on one port, 0 being any free one. Raises OSError where any other program is on it.
+    """That many listening sockets on one port, where 0 means any free one. Raises OSError if another program uses it.
 
-    A socket without SO_REUSEPORT is bound first for a moment: it fails even where the other program would share its port.
+    A socket without SO_REUSEPORT is bound first for a moment, which fails even if the other program would share its port.
     """
     with bind(host, port) as probe:
         chosen: int = probe.getsockname()[1]
@@ -63,7 +63,7 @@ def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
 
 
 def bind_unix(path: str, *, mode: int = 0o660) -> socket.socket:
-    """A listening unix socket; one that a dead server has left is replaced. Raises OSError."""
+    """A listening unix socket. One left by a dead server is replaced. Raises OSError."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -90,9 +90,10 @@ def _listen(listening: socket.socket) -> socket.socket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerOptions:
-    """How to serve. `proxy_protocol`: every connection begins with a PROXY header, version 2. `websockets`, `lifespan`: the
-    application serves these scopes too; where it does not, an upgrade is ignored. `websocket_deflate`: compress messages where
-    the peer offers it. `render`: what is answered where the application did not."""
+    """The options of a listener. `proxy_protocol`: every connection begins with a PROXY header, version 2. `websockets`,
+    `lifespan`: the application serves these scopes; otherwise an upgrade is ignored. `websocket_deflate`: compress messages if
+    the peer offers it. `render`: makes the replies that do not come from the application.
+    """
 
     connections_max: int = 16_384
     requests_in_flight_max: int = 16_384
@@ -113,31 +114,31 @@ class Listener:
         self._socket = listening
         self._socket.setblocking(False)  # noqa: FBT003 - the standard library's signature
         self._options = options or ListenerOptions()
-        self._house: House | None = None
+        self._shared: ListenerState | None = None
         self._connections: set[Connection] = set()
-        self._strangers: set[socket.socket] = set()
+        self._awaiting_proxy_header: set[socket.socket] = set()
         self._free = trio.Semaphore(self._options.connections_max)
         self._last_ended = trio.Event()
         self._accepting = trio.CancelScope()
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._connections)
 
     @property
     def port(self) -> int:
-        """The TCP port that is listened on."""
+        """The TCP port of the socket."""
         port: int = self._socket.getsockname()[1]
         return port
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept and serve until drained or cancelled; returns when the last connection has ended."""
+        """Accept and serve until drained or canceled. Returns when the last connection has ended."""
         options = self._options
         async with AsyncExitStack() as stack:
             stack.enter_context(self._socket)
             state = await stack.enter_async_context(open_lifespan(self._app)) if options.lifespan else {}
-            house = self._house = House(
+            shared = self._shared = ListenerState(
                 self._app,
                 Reaper(),
                 requests_in_flight_max=options.requests_in_flight_max,
@@ -148,33 +149,33 @@ class Listener:
                 state=state,
             )
             housekeeping = await stack.enter_async_context(trio.open_nursery())
-            await housekeeping.start(house.reaper.run)
+            await housekeeping.start(shared.reaper.run)
             async with trio.open_nursery() as connections:
                 with self._accepting, self._socket:  # closed as soon as nothing more is accepted
                     task_status.started()
-                    await self._accept(connections, house)
+                    await self._accept(connections, shared)
             housekeeping.cancel_scope.cancel()
 
     async def drain(self, *, seconds: float) -> None:
-        """Stop accepting, let requests in hand finish for `seconds`, then end their connections.
+        """Stop accepting, let running requests finish for `seconds`, then end their connections.
 
-        An application that goes on all the same is for the caller to cancel, with `run`.
+        If an application continues all the same, the caller has to cancel `run`.
         """
-        if self._house is not None:
-            self._house.is_draining = True
+        if self._shared is not None:
+            self._shared.is_draining = True
         self._accepting.cancel()
-        for stranger in self._strangers:
+        for stranger in self._awaiting_proxy_header:
             with suppress(OSError):
                 stranger.shutdown(socket.SHUT_RDWR)
         for connection in self._connections:
-            connection.go_away()
+            connection.drain()
         with trio.move_on_after(seconds):
             if self._connections:
                 await self._last_ended.wait()
         for connection in self._connections:
             connection.expire()
 
-    async def _accept(self, nursery: trio.Nursery, house: House) -> None:
+    async def _accept(self, nursery: trio.Nursery, shared: ListenerState) -> None:
         while True:
             async with self._free:
                 pass  # a place is free; only this task takes places, so it still is after the wait
@@ -185,20 +186,20 @@ class Listener:
                         break
                     peer, address = self._socket.accept()
                     self._free.acquire_nowait()
-                    nursery.start_soon(self._serve, peer, address, house)
+                    nursery.start_soon(self._serve, peer, address, shared)
             except BlockingIOError:
                 continue
             except OSError as error:
                 if error.errno in (errno.EBADF, errno.EINVAL):
                     raise
                 if error.errno not in _OUT_OF_RESOURCES:
-                    continue  # the peer was gone before it was accepted
+                    continue  # the peer left before it was accepted
                 _log.warning("out of file descriptors or memory: not accepting for a moment", error=str(error))
             else:
                 continue
             await trio.sleep(OUT_OF_RESOURCES_SECONDS)
 
-    async def _serve(self, peer: socket.socket, address: Any, house: House) -> None:
+    async def _serve(self, peer: socket.socket, address: Any, shared: ListenerState) -> None:
         transport: Transport | None = None
         connection: Connection | None = None
         try:
@@ -207,25 +208,25 @@ class Listener:
                 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             addresses = _addresses(peer, address, "https" if self._options.tls else "http")
             if self._options.proxy_protocol:
-                self._strangers.add(peer)
+                self._awaiting_proxy_header.add(peer)
                 with trio.fail_after(HEADER_SECONDS):
                     addresses = await _read_proxy_header(peer, addresses)
             transport = TlsTransport(peer, self._options.tls) if self._options.tls else SocketTransport(peer)
-            connection = Connection(transport, addresses, house)
+            connection = Connection(transport, addresses, shared)
             self._connections.add(connection)
             await connection.serve()
         except (OSError, BadRequest, trio.TooSlowError):
-            pass  # the peer was gone, or was not the proxy that it should have been, before a request could come
-        except Exception:  # noqa: BLE001 - a mistake of ours may end one connection, never the worker
+            pass  # the peer left, or was not the proxy that it should have been, before any request
+        except Exception:  # noqa: BLE001 - a bug may end one connection, never the worker
             _log.exception("a connection failed")
         finally:
-            self._strangers.discard(peer)
+            self._awaiting_proxy_header.discard(peer)
             if transport is None:
                 peer.close()
             if connection is not None:
                 self._connections.discard(connection)
             self._free.release()
-            if house.is_draining and not self._connections:
+            if shared.is_draining and not self._connections:
                 self._last_ended.set()
 
 

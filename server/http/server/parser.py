@@ -1,8 +1,8 @@
-"""Bytes to requests: llhttp (through httptools) with strict bounds.
+"""Bytes to requests: llhttp (through httptools) with strict limits.
 
 Invariants: a request that two parsers could read differently is refused (RFC 9112, sections 3.2, 6.1, 6.3 and 11.2): exactly one
 Host, never Content-Length with Transfer-Encoding, `chunked` as the only coding; the target, the header block and the pipeline are
-bounded. After a refusal nothing further of that connection is read.
+bounded. After a refusal nothing more is read from that connection.
 """
 
 import math
@@ -21,15 +21,16 @@ HEADERS_MAX = 100
 _METHODS = {method.encode(): method for method in METHODS}
 PIPELINE_MAX = 16
 QUIET_BYTES_MAX = TARGET_BYTES_MAX + HEADER_BYTES_MAX + 65_536
-"""How much may be read without a head or a part of a body: llhttp holds back an unfinished header, and reports a chunk's
-extensions not at all."""
+"""The most bytes that may arrive without completing a head or a part of a body: llhttp buffers an unfinished head, and does not
+report the extensions of chunks.
+"""
 
 _ABSOLUTE = re.compile(rb"https?://([A-Za-z0-9._~%!$&'()*+,;=:\[\]-]{1,261})((?:/[^?#]*)?(?:\?[^#]*)?)", re.IGNORECASE)
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 
 
 class BadRequest(Exception):
-    """The bytes are not an acceptable request. `status` is the reply, with these complete header lines."""
+    """The bytes are not an acceptable request. `status` is the reply's, with these complete header lines."""
 
     def __init__(self, status: int, reason: str, *, headers: bytes = b"") -> None:
         super().__init__(reason)
@@ -40,7 +41,9 @@ class BadRequest(Exception):
 
 @dataclass(slots=True)
 class Request:
-    """One request. The head is complete when it appears; the body arrives behind it. `rest` is what followed a websocket's."""
+    """One request. The head is complete when it appears; the body arrives later. `rest` is what followed a websocket's
+    request.
+    """
 
     method: str = ""
     target: bytes = b""
@@ -60,9 +63,9 @@ _NOTHING = Request()
 
 
 class RequestParser:
-    """Feeds on what a socket gives and fills `requests`.
+    """Parses the bytes of a socket into `requests`.
 
-    What cannot be accepted is kept in `failure`, for the requests before it are to be served first; nothing is read after it.
+    An invalid request is kept in `failure`, because the requests before it are served first. Nothing is read after it.
     """
 
     def __init__(self, *, websockets: bool = False) -> None:
@@ -76,7 +79,7 @@ class RequestParser:
         self.failure: BadRequest | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Parse the next bytes."""
         if self.failure is not None:
             return
         self._quiet_bytes += len(data)
@@ -94,7 +97,7 @@ class RequestParser:
                 self.failure = BadRequest(431, "the header block is too large")
 
     def _upgrade(self, rest: bytes) -> None:
-        """llhttp stops at any upgrade. One that is not taken is ignored (RFC 9110, 7.8): read the request without it."""
+        """Handle llhttp's stop at an upgrade. One that is not served is ignored (RFC 9110, 7.8): read the request without it."""
         request = self.requests[-1]
         if request.is_websocket:
             request.rest = rest
@@ -156,7 +159,7 @@ class RequestParser:
 
 
 def _settle_target(request: Request) -> None:
-    """Only the origin form remains: of the absolute form its host is the one that counts (RFC 9112, 3.2.2)."""
+    """Reduce the target to the origin form. In the absolute form its host is the one that counts (RFC 9112, 3.2.2)."""
     absolute = _ABSOLUTE.fullmatch(request.target)
     if absolute is not None:
         host, rest = absolute.groups()
@@ -167,7 +170,7 @@ def _settle_target(request: Request) -> None:
 
 
 def _find_websocket(request: Request) -> None:
-    """Whether it asks to become a websocket (RFC 6455, 4.1). Raises `BadRequest` where it has a body too."""
+    """Return whether the request opens a websocket (RFC 6455, 4.1). Raises `BadRequest` if it has a body too."""
     if request.http_version == "1.1" and (b"upgrade", b"websocket") in [(name, value.lower()) for name, value in request.headers]:
         lengths = {name for name, _ in request.headers} & {b"content-length", b"transfer-encoding"}
         if request.method != "GET" or lengths:
@@ -179,14 +182,14 @@ def _find_websocket(request: Request) -> None:
 @lru_cache(maxsize=1_024)
 def _require_host(value: bytes) -> None:
     if len(value) > HOST_BYTES_MAX or not _HOST.fullmatch(value):
-        raise BadRequest(400, "this is not a Host")
+        raise BadRequest(400, "invalid Host")
 
 
 def _require_unambiguous(request: Request) -> None:
     if not request.method:
-        raise BadRequest(501, "this method is not known here")
+        raise BadRequest(501, "unknown method")
     if request.http_version not in ("1.1", "1.0"):
-        raise BadRequest(505, "this version of HTTP is not spoken here")
+        raise BadRequest(505, "unsupported HTTP version")
     hosts = lengths = 0
     coding: bytes | None = None
     for name, value in request.headers:

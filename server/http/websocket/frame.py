@@ -1,8 +1,8 @@
-"""One event for many websockets: encoded once, sent to each as it is.
+"""One message for many websockets: encoded once, sent to each unchanged.
 
-The ASGI extension is named `florin.websocket.frame`. Its message is `{"type": "florin.websocket.frame", "frame": bytes}`, sent
-to a websocket that was accepted; it never waits, and raises OSError where the peer is gone or was cut off for being too far
-behind. A server that has it lists it in `scope["extensions"]`; with any other server `send_frame` sends a plain text message.
+The ASGI extension is named `florin.websocket.frame`. Its message is `{"type": "florin.websocket.frame", "frame": bytes}`, sent to
+a websocket that was accepted; it never waits, and raises OSError if the peer is gone or was cut off for being too far behind. A
+server that supports it lists it in `scope["extensions"]`; with any other server `send_frame` sends a plain text message.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class Frame:
 
     @classmethod
     def of(cls, text: str) -> "Frame":
-        """Encode it."""
+        """Encode a text."""
         return cls(text, bytes(FrameProtocol(client=False, extensions=[]).send_data(text)))
 
 
 async def send_frame(scope: Scope, send: Send, frame: Frame) -> None:
-    """Send it to one websocket. Raises OSError where the peer is gone or cut off."""
+    """Send a frame to one websocket. Raises OSError if the peer is gone or was cut off."""
     if FRAME_EXTENSION in scope.get("extensions", ()):
         await send({"type": FRAME_EXTENSION, "frame": frame.encoded})
     else:

@@ -1,4 +1,4 @@
-"""The opening handshake of a websocket (RFC 6455, section 4.2), by wsproto, from a request that was read already."""
+"""The opening handshake of a websocket (RFC 6455, section 4.2) by wsproto, from a request that was already read."""
 
 from base64 import b64decode
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from server.http.server.parser import BadRequest, Request
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """The client's half of a handshake, and what came behind it already."""
+    """The client's half of a handshake, and the bytes that followed it."""
 
     protocol: WSConnection
     subprotocols: list[str]
     rest: bytes
 
 
-def shake_hands(request: Request) -> Handshake:
-    """What the request offers. Raises `BadRequest` where it is not a websocket's handshake."""
+def parse_handshake(request: Request) -> Handshake:
+    """Read the offer of a request. Raises `BadRequest` if it is not a valid handshake."""
     keys = [value for name, value in request.headers if name == b"sec-websocket-key"]
     versions = [value for name, value in request.headers if name == b"sec-websocket-version"]
     if versions != [b"13"]:
         upgrade = b"upgrade: websocket\r\nsec-websocket-version: 13\r\n"
-        raise BadRequest(426, "websockets are spoken in version 13 here", headers=upgrade)
+        raise BadRequest(426, "websockets are supported in version 13", headers=upgrade)
     try:
         is_key = [len(b64decode(key, validate=True)) for key in keys] == [16]
         protocol = WSConnection(ConnectionType.SERVER)
@@ -42,7 +42,7 @@ def shake_hands(request: Request) -> Handshake:
 
 
 def _joined(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Lists that came in several lines in one each (RFC 9110, 5.3): wsproto sees only the last line."""
+    """Join header fields that came in several lines (RFC 9110, 5.3), because wsproto sees only the last line."""
     found: dict[bytes, list[bytes]] = {b"connection": [], b"upgrade": []}
     rest = []
     for name, value in headers:
@@ -54,12 +54,12 @@ def _joined(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 
 
 class Deflate(PerMessageDeflate):
-    """wsproto's, which takes a ping between the parts of a message for a part, and fails at parameters it cannot read."""
+    """wsproto's extension, which takes a ping between the parts of a message for a part, and fails on unreadable parameters."""
 
     _is_control = False
 
     def accept(self, offer: str) -> bool | str | None:
-        """As wsproto's; None, which declines, where that fails."""
+        """Like wsproto's, but declines (None) if that fails."""
         try:
             return super().accept(offer)
         except ValueError:
@@ -75,7 +75,7 @@ class Deflate(PerMessageDeflate):
         return super().frame_inbound_header(proto, opcode, rsv, payload_length)
 
     def frame_inbound_payload_data(self, proto: FrameDecoder | FrameProtocol, data: bytes) -> bytes | CloseReason:
-        """As wsproto's, for what is not a control frame."""
+        """Like wsproto's, for frames that are not control frames."""
         return data if self._is_control else super().frame_inbound_payload_data(proto, data)
 
     def frame_inbound_complete(
@@ -83,5 +83,5 @@ class Deflate(PerMessageDeflate):
         proto: FrameDecoder | FrameProtocol,
         fin: bool,  # noqa: FBT001 - wsproto's signature
     ) -> bytes | CloseReason | None:
-        """As wsproto's, for what is not a control frame."""
+        """Like wsproto's, for frames that are not control frames."""
         return None if self._is_control else super().frame_inbound_complete(proto, fin)

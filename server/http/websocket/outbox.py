@@ -1,7 +1,7 @@
-"""What a peer has not taken yet, in order.
+"""Data that a peer has not taken yet, in order.
 
-Writing tries at once and never waits; a task of its own, started only where the socket is full, sends the rest. The reaper ends a
-connection whose peer takes nothing for `WRITE_SECONDS`. How much may wait is for the owner to decide, by `waiting_bytes`.
+Writing tries at once and never waits; a task, started only if the socket is full, sends the rest. The reaper ends a connection
+whose peer takes nothing for `WRITE_SECONDS`. The owner limits the waiting data by `waiting_bytes`.
 """
 
 import math
@@ -17,7 +17,7 @@ _PART_BYTES = 262_144
 
 
 class Outbox:
-    """The outgoing side of one connection. The nursery is the owner's, and ends after it."""
+    """The outgoing side of one connection. The nursery is the owner's, and outlives it."""
 
     __slots__ = ("_all_sent", "_nursery", "_reaper", "_transport", "_unsent", "deadline", "is_lost", "waiting_bytes")
 
@@ -32,7 +32,7 @@ class Outbox:
         self.deadline = math.inf
 
     def write(self, data: bytes) -> None:
-        """Send what fits now, and the rest as the peer takes it. Nothing where the connection is lost."""
+        """Send what fits now, and the rest as the peer takes it. Does nothing if the connection is lost."""
         if self.is_lost:
             return
         if not self._unsent:
@@ -57,19 +57,19 @@ class Outbox:
             await self._all_sent.wait()
 
     def drop_what_waits(self) -> None:
-        """Forget all but the piece that the peer may have a part of already."""
+        """Drop all but the piece that may have been sent in part."""
         while len(self._unsent) > 1:
             self.waiting_bytes -= len(self._unsent.pop())
 
     def lose(self) -> None:
-        """The connection is gone: nothing more can be sent, and nobody needs to wait."""
+        """Mark the connection as lost: nothing more can be sent, and nobody needs to wait."""
         self.is_lost = True
         self._unsent.clear()
         self.waiting_bytes = 0
         self._finish()
 
     def expire(self) -> None:
-        """Called by the reaper: the peer takes nothing."""
+        """Called by the reaper when the peer takes nothing."""
         self.lose()
         self._transport.shut_down()
 

@@ -1,11 +1,11 @@
 """A websocket: one connection after its upgrade (RFC 6455), as an ASGI application sees it.
 
-wsproto reads what comes. What goes out is tried at once: `websocket.send` then waits for a slow peer; a frame of the extension
+wsproto parses the input. Output is tried at once: `websocket.send` then waits for a slow peer; a frame of the extension
 (`server.http.websocket.frame`) never waits, and a peer that is too far behind with those is cut off with a code that means:
 reconnect.
 
-Invariants: what is kept of a message, of messages that the application has not received, and of frames that the peer has not
-taken is bounded; a peer that answers no ping, takes nothing, or does not finish the closing handshake is ended by the reaper;
+Invariants: the parts of an unfinished message, messages that the application has not received, and frames that the peer has not
+taken are bounded; a peer that answers no ping, takes nothing, or does not finish the closing handshake is ended by the reaper;
 nothing follows a Close; the application is told of the end once, with its code, and from then on every `send` raises OSError.
 """
 
@@ -32,14 +32,14 @@ from server.http.websocket.outbox import Outbox
 PING_SECONDS = 25.0
 PONG_SECONDS = 8.0
 ACCEPT_SECONDS = 30.0
-"""How long an application may take to accept or refuse: until then nobody notices that the client has gone."""
+"""The time in which an application must accept or refuse: until then a disconnected client is not noticed."""
 CLOSE_SECONDS = 5.0
 LINGER_SECONDS = 1.0
 MESSAGE_BYTES_MAX = 65_536
 MESSAGES_WAITING_MAX = 16
 BEHIND_BYTES_MAX = 1_048_576
 PARSED_BYTES = 4_096
-"""How much is parsed before others have a turn: it can hold hundreds of tiny frames."""
+"""The bytes that are parsed before other tasks run: they can hold hundreds of tiny frames."""
 
 NORMAL, ABNORMAL, TOO_LARGE, FAILED, RESTART, TRY_AGAIN_LATER = 1000, 1006, 1009, 1011, 1012, 1013
 
@@ -47,7 +47,7 @@ _log = structlog.get_logger()
 
 
 class WebSocket:
-    """One websocket; `run` serves it. The reaper watches it for pings, pongs and a Close that is not answered."""
+    """One websocket; `run` serves it. The reaper watches it for pings, pongs and an unanswered Close."""
 
     __slots__ = (
         "_close_by",
@@ -108,7 +108,7 @@ class WebSocket:
     # The life of a websocket
 
     async def run(self, app: Application, scope: Scope) -> None:
-        """Call the application. When it has returned, the nursery ends with the closing handshake, or with its deadline."""
+        """Call the application. When it has returned, the nursery ends with the closing handshake or its deadline."""
         scope.update(
             type="websocket",
             scheme="wss" if scope["scheme"] == "https" else "ws",
@@ -128,28 +128,28 @@ class WebSocket:
             with suppress(OSError):
                 await refuse(self._exchange.send, answer)
 
-    def go_away(self) -> None:
-        """The server stops: close with the code that means reconnect."""
+    def drain(self) -> None:
+        """Close with the code that means reconnect, because the server stops."""
         if self._is_accepted:
             self._begin_close(RESTART, "the server restarts")
         self._end(RESTART, "the server restarts")
 
     def lose(self) -> None:
-        """The connection is gone, or will be: wake whoever waits for it."""
+        """Mark the connection as lost, and wake everything that waits for it."""
         self.forget()
         self._transport.shut_down()
 
     def forget(self) -> None:
-        """Nothing is to be done for it any more."""
+        """Drop everything; nothing is to be done any more."""
         self._end(ABNORMAL, "")
         self._outbox.lose()
         self._reaper.watched.discard(self)
 
     def expire(self) -> None:
-        """Called by the reaper: a ping is due, or the peer is late."""
+        """Called by the reaper when a ping is due or the peer is late."""
         now = self._reaper.now
         if self._waits_for_application and self._pong_by <= now:
-            self._pong_by = now + PONG_SECONDS  # it may be behind what we do not read
+            self._pong_by = now + PONG_SECONDS  # it may be behind data that we do not read
         if now >= min(self._pong_by, self._close_by):
             self.lose()
             return
@@ -159,7 +159,7 @@ class WebSocket:
         self.deadline = min(self._ping_at, self._pong_by, self._close_by)
 
     def _begin_close(self, code: int, reason: str) -> None:
-        """Send a Close behind what is on its way, and give the peer a moment to answer it."""
+        """Send a Close after the queued data, and give the peer a moment to answer it."""
         if self._is_closing:
             return
         data = self._protocol.send(ws.CloseConnection(code, reason))
@@ -189,7 +189,7 @@ class WebSocket:
             return {"type": "websocket.disconnect", "code": code, "reason": reason}
 
     async def send(self, message: Message) -> None:
-        """ASGI's `send`. Raises OSError where the websocket has ended (ASGI 2.4)."""
+        """ASGI's `send`. Raises OSError if the websocket has ended (ASGI 2.4)."""
         kind = message["type"]
         if kind == FRAME_EXTENSION:
             self._require_open()
@@ -224,7 +224,7 @@ class WebSocket:
 
     def _accept(self, message: Message) -> None:
         if self._is_accepted or self._exchange.started:
-            raise RuntimeError("a websocket is answered once")
+            raise RuntimeError("a websocket is accepted or refused once")
         if self._ended is not None:
             raise ConnectionResetError("the websocket has ended before it was accepted")
         extensions: list[Extension] = [Deflate()] if self._deflate else []
@@ -237,19 +237,19 @@ class WebSocket:
         self._nursery.start_soon(self._read)
 
     async def _send_message(self, message: Message) -> None:
-        """Send it when the peer has taken all before it, and wait until it has taken this."""
+        """Send a message after everything before it, and wait until the peer has taken it."""
         await self._outbox.until_empty()
         self._require_open()
         data = message.get("bytes")
         event: ws.Event = ws.TextMessage(message["text"]) if data is None else ws.BytesMessage(data)
         self._outbox.write(self._protocol.send(event))
-        await trio.lowlevel.checkpoint()  # whoever sends without end lets others have a turn
+        await trio.lowlevel.checkpoint()  # an endless stream must let other tasks run
         await self._outbox.until_empty()
         if self._outbox.is_lost:
             self._require_open()
 
     def _offer(self, frame: bytes) -> None:
-        """Send it, now or later; a peer that is too far behind is cut off instead."""
+        """Send now or later; a peer that is too far behind is cut off instead."""
         outbox = self._outbox
         if outbox.waiting_bytes and outbox.waiting_bytes + len(frame) > BEHIND_BYTES_MAX:
             self._cut_off()
@@ -263,7 +263,7 @@ class WebSocket:
     # The peer's side
 
     async def _read(self) -> None:
-        """Take what comes until the peer has closed, or is gone."""
+        """Read until the peer has closed or is gone."""
         with suppress(OSError):
             data = self._rest
             while True:
@@ -278,7 +278,7 @@ class WebSocket:
         self.lose()
 
     async def _linger(self) -> None:
-        """The Close is sent. A peer that made a mistake may not have read it yet: throw away what it sends, for a moment."""
+        """Discard input for a moment after our Close, because a peer that made a mistake may not have read it yet."""
         await self._outbox.until_empty()
         self._close_by = self.deadline = self._reaper.now + LINGER_SECONDS
         is_over = self._protocol.state is ConnectionState.CLOSED
@@ -289,7 +289,7 @@ class WebSocket:
         self._reaper.watched.discard(self)
 
     async def _parse(self, data: bytes) -> bool:
-        """Take the next bytes; whether nothing after them is to be understood."""
+        """Parse the next bytes. Returns whether nothing after them is to be parsed."""
         self._protocol.receive_data(data)
         for event in self._protocol.events():
             match event:
@@ -307,7 +307,7 @@ class WebSocket:
         return False
 
     async def _take(self, event: "ws.Message[Any]") -> None:
-        """Take a part of a message, and hand a whole one to the application, waiting for it where it is slow."""
+        """Take a part of a message, and hand a complete one to the application, waiting for it if it is slow."""
         data = event.data
         if self._message is None:
             self._message = StringIO(newline="") if isinstance(data, str) else BytesIO()
@@ -340,5 +340,5 @@ class WebSocket:
 
 
 def _may_be_sent(code: object) -> bool:
-    """Whether it is a code that an endpoint may put into a Close (RFC 6455, 7.4)."""
+    """Return whether an endpoint may send this code in a Close (RFC 6455, 7.4)."""
     return isinstance(code, int) and (code in (1000, 1001, 1002, 1003) or 1007 <= code <= 1014 or 3000 <= code <= 4999)

@@ -1,1 +1,1 @@
-"""Batches, claimed and carried out."""
+"""Batches, claimed and run."""

@@ -1,8 +1,7 @@
-"""When the next item of a batch may begin: not faster than its PSP may be asked, so that items wait here, where waiting costs
-nothing.
+"""Starts a batch's items no faster than their PSP may be called, so that they wait here, where waiting costs nothing.
 
-An item that began and then found no room at the PSP would have opened a payment for nothing. A tenth of the room is left to the
-payments of customers, who are there and wait.
+An item that began and then found no room at the PSP would have opened a payment for nothing. Batch traffic leaves 10 % of the
+capacity to interactive payments.
 """
 
 from collections.abc import Callable
@@ -17,11 +16,11 @@ from server.psp.guard import Guard
 
 LOOK_SECONDS = 0.02
 SLACK_SECONDS = 0.02
-"""How much of the time that nothing was begun in may be made good."""
+"""The most unused time that may be made up for."""
 
 
 class Pace:
-    """The pace of one batch. `under_way` is how many of its items are."""
+    """The pace of one batch. `under_way` counts its items that have begun."""
 
     def __init__(self, context: Psps, under_way: Callable[[], int]) -> None:
         self._context = context
@@ -29,12 +28,12 @@ class Pace:
         self._next_at = float("-inf")
 
     async def turn(self, merchant: Callable[[], Merchant], item: Item) -> None:
-        """Wait until the item may begin. The merchant, as it is then, may be stopped or get another account meanwhile."""
+        """Wait until the item may begin. Meanwhile the merchant may be stopped or get another account."""
         while True:
             guards = self._guards(merchant(), item)
             if guards is not None and not guards:
-                return  # the item says what is wrong
-            needs_health = item.charge is not None  # else its payment may be at another account, and finds out by itself
+                return  # the item reports what is wrong
+            needs_health = item.charge is not None  # otherwise its payment may be at another account, and finds that out itself
             free = next((one for one in guards or () if (one.is_healthy or not needs_health) and self._has_room(one)), None)
             if free is not None:
                 break
@@ -44,7 +43,9 @@ class Pace:
             self._next_at = max(self._next_at, trio.current_time() - SLACK_SECONDS) + free.interval_seconds
 
     def _guards(self, merchant: Merchant, item: Item) -> list[Guard] | None:
-        """The guards of the accounts that the item may go to; none where that is not for waiting, None where it is."""
+        """The guards of the accounts that the item may go to: empty if waiting makes no sense, None if the merchant has no
+        account.
+        """
         psps = self._context.psps
         if item.charge is None:
             return [adapter.guard for adapter in psps.adapters if adapter.account_id == merchant.psp_account_id]

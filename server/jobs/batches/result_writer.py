@@ -1,7 +1,7 @@
-"""Writes what comes of a batch's items, in groups, under the lease of the worker that carries the batch out.
+"""Writes the results of a batch's items, in groups, under the lease of the worker that runs the batch.
 
-A result is in the table before the batch ends; what cannot be written now is written again, which changes nothing. Once the lease
-is lost nothing is written.
+A result is in the table before the batch ends. A write that fails is repeated, which changes nothing. Once the lease is lost
+nothing is written.
 """
 
 from collections import deque
@@ -23,7 +23,7 @@ _log = structlog.get_logger()
 
 
 class Writer:
-    """Of one batch. `stop` is called when a write has found that someone wants the batch stopped."""
+    """The writer of one batch. It calls `stop` when a write has found that the batch is to be stopped."""
 
     def __init__(self, context: Storage, claimed: ClaimedBatch, stop: Callable[[], None]) -> None:
         self._context = context
@@ -36,7 +36,7 @@ class Writer:
         self._is_last = self._is_lost = False
 
     def put(self, result: ItemResult) -> None:
-        """Have a result written."""
+        """Queue a result."""
         self._results.append(result)
         self._is_wanted.set()
 
@@ -47,13 +47,13 @@ class Writer:
         await self._is_finished.wait()
 
     def lose(self, run: trio.CancelScope) -> None:
-        """Another worker has the batch, or will have: leave everything as it is."""
+        """Stop writing, because another worker has the batch or will have it."""
         self._is_lost = True
-        _log.warning("a batch was lost to another worker", batch=encode_id(BATCH, self._claimed.batch.id))
+        _log.warning("the lease of a batch was lost", batch=encode_id(BATCH, self._claimed.batch.id))
         run.cancel()
 
     async def run(self, run: trio.CancelScope) -> None:
-        """Write until `finish`. Cancels the run where the lease is lost."""
+        """Write until `finish`. Cancels the run if the lease is lost."""
         while not self._is_finished.is_set():
             await self._is_wanted.wait()
             self._is_wanted = trio.Event()
@@ -61,7 +61,7 @@ class Writer:
                 try:
                     is_held = await self.write()
                 except (DatabaseUnavailable, Overloaded) as error:
-                    _log.warning("results of a batch have to wait", error=str(error))
+                    _log.warning("the results of a batch cannot be written yet", error=str(error))
                     await trio.sleep(RETRY_SECONDS)
                     continue
                 if not is_held:
@@ -71,7 +71,7 @@ class Writer:
                 self._is_finished.set()
 
     async def write(self) -> bool:
-        """Write a group of what is there; whether the lease is held. Raises `DatabaseUnavailable`, `Overloaded`."""
+        """Write a group of the queued results. Returns whether the lease is held. Raises `DatabaseUnavailable`, `Overloaded`."""
         results = [self._results[number] for number in range(min(len(self._results), WRITE_MAX))]
         if self._is_lost or not results:
             return not self._is_lost

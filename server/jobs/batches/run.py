@@ -1,8 +1,8 @@
-"""One batch in a worker's hands: its items are carried out concurrently under its deadline, and their results written.
+"""Runs one batch: carries out its items concurrently under its deadline, and writes their results.
 
 Invariants: an item is started once per claim, and only while the batch has time; each item ends by its own cancel scope at the
-deadline, and is then recorded as what is known of it, as is what an earlier holder of the lease had begun; the batch ends after
-the last result is written.
+deadline and is then recorded with what is known of it, like items that an earlier holder of the lease had begun; the batch ends
+after the last result is written.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from core.errors import DatabaseUnavailable, NotFound, Overloaded
 from core.idempotency import KeyedOperation
 from core.ids import encode_id
 from server.db.alerts import Alert, note_alert
-from server.db.batches.batches import ClaimedBatch, end_batch, let_go, renew_lease
+from server.db.batches.batches import ClaimedBatch, end_batch, release_batch, renew_lease
 from server.db.batches.items import count_results, finished_numbers
 from server.db.connection import Connection
 from server.db.merchants.merchants import Merchant, find_merchant
@@ -33,7 +33,7 @@ from server.sealing import SealError
 LEASE_SECONDS = 10.0
 RENEW_SECONDS = 1.0
 RECORD_SECONDS = 10.0
-"""How long recording what was cut off may take."""
+"""The time for recording items that were cut off."""
 LET_GO_SECONDS = 2.0
 LOOKUPS_MAX = 64
 PASSING = (DatabaseUnavailable, Overloaded)
@@ -41,7 +41,7 @@ _log = structlog.get_logger()
 
 
 class Run:
-    """One batch in this worker's hands."""
+    """One batch that this worker runs."""
 
     def __init__(
         self, context: contexts.Batches, payments: contexts.Payments, claimed: ClaimedBatch, *, held_until: float
@@ -66,12 +66,12 @@ class Run:
         self._starting.cancel()
 
     def _stop(self) -> None:
-        """Someone wants no more items started."""
+        """Start no more items, because somebody stopped the batch."""
         self._is_stopping = True
         self._starting.cancel()
 
     async def carry_out(self) -> None:
-        """Carry it out until it has ended, or is another worker's. Raises `FlorinError` where that cannot be done now."""
+        """Run the batch until it has ended or another worker has it. Raises `FlorinError` if it cannot be run now."""
         try:
             if self._is_stopping:
                 self._starting.cancel()
@@ -82,31 +82,31 @@ class Run:
                 left = [(number, item) for number, item in enumerate(self._items(), start=1) if number not in done]
                 begun = await self._run_items(left)
                 if not self._is_draining:
-                    await self._leave_what_others_began([one for one in left if one[0] not in begun])
+                    await self._record_begun_items([one for one in left if one[0] not in begun])
                 await self._writer.finish()
                 if not self._is_draining:
                     await self._end()
                 keepers.cancel_scope.cancel()
         except Exception:
-            self._has_failed = True  # its lease ends by itself, so that it is not tried again at once
+            self._has_failed = True  # its lease ends by itself, so it is not tried again at once
             raise
         finally:
             if not self._has_failed:
                 with trio.move_on_after(LET_GO_SECONDS, shield=True):
-                    await self._let_go()
+                    await self._release()
 
     async def _read(self) -> tuple[Merchant, set[int]]:
-        """Whose batch it is, and which items have their results. Raises `NotFound`."""
+        """Read the batch's merchant, and which items have results. Raises `NotFound`."""
         async with self._context.pool.connection() as connection:
             merchant = await find_merchant(connection, self._claimed.batch.merchant_id)
             done = await finished_numbers(connection, self._claimed)
         if merchant is None:
-            raise NotFound("the batch's merchant is gone")
+            raise NotFound("the batch's merchant does not exist any more")
         return merchant, done
 
     def _items(self) -> list[Item]:
-        """What is to be done. Of what cannot be read, once the time for it is over, only how many: what was begun is told by its
-        keys. Raises `SealError`, `msgspec.DecodeError`.
+        """Open the items. If they cannot be read once the deadline has passed, return only their number: the keys tell which were
+        begun. Raises `SealError`, `msgspec.DecodeError`.
         """
         try:
             return open_items(self._context, self._claimed.batch, self._claimed.sealed_items)
@@ -126,7 +126,7 @@ class Run:
         return Place(self._merchant_now, self._claimed.batch.id, number, self._is_over)
 
     async def _run_items(self, left: list[tuple[int, Item]]) -> set[int]:
-        """Carry out what there is time for, and wait for its end; which items were begun."""
+        """Carry out the items that there is time for. Returns those that were begun."""
         pace = Pace(self._payments, lambda: self._under_way)
         begun: set[int] = set()
         async with trio.open_nursery() as items:
@@ -147,8 +147,8 @@ class Run:
                 try:
                     result = await carry_out(self._payments, place, item)
                 except Exception:  # noqa: BLE001 - one item must not end the others
-                    _log.exception("an item of a batch failed in an unexpected way", batch=self.name, item=number)
-                    result = cut_off(place, item, code="internal_error", detail="something went wrong on our side")
+                    _log.exception("an item of a batch failed unexpectedly", batch=self.name, item=number)
+                    result = cut_off(place, item, code="internal_error", detail="an internal error occurred")
             if result is None and not self._is_draining:
                 result = await self._leave(place, item, is_ours=True)
         finally:
@@ -159,7 +159,7 @@ class Run:
 
     async def _leave(self, place: Place, item: Item, *, is_ours: bool) -> ItemResult | None:
         """Record what is known of an item that was cut off by the deadline, or given up."""
-        detail = "the batch's deadline passed, and what became of the item could not be looked up"
+        detail = "the batch's deadline passed, and the state of the item could not be read"
         with trio.move_on_after(RECORD_SECONDS):
             while True:
                 try:
@@ -167,12 +167,12 @@ class Run:
                 except PASSING:
                     await trio.sleep(RETRY_SECONDS)
                 except Exception:  # noqa: BLE001 - one item must not end the others
-                    _log.exception("an item of a batch could not be looked up", batch=self.name, item=place.number)
+                    _log.exception("the state of a batch item could not be read", batch=self.name, item=place.number)
                     break
         return cut_off(place, item, code="deadline_passed", detail=detail)
 
-    async def _leave_what_others_began(self, left: list[tuple[int, Item]]) -> None:
-        """An earlier holder of the lease may have begun items of which there is no result: they are not `NOT_STARTED`."""
+    async def _record_begun_items(self, left: list[tuple[int, Item]]) -> None:
+        """Record items that an earlier holder of the lease may have begun without a result: they are not `NOT_STARTED`."""
         batch = self._claimed.batch
         keys = {item_key(batch.id, number): (number, item) for number, item in left if item.type is not ItemType.VERIFY}
         known: dict[str, KeyedOperation] = {}
@@ -214,7 +214,9 @@ class Run:
             await trio.sleep(RENEW_SECONDS)
 
     async def _renew(self) -> bool:
-        """Go on holding the batch; whether it is held. The merchant may have been stopped, or gone to another PSP."""
+        """Renew the lease. Returns whether it is held. Also reloads the merchant, which may have been stopped or moved to another
+        PSP.
+        """
         async with self._context.pool.connection() as connection:
             is_stopping = await renew_lease(connection, self._claimed, lease_seconds=LEASE_SECONDS)
             self._merchant = await find_merchant(connection, self._claimed.batch.merchant_id) or self._merchant
@@ -223,13 +225,13 @@ class Run:
         return is_stopping is not None
 
     async def _end(self) -> None:
-        """End the batch, and tell the people who run this where its deadline has passed."""
+        """End the batch, and alert the operators if its deadline has passed."""
         while True:
             try:
                 async with self._context.pool.connection() as connection, connection.atomic():
                     status, counts = await self._end_on(connection)
             except PASSING as error:
-                _log.warning("the end of a batch has to wait", batch=self.name, error=str(error))
+                _log.warning("the end of a batch cannot be recorded yet", batch=self.name, error=str(error))
                 await trio.sleep(RETRY_SECONDS)
             else:
                 _log.info("a batch has ended", batch=self.name, status=status.value, **_named(counts))
@@ -252,13 +254,13 @@ class Run:
             await note_alert(connection, _alert(self._claimed, counts), now=now)
         return status, counts
 
-    async def _let_go(self) -> None:
+    async def _release(self) -> None:
         try:
             await self._writer.write()
             async with self._context.pool.connection() as connection:
-                await let_go(connection, self._claimed)
+                await release_batch(connection, self._claimed)
         except PASSING as error:
-            _log.warning("the lease of a batch will end by itself", batch=self.name, error=str(error))
+            _log.warning("the lease of a batch could not be released and will expire", batch=self.name, error=str(error))
 
 
 def _named(counts: dict[ItemStatus, int]) -> dict[str, int]:
@@ -275,6 +277,6 @@ def _alert(claimed: ClaimedBatch, counts: dict[ItemStatus, int]) -> Alert:
         key=f"batch_deadline:{name}:{batch.run}",
         kind="batch_deadline",
         title=f"batch {name} passed its deadline of {batch.deadline_seconds} s: {done} of {batch.count} items are done",
-        detail=f"{said}. UNKNOWN payments are found out by themselves; the merchant can resume the rest with the resume token of "
+        detail=f"{said}. UNKNOWN payments are settled automatically; the merchant can resume the rest with the resume token of "
         "the reply, or of GET /v1/batches.",
     )

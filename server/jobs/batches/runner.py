@@ -1,11 +1,11 @@
-"""Claims batches and has each carried out (`server.jobs.batches.run`), as many at a time as this worker bears.
+"""Claims batches and runs each (`server.jobs.batches.run`), a bounded number at a time.
 
     Batches.run
     └─ one task a batch
        └─ its lease, the writer of its results, and its items, one task each
 
-A worker that ends, or loses a batch's lease, lets go of everything: another one goes on under the original deadline, and finds
-out what was done by the items' idempotency keys (`server.flows.batches.item`).
+When a worker ends or loses a batch's lease, another one continues under the original deadline and finds what was done by the
+items' idempotency keys (`server.flows.batches.item`).
 """
 
 import structlog
@@ -17,9 +17,9 @@ from server.jobs.batches.run import LEASE_SECONDS, PASSING, Run
 from server.uuid7 import uuid7
 
 RUNNING_MAX = 16
-"""How many batches a worker carries out at the same time."""
+"""The number of batches that a worker runs at the same time."""
 LATE_MAX = 4
-"""How many more whose deadline has passed, so that they end."""
+"""The number of further batches whose deadline has passed, so that they end."""
 
 _log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ class Batches:
         self._idle = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look for batches, and carry them out, until cancelled."""
+        """Claim batches and run them until canceled."""
         async with trio.open_nursery() as nursery:
             task_status.started()
             while True:
@@ -48,12 +48,12 @@ class Batches:
                     continue
                 run = Run(self._context, self._payments, claimed, held_until=asked_at + LEASE_SECONDS)
                 self._runs.add(run)
-                if self._is_draining:  # since it was looked for
+                if self._is_draining:  # that began meanwhile
                     run.drain()
                 nursery.start_soon(self._carry_out, run)
 
     async def drain(self, *, seconds: float) -> None:
-        """Start nothing more, and wait for what is under way; what is left goes to another worker."""
+        """Start nothing more and wait for what is under way. The rest goes to another worker."""
         self._is_draining = True
         for run in self._runs:
             run.drain()
@@ -62,7 +62,7 @@ class Batches:
                 await self._idle.wait()
 
     async def _claim(self) -> ClaimedBatch | None:
-        """One that waits; where this worker has enough in hand, only one whose deadline has passed, which costs little."""
+        """Claim a waiting batch; a busy worker claims only one whose deadline has passed, which costs little."""
         only_due_before = self._context.now() if len(self._runs) >= RUNNING_MAX else None
         try:
             async with self._context.pool.connection() as connection:
@@ -75,7 +75,7 @@ class Batches:
         try:
             await run.carry_out()
         except Exception:  # noqa: BLE001 - one batch must not end the job; its lease brings it back
-            _log.exception("a batch could not be carried out", batch=run.name)
+            _log.exception("a batch could not be run", batch=run.name)
         finally:
             self._runs.discard(run)
             self._idle.set()

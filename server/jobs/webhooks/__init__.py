@@ -1,1 +1,1 @@
-"""Deliveries to webhook endpoints: in parallel, or in order."""
+"""Deliveries to webhook endpoints, parallel and ordered."""

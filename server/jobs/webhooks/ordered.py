@@ -1,7 +1,7 @@
-"""Sends what waits for one endpoint by its number, one after the other, as long as this worker holds the endpoint.
+"""Sends the events of one ordered endpoint by number, one after another, while this worker holds its lease.
 
-Invariants: nothing is sent before what comes before it was delivered or has become a dead letter; a worker that lost its lease
-sends nothing more; an attempt is counted before it is made.
+Invariants: an event is sent only after the previous one was delivered or became a dead letter; a worker that lost its lease sends
+nothing more; an attempt is counted before it is made.
 """
 
 from uuid import UUID
@@ -11,27 +11,27 @@ import trio
 from core.ids import EndpointId, MerchantId
 from server.db.database import Database
 from server.db.webhooks.deliveries import give_back
-from server.db.webhooks.ordered_deliveries import claim_next, has_waiting, let_go, take_endpoint
+from server.db.webhooks.ordered_deliveries import claim_next, has_waiting, release_endpoint, take_endpoint
 from server.flows.webhooks.send import NotMade, Sender
 from server.telemetry import Metrics
 from server.uuid7 import uuid7
 
 LET_GO_SECONDS = 2.0
 TURN_SECONDS = 10.0
-"""After how long an endpoint with much to send lets go, so that others get their turn where there are very many."""
+"""The longest turn of one endpoint, so that others are served if there are very many."""
 
 NOT_MADE_SECONDS = 1.0
 MARGIN = 1 / 3
-"""How much longer than its deadline an attempt may take, with all that is written about it."""
+"""The extra time for an attempt and for writing its result, as a fraction of the attempt's time limit."""
 
 
 async def send_in_order(
     db: Database, sender: Sender, metrics: Metrics, merchant_id: MerchantId, endpoint_id: EndpointId, *, lease_seconds: float
 ) -> bool:
-    """Send until nothing waits, or what is next failed, or another worker holds the endpoint, or the turn is over.
+    """Send until nothing waits, the next event failed, another worker holds the endpoint, or the turn is over.
 
-    Whether more could be sent at once. Raises `DatabaseUnavailable`, `Overloaded`; the lease then ends by itself. Cancelled, it
-    lets the endpoint go.
+    Returns whether more could be sent at once. Raises `DatabaseUnavailable`, `Overloaded`; the lease then ends by itself. If
+    canceled, it releases the lease.
     """
     token = uuid7()
     async with db.pool.connection() as connection:
@@ -45,15 +45,15 @@ async def send_in_order(
     finally:
         with trio.move_on_after(LET_GO_SECONDS, shield=True):
             async with db.pool.connection() as connection:
-                await let_go(connection, merchant_id, endpoint_id, token, held_seconds=sending.held_seconds)
+                await release_endpoint(connection, merchant_id, endpoint_id, token, held_seconds=sending.held_seconds)
     if sending.held_seconds:
         return False
-    async with db.pool.connection() as connection:  # what was committed before the lease ended saw it held
+    async with db.pool.connection() as connection:  # deliveries committed while the endpoint was held are still waiting
         return await has_waiting(connection, merchant_id, endpoint_id)
 
 
 class _Sending:
-    """The deliveries of one lease. `held_seconds`: how long nothing may be sent there, because the last one failed."""
+    """The deliveries of one lease. `held_seconds`: how long nothing may be sent, because the last one failed."""
 
     def __init__(self, db: Database, sender: Sender, metrics: Metrics, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
         self._db = db
@@ -64,7 +64,7 @@ class _Sending:
         self.held_seconds = 0.0
 
     async def send_next(self, token: UUID, *, lease_seconds: float) -> bool:
-        """Send the next one; whether to go on."""
+        """Send the next one. Returns whether to continue."""
         too_old_at = trio.current_time() + lease_seconds - (1 + MARGIN) * self._sender.attempt_seconds
         async with self._db.pool.connection() as connection:
             claimed, is_ours = await claim_next(

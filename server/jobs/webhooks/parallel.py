@@ -1,14 +1,14 @@
 """Sends events to merchants' webhook endpoints.
 
-What this worker committed arrives through `notify` and is sent within milliseconds; what is due otherwise (a retry, a dead
-worker's deliveries) is claimed from the table, endpoint by endpoint. Invariants:
+Deliveries that this worker commits arrive through `notify` and are sent within milliseconds. Other due ones (retries, a dead
+worker's deliveries) are claimed from the table, endpoint by endpoint. Invariants:
 
-- At most `IN_FLIGHT_MAX` attempts run, and of those to endpoints that do not answer at most `SUSPECT_IN_FLIGHT_MAX`, so that
-  there is always room for the others. At most `QUEUE_MAX` wait in memory; the rest waits in the table, and is not claimed for an
-  endpoint that takes nothing at the moment.
-- A claim that cannot be attempted soon is given back, and counts no attempt.
+- At most `IN_FLIGHT_MAX` attempts run, of which at most `SUSPECT_IN_FLIGHT_MAX` go to endpoints that do not answer, so that there
+  is always room for the others. At most `QUEUE_MAX` wait in memory. Excess deliveries stay in the table and are claimed later,
+  and none is claimed for an endpoint that takes nothing at the moment.
+- A claim that cannot be attempted soon is released without counting an attempt.
 - An attempt ends well inside its lease, and its result is committed in a group.
-- Endpoints that want their events in order have one task each, in whichever worker holds them (`server.jobs.webhooks.ordered`).
+- Each ordered endpoint has a task of its own, in the worker that holds it (`server.jobs.webhooks.ordered`).
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from server.db.payments.changes import Applied
 from server.db.webhooks.deliveries import (
     ClaimedDelivery,
     WaitingEndpoint,
-    bury,
     claim_due_deliveries,
     endpoints_with_deliveries,
     give_back,
+    give_up_deliveries,
 )
 from server.flows.webhooks.send import NotMade, Sender
-from server.jobs.webhooks.endpoint_lane import Lane, Timing
+from server.jobs.webhooks.endpoint_queue import EndpointQueue, Timing
 from server.jobs.webhooks.ordered import MARGIN, send_in_order
 from server.telemetry import Metrics
 
@@ -40,24 +40,24 @@ IN_FLIGHT_MAX = 2_048
 SUSPECT_IN_FLIGHT_MAX = 1_024
 ORDERED_MAX = 512
 QUEUE_MAX = 8_192
-WAITING_PER_LANE_MAX = 512
+WAITING_PER_ENDPOINT_MAX = 512
 CLAIM_MAX = 128
-BURY_MAX = 1_000
+GIVE_UP_MAX = 1_000
 SCAN_MAX = 1_000
 CLAIMS_PER_SWEEP_MAX = 64
-LANES_MAX = 10_000
+ENDPOINT_QUEUES_MAX = 10_000
 RETURNED_MAX = 16_384
 RETURNED_AT_ONCE_MAX = 500
 RETURN_SECONDS = 0.1
 TICK_SECONDS = 0.02
 SUSPECT_SECONDS = 1.0
-"""When what waited for an endpoint that did not answer may be claimed again."""
+"""The delay until deliveries of an endpoint that did not answer may be claimed again."""
 _START = (UUID(int=0), UUID(int=0))
 _log = structlog.get_logger()
 
 
 class Deliverer:
-    """The job and its lanes."""
+    """The job, with a queue per endpoint."""
 
     def __init__(self, db: Database, sender: Sender, metrics: Metrics, workers: WorkerCount, timing: Timing) -> None:
         self._db = db
@@ -66,12 +66,14 @@ class Deliverer:
         self._workers = workers
         self._timing = timing
         self._nursery: trio.Nursery | None = None
-        self._lanes: dict[EndpointId, Lane] = {}
+        self._queues: dict[EndpointId, EndpointQueue] = {}
         self._running = self._suspects_running = self._waiting = 0
-        self._blocked: set[Lane] = set()
-        """Lanes with something waiting that could not begin: for their rate, or for room."""
-        self._hungry: set[Lane] = set()
-        """Lanes that could take more than what was claimed for them."""
+        self._blocked: set[EndpointQueue] = set()
+        """Queues with a waiting delivery that could not begin, because of their rate or because too many attempts are
+        under way.
+        """
+        self._wants_claims: set[EndpointQueue] = set()
+        """Queues that could take more than was claimed for them."""
         self._ordered: dict[EndpointId, bool] = {}
         self._returned: list[tuple[ClaimedDelivery, float]] = []
         self._is_wanted = trio.Event()
@@ -79,10 +81,10 @@ class Deliverer:
         self._swept = {False: _START, True: _START}
         self._kinds_left = [False, True]
         self.sweeps = 0
-        """How often the table was looked at, whole or a piece of it."""
+        """The number of polls of the table, complete or partial."""
 
     def notify(self, applied: Applied) -> None:
-        """Take over what was just committed. What there is no room for comes back from the table."""
+        """Queue deliveries that were just committed. Excess deliveries stay in the table and are claimed later."""
         if applied.event is None or self._nursery is None:
             return
         for target in applied.targets:
@@ -92,93 +94,93 @@ class Deliverer:
                 self._take(ClaimedDelivery(applied.event, target.endpoint_id, attempt=1), self._too_old_at())
 
     def is_idle(self) -> bool:
-        """Whether nothing is in hand."""
+        """Return whether nothing is queued or under way."""
         return not (self._running or self._waiting or self._ordered or self._returned)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Deliver until cancelled."""
+        """Deliver until canceled."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._sweep_forever)
             self._nursery.start_soon(self._tick_forever)
             self._nursery.start_soon(self._return_forever)
             task_status.started()
 
-    # Claims in hand
+    # Claims that this worker holds
 
     def _too_old_at(self) -> float:
-        """When an attempt could no longer end, and be written, before the lease of a claim made now."""
+        """The time at which an attempt could no longer end, and be written, before the lease of a claim made now."""
         return trio.current_time() + self._timing.lease_seconds - (1 + MARGIN) * self._sender.attempt_seconds
 
     def _take(self, claimed: ClaimedDelivery, too_old_at: float) -> None:
-        lane = self._lane(claimed.event.merchant_id, claimed.endpoint_id)
+        queue = self._queue(claimed.event.merchant_id, claimed.endpoint_id)
         now = trio.current_time()
-        held_seconds = lane.held_seconds(now=now)
-        is_at_once = not lane.waiting and lane.may_start(now=now) and self._has_room(lane)
-        if held_seconds or not (is_at_once or self._may_wait(lane)):
+        held_seconds = queue.held_seconds(now=now)
+        is_at_once = not queue.waiting and queue.may_start(now=now) and self._has_room(queue)
+        if held_seconds or not (is_at_once or self._may_wait(queue)):
             self._return(claimed, held_seconds or self._timing.sweep_seconds)
             return
-        lane.waiting.append((claimed, too_old_at))
+        queue.waiting.append((claimed, too_old_at))
         self._waiting += 1
-        self._start(lane)
+        self._start(queue)
 
-    def _may_wait(self, lane: Lane) -> bool:
-        """Whether one more may wait for an endpoint; few, where many wait already."""
-        share = WAITING_PER_LANE_MAX if self._waiting < QUEUE_MAX // 2 else WAITING_PER_LANE_MAX // 16
-        return self._waiting < QUEUE_MAX and len(lane.waiting) < share
+    def _may_wait(self, queue: EndpointQueue) -> bool:
+        """Return whether one more delivery may wait for an endpoint; few may if many wait already."""
+        share = WAITING_PER_ENDPOINT_MAX if self._waiting < QUEUE_MAX // 2 else WAITING_PER_ENDPOINT_MAX // 16
+        return self._waiting < QUEUE_MAX and len(queue.waiting) < share
 
-    def _lane(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Lane:
-        lane = self._lanes.get(endpoint_id)
-        if lane is None:
-            if len(self._lanes) >= LANES_MAX and trio.current_time() - self._forgot_at > 1.0:
-                self._forget_lanes()
-            lane = self._lanes[endpoint_id] = Lane(merchant_id, endpoint_id)
+    def _queue(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> EndpointQueue:
+        queue = self._queues.get(endpoint_id)
+        if queue is None:
+            if len(self._queues) >= ENDPOINT_QUEUES_MAX and trio.current_time() - self._forgot_at > 1.0:
+                self._forget_queues()
+            queue = self._queues[endpoint_id] = EndpointQueue(merchant_id, endpoint_id)
             if destination := self._sender.known(merchant_id, endpoint_id):
-                lane.configure(destination.endpoint, workers=self._workers.count)
-        return lane
+                queue.configure(destination.endpoint, workers=self._workers.count)
+        return queue
 
-    def _forget_lanes(self) -> None:
+    def _forget_queues(self) -> None:
         now = self._forgot_at = trio.current_time()
         for is_held_too in (False, True):
-            for endpoint_id, lane in list(self._lanes.items()):
-                if lane.is_at_rest(now=now) or (is_held_too and not lane.running and not lane.waiting):
-                    del self._lanes[endpoint_id]
-            if len(self._lanes) < LANES_MAX:
+            for endpoint_id, queue in list(self._queues.items()):
+                if queue.is_at_rest(now=now) or (is_held_too and not queue.running and not queue.waiting):
+                    del self._queues[endpoint_id]
+            if len(self._queues) < ENDPOINT_QUEUES_MAX:
                 return
 
-    def _start(self, lane: Lane) -> None:
-        """Begin as many attempts as may begin."""
+    def _start(self, queue: EndpointQueue) -> None:
+        """Begin as many attempts as possible."""
         assert self._nursery is not None
-        while lane.waiting:
+        while queue.waiting:
             now = trio.current_time()
-            if now >= lane.waiting[0][1]:  # it would use up a slot of the rate, and not be sent
+            if now >= queue.waiting[0][1]:  # it would use up a slot of the rate, and not be sent
                 self._waiting -= 1
-                self._return(lane.waiting.popleft()[0], self._timing.sweep_seconds)
+                self._return(queue.waiting.popleft()[0], self._timing.sweep_seconds)
                 continue
-            if not self._has_room(lane) or not lane.may_start(now=now):
-                self._blocked.add(lane)
+            if not self._has_room(queue) or not queue.may_start(now=now):
+                self._blocked.add(queue)
                 return
-            claimed, too_old_at = lane.waiting.popleft()
+            claimed, too_old_at = queue.waiting.popleft()
             self._waiting -= 1
-            admission = lane.start(now=now)
+            admission = queue.start(now=now)
             self._running += 1
-            self._suspects_running += lane.is_suspect
-            self._nursery.start_soon(self._attempt, lane, claimed, too_old_at, admission, lane.is_suspect)
-        self._blocked.discard(lane)
+            self._suspects_running += queue.is_suspect
+            self._nursery.start_soon(self._attempt, queue, claimed, too_old_at, admission, queue.is_suspect)
+        self._blocked.discard(queue)
 
-    def _want_more(self, lane: Lane) -> None:
-        """Have more claimed for a lane before it has nothing to do."""
-        if lane.has_more and len(lane.waiting) <= lane.limit:
-            self._hungry.add(lane)
+    def _want_more(self, queue: EndpointQueue) -> None:
+        """Claim more for a queue before it runs out of work."""
+        if queue.has_more and len(queue.waiting) <= queue.limit:
+            self._wants_claims.add(queue)
             self._is_wanted.set()
 
-    def _has_room(self, lane: Lane) -> bool:
-        if lane.is_suspect and self._suspects_running >= SUSPECT_IN_FLIGHT_MAX:
+    def _has_room(self, queue: EndpointQueue) -> bool:
+        if queue.is_suspect and self._suspects_running >= SUSPECT_IN_FLIGHT_MAX:
             return False
         return self._running < IN_FLIGHT_MAX
 
     async def _attempt(
         self,
-        lane: Lane,
+        queue: EndpointQueue,
         claimed: ClaimedDelivery,
         too_old_at: float,
         admission: Admission,
@@ -187,11 +189,11 @@ class Deliverer:
         began = trio.current_time()
         attempted = await self._sender.attempt(claimed, too_old_at=too_old_at)
         if isinstance(attempted, NotMade):
-            lane.withdraw(admission)
+            queue.withdraw(admission)
             self._return(claimed, self._timing.sweep_seconds)
         else:
             now, result = trio.current_time(), attempted.result
-            lane.end(
+            queue.end(
                 admission,
                 delivered=result.delivered,
                 was_slow=attempted.was_slow,
@@ -200,25 +202,25 @@ class Deliverer:
                 now=now,
             )
             self._metrics.webhook_attempted(result.status, delivered=result.delivered)
-            if destination := self._sender.known(lane.merchant_id, lane.endpoint_id):
-                lane.configure(destination.endpoint, workers=self._workers.count)
+            if destination := self._sender.known(queue.merchant_id, queue.endpoint_id):
+                queue.configure(destination.endpoint, workers=self._workers.count)
             try:
                 await self._db.delivery_results.submit(result)
             except FlorinError as error:
                 _log.warning("a delivery's result could not be written; it will be repeated", error=str(error))
         self._running -= 1
         self._suspects_running -= was_suspect
-        held_seconds = lane.held_seconds(now=trio.current_time())
-        if held_seconds or lane.is_suspect:
-            self._empty(lane, held_seconds or SUSPECT_SECONDS)
-        self._start(lane)
-        self._want_more(lane)
+        held_seconds = queue.held_seconds(now=trio.current_time())
+        if held_seconds or queue.is_suspect:
+            self._empty(queue, held_seconds or SUSPECT_SECONDS)
+        self._start(queue)
+        self._want_more(queue)
 
-    def _empty(self, lane: Lane, held_seconds: float) -> None:
-        """Nothing may be sent there for a while: let go of what waits for it."""
-        self._waiting -= len(lane.waiting)
-        while lane.waiting:
-            self._return(lane.waiting.popleft()[0], held_seconds)
+    def _empty(self, queue: EndpointQueue, held_seconds: float) -> None:
+        """Release the waiting claims of an endpoint to which nothing may be sent for a while."""
+        self._waiting -= len(queue.waiting)
+        while queue.waiting:
+            self._return(queue.waiting.popleft()[0], held_seconds)
 
     def _return(self, claimed: ClaimedDelivery, seconds: float) -> None:
         if len(self._returned) < RETURNED_MAX:
@@ -227,14 +229,14 @@ class Deliverer:
     # What goes on all the time
 
     async def _tick_forever(self) -> None:
-        """Begin what had to wait for its rate or for room."""
+        """Begin attempts that had to wait for their rate or for room."""
         while True:
             await trio.sleep(TICK_SECONDS)
-            for lane in list(self._blocked):
-                if held_seconds := lane.held_seconds(now=trio.current_time()):
-                    self._empty(lane, held_seconds)
-                self._start(lane)
-                self._want_more(lane)
+            for queue in list(self._blocked):
+                if held_seconds := queue.held_seconds(now=trio.current_time()):
+                    self._empty(queue, held_seconds)
+                self._start(queue)
+                self._want_more(queue)
 
     async def _return_forever(self) -> None:
         while True:
@@ -245,7 +247,7 @@ class Deliverer:
                     async with self._db.pool.connection() as connection:
                         await give_back(connection, returned)
                 except (DatabaseUnavailable, Overloaded) as error:
-                    _log.warning("claims could not be given back; their leases will end", error=str(error))
+                    _log.warning("claims could not be released; their leases will expire", error=str(error))
 
     async def _sweep_forever(self) -> None:
         sweep_at = trio.current_time() + self._timing.sweep_seconds
@@ -254,7 +256,7 @@ class Deliverer:
                 await self._is_wanted.wait()
             self._is_wanted = trio.Event()
             try:
-                await self._feed_hungry()
+                await self._claim_more()
                 if trio.current_time() >= sweep_at:
                     is_through = await self._sweep()
                     sweep_at = trio.current_time() + (self._timing.sweep_seconds if is_through else TICK_SECONDS)
@@ -262,14 +264,16 @@ class Deliverer:
                 _log.warning("cannot look for due deliveries", error=str(error))
                 await trio.sleep(self._timing.sweep_seconds)
 
-    async def _feed_hungry(self) -> None:
-        """Claim more for lanes that have dealt with what was claimed for them."""
-        hungry, self._hungry = self._hungry, set()
-        for lane in hungry:
-            await self._claim(lane.merchant_id, lane.endpoint_id)
+    async def _claim_more(self) -> None:
+        """Claim more for queues that have handled what was claimed for them."""
+        hungry, self._wants_claims = self._wants_claims, set()
+        for queue in hungry:
+            await self._claim(queue.merchant_id, queue.endpoint_id)
 
     async def _sweep(self) -> bool:
-        """Look for endpoints with due deliveries, a piece at a time, and claim what they bear; whether all were looked at."""
+        """Find endpoints with due deliveries, a part at a time, and claim what they can take. Returns whether all were
+        visited.
+        """
         for is_ordered in self._kinds_left:
             async with self._db.pool.connection() as connection:
                 found = await endpoints_with_deliveries(
@@ -283,12 +287,12 @@ class Deliverer:
         return len(self._kinds_left) == 2 and set(self._swept.values()) == {_START}
 
     async def _look_at(self, found: Sequence[WaitingEndpoint]) -> Sequence[WaitingEndpoint]:
-        """Deal with endpoints until that is enough for one sweep; those that were dealt with."""
+        """Visit endpoints until one sweep has enough. Returns those visited."""
         claims = 0
         for number, one in enumerate(found, start=1):
             if not one.is_enabled and (one.is_due or one.is_ordered):
                 async with self._db.pool.connection() as connection:
-                    await bury(connection, one.merchant_id, one.endpoint_id, limit=BURY_MAX)
+                    await give_up_deliveries(connection, one.merchant_id, one.endpoint_id, limit=GIVE_UP_MAX)
                 claims += 1
             elif not one.is_enabled:
                 continue
@@ -301,23 +305,23 @@ class Deliverer:
         return found
 
     async def _claim(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> bool:
-        """Claim for one endpoint what it can take; whether that needed the database."""
-        lane = self._lane(merchant_id, endpoint_id)
+        """Claim for one endpoint what it can take. Returns whether that needed the database."""
+        queue = self._queue(merchant_id, endpoint_id)
         now = trio.current_time()
-        if lane.held_seconds(now=now):
-            lane.has_more = False
+        if queue.held_seconds(now=now):
+            queue.has_more = False
             return False
-        is_careful = lane.is_suspect or not lane.is_sound
-        wanted = lane.room(now=now) if is_careful else min(CLAIM_MAX, lane.affordable(self._too_old_at() - now))
-        room = min(wanted, QUEUE_MAX - self._waiting) - len(lane.waiting)
-        if room <= 0 or not self._has_room(lane):
-            return False  # the next sweep asks again
+        is_careful = queue.is_suspect or not queue.is_sound
+        wanted = queue.room(now=now) if is_careful else min(CLAIM_MAX, queue.affordable(self._too_old_at() - now))
+        room = min(wanted, QUEUE_MAX - self._waiting) - len(queue.waiting)
+        if room <= 0 or not self._has_room(queue):
+            return False  # the next sweep tries again
         too_old_at = self._too_old_at()
         async with self._db.pool.connection() as connection:
             claims = await claim_due_deliveries(
                 connection, merchant_id, endpoint_id, limit=room, lease_seconds=self._timing.lease_seconds
             )
-        lane.has_more = len(claims) == room
+        queue.has_more = len(claims) == room
         for claimed in claims:
             self._take(claimed, too_old_at)
         return True
@@ -341,6 +345,6 @@ class Deliverer:
                 )
                 is_wanted = self._ordered[endpoint_id] or (is_left and len(self._ordered) < ORDERED_MAX)
         except FlorinError as error:
-            _log.warning("cannot deliver in order; its lease will end", error=str(error))
+            _log.warning("an ordered endpoint cannot be served; its lease will expire", error=str(error))
         finally:
             del self._ordered[endpoint_id]

@@ -1,4 +1,4 @@
-"""The sandbox PSP's adapter; `server.sandbox` is the other side."""
+"""The sandbox PSP's adapter. `server.sandbox` is the PSP itself."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +165,7 @@ class SandboxAdapter:
         except msgspec.DecodeError as error:
             raise Malformed(f"not an event of the sandbox PSP: {error}") from error
         except PspOutcomeUnknown as error:
-            raise Malformed(f"an event of the sandbox PSP that cannot be: {error}") from error
+            raise Malformed(f"an impossible event of the sandbox PSP: {error}") from error
 
     def _evidence(self, answer: Answer, source: Source) -> Evidence:
         return evidence_of(_read(answer.accepted(), Intent), self.account_id, source=source)
@@ -188,7 +188,7 @@ class SandboxAdapter:
     ) -> Answer:
         content = msgspec.json.encode(body) if body is not None else b""
         headers = [("idempotency-key", str(key))] if key is not None else []
-        is_keyed = key is not None or call is PspCall.CLOSE  # closing twice is closing once
+        is_keyed = key is not None or call is PspCall.CLOSE  # closing twice is the same as closing once
         return await self.transport.call(call, method, path, body=content, headers=headers, is_keyed=is_keyed)
 
 
@@ -213,7 +213,7 @@ def _wanted(payment: Payment) -> dict[str, Any]:
 
 def _read(response: Response, kind: type[T]) -> T:
     if _NUL in response.body:
-        raise PspOutcomeUnknown("the answer of the sandbox PSP holds a character that no text of ours can hold")
+        raise PspOutcomeUnknown("the answer of the sandbox PSP contains a character that cannot be stored")
     try:
         return msgspec.json.decode(response.body, type=kind)
     except msgspec.DecodeError as error:
@@ -221,7 +221,7 @@ def _read(response: Response, kind: type[T]) -> T:
 
 
 def headers(api_key: str) -> list[tuple[str, str]]:
-    """What goes with every call."""
+    """The header fields of every call."""
     return [("authorization", f"Bearer {api_key}"), ("content-type", "application/json")]
 
 
@@ -242,7 +242,7 @@ def make_adapter(
 
 
 def require_api_key(api_key: str, mode: str) -> None:
-    """The sandbox takes no real money, so no live account is there. Raises `Unprocessable`."""
+    """Raise `Unprocessable` for a live account, because the sandbox takes no real money, or a key of another form."""
     if mode != "test":
         raise Unprocessable("the sandbox has test accounts only")
     if not api_key.startswith("sandbox_"):
@@ -250,6 +250,6 @@ def require_api_key(api_key: str, mode: str) -> None:
 
 
 def require_webhook_secret(secret: str) -> None:
-    """Raises `Unprocessable`."""
+    """Raise `Unprocessable` for a secret of another form."""
     if not secret.startswith("sandbox_whsec_"):
         raise Unprocessable("the sandbox's webhook signing secrets begin with sandbox_whsec_")

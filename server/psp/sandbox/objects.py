@@ -1,4 +1,4 @@
-"""The sandbox PSP's objects as it writes them, and what each of them is evidence of."""
+"""The sandbox PSP's objects, and the evidence that each of them gives."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -38,7 +38,7 @@ _REFUSALS = frozenset({EvidenceKind.ATTEMPT_FAILED, EvidenceKind.DECLINED})
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """A payment intent. `refunds` are by Florin's id, or by the PSP's own for one that was made there."""
+    """A payment intent. `refunds` are keyed by Florin's id, or by the PSP's own for those made there."""
 
     id: Name
     status: str
@@ -73,7 +73,7 @@ class IntentList(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """An event. `data` is the intent as it stood then, or whatever an event of another type is about."""
+    """An event. `data` is the intent as it was then, or the object of another event type."""
 
     id: Name
     type: Annotated[str, msgspec.Meta(max_length=255)]
@@ -88,7 +88,7 @@ class EventList(msgspec.Struct, frozen=True):
 
 
 def notice_of(event: Event, account_id: PspAccountId) -> Notice:
-    """What an event says. Raises `PspOutcomeUnknown` or `msgspec.DecodeError` for one that cannot be."""
+    """The notice of an event. Raises `PspOutcomeUnknown` or `msgspec.DecodeError` for an impossible one."""
     is_known = event.type in _OF_THE_INTENT | {"intent.attempt_failed", "refund.updated"} | _DISPUTE_KINDS.keys()
     if not is_known:
         return Notice(event_id=event.id, event_type=event.type, merchant_id=None, payment_id=None)
@@ -103,7 +103,7 @@ def notice_of(event: Event, account_id: PspAccountId) -> Notice:
 
 
 def listed(event: Event, account_id: PspAccountId) -> Notice:
-    """What an event of a list says; one that cannot be read says what is wrong with it, and keeps nobody from the others."""
+    """The notice of an event in a list. An unreadable one carries its problem, so that it does not hide the others."""
     try:
         return notice_of(event, account_id)
     except (msgspec.DecodeError, PspOutcomeUnknown) as error:
@@ -135,10 +135,10 @@ def _evidence_of_event(event_type: str, intent: Intent, account_id: PspAccountId
 
 
 def evidence_of(intent: Intent, account_id: PspAccountId, *, source: Source, kind: EvidenceKind | None = None) -> Evidence:
-    """How the intent stands. Raises `PspOutcomeUnknown` for what cannot be."""
+    """The evidence of an intent's state. Raises `PspOutcomeUnknown` for an impossible one."""
     kind = kind or _KIND_BY_STATUS.get(intent.status)
     if kind is None:
-        raise PspOutcomeUnknown(f"the sandbox PSP knows a status that we do not: {intent.status!r}")
+        raise PspOutcomeUnknown(f"the sandbox PSP reports an unknown status: {intent.status!r}")
     held_minor = {EvidenceKind.AUTHORIZED: intent.amount_minor, EvidenceKind.CAPTURED: intent.captured_minor}.get(kind)
     is_dated = kind is EvidenceKind.AUTHORIZED and intent.capture_before is not None
     return Evidence(
@@ -155,11 +155,11 @@ def evidence_of(intent: Intent, account_id: PspAccountId, *, source: Source, kin
 
 
 def refund_evidence(intent: Intent, name: str, account_id: PspAccountId, *, source: Source) -> Evidence:
-    """How a refund stands, by its name at the PSP. Raises `PspOutcomeUnknown`."""
+    """The evidence of a refund's state, by its name at the PSP. Raises `PspOutcomeUnknown`."""
     refund = intent.refunds.get(name)
     kind = _REFUND_KINDS.get(refund.status) if refund else None
     if refund is None or kind is None:
-        raise PspOutcomeUnknown("the sandbox PSP answered without a refund that we can read")
+        raise PspOutcomeUnknown("the sandbox PSP answered without a readable refund")
     return Evidence(
         kind=kind,
         source=source,
@@ -173,7 +173,7 @@ def refund_evidence(intent: Intent, name: str, account_id: PspAccountId, *, sour
 
 
 def _refund_id(payment_id: PaymentId, name: str) -> RefundId:
-    """Our refund's id, or the one that a refund made at the PSP has here."""
+    """Our refund's id, or our id for a refund made at the PSP."""
     try:
         return RefundId(UUID(name))
     except ValueError:
@@ -195,11 +195,11 @@ def _money(amount_minor: int, currency: str) -> Money:
     try:
         return Money(amount_minor, currency)
     except InvalidMoney as error:
-        raise PspOutcomeUnknown(f"the sandbox PSP named impossible money: {error}") from error
+        raise PspOutcomeUnknown(f"the sandbox PSP reports an impossible amount: {error}") from error
 
 
 def _moment(seconds: int) -> datetime:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError) as error:
-        raise PspOutcomeUnknown(f"the sandbox PSP named an impossible time: {error}") from error
+        raise PspOutcomeUnknown(f"the sandbox PSP reports an impossible time: {error}") from error

@@ -1,1 +1,1 @@
-"""Stripe's adapter: its API, its objects, its events, and an account there."""
+"""Stripe's adapter: API, objects, events and accounts."""

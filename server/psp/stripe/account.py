@@ -1,4 +1,4 @@
-"""An account at Stripe as `server.psp.providers` makes it: its adapter, its headers, and what its secrets look like."""
+"""Accounts at Stripe for `server.psp.providers`: the adapter, the headers, and the form of their secrets."""
 
 import re
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def make_adapter(
 
 
 def require_api_key(api_key: str, mode: str) -> None:
-    """Stripe's keys say which mode they are of; the wrong one must not get in. Raises `Unprocessable`."""
+    """Raise `Unprocessable` for a key of another form or mode: Stripe's keys show their mode."""
     other = "live" if mode == "test" else "test"
     if not re.match(r"[sr]k_(test|live)_", api_key):
         raise Unprocessable(f"Stripe's secret keys begin with sk_{mode}_ or rk_{mode}_")
@@ -38,6 +38,6 @@ def require_api_key(api_key: str, mode: str) -> None:
 
 
 def require_webhook_secret(secret: str) -> None:
-    """Raises `Unprocessable`."""
+    """Raise `Unprocessable` for a secret of another form."""
     if not secret.startswith("whsec_"):
         raise Unprocessable("Stripe's webhook signing secrets begin with whsec_")

@@ -1,9 +1,9 @@
 """Stripe's adapter: PaymentIntents for tokens, Checkout Sessions for pages, over Stripe's public REST API.
 
-A token is charged in two steps: the PaymentIntent is made and its id committed before it is confirmed, so that an answer that is
-lost can be found out by id. Idempotency keys are the operation's id, with the step where an operation has two. Stripe says itself
-whether a request may be repeated (`Stripe-Should-Retry`), and forgets keys after 24 hours. Capture and cancel go without a key:
-an intent is captured or canceled once anyway, and a key would repeat a 500 for a day.
+A token is charged in two steps: the PaymentIntent is created and its id committed before it is confirmed, so that a lost answer
+can be fetched by id. The idempotency key is the operation's id, with the step if an operation has two. Stripe says whether a
+request may be repeated (`Stripe-Should-Retry`), and forgets keys after 24 hours. Capture and cancel are sent without a key: an
+intent is captured or canceled once anyway, and a key would repeat a 500 for a day.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ CAPABILITIES = Capabilities(key_lifetime=timedelta(hours=23), page_needs_return_
 SESSION_LONGER = timedelta(hours=1)
 SESSION_MAX = timedelta(hours=23, minutes=59)
 WINDOW_OF_TOKENS = timedelta(minutes=3)
-"""How long after a payment was accepted its object may have been made."""
+"""The PaymentIntent of a payment by token is created within this time of the payment's acceptance."""
 
 _EXPAND_CHARGE: Mapping[str, Field] = {"expand": ["latest_charge"]}
 
@@ -77,10 +77,10 @@ class StripeAdapter:
         return to_stripe(money) is not None
 
     async def create_intent(self, payment: Payment) -> Evidence:
-        """See `Adapter`. The page is a Checkout Session, for cards, so that it ends with its payment.
+        """See `Adapter`. The page is a Checkout Session for cards, so that it ends with its payment.
 
-        It is open an hour longer than the payment, since Stripe opens none for less than half an hour and a repetition has to be
-        the same request; Florin closes it when it has to.
+        It is open an hour longer than the payment, because Stripe opens none for less than half an hour and a repetition has to
+        be the same request. Florin closes it in time.
         """
         expires_at = min(payment.expires_at + SESSION_LONGER, payment.created_at + SESSION_MAX)
         metadata = metadata_of(payment)
@@ -129,12 +129,12 @@ class StripeAdapter:
         return self._of_intent(read(answer, PaymentIntent), payment, Source.CREATE)
 
     async def charge(self, payment: Payment, token: str) -> Evidence:
-        """See `Adapter`. Confirms the PaymentIntent that `prepare` has made with the token."""
+        """See `Adapter`. Confirms the PaymentIntent that `prepare` has created with the token."""
         del token
         assert payment.reference is not None
         wanted: dict[str, Field] = {
             "return_url": payment.return_url,
-            "error_on_requires_action": True if payment.return_url is None else None,  # nobody could send the customer anywhere
+            "error_on_requires_action": True if payment.return_url is None else None,  # the customer could not be sent anywhere
             **_EXPAND_CHARGE,
         }
         path = f"/v1/payment_intents/{quote(payment.reference)}/confirm"
@@ -156,7 +156,7 @@ class StripeAdapter:
 
     async def void(self, payment: Payment, operation: PendingOperation) -> Evidence:
         """See `Adapter`."""
-        del operation  # what is authorized is released as a whole
+        del operation  # an authorization is released as a whole
         path = f"/v1/payment_intents/{quote(await self._intent_id(payment))}/cancel"
         answer = await self.api.post(PspCall.VOID, path, {}, key=None)
         return self._of_intent(read(answer, PaymentIntent), payment, Source.MERCHANT)
@@ -185,7 +185,7 @@ class StripeAdapter:
         return replace(self._blank(payment, EvidenceKind.REFUND_NOT_FOUND, source), refund_id=refund.id, reference=None)
 
     async def fetch(self, payment: Payment, *, source: Source) -> Evidence:
-        """See `Adapter`. Without a reference the list of the time when the payment was made is searched for our metadata."""
+        """See `Adapter`. Without a reference, searches the list of the time of the payment's creation for our metadata."""
         if payment.reference is None:
             return await self._search(payment, source)
         if payment.is_sync:
@@ -199,7 +199,7 @@ class StripeAdapter:
         return self._not_found(payment, source)
 
     async def close(self, payment: Payment, *, as_kind: EvidenceKind, source: Source) -> Evidence:
-        """See `Adapter`. What Stripe will not close is over already, or paid: it is asked."""
+        """See `Adapter`. An object that Stripe does not close is over or paid, so it is fetched."""
         assert as_kind in (EvidenceKind.EXPIRED, EvidenceKind.CANCELED)
         seen = await self.fetch(payment, source=source)
         if seen.kind not in (EvidenceKind.OPENED, EvidenceKind.DECLINED) or seen.reference is None:
@@ -232,17 +232,17 @@ class StripeAdapter:
         for fields in wanted:
             window = {**fields, "created": {"gte": int(since.timestamp()), "lte": int(until.timestamp()) + 1}}
             found += await self.api.pages("/v1/events", events.Event, window)
-        found.reverse()  # Stripe lists the newest first, and tells times in seconds
+        found.reverse()  # Stripe lists the newest first, with times in seconds
         found.sort(key=lambda event: event.created)
         return [events.listed(event, self.account_id, is_live=self.mode == "live") for event in found]
 
     async def resolve(self, notice: Notice) -> Notice:
-        """See `Adapter`. Asks for the PaymentIntent of a refund or dispute; one that is not ours leaves nothing to do."""
+        """See `Adapter`. Fetches the PaymentIntent of a refund or dispute; one that is not ours leaves nothing to do."""
         assert notice.reference is not None
         answer = await self.api.get(PspCall.FETCH, f"/v1/payment_intents/{quote(notice.reference)}")
         intent = read(answer, PaymentIntent) if answer.response.status != 404 else None
         ids = ids_of(intent.metadata) if intent is not None else None
-        # What is released of an authorization looks like a refund in older versions of the API.
+        # The released part of an authorization looks like a refund in older versions of the API.
         if intent is None or ids is None or intent.status != "succeeded":
             return replace(notice, evidence=(), reference=None)
         merchant_id, payment_id, operation_id = ids
@@ -260,14 +260,14 @@ class StripeAdapter:
         try:
             return [refund_evidence(one, self.account_id, payment_id, operation_id, source=Source.WEBHOOK) for one in made]
         except PspOutcomeUnknown as error:  # Stripe did answer: asking again would not help
-            raise Malformed(f"a refund of Stripe that cannot be: {error}") from error
+            raise Malformed(f"an impossible refund of Stripe: {error}") from error
 
     def read_webhook(self, headers: Mapping[bytes, bytes], body: bytes, *, now: float) -> Notice:
         """See `Adapter`."""
         return events.read(headers, body, self.webhook_secrets, self.account_id, is_live=self.mode == "live", now=now)
 
     async def _intent_id(self, payment: Payment) -> str:
-        """The PaymentIntent of a payment: its reference, or the one that its page has led to."""
+        """The PaymentIntent of a payment: its reference, or the one of its page."""
         assert payment.reference is not None
         if payment.is_sync:
             return payment.reference
@@ -290,7 +290,7 @@ class StripeAdapter:
             for intent in await self.api.window("/v1/payment_intents", PaymentIntent, since=since, until=until):
                 if (intent.metadata or {}).get("florin_operation") == operation:
                     return self._of_intent(intent, payment, source)
-        else:  # a page may be opened much later than it was accepted
+        else:  # a page may be opened much later than its payment was accepted
             until = min(self.api.now(), payment.created_at + self.capabilities.key_lifetime) + timedelta(minutes=1)
             for session in await self.api.window("/v1/checkout/sessions", Session, since=since, until=until):
                 if (session.metadata or {}).get("florin_operation") == operation:

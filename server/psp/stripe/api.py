@@ -1,4 +1,4 @@
-"""Stripe's REST API as such: forms, versions, lists, and what its answers mean before anyone looks at their objects."""
+"""Stripe's REST API: forms, versions, lists, and the classification of answers before their objects are read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class _Made(msgspec.Struct, frozen=True):
 
 
 def headers(api_key: str) -> list[tuple[str, str]]:
-    """What goes with every call."""
+    """The header fields of every call."""
     return [
         ("authorization", f"Bearer {api_key}"),
         ("content-type", "application/x-www-form-urlencoded"),
@@ -38,13 +38,13 @@ def headers(api_key: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class StripeApi:
-    """Calls of one account. `now` is the time, for how far back a list has to be read."""
+    """Calls of one account. `now` is the clock, which decides how far back a list has to be read."""
 
     transport: PspTransport
     now: Callable[[], datetime]
 
     async def window(self, path: str, kind: type[T], *, since: datetime, until: datetime) -> list[T]:
-        """What was made in a window of time. The newest come first, so a window that has just ended needs no filter."""
+        """Objects created in a time window. Lists start with the newest, so a window that has just ended needs no filter."""
         is_old = self.now() - until > timedelta(0)
         fields = {"created": {"gte": int(since.timestamp()), "lte": int(until.timestamp())}} if is_old else {}
         return await self.pages(path, kind, fields, until_older_than=since)
@@ -52,7 +52,7 @@ class StripeApi:
     async def pages(
         self, path: str, kind: type[T], fields: Mapping[str, Field], *, until_older_than: datetime | None = None
     ) -> list[T]:
-        """All of a list, or as far as what was made then. Raises `PspOutcomeUnknown` where it does not end."""
+        """All pages of a list, or those of a time window. Raises `PspOutcomeUnknown` if it does not end."""
         found: list[T] = []
         after: str | None = None
         for _ in range(PAGES_MAX):
@@ -69,18 +69,18 @@ class StripeApi:
         raise PspOutcomeUnknown("Stripe's list does not end")
 
     async def get(self, call: PspCall, path: str, fields: Mapping[str, Field] | None = None) -> Answer:
-        """Read something."""
+        """Send a GET."""
         query = encode(fields or {}).decode()
         return await self.transport.call(call, "GET", f"{path}?{query}" if query else path)
 
     async def post(self, call: PspCall, path: str, fields: Mapping[str, Field], *, key: str | None) -> Answer:
-        """Do something, once per key. Raises `PspOutcomeUnknown` for a key that was used otherwise."""
+        """Send a POST, once per key. Raises `PspOutcomeUnknown` for a key that was used for another request."""
         headers = [("idempotency-key", key)] if key is not None else []
         answer = await self.transport.call(
             call, "POST", path, body=encode(fields), headers=headers, is_keyed=key is not None or call in ONCE_ANYWAY
         )
         if answer.response.status == 400 and decode(answer.response, ErrorBody).error.type == "idempotency_error":
-            raise PspOutcomeUnknown("Stripe knows this operation with other parameters")
+            raise PspOutcomeUnknown("Stripe knows this operation with different parameters")
         return answer
 
 
@@ -90,9 +90,9 @@ def read(answer: Answer, kind: type[T]) -> T:
 
 
 def decode(response: Response, kind: type[T]) -> T:
-    """The body of a response, whatever its status. Raises `PspOutcomeUnknown`."""
+    """Decode the body of a response, whatever its status. Raises `PspOutcomeUnknown`."""
     if _NUL in response.body:
-        raise PspOutcomeUnknown("Stripe's answer holds a character that no text of ours can hold")
+        raise PspOutcomeUnknown("Stripe's answer contains a character that cannot be stored")
     return _decode_raw(response.body, kind)
 
 

@@ -1,8 +1,8 @@
-"""Stripe's events: the webhook's signature, and which event says what.
+"""Stripe's events: the webhook's signature, and the evidence in each event.
 
-Events of objects that carry our metadata name their payment. Disputes, and refunds that somebody made at Stripe, do not: such a
-notice has the PaymentIntent as its reference, and `StripeAdapter.resolve` asks for it. `charge.refunded` tells only that there is
-something to ask about. Everything else is of no concern.
+Events of objects that carry our metadata name their payment. Disputes, and refunds made at Stripe, do not: such a notice has the
+PaymentIntent as its reference, and `StripeAdapter.resolve` fetches it. `charge.refunded` only says that there is something to
+fetch. All other events are irrelevant.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ _INTENT_EVENTS = frozenset(
 _REFUND_EVENTS = frozenset({"refund.created", "refund.updated", "refund.failed", "charge.refund.updated"})
 _DISPUTE_ENDS = {"won": EvidenceKind.DISPUTE_WON, "lost": EvidenceKind.DISPUTE_LOST}
 RELEASED = "expired_uncaptured_charge"
-"""The reason of a refund that is none: an authorization has ended."""
+"""The reason of a refund that is not one: an authorization has ended."""
 
 RARE = ("refund.*", "charge.refunded", "charge.dispute.*")
 
@@ -66,7 +66,7 @@ class Event(msgspec.Struct, frozen=True):
 def read(
     headers: Mapping[bytes, bytes], body: bytes, secrets: Sequence[str], account_id: PspAccountId, *, is_live: bool, now: float
 ) -> Notice:
-    """Verify and read a webhook. Raises `InvalidSignature` or `Malformed`."""
+    """Verify and decode a webhook. Raises `InvalidSignature` or `Malformed`."""
     signature = headers.get(SIGNATURE_HEADER)
     if signature is None:
         raise InvalidSignature("the Stripe-Signature header is missing")
@@ -78,11 +78,11 @@ def read(
     except msgspec.DecodeError as error:
         raise Malformed(f"not an event of Stripe: {error}") from error
     except PspOutcomeUnknown as error:
-        raise Malformed(f"an event of Stripe that cannot be: {error}") from error
+        raise Malformed(f"an impossible event of Stripe: {error}") from error
 
 
 def notice_of(event: Event, account_id: PspAccountId, *, is_live: bool) -> Notice:
-    """What an event says; one of the other mode says nothing. Raises `PspOutcomeUnknown` or `msgspec.DecodeError`."""
+    """The notice of an event; empty for one of the other mode. Raises `PspOutcomeUnknown` or `msgspec.DecodeError`."""
     raw = event.data.object
     if event.livemode is not is_live:
         return _nothing(event)
@@ -121,7 +121,7 @@ def notice_of(event: Event, account_id: PspAccountId, *, is_live: bool) -> Notic
 
 
 def listed(event: Event, account_id: PspAccountId, *, is_live: bool) -> Notice:
-    """What an event of a list says; one that cannot be read says what is wrong with it, and keeps nobody from the others."""
+    """The notice of an event in a list. An unreadable one carries its problem, so that it does not hide the others."""
     try:
         return notice_of(event, account_id, is_live=is_live)
     except (msgspec.DecodeError, PspOutcomeUnknown) as error:

@@ -1,4 +1,4 @@
-"""Nested fields as a form, the way Stripe's API takes them: `a[b][0][c]=v`."""
+"""Encodes nested fields as a form in the way of Stripe's API: `a[b][0][c]=v`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlencode
@@ -7,7 +7,7 @@ Field = str | int | bool | None | Mapping[str, "Field"] | Sequence["Field"]
 
 
 def encode(fields: Mapping[str, Field]) -> bytes:
-    """The form; fields that are None are left out."""
+    """The form, without fields that are None."""
     return urlencode(list(_flat("", fields))).encode("ascii")
 
 

@@ -1,8 +1,8 @@
-"""Stripe's objects as far as Florin reads them, its amounts and codes, and what each object is evidence of.
+"""The parts of Stripe's objects that Florin reads, its amounts and codes, and the evidence that each object gives.
 
-Source: Stripe's API reference, version `API_VERSION`. Our own ids are in the metadata of everything that we make there. A hosted
-payment's reference is its Checkout Session, since Stripe makes the PaymentIntent only when the customer pays; evidence of that
-PaymentIntent then names no reference.
+Source: Stripe's API reference, version `API_VERSION`. Our ids are in the metadata of every object that we create. A hosted
+payment's reference is its Checkout Session, because Stripe creates the PaymentIntent only when the customer pays; evidence of
+that PaymentIntent then carries no reference.
 """
 
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ EXPONENTS = {
     **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"), 0),
     **dict.fromkeys(("ISK", "UGX"), 2),
 }
-"""How many decimals Stripe's amounts have where that is not ISO 4217's number, or is not 2 (docs: currencies)."""
+"""The decimals of Stripe's amounts in currencies where they are neither ISO 4217's nor 2 (docs: currencies)."""
 
 _ROUND_TO_TEN = frozenset({"BHD", "JOD", "KWD", "OMR", "TND"})
 
@@ -46,7 +46,7 @@ DECLINE_CODES = {
     "currency_not_supported": "currency_not_supported",
     **dict.fromkeys(("lost_card", "stolen_card", "pickup_card", "restricted_card", "fraudulent"), "card_blocked"),
 }
-"""Stripe's code to ours; every other one is `card_declined`."""
+"""Our decline codes by Stripe's. All others are `card_declined`."""
 
 
 class ApiError(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ class ApiError(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """The body of a response that is no success."""
+    """The body of an unsuccessful response."""
 
     error: ApiError = ApiError()
 
@@ -89,7 +89,7 @@ class PaymentIntent(msgspec.Struct, frozen=True):
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A Checkout Session; its PaymentIntent is expanded, or not there yet."""
+    """A Checkout Session. Its PaymentIntent is expanded, or does not exist yet."""
 
     id: Name
     status: str | None
@@ -123,7 +123,7 @@ class Dispute(msgspec.Struct, frozen=True):
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """A charge, as far as an event of it tells whose it is."""
+    """The part of a charge that identifies its payment."""
 
     id: Name
     payment_intent: str | None = None
@@ -137,12 +137,12 @@ class Listed(msgspec.Struct, frozen=True):
 
 
 def exponent(currency: str) -> int | None:
-    """How many decimals Stripe's amounts of a currency have; None for one that we do not know."""
+    """The decimals of Stripe's amounts in a currency; None for an unknown one."""
     return EXPONENTS.get(currency, CURRENCY_EXPONENTS.get(currency))
 
 
 def to_stripe(money: Money) -> int | None:
-    """The amount as Stripe writes it; None where Stripe cannot take it."""
+    """The amount as Stripe writes it; None if Stripe cannot take it."""
     decimals = exponent(money.currency)
     if decimals is None:
         return None
@@ -153,22 +153,22 @@ def to_stripe(money: Money) -> int | None:
 
 
 def from_stripe(amount: int, currency: str) -> Money:
-    """The money of one of Stripe's amounts. Raises `PspOutcomeUnknown` for what cannot be."""
+    """The money of one of Stripe's amounts. Raises `PspOutcomeUnknown` for an impossible one."""
     name = currency.upper()
     decimals = exponent(name)
     if decimals is None:
-        raise PspOutcomeUnknown(f"Stripe named a currency that we do not know: {currency!r:.20}")
+        raise PspOutcomeUnknown(f"Stripe reports an unknown currency: {currency!r:.20}")
     scaled = Decimal(amount).scaleb(CURRENCY_EXPONENTS[name] - decimals)
     if scaled != int(scaled):
-        raise PspOutcomeUnknown(f"Stripe named an amount that is finer than {name}: {amount}")
+        raise PspOutcomeUnknown(f"Stripe reports an amount that is finer than {name}: {amount}")
     try:
         return Money(int(scaled), name)
     except InvalidMoney as error:
-        raise PspOutcomeUnknown(f"Stripe named impossible money: {error}") from error
+        raise PspOutcomeUnknown(f"Stripe reports an impossible amount: {error}") from error
 
 
 def metadata_of(payment: Payment) -> dict[str, str]:
-    """What we write into every object that we make at Stripe."""
+    """The metadata of every object that we create at Stripe."""
     return {
         "florin_merchant": str(payment.merchant_id),
         "florin_payment": str(payment.id),
@@ -178,7 +178,7 @@ def metadata_of(payment: Payment) -> dict[str, str]:
 
 
 def ids_of(metadata: dict[str, str] | None) -> tuple[MerchantId, PaymentId, OperationId] | None:
-    """Whose an object is by its metadata; None where it is not ours."""
+    """The ids in an object's metadata; None if it is not ours."""
     given = metadata or {}
     try:
         merchant, payment = UUID(given["florin_merchant"]), UUID(given["florin_payment"])
@@ -197,7 +197,9 @@ def decline_code(error: ApiError | None) -> str:
 def intent_evidence(
     intent: PaymentIntent, account_id: PspAccountId, operation_id: OperationId, *, source: Source, reference: str | None = None
 ) -> Evidence:
-    """How a PaymentIntent stands; `reference` is its Checkout Session's, where it has one. Raises `PspOutcomeUnknown`."""
+    """The evidence of a PaymentIntent's state; `reference` is that of its Checkout Session, if any. Raises
+    `PspOutcomeUnknown`.
+    """
     is_page = (intent.metadata or {}).get("florin_kind") == "page"
     kind, amount, code = _stands(intent, is_page=is_page)
     redirect = intent.next_action.redirect_to_url if intent.next_action else None
@@ -228,7 +230,7 @@ def _stands(intent: PaymentIntent, *, is_page: bool) -> tuple[EvidenceKind, int 
             is_late = intent.cancellation_reason in ("automatic", "expired")
             return (EvidenceKind.EXPIRED if is_late else EvidenceKind.CANCELED), None, None
         case _:
-            raise PspOutcomeUnknown(f"Stripe knows a status that we do not: {intent.status!r:.40}")
+            raise PspOutcomeUnknown(f"Stripe reports an unknown status: {intent.status!r:.40}")
 
 
 def _capture_before(intent: PaymentIntent) -> datetime | None:
@@ -240,7 +242,7 @@ def _capture_before(intent: PaymentIntent) -> datetime | None:
 
 
 def session_evidence(session: Session, account_id: PspAccountId, operation_id: OperationId, *, source: Source) -> Evidence:
-    """How a Checkout Session stands, with the PaymentIntent that it may have. Raises `PspOutcomeUnknown`."""
+    """The evidence of a Checkout Session's state, with its PaymentIntent if any. Raises `PspOutcomeUnknown`."""
     intent = session.payment_intent
     if isinstance(intent, PaymentIntent):
         of_intent = intent_evidence(intent, account_id, operation_id, source=source, reference=session.id)
@@ -272,10 +274,10 @@ _REFUND_KINDS = {
 def refund_evidence(
     refund: Refund, account_id: PspAccountId, payment_id: PaymentId, operation_id: OperationId, *, source: Source
 ) -> Evidence:
-    """How a refund stands, ours by its metadata or one that somebody made at Stripe. Raises `PspOutcomeUnknown`."""
+    """The evidence of a refund's state, whether ours by its metadata or made at Stripe. Raises `PspOutcomeUnknown`."""
     kind = _REFUND_KINDS.get(refund.status or "")
     if kind is None:
-        raise PspOutcomeUnknown(f"Stripe knows a status of refunds that we do not: {refund.status!r:.40}")
+        raise PspOutcomeUnknown(f"Stripe reports an unknown status of a refund: {refund.status!r:.40}")
     return Evidence(
         kind=kind,
         source=source,
@@ -296,7 +298,7 @@ def _refund_id(refund: Refund, payment_id: PaymentId) -> RefundId:
 
 
 def dispute_evidence(dispute: Dispute, kind: EvidenceKind, account_id: PspAccountId, operation_id: OperationId) -> Evidence:
-    """What an event of a dispute says."""
+    """The evidence of a dispute's event."""
     return Evidence(
         kind=kind,
         source=Source.WEBHOOK,
@@ -312,10 +314,10 @@ def moment(seconds: int) -> datetime:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError) as error:
-        raise PspOutcomeUnknown(f"Stripe named an impossible time: {error}") from error
+        raise PspOutcomeUnknown(f"Stripe reports an impossible time: {error}") from error
 
 
 def descriptor_suffix(text: str | None) -> str | None:
-    """What Stripe takes of a statement descriptor: no `< > \\ ' " *`, and at least one letter."""
+    """The part of a statement descriptor that Stripe accepts: no `< > \\ ' " *`, and at least one letter."""
     kept = (text or "").translate(_REFUSED_IN_DESCRIPTORS).strip()
     return kept if any(character.isalpha() for character in kept) else None

@@ -1,4 +1,4 @@
-"""Bad input gets one clear problem; keys and merchants are kept apart; one key gives one payment."""
+"""Invalid requests get one clear problem; keys and merchants are separate; one key gives one payment."""
 
 from pathlib import Path
 
@@ -202,14 +202,14 @@ async def test_replies_are_json_that_a_client_can_read_strictly(florin: Florin) 
     assert msgspec.json.decode(msgspec.json.encode(stored)) == stored
 
 
-async def test_metrics_are_for_who_has_the_token(database_url: str, directory: Path) -> None:
+async def test_metrics_need_the_token(database_url: str, directory: Path) -> None:
     async with open_florin(database_url, directory, metrics_token="s3cret") as florin:
         await florin.create()
         url = f"{florin.api_url}/metrics"
         assert (await florin.http.get(url)).status_code == 401
         assert (await florin.http.get(url, headers={"authorization": "Bearer other"})).status_code == 401
         shown = (await florin.http.get(url, headers={"authorization": "Bearer s3cret"})).text
-        assert 'florin_commit_batch_items_count{committer="creations"} 1.0' in shown
+        assert 'florin_commit_group_items_count{committer="creations"} 1.0' in shown
         assert "florin_commit_seconds_bucket" in shown
 
 

@@ -1,4 +1,4 @@
-"""What the wire answers by itself has the API's form, where the API is served."""
+"""Replies that the HTTP server makes by itself have the API's form."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""How batches are carried out: by several workers, at the PSP's pace, against their deadline."""
+"""Execution of batches: by several workers, at the PSP's pace, against their deadline."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.florin import Florin, eventually, open_florin
 from tests.support.payments import move_psp
 
 
-async def test_another_worker_goes_on_with_what_one_has_begun(database_url: str, directory: Path) -> None:
+async def test_another_worker_continues_a_batch(database_url: str, directory: Path) -> None:
     async with open_florin(database_url, directory, psp_seconds=1.0, drain_seconds=0.1) as florin:
         await florin.control(latency={"seconds": 0.5}, webhooks="lose")
         batch_id = (await post(florin, charges(30), concurrency=5, prefer="respond-async", deadline_seconds=60)).json()["id"]
@@ -27,7 +27,7 @@ async def test_another_worker_goes_on_with_what_one_has_begun(database_url: str,
         batch = await until_ended(florin, batch_id)
         assert (batch["status"], batch["deadline_at"]) == ("COMPLETED", before["deadline_at"])
         done, accepted = batch["outcomes"], await florin.rows("SELECT 1 FROM payment_requests")
-        # The first sandbox took its memory with it: what was in its hands is not known there, and is charged by nobody else.
+        # The first sandbox lost its memory: it does not know what it had in hand, and nobody else charges it.
         assert done["SUCCEEDED"] + done["FAILED"] == 30
         assert done["FAILED"] <= 5
         assert len(accepted) <= 35
@@ -61,7 +61,7 @@ async def test_the_psp_is_never_asked_faster_than_agreed(florin: Florin) -> None
 
 async def test_an_item_waits_for_a_psp_that_is_away(florin: Florin) -> None:
     async with trio.open_nursery() as nursery:
-        await move_psp(florin, "http://127.0.0.1:9")  # nobody is there
+        await move_psp(florin, "http://127.0.0.1:9")  # nobody listens there
         nursery.start_soon(_come_back, florin)
         response = await post(florin, charges(5), concurrency=1)
     assert statuses(response.json()) == ["SUCCEEDED"] * 5
@@ -79,7 +79,7 @@ async def _come_back(florin: Florin) -> None:
 async def test_200_items_one_at_a_time_run_into_their_deadline(
     database_url: str, directory: Path, mock_clock: trio.testing.MockClock
 ) -> None:
-    """The PSP takes two seconds for each, and five minutes are for 150 of them."""
+    """The PSP takes two seconds for each, and five minutes are enough for 150 of them."""
     start, began = utc_now(), 0.0
     async with open_florin(
         database_url,
@@ -101,7 +101,7 @@ async def test_200_items_one_at_a_time_run_into_their_deadline(
         problem = response.json()
         found = statuses(problem)
         done, unknown = found.count("SUCCEEDED"), found.count("UNKNOWN")
-        # 150 at most; a few less where the machine was so slow that a second passed while something was going on.
+        # 150 at most; a few less if the machine was so slow that a second passed while something was going on
         assert 100 <= done <= 150, (done, unknown)
         assert unknown <= 1
         assert found == ["SUCCEEDED"] * done + ["UNKNOWN"] * unknown + ["NOT_STARTED"] * (200 - done - unknown)
@@ -110,7 +110,7 @@ async def test_200_items_one_at_a_time_run_into_their_deadline(
 
 
 async def _let_time_pass(clock: trio.testing.MockClock) -> None:
-    """A second at a time, whenever nothing has happened for a moment of real time."""
+    """Advance by a second whenever nothing has happened for a moment of real time."""
     while True:
         await trio.testing.wait_all_tasks_blocked(0.05)  # longer than PostgreSQL is likely to take for anything
         clock.jump(1.0)
@@ -128,7 +128,7 @@ async def test_a_batch_that_cannot_be_read_ends_with_its_deadline(florin: Florin
     assert (batch["outcomes"]["UNKNOWN"], batch["outcomes"]["NOT_STARTED"]) == (1, 2), "what was begun is told by its key"
 
 
-async def test_what_another_worker_had_begun_is_never_called_not_started(florin: Florin) -> None:
+async def test_items_begun_by_another_worker_are_never_not_started(florin: Florin) -> None:
     """The lease is taken away in the middle, and found again only after the deadline."""
     await florin.control(latency={"seconds": 0.7}, webhooks="lose")
     items = charges(10)
@@ -142,7 +142,7 @@ async def test_what_another_worker_had_begun_is_never_called_not_started(florin:
     assert batch["outcomes"]["UNKNOWN"] + batch["outcomes"]["SUCCEEDED"] == begun >= 5
 
 
-async def test_a_merchant_who_is_stopped_is_stopped_in_the_middle_of_a_batch(florin: Florin) -> None:
+async def test_a_stopped_merchant_is_stopped_in_the_middle_of_a_batch(florin: Florin) -> None:
     await florin.control(latency={"seconds": 0.3})
     batch_id = (await post(florin, charges(30), concurrency=2, prefer="respond-async")).json()["id"]
     await eventually(lambda: florin.rows("SELECT 1 FROM payment_requests"))

@@ -1,4 +1,4 @@
-"""Batches over the API: what comes of every item, deadlines, resumption, other workers, and what is wrong with a batch."""
+"""Batches over the API: the result of every item, deadlines, resumption, other workers, and invalid batches."""
 
 from typing import Any
 
@@ -167,7 +167,7 @@ def _run(token: str, run: int) -> Any:
     return parse_resume_token(token)[0], run
 
 
-async def test_lines_are_told_as_they_are_known(florin: Florin) -> None:
+async def test_results_are_streamed_as_they_become_known(florin: Florin) -> None:
     lines = await lines_of(florin, "POST", "", {"items": [*charges(30), charge(31, "tok_declined")]})
     assert [lines[0]["object"], lines[-1]["object"]] == ["batch", "summary"]
     items = lines[1:-1]
@@ -186,7 +186,7 @@ async def test_lines_are_told_as_they_are_known(florin: Florin) -> None:
     assert late[-1]["resume_token"]
 
 
-async def test_a_stopped_batch_finishes_what_is_under_way(florin: Florin) -> None:
+async def test_a_stopped_batch_finishes_items_under_way(florin: Florin) -> None:
     await florin.control(latency={"seconds": 0.5})
     batch_id = (await post(florin, charges(20), concurrency=2, prefer="respond-async")).json()["id"]
     await eventually(lambda: florin.rows("SELECT 1 FROM payment_requests"))
@@ -208,7 +208,7 @@ async def test_a_stopped_batch_finishes_what_is_under_way(florin: Florin) -> Non
     assert (await post(florin, b"", path=f"/bat_{'0' * 32}/stop")).status_code == 404
 
 
-async def test_one_merchants_batches_are_nobody_elses(florin: Florin) -> None:
+async def test_a_merchant_sees_only_its_own_batches(florin: Florin) -> None:
     batch_id = (await post(florin, charges(1))).json()["id"]
     url = f"{florin.api_url}/v1/batches/{batch_id}"
     assert (await florin.http.get(url)).status_code == 401
@@ -235,7 +235,7 @@ def test_the_keys_of_items() -> None:
 
 
 async def test_an_old_batch_cannot_be_resumed(florin: Florin) -> None:
-    """By then its items' keys may be forgotten, which hold that nothing is charged twice."""
+    """By then its items' keys may be deleted, which ensure that nothing is charged twice."""
     await florin.control(latency={"seconds": 2})
     late = (await post(florin, charges(2), concurrency=1, deadline_seconds=1)).json()
     await florin.connection.execute("UPDATE batches SET created_at = now() - interval '7 days'")
@@ -246,7 +246,7 @@ async def test_an_old_batch_cannot_be_resumed(florin: Florin) -> None:
     assert (await florin.rows("SELECT sealed_items FROM batches"))[0]["sealed_items"] is None
 
 
-async def test_a_charge_that_needs_its_customer_holds_nobody_up(florin: Florin) -> None:
+async def test_a_charge_that_needs_its_customer_delays_no_other_item(florin: Florin) -> None:
     began = trio.current_time()
     response = await post(florin, [charge(1, "tok_3ds"), charge(2)])
     assert trio.current_time() - began < 5

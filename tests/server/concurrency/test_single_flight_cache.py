@@ -1,4 +1,4 @@
-"""What is remembered for a moment is looked up once, however many ask."""
+"""A cached value is loaded once, however many callers ask."""
 
 import pytest
 import trio
@@ -10,7 +10,7 @@ SECONDS = 2.0
 
 
 class Source:
-    """Counts look-ups, and answers when it is told to."""
+    """Counts loads, and answers on request."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -18,7 +18,7 @@ class Source:
         self.failure: Exception | None = None
 
     async def find(self, key: str) -> str:
-        """Look one up."""
+        """Load one value."""
         self.asked += 1
         number = self.asked
         await self.may_answer.wait()
@@ -27,7 +27,7 @@ class Source:
         return f"{key} {number}"
 
 
-async def test_those_who_come_meanwhile_wait_for_the_same_look_up(autojump_clock: MockClock) -> None:
+async def test_callers_that_come_meanwhile_wait_for_the_same_load(autojump_clock: MockClock) -> None:
     source, found = Source(), list[str]()
     remembered = SingleFlightCache(source.find, seconds=SECONDS, most=10)
 
@@ -48,7 +48,7 @@ async def test_those_who_come_meanwhile_wait_for_the_same_look_up(autojump_clock
     assert remembered.last("a") is None
 
 
-async def test_a_look_up_that_fails_fails_for_all_and_is_not_remembered() -> None:
+async def test_a_failed_load_fails_for_all_and_is_not_kept() -> None:
     source = Source()
     source.failure = ValueError("gone")
     remembered = SingleFlightCache(source.find, seconds=SECONDS, most=10)
@@ -70,7 +70,7 @@ async def test_a_look_up_that_fails_fails_for_all_and_is_not_remembered() -> Non
     assert await remembered.look_up("a") == "a 2"
 
 
-async def test_one_who_gives_up_takes_nobody_with_him() -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_others() -> None:
     source, found = Source(), list[str]()
     remembered = SingleFlightCache(source.find, seconds=SECONDS, most=10)
 
@@ -92,7 +92,7 @@ async def test_one_who_gives_up_takes_nobody_with_him() -> None:
     assert found in (["a 1"], ["a 2"])  # whichever of the two was first
 
 
-async def test_what_is_not_kept_is_looked_up_by_each(autojump_clock: MockClock) -> None:
+async def test_a_value_that_is_not_kept_is_loaded_by_each(autojump_clock: MockClock) -> None:
     source, found = Source(), list[str]()
     remembered = SingleFlightCache(source.find, seconds=SECONDS, most=10, keeps=lambda value: value.endswith("3"))
 
@@ -108,7 +108,7 @@ async def test_what_is_not_kept_is_looked_up_by_each(autojump_clock: MockClock) 
     assert remembered.last("a") == "a 3"
 
 
-async def test_a_value_is_as_old_as_the_begin_of_its_look_up(autojump_clock: MockClock) -> None:
+async def test_a_value_is_as_old_as_the_start_of_its_load(autojump_clock: MockClock) -> None:
     async def slowly(key: str) -> str:
         await trio.sleep(SECONDS - 0.5)
         return key

@@ -1,10 +1,10 @@
-"""What a group of changes writes: all of a payment that may change, and nothing where another was faster."""
+"""A group of changes writes every field of a payment that may change, and nothing if another change was faster."""
 
 from msgspec.structs import replace
 
 from core.evidence import EvidenceKind, Risk
 from core.ids import EventId, LogId, MerchantId, OperationId, PspAccountId
-from core.payment import OperationKind, Payment, PendingOperation, Status
+from core.payment import Capture, OperationKind, Payment, PendingOperation, Status, Terms
 from server.clock import utc_now
 from server.db.connection import Connection
 from server.db.payments.changes import Applied, ChangeGroup, Lost
@@ -12,6 +12,10 @@ from server.db.payments.creations import CreationGroup
 from server.db.payments.payments import find_payment
 from server.uuid7 import uuid7
 from tests.support.changes import a_change, a_creation, a_payment
+
+CONSTANT = {"id", "merchant_id", "order_id", "money", "created_at", "return_url", "description", "capture", "is_sync"}
+CONSTANT |= {"is_exclusive", "statement_descriptor", "metadata", "terms"}
+"""Fields of a payment that no change touches."""
 
 
 async def test_the_loser_of_a_compare_and_set_writes_nothing(database_url: str, connection: Connection) -> None:
@@ -24,8 +28,31 @@ async def test_the_loser_of_a_compare_and_set_writes_nothing(database_url: str, 
     assert await connection.query("SELECT last_seq FROM merchant_sequences") == [(1,)]
 
 
+async def test_a_creation_writes_every_field_that_is_set_then(connection: Connection) -> None:
+    """A field that is not written, or not read, comes back as its column's default."""
+    terms = Terms(fee_basis_points=150, fee_fixed_minor=25, refunds_fee=True, settlement_delay_seconds=60, refunds_late=True)
+    created: dict[str, object] = {
+        "return_url": "https://shop.example/thanks",
+        "description": "two cups",
+        "capture": Capture.MANUAL,
+        "is_sync": True,
+        "is_exclusive": True,
+        "statement_descriptor": "SHOP",
+        "metadata": {"cart": "7"},
+        "terms": terms,
+    }
+    always = {"id", "merchant_id", "order_id", "money", "created_at"}
+    assert {*created, *always} == CONSTANT
+    assert {name for name in Terms.__struct_fields__ if getattr(terms, name) != getattr(Terms(), name)} == set(
+        Terms.__struct_fields__
+    )
+    payment = replace(a_payment(MerchantId(uuid7())), **created)
+    await CreationGroup().write(connection, [a_creation(payment)])
+    assert await find_payment(connection, payment.merchant_id, payment.id) == payment
+
+
 async def test_a_change_writes_every_field_that_may_change(connection: Connection) -> None:
-    """What a change leaves out is set to its column's default, so nothing may be left out by mistake."""
+    """A field that a change omits is set to its column's default, so none may be omitted by mistake."""
     payment = a_payment(MerchantId(uuid7()))
     await CreationGroup().write(connection, [a_creation(payment)])
     row, now = a_change(payment, EvidenceKind.DECLINED), utc_now()
@@ -57,9 +84,7 @@ async def test_a_change_writes_every_field_that_may_change(connection: Connectio
         "updated_at": row.now,
         "version": 2,
     }
-    constant = {"id", "merchant_id", "order_id", "money", "created_at", "return_url", "description", "capture", "is_sync"}
-    constant |= {"is_exclusive", "statement_descriptor", "metadata", "terms"}
-    assert set(Payment.__struct_fields__) == {*changed, *constant}
+    assert set(Payment.__struct_fields__) == {*changed, *CONSTANT}
     capture = PendingOperation(id=OperationId(uuid7()), kind=OperationKind.CAPTURE, amount_minor=6, since=now)
     states = [
         replace(payment, **changed),

@@ -177,7 +177,7 @@ async def test_one_bad_row_fails_alone(database_url: str) -> None:
 
 async def test_a_lost_connection_is_retried_without_writing_twice(database_url: str, connection: Connection) -> None:
     class Forgetful(ChangeGroup):
-        """Loses the answer of its first batch, after it was committed."""
+        """Loses the answer to its first group, after it was committed."""
 
         failures = 1
 
@@ -198,7 +198,7 @@ async def test_a_lost_connection_is_retried_without_writing_twice(database_url: 
     assert await connection.query("SELECT count(*) FROM payment_logs") == [(2,)]
 
 
-async def test_a_cancelled_caller_leaves_and_what_was_taken_is_written(database_url: str, connection: Connection) -> None:
+async def test_a_cancelled_caller_leaves_and_its_taken_item_is_written(database_url: str, connection: Connection) -> None:
     creations = Committer(CreationGroup(), database_url)
     abandoned, taken = (a_creation(a_payment(MerchantId(uuid7()))) for _ in range(2))
     with trio.move_on_after(0.01):
@@ -275,7 +275,7 @@ async def test_append_only_tables_refuse_changes(connection: Connection) -> None
 
 @pytest.fixture
 async def reader(database_url: str) -> AsyncIterator[Connection]:
-    """A connection that may only read, to a PostgreSQL that Florin supports."""
+    """A read-only connection to a PostgreSQL that Florin supports."""
     connection = await Connection.open(database_url, role=Role.READ)
     assert (await connection.query("SHOW server_version"))[0][0].startswith(("15", "16", "17", "18"))
     yield connection

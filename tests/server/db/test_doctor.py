@@ -1,4 +1,4 @@
-"""Each check of the doctor finds what it is there for: every promise is broken once, on purpose."""
+"""Each check of the doctor finds its violation: every promise is broken once, on purpose."""
 
 import pytest
 
@@ -30,22 +30,22 @@ DAMAGE = {
         "ledger_entries", "UPDATE ledger_entries SET amount_minor = amount_minor - 5 WHERE account LIKE 'psp%'"
     ),
     "every wallet is the sum of its ledger entries": ["UPDATE wallets SET balance_minor = balance_minor + 1"],
-    "a payment is charged in the ledger exactly once if it succeeded, else never": _append_only(
+    "a payment is charged in the ledger exactly once if it succeeded, otherwise never": _append_only(
         "ledger_entries", "DELETE FROM ledger_entries"
     ),
     "an idempotency key and its payment belong together": ["UPDATE idempotency_keys SET payment_id = gen_random_uuid()"],
     "money that matches no payment is in suspense, with a finding": ["UPDATE payment_requests SET suspended = true"],
-    "a reply of success names a payment that is stored": [
+    "a successful reply names a stored payment": [
         "DELETE FROM payment_requests WHERE id IN (SELECT payment_id FROM idempotency_keys WHERE reply_status = 201)"
     ],
     "an open or unknown payment is never forgotten": ["UPDATE payment_requests SET due_at = NULL WHERE status = 'PENDING'"],
     "a payment has its operation at the PSP, of its own amount": ["UPDATE psp_operations SET amount_minor = 1"],
-    "every change of a payment has its log row, and the logs lead from one status to the next": _append_only(
+    "every change of a payment has its log row, and each log row starts where the previous one ended": _append_only(
         "payment_logs", "DELETE FROM payment_logs WHERE version = 2"
     ),
     "a merchant's sequence of events has no gap": ["UPDATE merchant_sequences SET last_seq = last_seq + 1"],
-    "every settled status was told as an event, once": _append_only("events", "UPDATE events SET type = 'payment.expired'"),
-    "every event goes to every endpoint that was there and wants it": [
+    "every settled status has exactly one event": _append_only("events", "UPDATE events SET type = 'payment.expired'"),
+    "every event has a delivery to every endpoint that existed and selects it": [
         "UPDATE webhook_endpoints SET updated_at = created_at - interval '1 hour'",
         "DELETE FROM deliveries",
     ],
@@ -66,29 +66,31 @@ DAMAGE = {
           FROM payment_requests p
         """,
     ],
-    "what a batch says has succeeded has its payment or its refund": [*_BATCH, _RESULT],
-    "a completed batch has a result for each of its items, and no batch has more": _BATCH,
+    "an item that succeeded has its payment or its refund": [*_BATCH, _RESULT],
+    "a completed batch has a result for each of its items, and no batch has more results than items": _BATCH,
     "a batch ends soon after its deadline": [
         *_BATCH,
         "UPDATE batches SET status = 'RUNNING', finished_at = NULL, sealed_items = '', deadline_at = now() - interval '1 hour'",
     ],
-    "no text holds a card number": ["UPDATE payment_requests SET description = 'card 4242-4242 4242 4242.'"],
+    "no text contains a card number": ["UPDATE payment_requests SET description = 'card 4242-4242 4242 4242.'"],
     "ledger, chain, logs, events and audit are append-only": ["DROP TRIGGER events_append_only ON events"],
     "a merchant's ledger entries are numbered without a gap": ["UPDATE merchant_sequences SET last_ledger_seq = 99"],
     "the hash chain of every merchant follows from its ledger": _append_only(
         "ledger_entries", "UPDATE ledger_entries SET created_at = created_at + interval '1 second'"
     ),
-    "what was refunded is the sum of its refunds, each posted once and given back once where it failed": [
+    "the refunded amount is the sum of the refunds, each posted once and returned once if it failed": [
         "UPDATE refunds SET amount_minor = amount_minor + 1"
     ],
-    "money in dispute is what the payments say": ["UPDATE payment_requests SET disputed_minor = 1 WHERE captured_minor > 0"],
-    "a payout is in the ledger as its status says": [
+    "the disputed money in the ledger is that of the payments": [
+        "UPDATE payment_requests SET disputed_minor = 1 WHERE captured_minor > 0"
+    ],
+    "a payout is posted as its status says": [
         """
         INSERT INTO payouts (merchant_id, id, amount_minor, currency, status, requested_by, created_at, updated_at)
         SELECT merchant_id, gen_random_uuid(), 1, 'EUR', 'PENDING', 'Eve', now(), now() FROM merchants
         """
     ],
-    "every transfer belongs to something that is there, in its currency": [
+    "every transfer belongs to an existing object, in its currency": [
         """
         INSERT INTO ledger_entries (merchant_id, seq, transfer_id, kind, account, currency, amount_minor, created_at)
         SELECT merchant_id, last_ledger_seq + side, '00000000-0000-0000-0000-000000000001', 'gift',
@@ -96,10 +98,10 @@ DAMAGE = {
           FROM merchant_sequences, generate_series(1, 2) AS side
         """
     ],
-    "fees given back are those of the refunds, and never more than the fee": [
+    "returned fees are those of the refunds, and never more than the fee": [
         "UPDATE payment_requests SET fee_returned_minor = 1 WHERE captured_minor > 0"
     ],
-    "money is released once, and no more than its payment brought": [
+    "money is released once, and no more than its payment brought in": [
         """
         INSERT INTO ledger_entries (
             merchant_id, seq, transfer_id, kind, account, payment_id, currency, amount_minor, created_at)
@@ -109,16 +111,16 @@ DAMAGE = {
          WHERE p.captured_minor > 0
         """
     ],
-    "pending money is of payments that are not released yet": [
+    "pending money belongs to payments that are not released yet": [
         "INSERT INTO wallets SELECT merchant_id, 'EUR', 'merchant_pending', 1, now() FROM merchants"
     ],
-    "the hash chain follows the ledger within an hour": [
+    "the hash chain is at most an hour behind the ledger": [
         "ALTER TABLE ledger_chain DISABLE TRIGGER ledger_chain_append_only",
         "DELETE FROM ledger_chain",
         "REVOKE INSERT ON ledger_chain FROM florin_app",
         *_append_only("ledger_entries", "UPDATE ledger_entries SET created_at = now() - interval '2 hours'"),
     ],
-    "every settled refund was told as an event, once": _append_only(
+    "every settled refund has exactly one event": _append_only(
         "events", "UPDATE events SET type = 'refund.failed' WHERE type LIKE 'refund%'"
     ),
     "an unsettled refund is never forgotten": ["UPDATE refunds SET status = 'PENDING'"],
@@ -133,7 +135,7 @@ def test_every_check_is_tried() -> None:
 
 
 @pytest.fixture
-async def lived_in(florin: Florin) -> Florin:
+async def database_in_use(florin: Florin) -> Florin:
     """A database with one paid and one open payment."""
     payment = await florin.create(description="order 1234567890123456 and 4242424242424241")
     await florin.pay(payment, PAID)
@@ -146,20 +148,20 @@ async def lived_in(florin: Florin) -> Florin:
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-async def test_the_doctor_finds_it(lived_in: Florin, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_doctor_finds_it(database_in_use: Florin, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for statement in DAMAGE[name]:
-        await lived_in.connection.execute(statement)
+        await database_in_use.connection.execute(statement)
 
     async def found() -> Violation | None:
-        return next((one for one in await broken_promises(lived_in.connection) if one.check.name == name), None)
+        return next((one for one in await broken_promises(database_in_use.connection) if one.check.name == name), None)
 
     violation = await eventually(found)
     assert violation.rows
     assert violation.columns
-    await lived_in.connection.execute("ALTER SYSTEM RESET ALL")
-    await lived_in.connection.execute("SELECT pg_reload_conf()")
-    monkeypatch.setattr(lived_in, "require_promises", _nothing)
+    await database_in_use.connection.execute("ALTER SYSTEM RESET ALL")
+    await database_in_use.connection.execute("SELECT pg_reload_conf()")
+    monkeypatch.setattr(database_in_use, "require_promises", _nothing)
 
 
 async def _nothing() -> None:
-    """This database was damaged on purpose."""
+    """Replaces the check after the test: this database was damaged on purpose."""

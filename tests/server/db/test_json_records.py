@@ -1,4 +1,4 @@
-"""Rows as one JSON document: what goes in as a struct comes out of PostgreSQL by name, whatever is in it."""
+"""Rows as one JSON document: the fields of a struct come out of PostgreSQL by name, whatever they contain."""
 
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -38,7 +38,7 @@ class Everything(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 TEXTS = ["", "NULL", "a,b", '"', "\\", "{}", "日本", "😀", " ", "line\nbreak", "\x1f\x7f\u2028", "it's", "$1", "\\u0041", None]
 
 
-async def test_what_goes_in_comes_out_by_name(connection: Connection) -> None:
+async def test_fields_come_back_by_name(connection: Connection) -> None:
     now = datetime(2026, 11, 26, 13, 37, 5, 123_456, tzinfo=UTC)
     ids = [PaymentId(uuid4()) for _ in TEXTS]
     rows = [

@@ -1,4 +1,4 @@
-"""The money core under fire: cancelled at every checkpoint, two workers with crossing keys, conflicts, a PostgreSQL that is
+"""The money core under fire: canceled at every checkpoint, two workers with crossing keys, conflicts, a PostgreSQL that is
 killed.
 """
 
@@ -64,7 +64,7 @@ def replayed(outcome: Any) -> Any:
 
 
 async def test_create_and_settle_cancelled_at_every_checkpoint(florin: Florin) -> None:
-    """Whatever a cancelled request left behind, its retry finds: one payment, one charge, one capture, one refund."""
+    """A retry finds whatever a canceled request left: one payment, one charge, one capture, one refund."""
     merchant = await merchant_of(florin)
     ways: list[tuple[str | None, Capture]] = [
         (None, Capture.AUTOMATIC),
@@ -110,7 +110,7 @@ async def _one_cancelled(florin: Florin, merchant: Merchant, step: int, token: s
             (None, Capture.AUTOMATIC): {Status.PENDING},
             ("tok_paid", Capture.AUTOMATIC): {Status.SUCCEEDED},
             ("tok_paid", Capture.MANUAL): {Status.AUTHORIZED},
-            ("tok_declined", Capture.AUTOMATIC): {Status.DECLINED, Status.PENDING},  # its second look may be the follow-up's
+            ("tok_declined", Capture.AUTOMATIC): {Status.DECLINED, Status.PENDING},  # its second check may be the follow-up job's
         }[token, how]
         assert outcome.payment.status in expected, (step, outcome)
     else:
@@ -145,7 +145,7 @@ async def test_operations_cancelled_at_every_checkpoint(florin: Florin, verb: st
 
 
 async def test_two_workers_with_crossing_keys_never_deadlock(database_url: str, connection: Connection) -> None:
-    """Two committers change the same payments of the same merchants in opposite orders; sorted locks keep them apart."""
+    """Two committers change the same payments of the same merchants in opposite orders; sorted locks prevent deadlocks."""
     merchants = [MerchantId(uuid7()) for _ in range(4)]
     workers = [Committer[ChangeRow, Applied | Lost](ChangeGroup(delivery_lease_seconds=30), database_url) for _ in range(2)]
     results: list[Applied | Lost] = []
@@ -172,7 +172,7 @@ async def test_two_workers_with_crossing_keys_never_deadlock(database_url: str, 
 
 
 async def test_a_claim_in_between_does_not_lose_a_change(database_url: str, connection: Connection) -> None:
-    """The follow-up moves `due_at` of a payment while a batch waits for its row: the change is made."""
+    """The follow-up job moves `due_at` of a payment while a group waits for its row: the change is written."""
     payment = a_payment(MerchantId(uuid7()))
     await CreationGroup().write(connection, [a_creation(payment)])
     await connection.execute("UPDATE payment_requests SET due_at = now()")
@@ -194,7 +194,7 @@ async def test_a_claim_in_between_does_not_lose_a_change(database_url: str, conn
 
 
 class Conflicting(ChangeGroup):
-    """Fails so many times as a database does that has two writers."""
+    """Fails as often as a database with two writers does."""
 
     def __init__(self, errors: Sequence[type[psycopg.Error]]) -> None:
         super().__init__(delivery_lease_seconds=30)
@@ -220,7 +220,7 @@ async def test_conflicts_are_retried(database_url: str, connection: Connection) 
 
 
 async def test_postgresql_killed_and_restarted_under_load(directory: Path) -> None:
-    """Callers get a reply, or 503 or 504; the worker comes back by itself; nothing acknowledged is lost."""
+    """Callers get a reply, or 503 or 504; the worker recovers by itself; nothing acknowledged is lost."""
     data = directory / "own"
     data.mkdir(mode=0o711)
     port = _free_port()
@@ -241,7 +241,7 @@ async def test_postgresql_killed_and_restarted_under_load(directory: Path) -> No
                     await eventually(_more(acknowledged, len(acknowledged) + 20))
                     os.kill(server.process.pid, how)
                     await child_process.wait(server.process)
-                    await trio.sleep(0.3)  # callers meet a server that is not there
+                    await trio.sleep(0.3)  # callers find no server
                     server = embedded_postgres.start(data, port=port)
                     await embedded_postgres.until_ready(server)
                 await eventually(_more(acknowledged, len(acknowledged) + 20), seconds=30)

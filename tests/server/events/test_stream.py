@@ -1,4 +1,4 @@
-"""The stream, the pull API and consumers: one sequence, without a hole and without a repetition, whichever way it is read."""
+"""The stream, the pull API and consumers: one sequence without gaps or repetitions, however it is read."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,7 +30,7 @@ EPOCH = UUID(int=7)
 
 @dataclass
 class Reading:
-    """A client of the stream and what it has got."""
+    """A client of the stream and what it has received."""
 
     socket: tw.WebSocketConnection
     hello: dict[str, Any]
@@ -39,11 +39,11 @@ class Reading:
 
     @property
     def seqs(self) -> list[int]:
-        """The numbers of what came."""
+        """The numbers of the received events."""
         return [one["seq"] for one in self.events]
 
     async def run(self) -> None:
-        """Take events until the connection ends."""
+        """Receive events until the connection ends."""
 
         try:
             while True:
@@ -52,14 +52,14 @@ class Reading:
             self.ended = closed.reason
 
     async def until(self, count: int) -> list[int]:
-        """Wait for so many events."""
+        """Wait for that many events."""
         await until(lambda: len(self.events) >= count)
         return self.seqs
 
 
 @asynccontextmanager
 async def reading(florin: Florin, query: str = "", *, url: str | None = None, headers: Any = None) -> AsyncIterator[Reading]:
-    """A client for as long as the block runs."""
+    """A client for the block."""
 
     address = (url or florin.api_url).replace("http", "ws") + f"/v1/stream{query}"
     given = [(name.encode(), value.encode()) for name, value in (florin.headers if headers is None else headers).items()]
@@ -68,10 +68,10 @@ async def reading(florin: Florin, query: str = "", *, url: str | None = None, he
         nursery.start_soon(reader.run)
         yield reader
         nursery.cancel_scope.cancel()
-        await trio.aclose_forcefully(socket._stream)  # trio-websocket leaves it open where the server closed first
+        await trio.aclose_forcefully(socket._stream)  # trio-websocket leaves it open if the server closed first
 
 
-async def test_what_is_past_and_what_is_live_come_in_order_without_a_seam(florin: Florin) -> None:
+async def test_past_and_live_events_come_in_order_without_a_gap(florin: Florin) -> None:
     for number in range(5):
         await charge(florin, order_id=str(number))
     async with reading(florin, "?after=2") as first, reading(florin) as second:
@@ -148,14 +148,14 @@ async def test_a_filter_and_its_mistakes(florin: Florin) -> None:
         await reader.until(1)
         assert [one["type"] for one in reader.events] == ["refund.succeeded"]
     for query in ("?types=payment.paid", "?after=x", "?consumer=a%20b", "?epoch=1", "?unknown=1"):
-        assert (await shaken(florin, query, florin.headers)).status_code == 422
+        assert (await refused_handshake(florin, query, florin.headers)).status_code == 422
     for headers in ({}, {"authorization": "Bearer fl_test_x"}):
-        assert (await shaken(florin, "", headers)).status_code == 401
+        assert (await refused_handshake(florin, "", headers)).status_code == 401
     plain = await florin.http.get(f"{florin.api_url}/v1/stream", headers=florin.headers)
     assert (plain.status_code, plain.json()["code"]) == (426, "websocket_required")
 
 
-async def shaken(florin: Florin, query: str, headers: dict[str, str]) -> httpx2.Response:
+async def refused_handshake(florin: Florin, query: str, headers: dict[str, str]) -> httpx2.Response:
     """The answer to a handshake that is refused."""
     upgrade = {
         "connection": "upgrade",
@@ -166,7 +166,7 @@ async def shaken(florin: Florin, query: str, headers: dict[str, str]) -> httpx2.
     return await florin.http.get(f"{florin.api_url}/v1/stream{query}", headers={**upgrade, **headers})
 
 
-async def test_a_consumer_goes_on_where_it_has_acknowledged(florin: Florin) -> None:
+async def test_a_consumer_continues_where_it_has_acknowledged(florin: Florin) -> None:
     async with reading(florin, "?consumer=books") as reader:
         for number in range(4):
             await charge(florin, order_id=str(number))
@@ -190,7 +190,7 @@ async def test_a_consumer_goes_on_where_it_has_acknowledged(florin: Florin) -> N
 
 
 @pytest.mark.parametrize("message", ["x", '{"ack": 99}', '{"ack": -1}', "[]", '{"ack": 1, "more": 2}'])
-async def test_what_is_not_an_acknowledgement_ends_the_stream(florin: Florin, message: str) -> None:
+async def test_an_invalid_acknowledgement_ends_the_stream(florin: Florin, message: str) -> None:
     async with reading(florin, "?consumer=c") as reader:
         await reader.socket.send_message(message)
         await until(lambda: reader.ended is not None)
@@ -217,7 +217,7 @@ async def test_a_ticket_opens_the_stream_once_from_its_origin(florin: Florin) ->
         ("?ticket=x", {}),
     ]
     for given, headers in refused:
-        assert (await shaken(florin, given, headers)).status_code == 401
+        assert (await refused_handshake(florin, given, headers)).status_code == 401
     rows = await florin.rows("SELECT count(*) AS left FROM stream_tickets")
     assert rows[0]["left"] == 1
 
@@ -232,7 +232,7 @@ async def test_revoking_a_key_closes_its_streams(florin: Florin) -> None:
     await florin.connection.execute("UPDATE api_keys SET revoked_at = NULL")
 
 
-async def test_who_is_too_far_behind_is_cut_off_and_nobody_else(florin: Florin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_a_reader_too_far_behind_is_cut_off(florin: Florin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.http.websocket.websocket.BEHIND_BYTES_MAX", 20_000)
     async with reading(florin) as good:
         address = florin.api_url.removeprefix("http://").split(":")
@@ -322,7 +322,7 @@ def test_recovery_is_promised_only_without_a_gap(after_seq: int | None, epoch: U
     assert (found.after_seq, found.recovered) == expected
 
 
-async def test_after_a_restore_every_reader_begins_anew(florin: Florin) -> None:
+async def test_after_a_restore_every_reader_starts_again(florin: Florin) -> None:
     async with reading(florin) as reader:
         await charge(florin)
         await reader.until(1)
@@ -334,7 +334,7 @@ async def test_after_a_restore_every_reader_begins_anew(florin: Florin) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             await until(lambda: bool(florin.contexts.events.feeds.merchant_ids))
-            await trio.sleep(1.2)  # until the epoch was looked at, once a second
+            await trio.sleep(1.2)  # until the epoch was checked, once a second
             await florin.connection.execute("INSERT INTO sequence_epochs VALUES (gen_random_uuid(), now())")
         await until(lambda: reader.ended is not None)
         assert reader.ended is not None

@@ -1,4 +1,4 @@
-"""What attackers with fresh eyes found, kept so that it cannot come back: one test each."""
+"""Defects of the HTTP server and client that adversarial reviews have found, one test each."""
 
 import asyncio
 import socket
@@ -61,7 +61,7 @@ async def test_one_that_cannot_be_expired_does_not_end_the_watch_over_all() -> N
         [(b"x", b"a\0b")],
     ],
 )
-async def test_what_frames_a_response_is_the_servers_to_say(headers: list[tuple[bytes, bytes]]) -> None:
+async def test_only_the_server_frames_a_response(headers: list[tuple[bytes, bytes]]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"ok"})
@@ -92,7 +92,7 @@ async def test_any_status_of_a_response_may_be_sent(status: int, line: bytes) ->
 
 
 @pytest.mark.parametrize("kind", ["nothing", "start only", "another type", "raises"])
-async def test_whoever_is_not_answered_gets_500(kind: str) -> None:
+async def test_a_request_without_an_answer_gets_500(kind: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if kind in ("start only", "another type"):
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -203,7 +203,7 @@ async def test_two_tasks_that_send_take_turns() -> None:
 
 
 @pytest.mark.parametrize("denies", [False, True])
-async def test_a_last_large_response_is_not_cut_off_by_what_the_client_still_says(denies: bool) -> None:
+async def test_a_last_large_response_is_not_cut_off_by_unread_input(denies: bool) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         kind = "websocket.http.response" if denies else "http.response"
         await receive()
@@ -277,7 +277,7 @@ async def test_a_response_without_a_length_ends_before_the_application_does() ->
 
 
 async def test_a_connection_that_broke_before_anything_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer that resets at once: the caller may go elsewhere, for nothing has left."""
+    """A peer that resets at once: the caller may go elsewhere, because nothing was sent."""
     monkeypatch.setattr(ClientConnection, "take", lambda self: True)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -301,7 +301,7 @@ async def _outcome(call: Callable[..., Awaitable[object]], url: str, outcomes: l
 
 
 @pytest.mark.parametrize("begun", [b"GET / HT", GET + b"GET", b"x" * 100])
-async def test_a_client_that_goes_is_noticed_behind_what_it_still_said(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disconnected_client_is_noticed_after_its_unread_input(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "WATCH_SECONDS", 0.1)
     told = trio.Event()
 

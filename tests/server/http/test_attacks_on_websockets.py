@@ -1,4 +1,4 @@
-"""What attackers with fresh eyes found in websockets and behind TLS, kept so that it cannot come back: one test each."""
+"""Defects that attackers with fresh eyes found in websockets and behind TLS, one test each."""
 
 import socket
 import ssl
@@ -110,7 +110,7 @@ async def test_a_burst_of_frames_reaches_a_healthy_reader_over_tls(certificate: 
         await trio.aclose_forcefully(stream)
 
 
-async def test_tls_says_farewell_so_that_nobody_takes_an_end_for_a_cut(certificate: tuple[str, str]) -> None:
+async def test_tls_sends_close_notify_at_the_end(certificate: tuple[str, str]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send, 200, b"whole", content_type=TEXT, headers=[(b"connection", b"close")])
 
@@ -119,7 +119,7 @@ async def test_tls_says_farewell_so_that_nobody_takes_an_end_for_a_cut(certifica
         stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=trust, https_compatible=False)
         await stream.send_all(GET)
         received = b""
-        async for part in stream:  # would raise without a farewell
+        async for part in stream:  # would raise without close_notify
             received += part
         await stream.aclose()
     assert received.endswith(b"whole")
@@ -140,7 +140,7 @@ async def test_a_ping_between_the_parts_of_a_compressed_message() -> None:
     parts = [ws.TextMessage("squeeze " * 50, message_finished=False), ws.Ping(b"p"), ws.TextMessage("end")]
     sent = b"".join(bytes(frames.send(part)) for part in parts)
     offer = HANDSHAKE[:-2] + b"Sec-WebSocket-Extensions: permessage-deflate%b\r\n\r\n"
-    app = sockets.Noting()
+    app = sockets.Recording()
     async with sockets.serving(app, websocket_deflate=True) as (_, port):
         async with connected(port, offer % b"", rest=sent) as peer:
             await until(lambda: bool(app.messages))
@@ -154,7 +154,7 @@ async def test_a_ping_between_the_parts_of_a_compressed_message() -> None:
 
 
 async def _transports(certificate: tuple[str, str]) -> tuple[TlsTransport, TlsTransport]:
-    """Two ends of a connection with small buffers, their hands shaken."""
+    """Two ends of a connection with small buffers, after the handshake."""
     ends = socket.socketpair()
     for one in ends:
         one.setblocking(False)
@@ -191,7 +191,7 @@ async def test_over_tls_receiving_never_waits_for_sending(certificate: tuple[str
 
 
 async def test_over_tls_not_sent_means_that_nothing_has_left(certificate: tuple[str, str]) -> None:
-    """The first record of a large request may have arrived when the second fails: never sent again, never called unsent."""
+    """The first record of a large request may have arrived when the second fails: never sent again, never reported as unsent."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
     posts = 0
@@ -243,7 +243,7 @@ async def test_an_early_refusal_of_a_large_body_arrives(is_secure: bool, certifi
             assert (response.status, len(response.body)) == (413, 200_000)
 
 
-async def test_a_farewell_waits_for_a_full_socket(certificate: tuple[str, str]) -> None:
+async def test_close_notify_waits_for_a_full_socket(certificate: tuple[str, str]) -> None:
     ours, theirs = await _transports(certificate)
     received = 0
 

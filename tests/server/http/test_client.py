@@ -1,4 +1,4 @@
-"""The HTTP client over real sockets: what it reads, what it says is known, whom it may call, and what it leaves behind."""
+"""The HTTP client over real sockets: what it reads and reports, whom it may call, and what it leaves behind."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -137,7 +137,7 @@ async def test_errors_say_what_is_known(answer: bytes, error: type[Exception]) -
         "http://[::1%25lo]/",
     ],
 )
-async def test_what_cannot_be_called_was_not_sent(url: str) -> None:
+async def test_a_call_that_cannot_be_made_was_not_sent(url: str) -> None:
     async with open_client() as client:
         with pytest.raises(NotSent):
             await client.request("GET", url)
@@ -155,7 +155,7 @@ async def test_headers_cannot_be_smuggled_out() -> None:
             await client.request("GET / HTTP/1.1\r\nX:", f"http://127.0.0.1:{port}/")
 
 
-async def test_deadlines_end_calls_that_nobody_answers() -> None:
+async def test_deadlines_end_unanswered_calls() -> None:
     async def slowly(scope: Scope, receive: Receive, send: Send) -> None:
         await read_body(receive, bytes_max=10)
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -202,7 +202,7 @@ async def test_waiting_for_a_place_is_fair_and_bounded() -> None:
 
 
 class _Peer:
-    """A peer whose first connection answers once and dies at the second request; its later ones answer for ever."""
+    """A peer whose first connection answers once and dies at the second request; its later ones answer forever."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -239,7 +239,7 @@ async def test_a_request_is_sent_again_only_where_that_is_allowed(idempotent: bo
 
 
 async def test_a_repetition_that_cannot_be_sent_does_not_say_that_nothing_was() -> None:
-    """The first request has arrived and its answer was lost: that the second could not be sent changes nothing."""
+    """The first request arrived and its answer was lost: that the second could not be sent changes nothing."""
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
 
     async def peer() -> None:
@@ -264,7 +264,7 @@ async def test_a_head_with_a_body_is_no_response() -> None:
         assert client.connections == 0
 
 
-async def test_after_its_block_a_client_calls_nobody() -> None:
+async def test_after_its_block_a_client_makes_no_calls() -> None:
     failures: list[Exception] = []
 
     async def call(client: Client, url: str) -> None:

@@ -1,4 +1,4 @@
-"""Whom the client may call: the address that is checked is the address that is called."""
+"""Addresses that the client may call: the address that is checked is the address that is called."""
 
 import ipaddress
 import socket
@@ -18,7 +18,7 @@ from tests.support.http import in_vain, serving
 
 @contextmanager
 def resolving(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> Iterator[list[str]]:
-    """Names with several addresses, or with another answer each time; the names that were looked up."""
+    """Names with several or changing addresses; records the names that were looked up."""
     rest = list(answers)
     asked: list[str] = []
 
@@ -74,7 +74,7 @@ async def test_addresses_are_tried_beside_each_other(monkeypatch: pytest.MonkeyP
             await client.request("GET", "http://nowhere.example:9/")
 
 
-async def test_names_whose_look_up_hangs_stop_only_so_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_lookups_delay_a_bounded_number_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = threading.Event()
     monkeypatch.setattr(dial, "look_up", lambda host, port: hanging.wait(10) and [])
     options = ClientOptions(connect_seconds=0.2)

@@ -1,4 +1,4 @@
-"""The client, cancelled at every checkpoint, and under a crowd."""
+"""The client, canceled at every checkpoint, and under a crowd."""
 
 import socket
 from functools import partial
@@ -19,7 +19,7 @@ def _close_idle(client: Client) -> None:
 
 
 async def _slowly(scope: Scope, receive: Receive, send: Send) -> None:
-    """An answer in many parts, so that there are many places to be cancelled at."""
+    """An answer in many parts, so that there are many places to cancel."""
     await read_body(receive, bytes_max=10_000_000)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     for letter in scope["path"] + "!":

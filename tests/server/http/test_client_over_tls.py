@@ -1,4 +1,4 @@
-"""The client over TLS: farewells, cut bodies, early answers."""
+"""The client over TLS: close_notify, cut bodies, early answers."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from tests.support.http import OK
 
 @asynccontextmanager
 async def tls_peer(certificate: tuple[str, str], *writes: bytes, farewell: bool = True) -> AsyncIterator[str]:
-    """A peer over TLS that writes these records, all at once, for each request; then it may say farewell."""
+    """A peer over TLS that writes these records, all at once, for each request; then it may send close_notify."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
 
@@ -61,7 +61,7 @@ async def test_over_tls_too_every_call_gets_its_own_answer(certificate: tuple[st
             assert (await client.request("GET", url)).body == b"hi"
 
 
-async def test_a_farewell_behind_a_response_is_seen_before_the_next_request(certificate: tuple[str, str]) -> None:
+async def test_a_close_notify_after_a_response_is_seen_before_the_next_request(certificate: tuple[str, str]) -> None:
     async with tls_peer(certificate, OK) as url, open_client(trusting(certificate)) as client:
         for _ in range(3):
             assert (await client.request("POST", url, body=b"x")).body == b"hi"
@@ -69,7 +69,7 @@ async def test_a_farewell_behind_a_response_is_seen_before_the_next_request(cert
 
 @pytest.mark.parametrize("farewell", [True, False])
 async def test_a_body_that_was_cut_short_is_not_whole(certificate: tuple[str, str], farewell: bool) -> None:
-    """RFC 9112, 9.8: without a farewell nobody knows whether the end of the stream is the end of the body."""
+    """RFC 9112, 9.8: without close_notify nobody knows whether the end of the stream is the end of the body."""
     endless = b'HTTP/1.1 200 OK\r\n\r\n{"amount": 10'
     async with tls_peer(certificate, endless, farewell=farewell) as url, open_client(trusting(certificate)) as client:
         if farewell:

@@ -1,4 +1,4 @@
-"""The wire's edges: TLS, unix sockets, proxies that tell who is really there, and too many requests at once."""
+"""Edges of the HTTP server: TLS, unix sockets, proxies that report the client, and too many requests at once."""
 
 import socket
 import ssl
@@ -19,7 +19,7 @@ from tests.support.http import GET, echo, request, talk
 
 
 async def who(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with what the application is told of its client."""
+    """Answers with the client that the application sees."""
     await read_body(receive, bytes_max=1_000)
     client = scope["client"][0] if scope["client"] else "nobody"
     await respond(send, 200, f"{client} by {scope['scheme']}".encode(), content_type=b"text/plain")

@@ -1,4 +1,4 @@
-"""The same applications on hypercorn: over HTTP/2 too, and with its traps contained."""
+"""The same applications on hypercorn: also over HTTP/2, and with its traps contained."""
 
 import ssl
 from collections.abc import AsyncIterator

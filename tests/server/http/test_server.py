@@ -1,4 +1,4 @@
-"""The wire over real sockets: what a server must take, what it must refuse, and what a client may believe."""
+"""The HTTP server over real sockets: what it must accept, what it must refuse, and what a client may rely on."""
 
 import itertools
 import socket
@@ -57,7 +57,7 @@ async def test_keep_alive_pipelining_and_order() -> None:
         (request("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"1;" + b"a" * 200_000), 431),
     ],
 )
-async def test_what_is_ambiguous_or_too_large_is_refused(data: bytes, status: int | tuple[int, ...]) -> None:
+async def test_ambiguous_or_too_large_input_is_refused(data: bytes, status: int | tuple[int, ...]) -> None:
     async with serving() as (_, port):
         answer = await talk(port, data + GET)
     given_status = int(answer.split(b" ", 2)[1])
@@ -88,7 +88,7 @@ async def test_bodies_chunked_and_continued() -> None:
     ("length", "body"), [("Content-Length: 5", b"hello"), ("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n")]
 )
 async def test_an_upgrade_that_is_not_taken_is_ignored(length: str, body: bytes) -> None:
-    """What curl --http2 sends: its body, and the request behind it, are read as if it had not asked."""
+    """curl --http2 sends this: its body, and the request behind it, are read as if there were no upgrade."""
     data = request("POST /u HTTP/1.1", "Host: a", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", length, body=body)
     async with serving() as (_, port):
         answer = await talk(port, data + GET)
@@ -164,7 +164,7 @@ async def test_slow_peers_are_ended_by_the_reaper(monkeypatch: pytest.MonkeyPatc
         await stream.aclose()
 
 
-async def test_a_drain_finishes_what_is_in_hand_and_no_more() -> None:
+async def test_a_drain_finishes_running_requests_and_no_more() -> None:
     entered, leave = trio.Event(), trio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:

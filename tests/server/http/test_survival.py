@@ -1,4 +1,4 @@
-"""What a server must survive: peers that reset, floods, no descriptors left, and other people's tools for attacking slowly."""
+"""A server survives peers that reset, floods, a lack of descriptors, and slowhttptest."""
 
 import os
 import re
@@ -52,7 +52,7 @@ async def test_a_body_over_the_bound_is_refused_while_it_still_comes() -> None:
     assert taken < 1_000_000, "20 MB are not read to be refused"
 
 
-async def test_a_reset_in_the_middle_of_a_response_hurts_nobody() -> None:
+async def test_a_reset_in_the_middle_of_a_response_affects_no_other_connection() -> None:
     ended: list[str] = []
 
     async def flood(scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +90,7 @@ async def test_a_half_closed_client_gets_its_answer() -> None:
 
 @contextmanager
 def few_descriptors(spare: int) -> Iterator[None]:
-    """Only so many descriptors more than are open now."""
+    """Allow only that many more descriptors than are open now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = {int(name) for name in os.listdir("/proc/self/fd")}
     free = [number for number in range(len(used) + spare + max(used)) if number not in used]
@@ -102,7 +102,7 @@ def few_descriptors(spare: int) -> Iterator[None]:
 
 
 async def test_no_descriptors_left_is_survived() -> None:
-    """Peers connect in another process; when ours has no descriptor for one more, those that wait are served later."""
+    """Peers connect in another process; when ours has no descriptor left, those that wait are served later."""
     script = """
 import socket, sys
 port, count = int(sys.argv[1]), int(sys.argv[2])
@@ -116,7 +116,7 @@ held[-1].sendall(b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
 print(held[-1].recv(1000).split(b"\\r\\n")[0].decode(), flush=True)
 """
     async with serving() as (listener, port):
-        with subprocess.Popen(  # noqa: ASYNC220 - it is there at once, and speaks by lines
+        with subprocess.Popen(  # noqa: ASYNC220 - it is ready at once, and its protocol is lines
             [sys.executable, "-c", script, str(port), "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         ) as peers:
             assert peers.stdin is not None
@@ -131,7 +131,7 @@ print(held[-1].recv(1000).split(b"\\r\\n")[0].decode(), flush=True)
 
 
 async def test_a_drain_under_load_loses_no_answer() -> None:
-    """Whoever was let in is answered; whoever was not is told so by a closed connection before anything was done."""
+    """An accepted request is answered; any other is told so by a closed connection before anything was done."""
     begun = answered = 0
 
     async def count(scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,7 +181,7 @@ async def test_slowhttptest_finds_the_service_available(mode: str, options: list
         await respond(send, 200, b"x" * 200_000, content_type=TEXT)
 
     async with serving(page) as (listener, port):
-        # -l: as long as it tries, the service must answer its probes within -p
+        # -l: while it tries, the service must answer its probes within -p
         command = [tool, *options, "-c", "200", "-r", "200", "-l", "6", "-p", "2", "-v", "1", "-u", f"http://127.0.0.1:{port}/"]
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
         said = done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace")

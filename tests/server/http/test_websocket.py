@@ -1,4 +1,4 @@
-"""Websockets over real sockets: other people's client (trio-websocket), and hostile ones made of bytes."""
+"""Websockets over real sockets: another project's client (trio-websocket), and hostile ones made of bytes."""
 
 import ssl
 from contextlib import suppress
@@ -15,7 +15,7 @@ from server.http.asgi import Receive, Scope, Send
 from server.http.server.listener import Listener, bind
 from server.http.tls import server_tls
 from tests.support.http import GET, request, talk
-from tests.support.websocket import HANDSHAKE, Noting, connected, echo, serving
+from tests.support.websocket import HANDSHAKE, Recording, connected, echo, serving
 
 
 async def test_other_peoples_client_is_understood() -> None:
@@ -76,8 +76,8 @@ async def test_compressed_where_that_is_wanted() -> None:
             await stream.aclose()
 
 
-async def test_what_the_application_is_told() -> None:
-    app = Noting()
+async def test_the_scope_of_the_application() -> None:
+    app = Recording()
     async with serving(app) as (_, port):
         async with connected(port, rest=bytes(Connection(ConnectionType.CLIENT).send(ws.TextMessage("early")))) as peer:
             await peer.send(ws.TextMessage("in "), ws.Ping(b"x"))
@@ -107,7 +107,7 @@ async def test_what_the_application_is_told() -> None:
         (["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Transfer-Encoding: chunked"], 400),
     ],
 )
-async def test_a_bad_handshake_is_refused_and_hurts_nobody(lines: list[str], status: int) -> None:
+async def test_a_bad_handshake_is_refused_and_affects_no_other_connection(lines: list[str], status: int) -> None:
     async with serving(echo) as (_, port):
         head = request("GET /s HTTP/1.1", "Host: a", "Connection: Upgrade", "Upgrade: websocket", *lines)
         answer = await talk(port, head + b"!")
@@ -126,18 +126,18 @@ async def test_a_bad_handshake_is_refused_and_hurts_nobody(lines: list[str], sta
         (b"\x81\x05hello", 1002),  # not masked
         (b"\xc1\x80\0\0\0\0", 1002),  # a reserved bit
         (b"\x83\x80\0\0\0\0", 1002),  # a reserved opcode
-        (b"\x80\x80\0\0\0\0", 1002),  # a continuation of nothing
+        (b"\x80\x80\0\0\0\0", 1002),  # a continuation without a beginning
         (b"\x89\xfe\0\x7e\0\0\0\0" + b"x" * 126, 1002),  # a ping that is too long
         (b"\x09\x80\0\0\0\0", 1002),  # a ping in parts
         (b"\x81\x82\0\0\0\0\xc3\x28", 1007),  # not UTF-8
         (b"\x88\x81\0\0\0\0x", 1002),  # a Close of one byte
-        (b"\x88\x82\0\0\0\0\x03\xed", 1002),  # a Close with a code that nobody sends
+        (b"\x88\x82\0\0\0\0\x03\xed", 1002),  # a Close with a code that nobody may send
         (b"\x82\xff\0\0\0\1\0\0\0\0\0\0\0\0" + b"x" * 70_000, 1009),
         (b"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", 1002),
     ],
 )
 async def test_stray_bytes_end_their_own_websocket_only(stray: bytes, code: int) -> None:
-    app = Noting()
+    app = Recording()
     async with serving(app) as (_, port):
         async with connected(port, rest=stray) as peer:
             if code == 1006:
@@ -169,7 +169,7 @@ def test_any_bytes_behind_a_handshake_are_survived(noise: bytes, messages: int) 
 
 
 async def test_a_message_in_endless_parts_is_bounded() -> None:
-    app = Noting()
+    app = Recording()
     async with serving(app) as (_, port), connected(port) as peer:
         with suppress(trio.BrokenResourceError):
             for _ in range(2_000):

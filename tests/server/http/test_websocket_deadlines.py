@@ -13,18 +13,18 @@ from server.http.server.listener import Listener, ListenerOptions, bind
 from server.http.websocket import outbox, websocket
 from server.http.websocket.frame import FRAME_EXTENSION, Frame, send_frame
 from tests.support.florin import until
-from tests.support.websocket import Noting, connected, serving
+from tests.support.websocket import Recording, connected, serving
 
 
 async def test_pings_and_a_peer_that_answers_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.3)
     monkeypatch.setattr(websocket, "PONG_SECONDS", 0.6)
-    app = Noting()
+    app = Recording()
     async with serving(app) as (_, port):
         async with tw.open_websocket_url(f"ws://127.0.0.1:{port}/s"):
             await trio.sleep(2)
             assert not app.ended.is_set(), "its pings are answered"
-        app = Noting()
+        app = Recording()
     async with serving(app) as (_, port), connected(port) as peer:
         assert any(isinstance(event, ws.Ping) for event in await peer.events()), "it was asked"
         await app.ended.wait()
@@ -34,13 +34,13 @@ async def test_pings_and_a_peer_that_answers_none(monkeypatch: pytest.MonkeyPatc
 async def test_a_silent_peer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.2)
     monkeypatch.setattr(websocket, "PONG_SECONDS", 0.2)
-    app = Noting()
+    app = Recording()
     async with serving(app) as (_, port), connected(port):
         await app.ended.wait()
     assert app.code == 1006
 
 
-async def test_a_close_that_nobody_answers_is_over_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unanswered_close_ends_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.2)
     returned = trio.Event()
 
@@ -79,7 +79,7 @@ async def test_one_frame_for_many_and_a_stalled_reader_delays_nobody(monkeypatch
                 received += len(await reader.stream.receive_some(65_536))
             received -= len(frame.encoded)
             await trio.lowlevel.checkpoint()
-        # What it was behind with is dropped, but not in the middle of a frame: it learns that it is to reconnect.
+        # What it was behind with is dropped, but not in the middle of a frame: it learns that it has to reconnect.
         await stalled.events()
         assert stalled.close_code == 1013
 
@@ -138,7 +138,7 @@ async def test_an_application_that_does_not_read_stops_its_peer_and_is_not_blame
 
 
 async def test_a_drain_says_reconnect_and_ends() -> None:
-    app = Noting()
+    app = Recording()
     listener = Listener(app, bind("127.0.0.1", 0), ListenerOptions(websockets=True))
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
@@ -153,7 +153,7 @@ async def test_a_drain_says_reconnect_and_ends() -> None:
 
 
 async def test_a_socket_that_vanishes_is_noticed() -> None:
-    app = Noting()
+    app = Recording()
     async with serving(app) as (_, port):
         async with connected(port) as peer:
             await app.accepted.wait()

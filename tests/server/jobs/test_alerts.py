@@ -1,4 +1,4 @@
-"""Alerts: from what they are about to the people, once, by every way that there is; and again only after a while."""
+"""Alerts reach people once, on every channel, and again only after a while."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ from server.flows.alerts import Channels, Mail
 from server.flows.webhooks.destinations import Destinations
 from server.http.server.forwarded import networks
 from server.jobs import overdue
-from server.jobs.alerts import tell_due
+from server.jobs.alerts import send_due
 from server.settings import Settings, SettingsError, load_settings
 from tests.support.florin import Florin, eventually, open_florin
 from tests.support.receiver import Receiver, receiving
@@ -29,57 +29,57 @@ def an_alert(key: str = "batch:1", **fields: object) -> Alert:
 
 
 def texts(receiver: Receiver) -> list[str]:
-    """What was posted."""
+    """The texts that were posted."""
     return [str(one.event["text"]) for one in receiver.got]
 
 
-async def test_one_message_tells_all_that_is_due_once(florin: Florin) -> None:
+async def test_one_message_has_all_due_alerts_once(florin: Florin) -> None:
     async with receiving() as slack:
         channels = Channels(LOOPBACK, webhook_url=slack.url)
         now = utc_now()
         first, second = an_alert("batch:1", detail="150 of 200"), an_alert("batch:1", detail="151 of 200")
         for alert, seconds in ((first, 2), (second, 1), (second, 1), (an_alert("batch:2"), 1)):
             await note_alert(florin.connection, alert, now=now - timedelta(seconds=seconds))
-        assert await tell_due(florin.payments, channels) == 2
+        assert await send_due(florin.payments, channels) == 2
         (text,) = texts(slack)
         assert "batch:1 passed its deadline (2 times" in text
         assert "151 of 200" in text
         assert "batch:2" in text
         await note_alert(florin.connection, an_alert(), now=utc_now())
-        assert await tell_due(florin.payments, channels) == 0, "what was told a moment ago is told again after an hour"
+        assert await send_due(florin.payments, channels) == 0, "what was told a moment ago is told again after an hour"
         assert [one.times for one in await list_alerts(florin.connection, limit=5)] == [3, 1]
         await florin.connection.execute("UPDATE alerts SET due_at = due_at - make_interval(secs => $1)", (REPEAT_SECONDS,))
-        assert await tell_due(florin.payments, channels) == 1
+        assert await send_due(florin.payments, channels) == 1
         assert len(slack.got) == 2
 
 
-async def test_what_could_not_be_told_is_told_later(florin: Florin) -> None:
+async def test_an_alert_that_could_not_be_sent_is_sent_later(florin: Florin) -> None:
     async with receiving() as slack:
         slack.answer = lambda _: (500, [], b"")
         channels = Channels(LOOPBACK, webhook_url=slack.url)
         await note_alert(florin.connection, an_alert(), now=utc_now())
-        assert await tell_due(florin.payments, channels) == 1
+        assert await send_due(florin.payments, channels) == 1
         (noted,) = await list_alerts(florin.connection, limit=5)
         assert (noted.sent_at, noted.last_error) == (None, "webhook: answered 500")
-        assert await tell_due(florin.payments, channels) == 0, "it waits"
+        assert await send_due(florin.payments, channels) == 0, "it waits"
         slack.answer = lambda _: (200, [], b"ok")
         await florin.connection.execute("UPDATE alerts SET due_at = now()")
-        assert await tell_due(florin.payments, channels) == 1
+        assert await send_due(florin.payments, channels) == 1
         assert (await list_alerts(florin.connection, limit=5))[0].sent_at is not None
 
 
 async def test_alerts_go_only_where_webhooks_may(florin: Florin) -> None:
     async with receiving() as slack:
         await note_alert(florin.connection, an_alert(), now=utc_now())
-        assert await tell_due(florin.payments, Channels(Destinations(), webhook_url=slack.url)) == 1
+        assert await send_due(florin.payments, Channels(Destinations(), webhook_url=slack.url)) == 1
         assert slack.got == []
     (noted,) = await list_alerts(florin.connection, limit=5)
-    assert "may not be called" in str(noted.last_error)
+    assert "not on the public internet" in str(noted.last_error)
 
 
 @asynccontextmanager
 async def mail_server() -> AsyncIterator[tuple[str, list[str]]]:
-    """A mail server of few words."""
+    """A minimal mail server."""
     got: list[str] = []
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -121,7 +121,7 @@ async def test_by_mail_and_one_way_that_works_is_enough(florin: Florin) -> None:
             channels = Channels(LOOPBACK, webhook_url=nobody, mail=mail)
             assert len(channels.names) == 3
             await note_alert(florin.connection, an_alert(detail="nothing is lost"), now=utc_now())
-            assert await tell_due(florin.payments, channels) == 1
+            assert await send_due(florin.payments, channels) == 1
     sent = message_from_string(got[0])
     assert sent["To"] == "ops@shop.example, cto@shop.example"
     assert sent["Subject"] == f"Florin on {socket.gethostname()}: batch:1 passed its deadline"
@@ -129,7 +129,7 @@ async def test_by_mail_and_one_way_that_works_is_enough(florin: Florin) -> None:
     assert (await list_alerts(florin.connection, limit=5))[0].sent_at is not None
 
 
-async def test_what_people_should_know_is_found(florin: Florin) -> None:
+async def test_dead_letters_findings_and_overdue_payments_are_found(florin: Florin) -> None:
     payment = await florin.create(confirm=True, token="tok_paid")
     await florin.until_told(payment["id"], "payment.succeeded")
     await florin.connection.execute("UPDATE deliveries SET state = 'DEAD', due_at = NULL, attempts = 10, updated_at = now()")
@@ -143,12 +143,12 @@ async def test_what_people_should_know_is_found(florin: Florin) -> None:
     await overdue.look(florin.payments)
     found = {one.alert.kind: one.alert for one in await list_alerts(florin.connection, limit=9)}
     assert set(found) >= {"dead_letters", "reconciliation"}
-    assert "have become dead letters" in found["dead_letters"].title
+    assert "became dead letters" in found["dead_letters"].title
     await florin.connection.execute("DELETE FROM findings")
     await florin.connection.execute("UPDATE deliveries SET state = 'DELIVERED'")
 
 
-async def test_a_breaker_that_opens_and_a_deadline_are_told(database_url: str, directory: Path) -> None:
+async def test_an_open_breaker_and_a_passed_deadline_make_alerts(database_url: str, directory: Path) -> None:
     async with receiving() as slack, open_florin(database_url, directory, alert_webhook_url=slack.url) as florin:
         (adapter,) = florin.payments.psps.adapters
         adapter.guard.breaker.open(until=trio.current_time() + 5)
@@ -162,7 +162,7 @@ async def _told(slack: Receiver, text: str) -> bool:
     return any(text in one for one in texts(slack))
 
 
-def test_settings_that_would_tell_nobody_are_refused() -> None:
+def test_unusable_alert_settings_are_refused() -> None:
     given = {"database_url": "postgresql://x", "key_file": "k"}
     for wrong in (
         {"alert_smtp_url": "smtp://mail"},

@@ -1,4 +1,4 @@
-"""The main job over real HTTP: from the shop's request to a paid wallet and a notified merchant."""
+"""The main flow over real HTTP: from the shop's request to a paid wallet and a notified merchant."""
 
 import re
 import time
@@ -40,7 +40,7 @@ async def test_a_refused_card_leaves_the_page_open_for_another(florin: Florin) -
     refused = await florin.pay(payment, REFUSED)
     assert refused.status_code == 402
     assert "Try another one" in refused.text
-    # The two webhooks may overtake each other, as anywhere; here the first one is waited for.
+    # The two webhooks may overtake each other, as anywhere; here the first one is awaited.
     await eventually(lambda: florin.rows("SELECT 1 FROM payment_logs WHERE kind = 'attempt_failed'"))
     await florin.pay(payment)
 

@@ -98,7 +98,7 @@ async def test_an_operation_whose_answer_was_lost_is_found_out(florin: Florin, v
     assert (lost.status_code, lost.json()["code"]) == (504, "psp_timeout")
     assert lost.json()["payment"]["pending_operation"] == verb
     other = await act(florin, payment, "capture")
-    if other.status_code != 200 or verb == "void":  # else the follow-up was faster
+    if other.status_code != 200 or verb == "void":  # otherwise the follow-up job was faster
         assert (other.status_code, other.json()["code"]) == (409, "not_capturable")
     await florin.control(**{verb: "answer"})
 
@@ -182,7 +182,7 @@ async def test_a_sync_charge_whose_answer_was_lost_is_found_out_and_never_made_a
 
 
 async def test_a_sync_charge_that_never_arrived_is_canceled_and_never_made(florin: Florin) -> None:
-    """The worker died between commit and send: the job asks, finds nothing, and a late retry must not charge."""
+    """The worker died between commit and send: the job fetches, finds nothing, and a late retry must not charge."""
     await florin.control(create="drop")
     lost = await florin.post(order(confirm=True, token="tok_paid"), key="k")
     assert lost.json()["payment"]["status"] == "UNKNOWN"

@@ -1,4 +1,4 @@
-"""What goes wrong with refunds, releases, disputes and operations: each test began as a defect that an attack had found."""
+"""Races of refunds, releases, disputes and operations: each test was a defect that an attack had found."""
 
 import base64
 from datetime import timedelta
@@ -22,7 +22,7 @@ async def reference_of(florin: Florin, payment: dict[str, Any]) -> str:
 
 
 async def tell_dispute(florin: Florin, payment: dict[str, Any], end: str, dispute: dict[str, Any]) -> httpx2.Response:
-    """A signed event about a dispute, once."""
+    """Send a signed event about a dispute, once."""
     row = await florin.row(payment["id"])
     intent = {
         "id": row["reference"],
@@ -78,7 +78,7 @@ async def test_a_dispute_that_does_not_fit_moves_nothing(florin: Florin, amount:
     assert await florin.rows("SELECT 1 FROM events WHERE type LIKE 'payment.dispute%'") == []
 
 
-async def test_a_dispute_that_is_told_out_of_turn_waits_for_its_turn(florin: Florin) -> None:
+async def test_a_dispute_reported_too_early_waits(florin: Florin) -> None:
     payment = await florin.create()
     dispute = {"amount_minor": 1_000}
     assert (await tell_dispute(florin, payment, "won", dispute)).status_code == 200
@@ -279,7 +279,7 @@ async def test_a_page_that_was_promised_is_opened_by_the_follow_up(florin: Flori
     await florin.control(create="drop")
     reply = await florin.post({"amount": 5, "currency": "EUR", "order_id": "1"}, key="k", headers={"prefer": "wait=5"})
     payment_id = (reply.json().get("payment") or reply.json())["id"]
-    # As if the worker had died before it asked: PENDING, without reference.
+    # as if the worker had died before the call: PENDING, without reference
     await florin.connection.execute("ALTER TABLE payment_logs DISABLE TRIGGER payment_logs_append_only")
     await florin.connection.execute("DELETE FROM payment_logs WHERE version > 1")
     await florin.connection.execute("ALTER TABLE payment_logs ENABLE TRIGGER payment_logs_append_only")
@@ -319,7 +319,7 @@ async def test_a_receipt_is_complete_or_not_ready(florin: Florin) -> None:
 
 
 async def test_pages_of_a_status_that_is_rare_are_bounded(florin: Florin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page looks through so many payments and no more; it may be empty and have a next one."""
+    """A page scans a bounded number of payments; it may be empty and have a next one."""
     monkeypatch.setattr(payments, "SCAN_MAX", 2)
     rare = await charge(florin)
     for _ in range(5):

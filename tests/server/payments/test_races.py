@@ -1,7 +1,4 @@
-"""What goes wrong in between: stale answers, second looks, strangers' money, broken endpoints, a PSP that forgets.
-
-Each test began as a defect that an attack on the running server had found.
-"""
+"""Races in between: stale answers, second checks, mismatching money, broken endpoints, a PSP that forgets."""
 
 import os
 import subprocess
@@ -63,7 +60,7 @@ async def test_evidence_about_the_payment_as_it_was_is_dropped_when_it_has_chang
     assert (await stored(florin, payment["id"])).status is Status.PENDING
 
 
-async def test_a_second_look_is_younger_than_the_first(florin: Florin) -> None:
+async def test_a_second_check_is_younger_than_the_first(florin: Florin) -> None:
     payment = await stored(florin, (await florin.create())["id"])
     declined = about(payment, EvidenceKind.DECLINED, reference=payment.reference)
     looks = [
@@ -73,7 +70,7 @@ async def test_a_second_look_is_younger_than_the_first(florin: Florin) -> None:
     assert [look.changed for look in looks if look] == [True, False]
     rows = await florin.rows("SELECT status FROM payment_requests")
     assert rows == [{"status": "PENDING"}]
-    # The follow-up asks the PSP, whose page is open: the decline is contradicted, and another card may be tried.
+    # The follow-up job asks the PSP, whose page is open: the decline is contradicted, and another card may be tried.
     await florin.connection.execute("UPDATE payment_requests SET due_at = now()")
     await eventually(lambda: florin.rows("SELECT 1 FROM payment_requests WHERE decline_code IS NULL AND version > 3"))
     await florin.connection.execute("UPDATE payment_requests SET expires_at = now(), due_at = now()")
@@ -165,7 +162,7 @@ BAD_ADDRESSES = [
 ]
 
 
-async def test_an_endpoint_that_cannot_be_called_harms_nobody_else(florin: Florin) -> None:
+async def test_an_endpoint_that_cannot_be_called_affects_no_other(florin: Florin) -> None:
     for url in BAD_ADDRESSES:
         await florin.connection.execute(
             """
@@ -242,7 +239,7 @@ async def test_a_lost_webhook_is_noticed_before_the_payment_expires(florin: Flor
     await florin.control(webhooks="release")
 
 
-async def test_what_found_no_connection_in_time_was_not_sent() -> None:
+async def test_a_call_without_a_connection_in_time_was_not_sent() -> None:
     async def hang(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep_forever()
 

@@ -49,7 +49,7 @@ async def test_a_refund_whose_request_died_is_finished_by_the_follow_up(florin: 
     await florin.control(refund=fault, webhooks="hold")
     await act(florin, payment, "refunds", amount=500)
     await florin.control(refund="answer")
-    await florin.connection.execute(  # unless the follow-up was faster
+    await florin.connection.execute(  # unless the follow-up job was faster
         "UPDATE refunds SET due_at = now(), created_at = created_at - interval '2 minutes' WHERE due_at IS NOT NULL"
     )
     await eventually(lambda: florin.rows("SELECT 1 FROM refunds WHERE status = 'SUCCEEDED'"))

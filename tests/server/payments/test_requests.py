@@ -1,4 +1,4 @@
-"""What shops ask for, well and badly, and what they are told."""
+"""Requests of shops, valid and invalid, and their replies."""
 
 from typing import Any
 from uuid import UUID
@@ -108,7 +108,7 @@ async def test_logs_are_the_steps(florin: Florin) -> None:
 
 
 @pytest.mark.parametrize("path", ["capture", "cancel", "refunds", "verify", "logs"])
-async def test_what_is_not_there(florin: Florin, path: str) -> None:
+async def test_unknown_resources_are_not_found(florin: Florin, path: str) -> None:
     url = f"{florin.api_url}/v1/payments/pay_{UUID(int=1).hex}/{path}"
     method = "GET" if path == "logs" else "POST"
     response = await florin.http.request(method, url, headers={**florin.headers, "idempotency-key": "k"})

@@ -1,7 +1,4 @@
-"""The contract of `server.psp.adapter`, asked of every provider's adapter against its counterparty over HTTP.
-
-A new provider is asked the same by its record in `server.psp.providers` and its harness in `tests.support.providers`.
-"""
+"""The contract of `server.psp.adapter`, checked for every provider's adapter against its counterparty over HTTP."""
 
 import dataclasses
 import time
@@ -21,19 +18,19 @@ from core.refund import Refund, RefundStatus
 from server.clock import utc_now
 from server.psp.providers import PROVIDERS, provider_of
 from server.uuid7 import uuid7
-from tests.support.providers import HARNESSES, There
+from tests.support.providers import API_KEYS, HARNESSES, Counterparty
 
 AMOUNT = 1_990
 
 
 @pytest.fixture(params=PROVIDERS)
-async def there(request: pytest.FixtureRequest) -> AsyncIterator[There]:
+async def there(request: pytest.FixtureRequest) -> AsyncIterator[Counterparty]:
     """A provider's counterparty."""
     async with HARNESSES[request.param]() as opened:
         yield opened
 
 
-def a_payment(there: There, *, is_sync: bool = True, capture: Capture = Capture.AUTOMATIC) -> Payment:
+def a_payment(there: Counterparty, *, is_sync: bool = True, capture: Capture = Capture.AUTOMATIC) -> Payment:
     now = utc_now()
     return Payment(
         id=PaymentId(uuid7()),
@@ -54,7 +51,7 @@ def a_payment(there: There, *, is_sync: bool = True, capture: Capture = Capture.
     )
 
 
-async def charge(there: There, payment: Payment, token: str) -> tuple[Payment, Evidence]:
+async def charge(there: Counterparty, payment: Payment, token: str) -> tuple[Payment, Evidence]:
     """Charge as the flow does: in one step, or prepared first."""
     if there.adapter.two_steps is not None:
         prepared = await there.adapter.two_steps.prepare(payment, token)
@@ -64,8 +61,8 @@ async def charge(there: There, payment: Payment, token: str) -> tuple[Payment, E
     return replace(payment, reference=payment.reference or evidence.reference), evidence
 
 
-async def or_as_it_stands(there: There, payment: Payment, call: Awaitable[Evidence]) -> Evidence:
-    """What a call says that is repeated: the PSP may refuse it, since it is done."""
+async def or_as_it_stands(there: Counterparty, payment: Payment, call: Awaitable[Evidence]) -> Evidence:
+    """The result of a repeated call: the PSP may refuse it, because it is done."""
     try:
         return await call
     except PspRejected:
@@ -73,7 +70,7 @@ async def or_as_it_stands(there: There, payment: Payment, call: Awaitable[Eviden
 
 
 def require_about(evidence: Evidence, payment: Payment) -> None:
-    """It names the account, the operation and the object that it is about."""
+    """Require that evidence names the account, the operation and the object."""
     assert (evidence.psp_account_id, evidence.operation_id) == (payment.psp_account_id, payment.operation_id)
 
 
@@ -82,7 +79,7 @@ def test_every_provider_has_a_harness_and_a_record_of_its_own_name() -> None:
     assert all(name == provider.name for name, provider in PROVIDERS.items())
 
 
-async def test_the_adapter_is_of_its_account(there: There) -> None:
+async def test_the_adapter_is_of_its_account(there: Counterparty) -> None:
     await trio.lowlevel.checkpoint()
     adapter = there.adapter
     assert (PROVIDERS[adapter.psp].name, adapter.mode, adapter.is_enabled) == (adapter.psp, "test", True)
@@ -91,7 +88,7 @@ async def test_the_adapter_is_of_its_account(there: There) -> None:
     assert not adapter.takes(Money(0, "EUR"))
 
 
-async def test_a_token_is_charged_and_found(there: There) -> None:
+async def test_a_token_is_charged_and_found(there: Counterparty) -> None:
     payment, charged = await charge(there, a_payment(there), there.paying)
     require_about(charged, payment)
     assert (charged.kind, charged.money) == (EvidenceKind.CAPTURED, payment.money)
@@ -102,7 +99,7 @@ async def test_a_token_is_charged_and_found(there: There) -> None:
         assert seen.source is Source.RECHECK
 
 
-async def test_a_charge_that_is_repeated_is_one_charge(there: There) -> None:
+async def test_a_charge_that_is_repeated_is_one_charge(there: Counterparty) -> None:
     payment = a_payment(there)
     known, first = await charge(there, payment, there.paying)
     _, again = await charge(there, payment, there.paying)
@@ -114,7 +111,7 @@ async def test_a_charge_that_is_repeated_is_one_charge(there: There) -> None:
     assert (own.merchant_id, own.evidence.kind) == (known.merchant_id, EvidenceKind.CAPTURED)
 
 
-async def test_a_declined_token_is_declined_with_its_code(there: There) -> None:
+async def test_a_declined_token_is_declined_with_its_code(there: Counterparty) -> None:
     payment, declined = await charge(there, a_payment(there), there.declined)
     require_about(declined, payment)
     assert declined.kind is EvidenceKind.DECLINED
@@ -122,7 +119,7 @@ async def test_a_declined_token_is_declined_with_its_code(there: There) -> None:
     assert (await there.adapter.fetch(payment, source=Source.RECHECK)).kind is EvidenceKind.DECLINED
 
 
-async def test_an_authorization_is_captured_once(there: There) -> None:
+async def test_an_authorization_is_captured_once(there: Counterparty) -> None:
     payment, authorized = await charge(there, a_payment(there, capture=Capture.MANUAL), there.paying)
     assert (authorized.kind, authorized.money) == (EvidenceKind.AUTHORIZED, payment.money)
     amount = AMOUNT - 500 if there.captures_in_part else AMOUNT
@@ -133,7 +130,7 @@ async def test_an_authorization_is_captured_once(there: There) -> None:
         assert (evidence.kind, evidence.money) == (EvidenceKind.CAPTURED, Money(amount, "EUR"))
 
 
-async def test_an_authorization_is_voided_once(there: There) -> None:
+async def test_an_authorization_is_voided_once(there: Counterparty) -> None:
     payment, _ = await charge(there, a_payment(there, capture=Capture.MANUAL), there.paying)
     operation = PendingOperation(id=payment.void_id, kind=OperationKind.VOID, amount_minor=None, since=utc_now())
     assert (await there.adapter.void(payment, operation)).kind is EvidenceKind.CANCELED
@@ -142,7 +139,7 @@ async def test_an_authorization_is_voided_once(there: There) -> None:
     assert (await there.adapter.fetch(payment, source=Source.RECHECK)).kind is EvidenceKind.CANCELED
 
 
-async def test_a_refund_is_made_once_and_found(there: There) -> None:
+async def test_a_refund_is_made_once_and_found(there: Counterparty) -> None:
     payment, _ = await charge(there, a_payment(there), there.paying)
     payment = replace(payment, status=Status.SUCCEEDED, captured_minor=AMOUNT)
     now = utc_now()
@@ -167,7 +164,7 @@ async def test_a_refund_is_made_once_and_found(there: There) -> None:
     assert (found.kind, found.refund_id, found.reference) == (first.kind, refund.id, first.reference)
 
 
-async def test_what_the_psp_has_never_heard_of_is_not_found(there: There) -> None:
+async def test_an_unknown_operation_is_not_found(there: Counterparty) -> None:
     payment = a_payment(there)
     seen = await there.adapter.fetch(payment, source=Source.ACCESS)
     require_about(seen, payment)
@@ -176,7 +173,7 @@ async def test_what_the_psp_has_never_heard_of_is_not_found(there: There) -> Non
     assert closed.kind is EvidenceKind.NOT_FOUND
 
 
-async def test_a_page_is_opened_once_and_closed(there: There) -> None:
+async def test_a_page_is_opened_once_and_closed(there: Counterparty) -> None:
     assert there.adapter.capabilities.hosted_page
     payment = a_payment(there, is_sync=False)
     opened, again = [await there.adapter.create_intent(payment) for _ in range(2)]
@@ -192,13 +189,13 @@ async def test_a_page_is_opened_once_and_closed(there: There) -> None:
     assert seen.kind in (EvidenceKind.EXPIRED, EvidenceKind.CANCELED)
 
 
-async def test_what_was_paid_is_not_closed(there: There) -> None:
+async def test_a_paid_payment_is_not_closed(there: Counterparty) -> None:
     payment, _ = await charge(there, a_payment(there), there.paying)
     closed = await there.adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.MERCHANT)
     assert (closed.kind, closed.money) == (EvidenceKind.CAPTURED, payment.money)
 
 
-async def test_a_page_that_is_paid_is_captured_and_listed(there: There) -> None:
+async def test_a_page_that_is_paid_is_captured_and_listed(there: Counterparty) -> None:
     payments = []
     for _ in range(3):
         payment = a_payment(there, is_sync=False)
@@ -218,7 +215,7 @@ async def test_a_page_that_is_paid_is_captured_and_listed(there: There) -> None:
 
 
 @pytest.mark.parametrize("age_seconds", [0, 86_400, -86_400])
-async def test_a_webhook_that_is_forged_stale_or_no_event_is_refused(there: There, age_seconds: int) -> None:
+async def test_a_webhook_that_is_forged_stale_or_no_event_is_refused(there: Counterparty, age_seconds: int) -> None:
     await trio.lowlevel.checkpoint()
     now, body = int(time.time()), b"{}"
     with pytest.raises(InvalidSignature):
@@ -234,7 +231,7 @@ async def test_a_webhook_that_is_forged_stale_or_no_event_is_refused(there: Ther
         there.adapter.read_webhook(headers, body, now=now)
 
 
-async def test_a_psp_that_cannot_be_reached_has_received_nothing(there: There) -> None:
+async def test_a_psp_that_cannot_be_reached_has_received_nothing(there: Counterparty) -> None:
     payment = a_payment(there)
     for call in (
         there.moved.create_intent(payment),
@@ -253,5 +250,10 @@ def test_secrets_that_cannot_be_are_refused(name: str) -> None:
     with pytest.raises(Unprocessable):
         provider.require_webhook_secret("what is this")
     provider.require_webhook_secret(f"{provider.webhook_secret_prefix}x")
+    provider.require_api_key(API_KEYS[name], "test")
+
+
+@pytest.mark.parametrize("name", ["sandbox", "stripe"])
+def test_a_test_key_is_not_accepted_as_a_live_one(name: str) -> None:
     with pytest.raises(Unprocessable):
-        provider.require_api_key("sandbox_x" if name == "sandbox" else "sk_test_x", "live")
+        provider_of(name).require_api_key(API_KEYS[name], "live")

@@ -1,4 +1,4 @@
-"""What PSPs tell: webhooks and lists, in and out of order, twice, forged, unreadable; and what happens at a PSP by itself."""
+"""PSP events by webhook and list: in and out of order, repeated, forged, unreadable; and acts of the PSP itself."""
 
 import time
 from typing import Any
@@ -77,7 +77,7 @@ async def refunds(florin: Florin, payment: dict[str, Any]) -> list[dict[str, Any
     return found
 
 
-async def test_a_refund_made_at_the_psp_may_be_told_before_the_charge(florin: Florin) -> None:
+async def test_a_refund_made_at_the_psp_may_be_reported_before_the_charge(florin: Florin) -> None:
     payment = await florin.create()
     await florin.control(webhooks="hold")
     await florin.pay(payment)
@@ -114,7 +114,7 @@ async def is_read(florin: Florin) -> bool:
     return bool(rows)
 
 
-async def test_an_event_of_a_type_that_nobody_knows_is_answered(florin: Florin) -> None:
+async def test_an_event_of_an_unknown_type_is_answered(florin: Florin) -> None:
     body = msgspec.json.encode({"id": "sbe_1", "type": "balance.available", "data": {"anything": [1, 2]}})
     assert (await tell(florin, body)).status_code == 200
     assert await florin.rows("SELECT 1 FROM psp_inbox") == []
@@ -130,7 +130,7 @@ async def test_a_signed_event_that_cannot_be_read_is_a_dead_letter_after_five_ti
 
 
 async def test_an_event_that_fails_five_times_alike_is_a_dead_letter_and_a_finding(florin: Florin) -> None:
-    """A refund made at the PSP that is not what is told of it cannot be posted."""
+    """A refund made at the PSP that differs from its event cannot be posted."""
     await eventually(lambda: is_read(florin))  # so that its list does not tell the truth meanwhile
     payment = await charge(florin)
     row = await florin.row(payment["id"])
@@ -178,7 +178,7 @@ def an_intent(row: dict[str, Any], refunds: dict[str, tuple[int, str]]) -> dict[
     }
 
 
-async def test_a_parked_event_that_nobody_ever_needs_ends_as_a_dead_letter(florin: Florin) -> None:
+async def test_a_parked_event_whose_payment_never_appears_ends_as_a_dead_letter(florin: Florin) -> None:
     payment = await charge(florin)
     row = {**await florin.row(payment["id"]), "id": uuid4()}
     body = msgspec.json.encode({"id": "sbe_1", "type": "intent.captured", "data": an_intent(row, {})})
@@ -223,7 +223,7 @@ async def test_a_rotating_secret_is_good_with_the_new_one_until_its_time_is_over
 
 
 async def test_a_forged_webhook_costs_little(florin: Florin) -> None:
-    """Under 100 µs of this process each, measured against a signed one's work being none: only CPU time counts."""
+    """Under 100 µs of CPU time of this process for each."""
     url = florin.demo.psp_webhook_url(florin.api_url)
     (adapter,) = florin.payments.psps.adapters
     body = msgspec.json.encode({"id": "sbe_1", "type": "intent.captured", "data": {}})
@@ -244,13 +244,13 @@ async def test_a_forged_webhook_costs_little(florin: Florin) -> None:
     assert min(per_call(500) for _ in range(3)) < 100e-6
 
 
-async def test_a_customer_confirms_a_token_with_his_bank(florin: Florin) -> None:
+async def test_a_customer_confirms_a_token_with_the_bank(florin: Florin) -> None:
     response = await florin.post(order(confirm=True, token="tok_3ds", return_url="https://shop.example/back"))
     assert response.status_code == 202, response.text
     payment = response.json()
     assert payment["payment_url"]
     page = await florin.http.get(payment["payment_url"])
-    assert "is it you who pays?" in page.text
+    assert "asks you to confirm this payment" in page.text
     await florin.http.post(payment["payment_url"], data={"confirm": "yes"})
     await florin.until_stored(payment["id"], "SUCCEEDED")
     refused = (await florin.post(order(order_id="order-2", confirm=True, token="tok_3ds"))).json()
@@ -262,7 +262,7 @@ async def test_a_customer_confirms_a_token_with_his_bank(florin: Florin) -> None
 async def test_a_challenged_card_on_the_page_may_be_followed_by_another(florin: Florin) -> None:
     payment = await florin.create()
     asked = await florin.pay(payment, "4000 0000 0000 3220")
-    assert "is it you who pays?" in asked.text
+    assert "asks you to confirm this payment" in asked.text
     refused = await florin.http.post(payment["payment_url"], data={"confirm": "no"})
     assert (refused.status_code, "authentication failed" in refused.text) == (402, True)
     await florin.pay(payment)

@@ -1,8 +1,4 @@
-"""Everything that a PSP can do wrong, to every call, and how payment, PSP and ledger stand in the end.
-
-The table is `faults.md`; `pytest --write-tables tests/server/psp/test_faults.py` writes it anew. Whatever the fault, the PSP
-charges and refunds at most once, its ledger and Florin's agree, and money that was taken has its SUCCEEDED or a finding.
-"""
+"""Every fault of a PSP in every call, and the state of payment, PSP and ledger in the end."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,7 +15,7 @@ from tests.support.payments import move_psp
 
 TABLE = Path(__file__).with_name("faults.md")
 FAULTY = ("create", "capture", "refund")
-CALLS = ("create", "authorise", "capture", "refund")
+CALLS = ("create", "authorize", "capture", "refund")
 CALL_FAULTS = (
     "answer",
     "slow",
@@ -71,7 +67,7 @@ async def charge(florin: Florin, **fields: Any) -> httpx2.Response:
 
 
 async def converge(florin: Florin) -> None:
-    """Let time pass: what is due is looked at, customers pay open pages, until nothing is under way."""
+    """Let time pass until nothing is under way: due payments are followed up, customers pay open pages."""
     paid: set[str] = set()
 
     async def is_over() -> bool:
@@ -83,7 +79,7 @@ async def converge(florin: Florin) -> None:
             if row["status"] == "PENDING" and row["payment_url"] and row["payment_url"] not in paid:
                 paid.add(row["payment_url"])
                 await florin.http.post(row["payment_url"], data={"card": "4242424242424242"})
-        # What is due soon is claimed at the moment, and is left to who has claimed it.
+        # what is due soon is claimed at the moment, and is left to whoever has claimed it
         for when in ("> now() + interval '25 s'", "< now() + interval '20 s'"):
             await florin.connection.execute(f"UPDATE payment_requests SET due_at = now() WHERE due_at {when}")
         await florin.connection.execute("UPDATE refunds SET due_at = now() WHERE due_at IS NOT NULL")
@@ -94,7 +90,7 @@ async def converge(florin: Florin) -> None:
 
 
 async def told(florin: Florin, name: str) -> None:
-    """End the fault, whatever it was, and let the webhooks come that were held."""
+    """End the fault and release the held webhooks."""
     await florin.control(**WELL)
     if name == "down":
         await move_psp(florin, florin.psp_url)
@@ -117,7 +113,7 @@ async def at_psp(florin: Florin, payment_id: str) -> tuple[str, list[dict[str, A
 
 
 async def outcome(florin: Florin, payment_id: str, status: int) -> str:
-    """One cell of the table; whatever stands in it, no money is lost or doubled."""
+    """One cell of the table; in every cell, no money is lost or doubled."""
     row = await florin.row(payment_id)
     there, movements = await at_psp(florin, payment_id)
     entries = await florin.rows(
@@ -137,7 +133,7 @@ async def outcome(florin: Florin, payment_id: str, status: int) -> str:
 
 
 async def observe(florin: Florin, name: str) -> Row:
-    """Do all four calls at once under a fault, end it, let time pass, and look."""
+    """Make all four calls at once under a fault, end it, let time pass, and look."""
     authorized = (await charge(florin, capture="manual")).json()
     charged = (await charge(florin)).json()
     await florin.control(**FAULTS[name])
@@ -150,7 +146,7 @@ async def observe(florin: Florin, name: str) -> Row:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(call, "create", lambda: florin.post(order()))
-        nursery.start_soon(call, "authorise", lambda: charge(florin))
+        nursery.start_soon(call, "authorize", lambda: charge(florin))
         nursery.start_soon(call, "capture", lambda: act(florin, authorized, "capture"))
         nursery.start_soon(call, "refund", lambda: act(florin, charged, "refunds"))
     await told(florin, name)
@@ -158,7 +154,7 @@ async def observe(florin: Florin, name: str) -> Row:
         guard.breaker.close()
     await converge(florin)
     ids = {"capture": authorized["id"], "refund": charged["id"]}
-    for what in ("create", "authorise"):
+    for what in ("create", "authorize"):
         body = replies[what].json()
         ids[what] = body["payment"]["id"] if "payment" in body else body["id"]
     return {what: await outcome(florin, ids[what], replies[what].status_code) for what in CALLS}
@@ -187,7 +183,7 @@ def expected() -> dict[str, Row]:
 @pytest.mark.parametrize("name", FAULTS)
 async def test_whatever_a_psp_does_wrong(database_url: str, directory: Path, request: pytest.FixtureRequest, name: str) -> None:
     psp_seconds = 3.0 if name == "429 once" else 1.0
-    for _ in range(2):  # on a slow machine a follow-up may be faster than the reply; a mistake of ours shows every time
+    for _ in range(2):  # on a slow machine a follow-up may be faster than the reply; a bug of ours shows every time
         async with open_florin(database_url, directory, psp_seconds=psp_seconds, psp_read_seconds=0.5) as florin:
             row = await observe(florin, name)
             await florin.require_promises()

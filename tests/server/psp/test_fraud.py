@@ -19,7 +19,7 @@ from tests.support.psps import post_charge
 
 @asynccontextmanager
 async def fraud_check(florin_settings: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """A fraud check on loopback that says what it is told to; `florin_settings` gets its address."""
+    """A fraud check on loopback with a configurable verdict; `florin_settings` gets its address."""
     told: dict[str, Any] = {"verdict": "allow", "asked": []}
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,10 +39,10 @@ async def fraud_check(florin_settings: dict[str, Any]) -> AsyncIterator[dict[str
         nursery.cancel_scope.cancel()
 
 
-async def test_the_fraud_check_decides_before_any_psp_hears_of_it(database_url: str, directory: Path) -> None:
+async def test_the_fraud_check_decides_before_any_psp_is_asked(database_url: str, directory: Path) -> None:
     settings: dict[str, Any] = {}
     async with fraud_check(settings) as told, open_florin(database_url, directory, **settings) as florin:
-        # The first reading of the PSP's list asks the PSP, too.
+        # the first reading of the PSP's list asks the PSP, too
         is_read = "SELECT 1 FROM psp_states WHERE events_read_until > now() - interval '1 minute'"
         await eventually(lambda: florin.rows(is_read))
         allowed = await post_charge(florin, metadata={"cart": "7"})

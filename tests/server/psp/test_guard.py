@@ -1,4 +1,4 @@
-"""The guard before every call to a PSP: how many, how fast, and the breaker."""
+"""The guard of calls to a PSP: concurrency, rate and breaker."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from tests.support.florin import UNSHARED, Florin
 
 
 def a_guard(limits: Limits, shared: Shared = UNSHARED) -> Guard:
-    return Guard(limits, shared, patience_seconds=5.0)
+    return Guard(limits, shared, admission_seconds_max=5.0)
 
 
 async def test_no_more_calls_at_once_than_agreed_first_come_first_served(autojump_clock: trio.testing.MockClock) -> None:
@@ -34,11 +34,11 @@ async def test_no_more_calls_at_once_than_agreed_first_come_first_served(autojum
         for number in range(9):
             nursery.start_soon(call, number)
             await trio.testing.wait_all_tasks_blocked()
-    turns = [sorted(order_of_turns[start : start + 3]) for start in (0, 3, 6)]  # trio shuffles those that are woken together
+    turns = [sorted(order_of_turns[start : start + 3]) for start in (0, 3, 6)]  # trio shuffles tasks that are woken together
     assert (most, guard.in_flight, turns) == (3, 0, [[0, 1, 2], [3, 4, 5], [6, 7, 8]])
 
 
-async def test_who_waits_too_long_has_sent_nothing(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_call_that_waits_too_long_has_sent_nothing(autojump_clock: trio.testing.MockClock) -> None:
     guard = a_guard(Limits(concurrency=1))
     admission = await guard.admit()
     with pytest.raises(PspBusy):
@@ -101,7 +101,7 @@ async def test_a_breaker_that_was_open_lets_one_call_try(autojump_clock: trio.te
 
 
 async def test_workers_take_turns_in_one_schedule(florin: Florin) -> None:
-    """Shares of two workers never overlap."""
+    """Ranges of two workers never overlap."""
     account = PspAccountId(uuid7())
     began = trio.current_time()
     ends = 0.0

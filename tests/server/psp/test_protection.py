@@ -1,4 +1,4 @@
-"""A PSP that fails, is slow or has no room harms nobody but those who need it, and money goes another way where that is safe."""
+"""A PSP that fails, is slow or has no room affects only payments that need it, and payments go elsewhere if that is safe."""
 
 import time
 from functools import partial
@@ -81,7 +81,7 @@ async def test_a_payment_that_may_have_reached_the_first_psp_goes_nowhere_else(
 async def test_a_retry_that_takes_a_payment_up_keeps_the_first_request_from_another_psp(
     florin: Florin, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first request stands still between its failure at one PSP and its going to the next, for as long as you like."""
+    """The first request pauses between its failure at one PSP and going to the next, for any length of time."""
     stands_still, may_go_on = trio.Event(), trio.Event()
     rerouting = open_flow.reroute
 
@@ -141,7 +141,7 @@ async def test_an_open_breaker_is_shown_shared_and_gone_round(florin: Florin, di
         assert 'breaker_state{account="' + encode_id(PSP_ACCOUNT, other) + '",psp="sandbox"} 0.0' in metrics(florin)
 
 
-async def test_without_a_healthy_psp_nothing_is_taken_but_what_can_wait(florin: Florin) -> None:
+async def test_without_a_healthy_psp_only_pages_that_can_wait_are_accepted(florin: Florin) -> None:
     (adapter,) = florin.payments.psps.adapters
     done = await post_charge(florin, order_id="before")
     adapter.guard.breaker.open(until=trio.current_time() + 3)
@@ -183,7 +183,7 @@ async def test_an_account_that_is_stopped_takes_no_new_payments_and_finishes_old
     assert (captured.status_code, captured.json()["status"]) == (200, "SUCCEEDED")
 
 
-async def test_a_slow_psp_keeps_nobody_of_another_waiting(database_url: str, directory: Path) -> None:
+async def test_a_slow_psp_does_not_delay_another_ones_callers(database_url: str, directory: Path) -> None:
     async with open_florin(database_url, directory, psp_seconds=2.0) as florin, second_psp(florin, directory) as (other, url):
         await florin.connection.execute("UPDATE psp_accounts SET concurrency_max = 4 WHERE id = $1", (other,))
         await florin.payments.psps.reload()

@@ -1,4 +1,4 @@
-"""The Stripe adapter against programs that others wrote: localstripe, Stripe's own SDK, stripe-stateful-mock."""
+"""The Stripe adapter against other projects' programs: localstripe, Stripe's own SDK, stripe-stateful-mock."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from server.db.psps.accounts import PspAccount, add_psp_account
 from server.http.server.listener import bind
 from server.sealing import Sealer
 from server.uuid7 import uuid7
-from tests.conftest import HOUSE
+from tests.conftest import ROOT
 from tests.support.counterparty import process
 from tests.support.florin import Florin, eventually, order
 from tests.support.stripe import SECRET
@@ -36,7 +36,7 @@ class Stripe:
     account_id: PspAccountId
 
     async def call(self, method: str, path: str, **kwargs: Any) -> Any:
-        """What a Stripe user, or the customer, does."""
+        """The calls of a Stripe user, or the customer."""
         response = await self.florin.http.request(
             method, self.url + path, headers={"authorization": "Bearer sk_test_other"}, **kwargs
         )
@@ -64,7 +64,7 @@ async def at_stripe(florin: Florin, directory: Path) -> AsyncIterator[Stripe]:
     listening = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     command = [sys.executable, "-m", "tests.support.local_stripe", str(listening.fileno())]
-    async with process(*command, url=url, pass_fds=[listening.fileno()], cwd=HOUSE):
+    async with process(*command, url=url, pass_fds=[listening.fileno()], cwd=ROOT):
         sealer, account_id = Sealer.from_file(directory / "sealing.key"), PspAccountId(uuid7())
         account = PspAccount(
             id=account_id,
@@ -125,7 +125,7 @@ async def test_a_declined_card_is_looked_at_again(at_stripe: Stripe) -> None:
     payment = response.json()["payment"]
     assert (response.status_code, response.json()["decline_code"]) == (402, "card_declined")
     assert (payment["status"], payment["did_check_again"]) == ("DECLINED", True)
-    await eventually(lambda: all_are(at_stripe, "canceled"))  # behind the reply, so that nobody pays it in another way
+    await eventually(lambda: all_are(at_stripe, "canceled"))  # in the background, so that nobody pays it in another way
 
 
 async def test_an_unknown_token_is_refused(at_stripe: Stripe) -> None:
@@ -143,7 +143,7 @@ async def test_an_authorization_is_captured_or_voided(at_stripe: Stripe, verb: s
     assert [one["status"] for one in await at_stripe.intents()] == ["succeeded" if verb == "capture" else "canceled"]
 
 
-async def test_a_customer_confirms_with_his_bank_and_the_webhook_tells(at_stripe: Stripe) -> None:
+async def test_a_customer_confirms_with_the_bank_and_the_webhook_reports_it(at_stripe: Stripe) -> None:
     """localstripe sends one webhook, signed, without a retry."""
     card = {"number": "4000000000003220", "exp_month": "12", "exp_year": "2030", "cvc": "123"}
     method = await at_stripe.call("POST", "/v1/payment_methods", json={"type": "card", "card": card})
@@ -233,7 +233,7 @@ async def test_a_refund_in_the_dashboard_and_a_dispute_post(at_stripe: Stripe) -
     assert [row["kind"] for row in await florin.rows("SELECT kind FROM findings")] == ["dispute"]
 
 
-async def test_what_stripes_webhooks_did_not_tell_is_read_from_its_list(at_stripe: Stripe) -> None:
+async def test_events_missed_by_stripes_webhooks_are_read_from_its_list(at_stripe: Stripe) -> None:
     florin = at_stripe.florin
     card = {"number": "4000000000003220", "exp_month": "12", "exp_year": "2030", "cvc": "123"}
     method = await at_stripe.call("POST", "/v1/payment_methods", json={"type": "card", "card": card})

@@ -25,7 +25,7 @@ from server.psp.stripe.api import RETRY_HEADER, headers
 from server.psp.stripe.form import encode
 from server.psp.stripe.objects import descriptor_suffix, from_stripe, to_stripe
 from server.psp.transport import Deadlines, PspCall, PspTransport
-from tests.conftest import HOUSE, program
+from tests.conftest import ROOT, program
 from tests.support.counterparty import process
 from tests.support.florin import UNSHARED
 from tests.support.stripe import SECRET
@@ -104,7 +104,7 @@ def test_amounts_are_stripes_own(money: Money, amount: int | None) -> None:
 
 @asynccontextmanager
 async def a_wire(url: str) -> AsyncIterator[PspTransport]:
-    guard = Guard(Limits(), UNSHARED, patience_seconds=1)
+    guard = Guard(Limits(), UNSHARED, admission_seconds_max=1)
     deadlines = Deadlines(seconds=5, read_seconds=5, connect_seconds=1)
     async with open_client() as http:
         yield PspTransport(
@@ -123,7 +123,7 @@ async def a_wire(url: str) -> AsyncIterator[PspTransport]:
 async def stateful_mock() -> AsyncIterator[PspTransport]:
     """stripe-stateful-mock (npm): it knows charges only, but replays idempotent requests and fails on demand."""
     node = program("node")
-    package = HOUSE / ".node" / "node_modules" / "stripe-stateful-mock"
+    package = ROOT / ".node" / "node_modules" / "stripe-stateful-mock"
     if not package.exists():
         program("stripe-stateful-mock: npm install --prefix .node stripe-stateful-mock@0.0.16")
     with socket.socket() as probe:
@@ -149,7 +149,7 @@ async def test_a_repeated_key_is_one_charge(stateful_mock: PspTransport) -> None
     assert first[1]["id"] == again[1]["id"] != other[1]["id"]
 
 
-async def test_what_stripe_has_no_room_for_was_not_done(stateful_mock: PspTransport) -> None:
+async def test_a_throttled_call_to_stripe_did_nothing(stateful_mock: PspTransport) -> None:
     with pytest.raises(PspBusy):
         await charge_there(stateful_mock, "tok_429", "k")
     assert stateful_mock.guard.concurrency.limit < stateful_mock.guard.concurrency.ceiling
@@ -173,12 +173,12 @@ async def test_a_charge_that_stripe_forgets_is_not_found(stateful_mock: PspTrans
     assert answer.response.status == 404
 
 
-def test_what_stripe_would_refuse_of_a_descriptor_is_left_out() -> None:
+def test_a_descriptor_is_reduced_to_what_stripe_accepts() -> None:
     cases = {"Shop *7": "Shop 7", "1234": None, "<\\'>": None, None: None, "Kaffee": "Kaffee"}
     assert {text: descriptor_suffix(text) for text in cases} == cases
 
 
-def test_one_event_that_cannot_be_read_keeps_nobody_from_the_others() -> None:
+def test_an_unreadable_event_does_not_hide_the_others() -> None:
     odd = {"id": "re_1", "amount": 5, "currency": "eur", "status": None, "payment_intent": "pi_1"}
     event = {"id": "e", "type": "refund.updated", "data": {"object": odd}}
     read = msgspec.json.decode(msgspec.json.encode(event), type=events.Event)

@@ -1,4 +1,4 @@
-"""Many payments asked about at once."""
+"""Many payments fetched at once."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ async def test_many_payments_are_asked_about_at_once_and_each_decline_once_more(
     assert (await florin.control(latency=None))["requests"] == 40
 
 
-async def test_what_was_verified_before_the_deadline_stays(florin: Florin) -> None:
+async def test_results_before_the_deadline_are_kept(florin: Florin) -> None:
     ids = [(await florin.create(order_id=f"order-{number}"))["id"] for number in range(6)]
     await florin.control(webhooks="lose")
     for payment_id in ids:

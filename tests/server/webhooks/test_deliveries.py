@@ -1,4 +1,4 @@
-"""Deliveries: retried, in order, sent once more, logged, kept to a rate."""
+"""Deliveries: retried, in order, sent again, logged, limited in rate."""
 
 import json
 from typing import Any
@@ -36,7 +36,7 @@ async def test_retry_after_is_honoured(florin: Florin, status: int, header: byte
         assert len(receiver.got) == 1
 
 
-async def test_what_fails_holds_back_what_comes_after_it_and_only_there(florin: Florin) -> None:
+async def test_a_failed_event_holds_back_later_ones_of_its_endpoint_only(florin: Florin) -> None:
     async with receiving() as receiver, receiving() as other:
         receiver.answer = lambda event: (500, [], b"") if event["seq"] == 2 and len(receiver.got) < 4 else (200, [], b"")
         endpoint = await add(florin, receiver, mode="ordered")
@@ -77,11 +77,11 @@ async def test_events_are_sent_once_more_alone_and_as_a_range(florin: Florin) ->
 
 
 async def until_delivered(florin: Florin) -> None:
-    """Wait until nothing is on its way."""
+    """Wait until nothing is under way."""
     await eventually(lambda: florin.rows("SELECT 1 WHERE NOT EXISTS (SELECT FROM deliveries WHERE state = 'PENDING')"))
 
 
-async def test_the_log_tells_what_was_sent_and_answered_and_no_secret(florin: Florin) -> None:
+async def test_the_log_shows_requests_and_replies_without_secrets(florin: Florin) -> None:
     async with receiving() as receiver:
         receiver.answer = always(
             500, body=b'{"error": "user ada@example.com, token=abcdef123456, card 4242 4242 4242 4242"} ' + b"x" * 20_000

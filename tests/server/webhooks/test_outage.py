@@ -22,10 +22,10 @@ from server.db.events.events import append_event
 from server.db.merchants.merchants import Merchant, add_merchant
 from server.db.webhooks.endpoints import Endpoint, EndpointMode, add_endpoint
 from server.flows.events.live_feeds import Feeds
-from server.flows.webhooks.endpoints import draw_secret, seal_secret
+from server.flows.webhooks.endpoints import generate_secret, seal_secret
 from server.flows.webhooks.send import Sender
 from server.http.client.client import open_client
-from server.jobs.webhooks.endpoint_lane import Timing
+from server.jobs.webhooks.endpoint_queue import Timing
 from server.jobs.webhooks.parallel import Deliverer
 from server.sealing import Sealer
 from server.telemetry import Metrics
@@ -63,10 +63,7 @@ class World:
         return START + timedelta(seconds=trio.current_time() - self.began)
 
     async def jump(self, seconds: float) -> None:
-        """Let so much time pass at once, and wait until nothing is left to do then.
-
-        Where that takes long in real time, something waits for time itself: a little more of it passes.
-        """
+        """Advance by that much at once, and wait until nothing is left to do then."""
         await self._pass(seconds)
         sweeps, calm, looks = self.deliverer.sweeps, 0, 0
         while calm < 3 or self.deliverer.sweeps == sweeps:
@@ -82,7 +79,7 @@ class World:
         self.clock.jump(seconds)
 
     async def until(self, hours: float) -> None:
-        """Let time pass to then, from one thing that is due to the next."""
+        """Let time pass to then, from one due time to the next."""
         end = START + timedelta(hours=hours)
         while self.now < end:
             rows = await self.connection.query(
@@ -145,7 +142,7 @@ async def test_an_outage_of_75_hours(database_url: str, mock_clock: trio.testing
 
 def _endpoint(sealer: Sealer, merchant_id: MerchantId, receiver: Receiver, mode: EndpointMode) -> Endpoint:
     endpoint_id = EndpointId(uuid7())
-    sealed = seal_secret(sealer, draw_secret(), merchant_id=merchant_id, endpoint_id=endpoint_id)
+    sealed = seal_secret(sealer, generate_secret(), merchant_id=merchant_id, endpoint_id=endpoint_id)
     return Endpoint(
         id=endpoint_id,
         merchant_id=merchant_id,

@@ -1,4 +1,4 @@
-"""Webhook endpoints as a merchant has them: made, changed, rotated, disabled; delivered to in parallel and in order."""
+"""Webhook endpoints of a merchant: created, changed, rotated, disabled; delivered to in parallel and in order."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import standardwebhooks
 
 from server.concurrency.single_flight_cache import SingleFlightCache
-from tests.conftest import HOUSE, program
+from tests.conftest import ROOT, program
 from tests.support.florin import Florin, eventually, until
 from tests.support.payments import charge
 from tests.support.receiver import always, receiving
@@ -83,8 +83,8 @@ async def test_an_endpoint_leads_to_the_public_internet_or_nowhere(florin: Flori
     assert (await call(florin, "POST", "webhook-endpoints", {"url": "https://8.8.8.8/hook?a=b"})).status_code == 201
 
 
-async def test_what_a_name_means_is_checked_when_it_is_called(florin: Florin) -> None:
-    """A name, or a row, that was good when it was registered, and leads elsewhere now."""
+async def test_a_names_address_is_checked_when_it_is_called(florin: Florin) -> None:
+    """A name, or a row, that was allowed when it was registered, and leads elsewhere now."""
     async with receiving() as receiver:
         endpoint = await add(florin, receiver)
         await florin.connection.execute("UPDATE webhook_endpoints SET url = 'https://169.254.169.254/' WHERE enabled")
@@ -94,7 +94,7 @@ async def test_what_a_name_means_is_checked_when_it_is_called(florin: Florin) ->
             row = await stored(florin, endpoint, "SELECT min(last_error) AS error FROM deliveries WHERE endpoint_id = $1::uuid")
             return row["error"]
 
-        assert "may not be called" in await eventually(refused)
+        assert "not on the public internet" in await eventually(refused)
         assert receiver.got == []
         await florin.connection.execute("UPDATE webhook_endpoints SET url = $1 WHERE enabled", (receiver.url,))
 
@@ -103,7 +103,7 @@ async def test_other_libraries_verify_our_deliveries_before_during_and_after_a_r
     florin: Florin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program("node")
-    monkeypatch.setattr(SingleFlightCache, "get", lambda *_, now: None)  # look it up each time
+    monkeypatch.setattr(SingleFlightCache, "get", lambda *_, now: None)  # read it each time
     async with receiving() as receiver:
         endpoint = await add(florin, receiver)
         old = endpoint["secret"]
@@ -153,7 +153,7 @@ console.log(JSON.stringify(cases.map(good)));
 
 
 def _verified_by_node(package: str, cases: list[dict[str, Any]]) -> list[bool]:
-    modules = HOUSE / ".node" / "node_modules"
+    modules = ROOT / ".node" / "node_modules"
     if not (modules / package).exists():
         program(f"npm's {package}")
     done = subprocess.run(
@@ -181,7 +181,7 @@ async def test_a_filter_lets_only_its_types_through(florin: Florin) -> None:
         assert (unknown.status_code, unknown.json()["code"]) == (422, "invalid_event_type")
 
 
-async def test_410_ends_an_endpoint_and_its_merchant_is_told(florin: Florin) -> None:
+async def test_410_disables_an_endpoint_and_notifies_its_merchant(florin: Florin) -> None:
     async with receiving() as receiver, receiving() as other:
         receiver.answer = always(410)
         endpoint = await add(florin, receiver)
@@ -198,7 +198,7 @@ async def test_410_ends_an_endpoint_and_its_merchant_is_told(florin: Florin) -> 
 
 
 async def test_an_endpoint_that_fails_for_five_days_is_disabled(florin: Florin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SingleFlightCache, "get", lambda *_, now: None)  # look it up each time
+    monkeypatch.setattr(SingleFlightCache, "get", lambda *_, now: None)  # read it each time
     async with receiving() as receiver:
         receiver.answer = always(500)
         endpoint = await add(florin, receiver)

@@ -1,8 +1,8 @@
-"""What one endpoint bears: how many attempts at once and how fast, and whether it is left alone for a while.
+"""The limits of one endpoint: how many attempts at once, how fast, and whether its breaker is open.
 
-Concurrency adapts: every delivery raises it a little, an endpoint that does not answer halves it. A breaker opens where half of
-at least 20 attempts within 30 seconds have failed, for 10 seconds and then twice as long each time, up to five minutes; one
-attempt finds out. What the endpoint itself asks for (Retry-After) holds it as well. Nothing here waits; times are trio's.
+Concurrency adapts: every delivery raises it a little, and an endpoint that does not answer halves it. The breaker opens when half
+of at least 20 attempts within 30 seconds have failed, for 10 seconds and then twice as long each time, up to five minutes; one
+attempt probes. A Retry-After of the endpoint holds it as well. Nothing here waits; times are trio's.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ OPEN_SECONDS_MAX = 300.0
 ASKED_SECONDS_MAX = 3_600.0
 SLOW_SECONDS = 2.0
 BURST_SECONDS = 0.05
-"""How much of the rate that was not used may be made good at once."""
+"""The most unused rate that may be used at once."""
 
 Waiting = tuple[ClaimedDelivery, float]
 """A claim, and when it is too old to be attempted."""
@@ -27,14 +27,14 @@ Waiting = tuple[ClaimedDelivery, float]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a claim is ours, and how often the table is looked at."""
+    """The lease of a claim, and the interval of polls."""
 
     lease_seconds: float
     sweep_seconds: float
 
 
-class Lane:
-    """One endpoint. `waiting` is filled and emptied by the owner."""
+class EndpointQueue:
+    """One endpoint. The owner fills and empties `waiting`."""
 
     __slots__ = (
         "_breaker",
@@ -58,9 +58,9 @@ class Lane:
         self.waiting: deque[Waiting] = deque()
         self.running = 0
         self.has_more = False
-        """Whether more is due in the table than was claimed."""
+        """True if more deliveries are due in the table than were claimed."""
         self.is_suspect = False
-        """Whether its last attempt took long: then it has no part in the room that is kept for others."""
+        """True if its last attempt was slow: it then gets none of the capacity reserved for other endpoints."""
         self._limit = AdaptiveLimit(ceiling=1, limit=1.0)  # until its settings are known
         self._url = ""
         self._breaker = Breaker()
@@ -69,22 +69,22 @@ class Lane:
         self._interval_seconds = 0.0
 
     def configure(self, endpoint: Endpoint, *, workers: int) -> None:
-        """Take over what its merchant has set. The rate is divided among the workers."""
-        if endpoint.url != self._url:  # another program answers there: begin anew
+        """Apply the merchant's settings. The rate is divided among the workers."""
+        if endpoint.url != self._url:  # another program may answer there: reset
             self._url = endpoint.url
             self._limit = AdaptiveLimit(endpoint.concurrency_max, float(min(CONCURRENCY_AT_FIRST, endpoint.concurrency_max)))
             self._breaker, self._times_opened, self._held_until, self.is_suspect = Breaker(), 0, float("-inf"), False
         elif endpoint.concurrency_max != self._limit.ceiling:
-            self._limit.move_ceiling(endpoint.concurrency_max)
+            self._limit.set_ceiling(endpoint.concurrency_max)
         rate = endpoint.requests_per_second_max
         self._interval_seconds = workers / rate if rate else 0.0
 
     def held_seconds(self, *, now: float) -> float:
-        """For how long nothing may be sent there."""
+        """The seconds for which nothing may be sent to it."""
         return max(self._held_until - now, self._breaker.seconds_left(now=now), 0.0)
 
     def room(self, *, now: float) -> int:
-        """How many attempts may begin now, those that wait for their slot of the rate included."""
+        """The number of attempts that may begin now, including those that wait for their slot of the rate."""
         if now < self._held_until or not self._breaker.may_call(now=now):
             return 0
         if self._times_opened:
@@ -93,24 +93,24 @@ class Lane:
 
     @property
     def is_sound(self) -> bool:
-        """Whether it was not left alone lately."""
+        """Return whether its breaker is closed and has not opened recently."""
         return not self._times_opened
 
     def affordable(self, seconds: float) -> int:
-        """How many attempts the rate lets begin within so many seconds."""
+        """The number of attempts that the rate lets begin within that many seconds."""
         return int(seconds / self._interval_seconds) + 1 if self._interval_seconds else 1_000_000
 
     @property
     def limit(self) -> int:
-        """How many attempts may be under way."""
+        """The number of attempts that may be under way."""
         return int(self._limit.limit)
 
     def may_start(self, *, now: float) -> bool:
-        """Whether one more attempt may begin at this moment."""
+        """Return whether one more attempt may begin now."""
         return now >= self._next_at and self.room(now=now) > 0
 
     def start(self, *, now: float) -> Admission:
-        """An attempt begins; what it got must be given to `end`, or `withdraw`."""
+        """Begin an attempt. The caller passes its result to `end`, or calls `withdraw`."""
         self.running += 1
         if self._interval_seconds:
             self._next_at = max(self._next_at, now - BURST_SECONDS) + self._interval_seconds
@@ -119,7 +119,7 @@ class Lane:
     def end(
         self, admission: Admission, *, delivered: bool, was_slow: bool, took_seconds: float, wait_seconds: float, now: float
     ) -> None:
-        """The attempt has ended so."""
+        """Record the result of an attempt."""
         self.running -= 1
         self.is_suspect = was_slow or took_seconds > SLOW_SECONDS
         if delivered:
@@ -135,10 +135,10 @@ class Lane:
             self._times_opened = 0
 
     def withdraw(self, admission: Admission) -> None:
-        """The attempt was not made after all."""
+        """Take back an attempt that was not made."""
         self.running -= 1
         self._breaker.withdraw(admission)
 
     def is_at_rest(self, *, now: float) -> bool:
-        """Whether it may be forgotten."""
+        """Return whether the queue holds no state worth keeping."""
         return not self.running and not self.waiting and not self._times_opened and not self.held_seconds(now=now)
