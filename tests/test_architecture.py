@@ -1,7 +1,8 @@
-"""The rules of the house, held by tests: who imports whom, what `core` may use, formatting, lint, types, pinned versions."""
+"""The rules of the code base, as tests: imports, what `core` may use, sizes, formatting, lint, types, pinned versions."""
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -10,11 +11,22 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
+from server import docs
 from server.cli import haproxy
+from server.db.doctor.check import Promise
+from server.db.doctor.run import CHECKS
 
-HOUSE = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+
+DOCUMENTS = [
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+]
 
 _TOOLS = {
     "server.atomic_files",
@@ -42,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.clock": set(),
     "server.uuid7": set(),
     "server.credentials": {"core"},
+    "server.docs": {"core"},
     "server.atomic_files": {"core"},
     "server.sealing": {"core", "server.atomic_files"},
     "server.settings": {"core"},
@@ -82,20 +95,20 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """The imports allowed to each package besides its own modules: they point down only. The longest name that fits counts."""
 
-ROOM_FILES_MAX = 16
-CROWDED = {"core"}
-"""Rooms that may hold more files: `core` is flat on purpose."""
+PACKAGE_FILES_MAX = 16
+LARGE_PACKAGES = {"core"}
+"""Packages that may have more files: `core` is flat on purpose."""
 
 
 def _modules(*packages: str) -> list[tuple[str, Path]]:
-    files = [file for package in packages or ("core", "server", "bench") for file in sorted((HOUSE / package).rglob("*.py"))]
-    return [(".".join(file.relative_to(HOUSE).with_suffix("").parts).removesuffix(".__init__"), file) for file in files]
+    files = [file for package in packages or ("core", "server", "bench") for file in sorted((ROOT / package).rglob("*.py"))]
+    return [(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), file) for file in files]
 
 
-def _room(module: str) -> str:
-    """The longest name of `MAY_IMPORT` that the module is, or is below. What stands in `server` itself is listed."""
+def _listed_package(module: str) -> str:
+    """The longest name of `MAY_IMPORT` that the module is, or is below. Modules directly in `server` must be listed."""
     fitting = [one for one in MAY_IMPORT if module == one or (one != "server" and module.startswith(one + "."))]
-    assert fitting, f"{module} stands in no room of `MAY_IMPORT`"
+    assert fitting, f"{module} is missing in `MAY_IMPORT`"
     return max(fitting, key=len)
 
 
@@ -113,10 +126,10 @@ def _imports(file: Path) -> set[str]:
 def test_imports_point_down_only() -> None:
     wrong = []
     for module, file in _modules():
-        room = _room(module)
+        package = _listed_package(module)
         for imported in _imports(file):
             is_ours = imported.split(".")[0] in ("core", "server", "bench", "tests")
-            allowed = {room, *MAY_IMPORT[room]}
+            allowed = {package, *MAY_IMPORT[package]}
             if is_ours and not any(imported == one or imported.startswith(one + ".") for one in allowed):
                 wrong.append(f"{module} imports {imported}")
     assert wrong == []
@@ -143,13 +156,13 @@ def test_the_core_uses_only_the_standard_library_and_msgspec() -> None:
 
 
 def test_only_the_settings_read_the_environment() -> None:
-    """The parent passes its environment on to its children; nothing else looks at it."""
+    """The parent passes its environment on to its children; nothing else reads it."""
     modules = [(module, file) for module, file in _modules("core", "server") if module != "server.settings"]
     readers = [module for module, file in modules if re.search(r"os\.(environ\[|environ\.get|getenv)", file.read_text())]
     assert readers == []
 
 
-def test_rooms_files_and_functions_stay_small() -> None:
+def test_packages_files_and_functions_stay_small() -> None:
     long_files, long_functions = [], []
     for module, file in _modules():
         text = file.read_text()
@@ -157,47 +170,48 @@ def test_rooms_files_and_functions_stay_small() -> None:
             long_files.append(module)
         functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         long_functions += [f"{module}.{one.name}" for one in functions if (one.end_lineno or 0) - one.lineno > 55]
-    rooms = Counter(str(file.parent.relative_to(HOUSE)) for _, file in _modules() if file.name != "__init__.py")
-    crowded = [room for room, count in rooms.items() if count > ROOM_FILES_MAX and room not in CROWDED]
-    assert (crowded, long_files, long_functions) == ([], [], [])
+    packages = Counter(str(file.parent.relative_to(ROOT)) for _, file in _modules() if file.name != "__init__.py")
+    too_large = [package for package, count in packages.items() if count > PACKAGE_FILES_MAX and package not in LARGE_PACKAGES]
+    assert (too_large, long_files, long_functions) == ([], [], [])
 
 
 def test_no_line_of_sql_was_filled_like_prose() -> None:
-    """A tool that fills paragraphs ends lines of SQL anywhere; nobody does that by hand."""
+    """A tool that fills paragraphs would break lines of SQL at any word; nobody does that by hand."""
     torn = re.compile(r"\b(FROM|ON|DEFAULT)$")
     lines = [
-        f"{file.relative_to(HOUSE)}:{number}"
+        f"{file.relative_to(ROOT)}:{number}"
         for _, file in _modules("core", "server", "bench", "tests")
         for number, line in enumerate(file.read_text().splitlines(), start=1)
         if torn.search(line)
     ]
     lines += [
-        f"{file.relative_to(HOUSE)}:{number}"
-        for file in sorted((HOUSE / "server").rglob("*.sql"))
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in sorted((ROOT / "server").rglob("*.sql"))
         for number, line in enumerate(file.read_text().splitlines(), start=1)
         if torn.search(line)
     ]
     assert lines == []
 
 
-@pytest.mark.timeout(400)  # flake8-async reads slowly
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["ruff", "format", "--check", "--quiet", "."],
-        ["ruff", "check", "--quiet", "."],
-        ["mypy"],
-        ["flake8-async", "--disable=ASYNC9,ASYNC114", "FILES"],
-    ],
-    ids=lambda command: command[0] + " " + command[1] if len(command) > 1 else command[0],
-)
-def test_the_checks_are_clean(command: list[str]) -> None:
-    files = [str(file) for package in ("core", "server", "bench", "tests") for file in sorted((HOUSE / package).rglob("*.py"))]
-    pieces = [files[0::2], files[1::2]] if "FILES" in command else [[]]
+HOOKS = {
+    hook["id"]: hook
+    for repository in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    for hook in repository["hooks"]
+    if "commit-msg" not in hook.get("stages", ())
+}
+
+
+@pytest.mark.timeout(400)  # flake8-async is slow
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_checks_are_clean(hook: str) -> None:
+    """The hooks that pre-commit runs, on all files."""
+    program, *arguments = shlex.split(HOOKS[hook]["entry"])
+    files = [str(file) for _, file in _modules("core", "server", "bench", "tests")]
+    pieces = [files[0::2], files[1::2]] if HOOKS[hook].get("pass_filenames", True) else [[]]
     running = [
         subprocess.Popen(
-            [str(BIN / command[0]), *(word for word in command[1:] if word != "FILES"), *piece],
-            cwd=HOUSE,
+            [str(BIN / Path(program).name), *arguments, *piece],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -212,7 +226,7 @@ def test_docstrings_say_what_things_do() -> None:
     """A docstring opens with an indicative or a noun, not with a question word."""
     question = re.compile(r"\s*(What|Whether|Where|When|Which|Who|Whom|Whose|Why|How)\b")
     found = [
-        f"{file.relative_to(HOUSE)}:{node.lineno}"
+        f"{file.relative_to(ROOT)}:{node.lineno}"
         for _, file in _modules("core", "server", "bench", "tests")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
@@ -221,13 +235,41 @@ def test_docstrings_say_what_things_do() -> None:
     assert found == []
 
 
+def test_the_readme_fits_its_reader() -> None:
+    assert len((ROOT / "README.md").read_bytes()) < 8 * 1024
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = [
+        f"{document.relative_to(ROOT)}: {target}"
+        for document in DOCUMENTS
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
+        if not (document.parent / target).exists()
+    ]
+    assert broken == []
+
+
+def test_the_generated_parts_of_the_architecture_are_current() -> None:
+    """`python -m server.docs` writes them."""
+    assert docs.rendered(docs.README.read_text()) == docs.README.read_text()
+
+
+def test_promises_have_one_name_each() -> None:
+    """The doctor's names, those that the architecture explains, and those that code and documents refer to."""
+    explained = re.findall(r"^\| `promise:([a-z-]+)` \|", docs.README.read_text(), re.MULTILINE)
+    assert explained == [promise.value for promise in Promise]
+    files = [*DOCUMENTS, *(file for _, file in _modules("core", "server", "bench", "tests"))]
+    named = {name for file in files for name in re.findall(r"promise:([a-z-]+)", file.read_text())}
+    assert named == set(Promise)
+    checked = {check.promise for check in CHECKS}
+    assert checked == set(Promise), "a promise without a check of the doctor"
+
+
 def test_every_installed_version_is_pinned() -> None:
     pinned = dict(
-        line.split("==")
-        for line in (HOUSE / "constraints.txt").read_text().lower().replace("_", "-").splitlines()
-        if "==" in line
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().lower().replace("_", "-").splitlines() if "==" in line
     )
-    project = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     direct = [*project["dependencies"], *(name for names in project["optional-dependencies"].values() for name in names)]
     seen: dict[str, str] = {}
     waiting = [_name(requirement) for requirement in direct]
@@ -252,10 +294,10 @@ def _name(requirement: str) -> str:
 
 def test_the_load_balancers_configuration_is_what_the_command_prints() -> None:
     printed = haproxy.render(bind="127.0.0.1:8000", host="127.0.0.1", port=8080, workers=2)
-    assert (HOUSE / "deploy" / "haproxy.cfg").read_text() == printed
+    assert (ROOT / "deploy" / "haproxy.cfg").read_text() == printed
 
 
 def test_no_lock_file_with_addresses_and_no_address_of_a_registry() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=HOUSE, capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "uv.lock" not in tracked
-    assert not any("://" in line for line in (HOUSE / "constraints.txt").read_text().splitlines())
+    assert not any("://" in line for line in (ROOT / "constraints.txt").read_text().splitlines())
