@@ -1,9 +1,13 @@
 """State that survives a restart: one JSON line per change, of which the last for a key counts.
 
-This is enough for a sandbox: it is not synced to disk, compacted at the start, and bounded in entries.
+A change is one write: it is in the file as a whole, or it has not happened. This is enough for a sandbox: it is not synced to
+disk, compacted at the start, and bounded in entries.
 """
 
+import errno
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self.entries: dict[str, dict[str, Any]] = {}
-        self._file = None
+        self._file: io.FileIO | None = None
         if path is None:
             return
         if path.exists():
@@ -24,15 +28,28 @@ class Journal:
         with unfinished.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps([key, value]) + "\n" for key, value in self.entries.items())
         unfinished.replace(path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
 
     def put(self, key: str, value: dict[str, Any]) -> None:
-        """Store an entry, dropping the oldest if there are too many."""
+        """Store an entry, dropping the oldest if there are too many. Raises OSError, having stored nothing, if the disk is
+        full.
+        """
+        if self._file is not None:
+            self._write(self._file, json.dumps([key, value]).encode() + b"\n")
         if key not in self.entries and len(self.entries) >= ENTRIES_MAX:
             del self.entries[next(iter(self.entries))]
         self.entries[key] = value
-        if self._file is not None:
-            self._file.write(json.dumps([key, value]) + "\n")
+
+    def _write(self, file: io.FileIO, line: bytes) -> None:
+        end = file.seek(0, os.SEEK_END)
+        written = 0
+        try:
+            written = file.write(line)
+        finally:
+            if written != len(line):
+                file.truncate(end)  # part of a line would spoil the next one
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file."""

@@ -13,7 +13,7 @@ import trio
 from server.child_process import allow_many_files, say_ready
 from server.http.client.client import open_client
 from server.http.server.listener import Listener, ListenerOptions
-from server.sandbox.intents import Intents
+from server.sandbox.intents import Intents, account_name, upgraded
 from server.sandbox.journal import Journal
 from server.sandbox.psp import Psp
 from server.sandbox.shop import Shop
@@ -45,14 +45,15 @@ async def open_sandbox(
     """Serve the PSP and the shop within the block."""
     directory = Path(configuration.directory) if configuration.directory else None
     intents_journal = Journal(directory / "intents.jsonl" if directory else None)
-    ledger_journal = Journal(directory / "ledger.jsonl" if directory else None)
+    if directory:
+        upgraded(intents_journal, directory / "ledger.jsonl")
     orders_journal = Journal(directory / "orders.jsonl" if directory else None)
     try:
         async with open_client() as http, trio.open_nursery() as nursery:
             webhooks = Webhooks(http, url=configuration.psp_webhook_url, secret=configuration.psp_webhook_secret)
-            psp = Psp(
-                Intents(intents_journal, ledger_journal, configuration.psp_url), webhooks, api_key=configuration.psp_api_key
-            )
+            api_key = configuration.psp_api_key
+            intents = Intents(intents_journal, configuration.psp_url, account=account_name(api_key))
+            psp = Psp(intents, webhooks, api_key=api_key)
             shop = Shop(
                 http,
                 orders_journal,
@@ -80,7 +81,6 @@ async def open_sandbox(
                 nursery.cancel_scope.cancel()
     finally:
         intents_journal.close()
-        ledger_journal.close()
         orders_journal.close()
 
 
