@@ -109,8 +109,11 @@ class ItemError:
     detail: str
 
 
+ITEM_ERRORS_MAX = 100
+
+
 class InvalidItems(Unprocessable):
-    """Some items of a batch break a rule, so none was begun. Every such item is listed."""
+    """Some items of a batch break a rule, so none was begun. The first of them are listed, and `more` is the number of others."""
 
     code = "invalid_items"
 
@@ -121,7 +124,8 @@ class InvalidItems(Unprocessable):
             f"the first is item {first.item}: {first.detail}",
             path=first.path,
         )
-        self.errors = errors
+        self.errors = errors[:ITEM_ERRORS_MAX]
+        self.more = len(errors) - len(self.errors)
 
 
 class TooLarge(RequestError):
@@ -130,14 +134,46 @@ class TooLarge(RequestError):
     code = "body_too_large"
 
 
+class BodyTooLate(RequestError):
+    """The body did not arrive in time."""
+
+    code = "body_too_late"
+
+
+class UnsupportedEncoding(RequestError):
+    """The body has a coding that is not supported."""
+
+    code = "unsupported_encoding"
+
+
 class Overloaded(FlorinError):
-    """A limit was reached before any side effect; the caller may try again shortly."""
+    """A limit was reached before any side effect; the caller may try again after `retry_after_seconds`."""
 
     code = "overloaded"
 
-    def __init__(self, detail: str, *, code: str | None = None) -> None:
+    def __init__(self, detail: str, *, code: str | None = None, retry_after_seconds: float = 1.0) -> None:
         super().__init__(detail)
         self.code = code or self.code
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(FlorinError):
+    """The caller has sent too many requests; nothing was done."""
+
+    code = "rate_limited"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        retry_after_seconds: float = 1.0,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(detail)
+        self.code = code or self.code
+        self.retry_after_seconds = retry_after_seconds
+        self.headers = headers
 
 
 class DatabaseUnavailable(FlorinError):

@@ -7,6 +7,7 @@ from typing import assert_never
 import msgspec
 
 from core.errors import (
+    BodyTooLate,
     Conflict,
     DatabaseUnavailable,
     FlorinError,
@@ -20,10 +21,12 @@ from core.errors import (
     PspBusy,
     PspError,
     PspOutcomeUnknown,
+    RateLimited,
     RequestError,
     TooLarge,
     Unauthenticated,
     Unprocessable,
+    UnsupportedEncoding,
 )
 from server.http.asgi import Send, respond
 from server.http.refusal import Refusal, Rendered
@@ -36,9 +39,12 @@ _STATUS_BY_ERROR: dict[type[FlorinError], int] = {
     Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
+    BodyTooLate: 408,
     TooLarge: 413,
+    UnsupportedEncoding: 415,
     Unprocessable: 422,
     InvalidMoney: 422,
+    RateLimited: 429,
     Overloaded: 503,
     DatabaseUnavailable: 503,
     PspOutcomeUnknown: 504,
@@ -52,11 +58,13 @@ _TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
-    408: "The deadline passed",
+    408: "The time is over",
     409: "Conflict",
     413: "Body too large",
+    415: "Encoding not supported",
     422: "Unprocessable request",
     426: "Upgrade needed",
+    429: "Too many requests",
     500: "Internal error",
     502: "The payment provider could not take the request",
     503: "Try again later",
@@ -76,9 +84,15 @@ def status_of(error: FlorinError) -> int:
 
 def retry_after_seconds(error: FlorinError) -> int | None:
     """The time after which another try makes sense, if that is known."""
-    if isinstance(error, PspBusy):
+    if isinstance(error, PspBusy | RateLimited | Overloaded):
         return max(math.ceil(error.retry_after_seconds), 1)
-    return 1 if isinstance(error, Overloaded | DatabaseUnavailable) or error.code in _PASSING else None
+    return 1 if isinstance(error, DatabaseUnavailable) or error.code in _PASSING else None
+
+
+def retry_after_header(error: FlorinError) -> list[tuple[bytes, bytes]]:
+    """The Retry-After header of a failure, if another try makes sense."""
+    seconds = retry_after_seconds(error)
+    return [(b"retry-after", b"%d" % seconds)] if seconds is not None else []
 
 
 def problem(status: int, *, code: str, detail: str, request_id: str) -> dict[str, object]:
@@ -102,6 +116,8 @@ def wire_problem(refusal: Refusal) -> Rendered:
             status, detail = 500, FAILED_DETAIL
         case Refusal.DENIED:
             status, detail = 403, "this path is not a websocket"
+        case Refusal.LATE:
+            status, detail = 408, "the body did not arrive in time; nothing was done: repeat the request"
         case _:
             assert_never(refusal)
     request_id = f"req_{uuid7().hex}"
@@ -131,11 +147,13 @@ async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None
     status = status_of(error)
     wait = retry_after_seconds(error)
     headers = [(b"retry-after", b"%d" % wait)] if wait is not None else []
+    if isinstance(error, RateLimited):
+        headers += error.headers
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="florin"'))
     code, detail = error.code, str(error)
     path = error.path if isinstance(error, RequestError) else None
-    more = {"errors": error.errors} if isinstance(error, InvalidItems) else {}
+    more = {"errors": error.errors, "more_errors": error.more} if isinstance(error, InvalidItems) else {}
     if status == 500:
         detail = FAILED_DETAIL
     if isinstance(error, DatabaseUnavailable):

@@ -13,12 +13,13 @@ from server.http.asgi import Send, respond
 
 class Refusal(StrEnum):
     """OVERLOADED: there is no room, and nothing has happened. FAILED: the application raised, or did not answer. DENIED: it
-    closed a websocket that it had not accepted.
+    closed a websocket that it had not accepted. LATE: the body did not arrive in time, and nothing has happened.
     """
 
     OVERLOADED = "overloaded"
     FAILED = "internal_error"
     DENIED = "forbidden"
+    LATE = "body_too_late"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ def plain(refusal: Refusal) -> Rendered:
             return Rendered(500, b"internal server error\n")
         case Refusal.DENIED:
             return Rendered(403, b"forbidden\n")
+        case Refusal.LATE:
+            return Rendered(408, b"the body did not arrive in time\n")
         case _:
             assert_never(refusal)
 

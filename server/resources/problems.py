@@ -31,6 +31,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     payment: Payment | msgspec.UnsetType = msgspec.UNSET
     refund: Refund | msgspec.UnsetType = msgspec.UNSET
     errors: list[ItemProblem] | msgspec.UnsetType = msgspec.UNSET
+    more_errors: Annotated[int, msgspec.Meta(description="further errors, which are not listed")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
     resume_token: str | msgspec.UnsetType | None = msgspec.UNSET
     batch: Batch | msgspec.UnsetType = msgspec.UNSET
     items: list[BatchItem] | msgspec.UnsetType = msgspec.UNSET

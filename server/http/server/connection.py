@@ -50,6 +50,7 @@ class ListenerState:
     websocket_deflate: bool = False
     state: dict[str, Any] = field(default_factory=dict)
     requests_in_flight: int = 0
+    is_retiring: bool = False
     is_draining: bool = False
 
 
@@ -58,7 +59,10 @@ class Connection:
 
     __slots__ = (
         "_addresses",
+        "_body",
         "_eof",
+        "_exchange",
+        "_is_late",
         "_parser",
         "_read_by",
         "_shared",
@@ -74,8 +78,11 @@ class Connection:
         self._shared = shared
         self._parser = RequestParser(websockets=shared.websockets)
         self._eof = False
+        self._exchange: Exchange | None = None
         self._websocket: WebSocket | None = None
         self._read_by = self._write_by = math.inf
+        self._body: trio.CancelScope | None = None
+        self._is_late = False
         self.idle = True
 
     @property
@@ -84,7 +91,15 @@ class Connection:
         return min(self._read_by, self._write_by)
 
     def expire(self) -> None:
-        """End whatever this connection waits for; called by the reaper and at the end of a drain."""
+        """End whatever this connection waits for; called by the reaper and at the end of a drain.
+
+        A body that is late ends; its request can still be answered if the response has not started.
+        """
+        if self._body is not None and not self._is_late and self._exchange is not None and not self._exchange.started:
+            self._is_late = True
+            self._read_by = math.inf
+            self._body.cancel()
+            return
         self._eof = True
         self._read_by = self._write_by = math.inf
         if self._websocket is not None:
@@ -122,9 +137,9 @@ class Connection:
         if not requests and not await self._read_head():
             return False
         request = requests[0]
-        exchange = Exchange(self, request)
+        exchange = self._exchange = Exchange(self, request)
         if shared.requests_in_flight >= shared.requests_in_flight_max or (request.is_websocket and shared.is_draining):
-            await self._refuse_overload(exchange)
+            await refuse(exchange.send, shared.render(Refusal.OVERLOADED))  # before anything has happened
         elif request.is_websocket:
             await self._serve_websocket(request, exchange)
             if exchange.finished:
@@ -168,6 +183,10 @@ class Connection:
             return
         if not request.complete and self._parser.failure is not None and exchange.take_back():
             raise self._parser.failure
+        if self._is_late and not exchange.started:
+            exchange.keep_alive = False
+            await refuse(exchange.send, self._shared.render(Refusal.LATE))
+            return
         if exchange.broken or (failure is None and exchange.gone):
             return  # the peer is gone; that is not a failure of the application
         answer = self._shared.render(Refusal.FAILED)
@@ -201,10 +220,6 @@ class Connection:
                 self._websocket.forget()
                 self._websocket = None
 
-    async def _refuse_overload(self, exchange: Exchange) -> None:
-        """Reply that there is no room, before anything has happened."""
-        await refuse(exchange.send, self._shared.render(Refusal.OVERLOADED))
-
     async def _read(self) -> bool:
         """Read once and parse. Returns False at the end of the stream, or if this connection expired meanwhile.
 
@@ -219,14 +234,17 @@ class Connection:
 
     async def read_body(self, request: Request) -> bool:
         """Wait for more of the body. Returns False if it will not come. A body has 30 s, and longer only at 500 B/s or more."""
-        if self._parser.failure is not None:
+        if self._parser.failure is not None or self._is_late:
             return False
         request.body_began = min(request.body_began, self._shared.reaper.now)
         self._read_by = request.body_began + BODY_SECONDS + request.body_bytes / BODY_BYTES_PER_SECOND_MIN
         try:
-            return await self._read()
+            with trio.CancelScope() as self._body:
+                return await self._read()
         finally:
+            self._body = None
             self._read_by = math.inf
+        return False
 
     async def until_gone(self) -> None:
         """Wait until the peer has finished sending. Input before that is read only up to the start of the next request."""
@@ -282,7 +300,7 @@ class Connection:
     @property
     def is_draining(self) -> bool:
         """True if this connection should end after the current response."""
-        return self._shared.is_draining
+        return self._shared.is_draining or self._shared.is_retiring
 
     async def _refuse(self, error: BadRequest) -> None:
         """Reply to an invalid request, and close so that the reply arrives."""

@@ -107,7 +107,10 @@ class ListenerOptions:
 
 
 class Listener:
-    """Serves an application on one listening socket. `run` owns the connections' nursery; `drain` ends it."""
+    """Serves an application on a listening socket. `run` owns the connections' nursery; `drain` ends it.
+
+    It can also accept from sockets of others (`adopt`), which it does not close.
+    """
 
     def __init__(self, app: Application, listening: socket.socket, options: ListenerOptions | None = None) -> None:
         self._app = app
@@ -120,6 +123,8 @@ class Listener:
         self._free = trio.Semaphore(self._options.connections_max)
         self._last_ended = trio.Event()
         self._accepting = trio.CancelScope()
+        self._adopted: dict[socket.socket, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
 
     @property
     def connections(self) -> int:
@@ -151,10 +156,29 @@ class Listener:
             housekeeping = await stack.enter_async_context(trio.open_nursery())
             await housekeeping.start(shared.reaper.run)
             async with trio.open_nursery() as connections:
+                self._nursery = connections
                 with self._accepting, self._socket:  # closed as soon as nothing more is accepted
                     task_status.started()
-                    await self._accept(connections, shared)
+                    await self._accept(connections, shared, self._socket)
             housekeeping.cancel_scope.cancel()
+
+    def adopt(self, listening: socket.socket) -> None:
+        """Accept from this socket too. Nothing changes if that is so already, or if this listener does not run."""
+        if self._nursery is None or self._shared is None or self._accepting.cancel_called or listening in self._adopted:
+            return
+        listening.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        scope = self._adopted[listening] = trio.CancelScope()
+        self._nursery.start_soon(self._accept_within, scope, self._nursery, self._shared, listening)
+
+    def release(self, listening: socket.socket) -> None:
+        """Accept no more from an adopted socket."""
+        if listening in self._adopted:
+            self._adopted.pop(listening).cancel()
+
+    def retire(self) -> None:
+        """Tell every client to go elsewhere with its next request, and serve on meanwhile."""
+        if self._shared is not None:
+            self._shared.is_retiring = True
 
     async def drain(self, *, seconds: float) -> None:
         """Stop accepting, let running requests finish for `seconds`, then end their connections.
@@ -163,6 +187,8 @@ class Listener:
         """
         if self._shared is not None:
             self._shared.is_draining = True
+        for adopted in list(self._adopted):
+            self.release(adopted)
         self._accepting.cancel()
         for stranger in self._awaiting_proxy_header:
             with suppress(OSError):
@@ -175,16 +201,22 @@ class Listener:
         for connection in self._connections:
             connection.expire()
 
-    async def _accept(self, nursery: trio.Nursery, shared: ListenerState) -> None:
+    async def _accept_within(
+        self, scope: trio.CancelScope, nursery: trio.Nursery, shared: ListenerState, listening: socket.socket
+    ) -> None:
+        with scope:
+            await self._accept(nursery, shared, listening)
+
+    async def _accept(self, nursery: trio.Nursery, shared: ListenerState, listening: socket.socket) -> None:
         while True:
             async with self._free:
-                pass  # a place is free; only this task takes places, so it still is after the wait
-            await trio.lowlevel.wait_readable(self._socket)
+                pass  # a place is free, and taken below without waiting
+            await trio.lowlevel.wait_readable(listening)
             try:
                 for _ in range(ACCEPTED_AT_ONCE_MAX):
                     if not self._free.value:
                         break
-                    peer, address = self._socket.accept()
+                    peer, address = listening.accept()
                     self._free.acquire_nowait()
                     nursery.start_soon(self._serve, peer, address, shared)
             except BlockingIOError:

@@ -161,6 +161,7 @@ async def test_a_drain_under_load_loses_no_answer() -> None:
     assert answered == begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
