@@ -33,6 +33,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind nohup: our pr
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES_MIN = 6 * 2**30
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Put the long forms of tests behind a flag."""
     parser.addoption("--write-tables", action="store_true", help="write the tables that tests produce, rather than compare them")
@@ -57,11 +61,19 @@ def debian_postgres() -> Path:
     return found[-1].parent if found else Path(shutil.which("postgres") or "").parent
 
 
-def make_reachable_directory() -> Path:
+def make_reachable_directory(parent: Path | None = None) -> Path:
     """A directory that other users can enter, because PostgreSQL runs as another user when the tests run as root."""
-    directory = Path(tempfile.mkdtemp(prefix="florin-test-"))
+    directory = Path(tempfile.mkdtemp(prefix="florin-test-", dir=parent))
     directory.chmod(0o711)
     return directory
+
+
+def fast_directory() -> Path:
+    """A directory for a server whose databases are made and dropped for each test: in memory if there is room, because a
+    checkpoint on a disk takes longer than a test.
+    """
+    has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN
+    return make_reachable_directory(MEMORY if has_room else None)
 
 
 @pytest.fixture
@@ -75,7 +87,7 @@ def directory() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[embedded_postgres.Embedded]:
     """The embedded PostgreSQL, with a migrated template database."""
-    made = make_reachable_directory()
+    made = fast_directory()
     server = embedded_postgres.start(made)
     try:
         trio.run(_prepare_template, server)
@@ -100,7 +112,7 @@ def database_of(server: embedded_postgres.Embedded, name: str) -> str:
 @pytest.fixture(scope="session")
 def debian_server() -> Iterator[embedded_postgres.Embedded]:
     """Debian's PostgreSQL, with a login user who may create roles and nothing else."""
-    directory = make_reachable_directory()
+    directory = fast_directory()
     server = embedded_postgres.start(directory, binaries=debian_postgres())
     try:
         trio.run(embedded_postgres.until_ready, server)
