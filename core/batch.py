@@ -129,10 +129,11 @@ def status_of_payment(payment: Payment) -> ItemStatus:
 
 
 def is_under_way(payment: Payment) -> bool:
-    """Return whether a charge is still undecided, so that asking the PSP again makes sense."""
-    return payment.status is Status.UNKNOWN or (
-        payment.status is Status.PENDING and payment.is_sync and payment.payment_url is None
-    )
+    """Return whether a charge is still undecided, so that asking the PSP again makes sense. One that waits for its customer is
+    not.
+    """
+    is_open = payment.status is Status.PENDING and payment.is_sync
+    return payment.status is Status.UNKNOWN or (is_open and (payment.payment_url is None or payment.decline_code is not None))
 
 
 def status_of_refund(refund: Refund) -> ItemStatus:

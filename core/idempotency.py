@@ -1,8 +1,9 @@
 """Idempotency keys: one effect and one reply for any number of requests with the same key.
 
 Source: draft-ietf-httpapi-idempotency-key-header. A key belongs to a merchant. A fingerprint of the request and, once known, its
-first definitive reply are stored with it. A key without a reply is in flight until `in_flight_until`. After that its request is
-considered dead, and the next one with the same key continues where it stopped.
+first definitive reply are stored with it. A key without a reply is in flight while the worker that owns it is alive, until
+`in_flight_until` at the latest. After that its request is considered dead, and the next one with the same key continues where it
+stopped.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class StoredKey(msgspec.Struct, frozen=True):
-    """A key that was used before.
+    """A key that was used before. Whether it `is_in_flight` is decided where it is read, by the database's clock.
 
     `resource_id` is the object of the request, `made_id` the id drawn with the key for what the request creates. The operation
     determines their kinds.
@@ -49,6 +50,7 @@ class StoredKey(msgspec.Struct, frozen=True):
     fingerprint: bytes
     resource_id: ResourceId
     in_flight_until: datetime
+    is_in_flight: bool
     reply: Reply | None
     made_id: ResourceId | None = None
 
@@ -88,13 +90,13 @@ def fingerprint(method: str, path: str, body: bytes) -> bytes:
     return digest.digest()
 
 
-def decide(stored: StoredKey, request_fingerprint: bytes, *, now: datetime) -> Decision:
+def decide(stored: StoredKey, request_fingerprint: bytes) -> Decision:
     """Decide about a request whose key was used before."""
     if stored.fingerprint != request_fingerprint:
         return Mismatch()
     if stored.reply is not None:
         return Replay(stored.reply)
-    if now < stored.in_flight_until:
+    if stored.is_in_flight:
         return InFlight()
     return Resume(stored)
 

@@ -18,6 +18,11 @@ COMPLETE_AFTER_SECONDS = 60
 LOOK_AGAIN_SECONDS = 15
 """Grace period before the follow-up job repeats the check of a decline; the process that heard of it goes first."""
 
+LAST_LOOK_SECONDS = 600
+"""The age up to which a charge that its PSP does not know is looked at, however often that was in vain: its absence proves that
+it was never received only after the time in which it could still arrive, which is shorter with every PSP.
+"""
+
 WARN_BEFORE_SECONDS = 86_400
 """The merchant is warned this long before an authorization ends."""
 
@@ -52,7 +57,8 @@ def due_at(payment: Payment, kind: EvidenceKind, *, reference: str | None, now: 
         case Status.PENDING:
             return _pending_due_at(payment, reference=reference, now=now)
         case Status.UNKNOWN:
-            return next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
+            again = next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
+            return again or _last_look_at(payment, reference=reference, now=now)
         case Status.AUTHORIZED:
             return _authorized_due_at(payment, now=now)
         case Status.SUCCEEDED:
@@ -73,13 +79,19 @@ def _pending_due_at(payment: Payment, *, reference: str | None, now: datetime) -
     if payment.checks:
         again = next_attempt_at(RECHECK_DELAYS_SECONDS, attempts=payment.checks, now=now)
         if payment.expires_at <= now:
-            return again
+            return again or _last_look_at(payment, reference=reference, now=now)
         return min(payment.expires_at, again) if again else payment.expires_at
     if is_provisionally_declined(payment):
         return now + timedelta(seconds=LOOK_AGAIN_SECONDS)
     if reference is None:
         return first_due_at(created_at=payment.created_at, expires_at=payment.expires_at)
     return next_check_at(payment, now=now)
+
+
+def _last_look_at(payment: Payment, *, reference: str | None, now: datetime) -> datetime | None:
+    """The time of the last look at a charge that may never have been received, or None if that is over."""
+    at = payment.created_at + timedelta(seconds=LAST_LOOK_SECONDS)
+    return at if payment.is_sync and reference is None and now < at else None
 
 
 def _authorized_due_at(payment: Payment, *, now: datetime) -> datetime | None:

@@ -45,13 +45,33 @@ class Slots:
     next_at: float = 0.0
     ends_at: float = 0.0
 
-    def take(self, *, now: float, before: float) -> float | None:
-        """Return the time of the next slot, and take it unless that is later than `before`. Returns None if the range is
-        used up.
-        """
+    def take(self, *, now: float) -> float | None:
+        """Take the next slot and return its time, or None if the range is used up."""
         at = max(self.next_at, now)
         if at >= self.ends_at:
             return None
-        if at <= before:
-            self.next_at = at + self.interval_seconds
+        self.next_at = at + self.interval_seconds
         return at
+
+    def take_now(self, *, now: float) -> bool:
+        """Take a slot whose time has come. Returns whether there was one."""
+        return self.next_at <= now and self.take(now=now) is not None
+
+
+@dataclass(slots=True)
+class TokenBucket:
+    """A token bucket: `per_second` tokens come in, up to `burst`, and each request takes one."""
+
+    per_second: float
+    burst: float
+    tokens: float
+    at: float
+
+    def take(self, *, now: float) -> float:
+        """Take a token. Returns 0, or the seconds until there will be one, taking none."""
+        self.tokens = min(self.tokens + (now - self.at) * self.per_second, self.burst)
+        self.at = now
+        if self.tokens >= 1:
+            self.tokens -= 1
+            return 0.0
+        return (1 - self.tokens) / self.per_second

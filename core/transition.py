@@ -9,7 +9,8 @@ request) makes them `Evidence`, and `apply` decides the change. Invariants:
   The end of a dispute whose beginning is unknown is a mismatch, for a person.)
 - Evidence that the PSP holds the money wins from every state, but only if account, operation, reference, amount and currency are
   the payment's own; otherwise the money goes to suspense with a finding.
-- A lost answer is UNKNOWN, never DECLINED. A decline is provisional until a fetch made after it was first reported agrees.
+- A lost answer is UNKNOWN, never DECLINED. It ends by the PSP's word, or as CANCELED once it is proved that the PSP never
+  received the operation. A decline is provisional until a fetch made after it was first reported agrees.
 - An authorization that arrives after the payment was over is voided; the same change begins the void.
 """
 
@@ -69,6 +70,7 @@ TRANSITIONS: Mapping[Status, Mapping[EvidenceKind, Status]] = {
     Status.UNKNOWN: {
         **_OPEN,
         EvidenceKind.OPENED: Status.PENDING,
+        EvidenceKind.UNREACHABLE: Status.CANCELED,
         **_stays(Status.UNKNOWN, EvidenceKind.ATTEMPT_FAILED, EvidenceKind.RESUMED, *_ASKING, *DISPUTES),
     },
     Status.AUTHORIZED: {

@@ -79,6 +79,17 @@ class Settings(AlertSettings):
     delivery_seconds: float = Field(default=15.0, gt=0, le=60, description="time limit of one webhook to a merchant")
     sweep_seconds: float = Field(default=1.0, gt=0, description="interval at which jobs look for due work")
     drain_seconds: float = Field(default=5.0, ge=0, description="time that running requests have after SIGTERM")
+    merchant_requests_per_second: float = Field(
+        default=10_000, ge=0, description="requests per second of a merchant to all workers, unless it has its own; 0: no limit"
+    )
+    merchant_requests_in_flight: int = Field(
+        default=768,
+        ge=1,
+        description="concurrent requests of a merchant in a worker, unless it has its own; further ones get 429",
+    )
+    linger_seconds: float = Field(
+        default=1.5, ge=0, le=60, description="time after SIGTERM in which requests are still accepted, while /readyz says 503"
+    )
     requests_in_flight_max: int = Field(default=1_024, ge=1, description="concurrent requests in a worker; further ones get 503")
     tls_cert: str = Field(default="", description="certificate chain in PEM, for TLS 1.3 without a proxy in front")
     tls_key: str = Field(default="", description="the certificate's key in PEM")

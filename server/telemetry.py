@@ -69,8 +69,9 @@ class Metrics:
             "florin_psp_breaker_state", "State of the breaker: 0 closed, 1 half-open, 2 open", labels, registry=self._registry
         )
         self._in_flight = Gauge(
-            "florin_psp_in_flight", "Calls to the PSP that are under way or wait for their slot", labels, registry=self._registry
+            "florin_psp_in_flight", "Calls to the PSP that are under way or have a place", labels, registry=self._registry
         )
+        self._waiting = Gauge("florin_psp_waiting", "Calls that wait for a place at the PSP", labels, registry=self._registry)
         self._limit = Gauge(
             "florin_psp_concurrency_limit", "Limit of concurrent calls to the PSP", labels, registry=self._registry
         )
@@ -114,11 +115,13 @@ class Metrics:
         *,
         state: Callable[[], BreakerState],
         in_flight: Callable[[], int],
+        waiting: Callable[[], int],
         limit: Callable[[], float],
     ) -> None:
         """Expose the state of an account's guard whenever the metrics are read."""
         self._breaker.labels(account, psp).set_function(lambda: _STATE_NUMBERS[state()])
         self._in_flight.labels(account, psp).set_function(in_flight)
+        self._waiting.labels(account, psp).set_function(waiting)
         self._limit.labels(account, psp).set_function(limit)
 
     def failed_over(self, from_account: PspAccountId, to_account: PspAccountId) -> None:

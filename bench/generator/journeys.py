@@ -130,7 +130,7 @@ class World:
 
 def hello(world: World) -> Journey:
     """The cheapest request to the instance: the HTTP server, the router, one query."""
-    answer = yield Ask(world.get("/healthz"))
+    answer = yield Ask(world.get("/readyz"))
     return OK if answer.status == 200 else answer.failure
 
 

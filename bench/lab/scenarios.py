@@ -140,7 +140,7 @@ def _counted(wrong: dict[str, int]) -> str:
 
 SCENARIOS = {
     "hello": Scenario(
-        about="GET /healthz: the HTTP server, the router and one query",
+        about="GET /readyz: the HTTP server and the router",
         journey="hello",
         defaults=Defaults(callers=64),
         takes_payments=False,

@@ -33,6 +33,7 @@ from server.db.merchants import merchants as merchants_table
 from server.db.psps.accounts import PspAccount, add_psp_account
 from server.db.webhooks.endpoints import Endpoint, add_endpoint
 from server.process.demo import Demo
+from server.process.embedded_postgres import owner_url
 from server.process.instance import Running, running_file
 from server.sealing import Sealer
 from server.uuid7 import uuid7
@@ -91,9 +92,10 @@ async def open_florin(setup: Setup, generators: Sequence[Generator], *, name: st
     with scratch_directory() as home:
         async with _up(setup, home) as process:
             running = msgspec.json.decode(running_file(home).read_bytes(), type=Running)
+            database_url = owner_url(home, running.database_url)
             with stub_psp() as (stub_url, stub_pid):
                 psp_url = stub_url if setup.has_stub else running.psp_url
-                merchants = await _provision(setup, home, running, generators, psp_url)
+                merchants = await _provision(setup, home, database_url, generators, psp_url)
                 yield Subject(
                     name=name,
                     url=running.api_urls[0],
@@ -105,7 +107,7 @@ async def open_florin(setup: Setup, generators: Sequence[Generator], *, name: st
                         "load": lambda: [one.process.pid for one in generators],
                     },
                     merchants=merchants,
-                    database_url=running.database_url,
+                    database_url=database_url,
                     home=home,
                     has_metrics=setup.workers == 1,
                     processes=[process],
@@ -163,16 +165,16 @@ def stub_psp() -> Iterator[tuple[str, int]]:
             process.wait()
 
 
-async def _provision(setup: Setup, home: Path, running: Running, generators: Sequence[Generator], psp_url: str) -> Merchants:
+async def _provision(setup: Setup, home: Path, database_url: str, generators: Sequence[Generator], psp_url: str) -> Merchants:
     """Create merchants for the load. With the sandbox they use its account, whose webhooks it sends."""
-    sealer = Sealer.from_file(Path(running.key_file))
+    sealer = Sealer.from_file(home / "keys" / "sealing.key")
     demo = msgspec.json.decode((home / "demo.json").read_bytes(), type=Demo)
     account_id = PspAccountId(demo.psp_account_id)
     secret = standard_secret(os.urandom(32))
     keys: list[list[str]] = [[] for _ in generators]
     ids: list[MerchantId] = []
     now = utc_now()
-    async with open_session(running.database_url) as connection:
+    async with open_session(database_url) as connection:
         if setup.has_stub:
             account_id = PspAccountId(uuid7())
             account = PspAccount(

@@ -65,9 +65,9 @@ def main(
 async def run(directory: Path, payments: int, callers: int, rounds: int) -> dict[str, list[Cost]]:
     """The cost of each way, round by round."""
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(open_embedded(directory))
+        server = (await stack.enter_async_context(open_embedded(directory))).server
         spread, hot = await prepare(server.url, count=MERCHANTS)
-        db = await stack.enter_async_context(open_database(server.url, pool_size=1, delivery_lease_seconds=30))
+        db = await stack.enter_async_context(open_database(server.url, worker_id=uuid7(), pool_size=1, delivery_lease_seconds=30))
         pool = await stack.enter_async_context(open_pool(server.url, size=SINGLE_CONNECTIONS))
         ways: dict[str, Callable[[], Awaitable[Cost]]] = {
             "group commit": lambda: _measure(server, _by_group(db), spread, payments, callers),

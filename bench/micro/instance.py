@@ -34,5 +34,5 @@ def measure_instance(measure: Callable[[Instance], Awaitable[None]]) -> None:
 async def _run(options: Options, measure: Callable[[Instance], Awaitable[None]]) -> list[Violation]:
     async with open_instance(options) as instance:
         await measure(instance)
-        async with open_session(instance.running.database_url) as connection:
+        async with open_session(instance.database_url) as connection:
             return await broken_promises(connection)

@@ -64,7 +64,8 @@ def main(
 
 async def _run(directory: Path, sockets: int, events: int, merchants: int, seconds: int) -> None:
     table = Table("", "sockets", "events", "frames", "p50 ms", "p99 ms", "max ms", "worker µs/frame", box=None, pad_edge=False)
-    async with open_embedded(directory) as postgres:
+    async with open_embedded(directory) as embedded:
+        postgres = embedded.server
         spread, hot = await prepare(postgres.url, count=merchants)
         async with _worker(directory, postgres.url) as (payments, url):
             keys = await _keys(postgres.url, [*spread, *hot])
@@ -156,7 +157,7 @@ async def _worker(directory: Path, database_url: str) -> AsyncIterator[tuple[Pay
     settings = Settings(database_url=database_url, key_file=key_file, sweep_seconds=60)
     async with open_session(database_url) as connection:
         await connection.execute("UPDATE webhook_endpoints SET enabled = false")
-    async with open_worker(settings, listening) as contexts:
+    async with open_worker(settings, listening) as (contexts, _):
         yield contexts.payments, f"127.0.0.1:{listening.getsockname()[1]}"
 
 

@@ -50,7 +50,7 @@ async def _run(instance: Instance, payments: int, latency: float, concurrency: i
         control = partial(http.request, "POST", f"{instance.running.psp_url}/control")
         await control(body=b'{"webhooks": "lose"}')
         await _pay(instance, http, payments)
-        async with open_session(instance.running.database_url) as connection:  # two workers share it, and one of them is idle
+        async with open_session(instance.database_url) as connection:  # two workers share it, and one of them is idle
             await connection.run("UPDATE psp_accounts SET concurrency_max = $1", 2 * concurrency)
         wanted = msgspec.json.encode({"latency": {"seconds": latency} if latency else None})
         await control(body=wanted)
@@ -77,9 +77,9 @@ async def _pay(instance: Instance, http: Client, payments: int) -> None:
 
 
 async def _measure(instance: Instance, latency: float, concurrency: int) -> None:
-    settings = Settings(database_url=instance.running.database_url, key_file=Path(instance.running.key_file), sweep_seconds=3_600)
+    settings = Settings(database_url=instance.database_url, key_file=Path(instance.running.key_file), sweep_seconds=3_600)
     listening = bind("127.0.0.1", 0)
-    async with open_worker(settings, listening) as contexts:
+    async with open_worker(settings, listening) as (contexts, _):
         payments = await _stored(instance)
         before = resource.getrusage(resource.RUSAGE_SELF)
         postgres = instance.postgres.pid if instance.postgres else None
@@ -114,7 +114,7 @@ async def _measure(instance: Instance, latency: float, concurrency: int) -> None
 async def _stored(instance: Instance) -> list[Payment]:
     """All open payments of the demo merchant."""
     found: list[Payment] = []
-    async with open_session(instance.running.database_url) as connection:
+    async with open_session(instance.database_url) as connection:
         after = None
         while True:
             wanted = Filter(status=Status.PENDING)

@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import structlog
-import trio
 
-from core.errors import FlorinError, InvalidId, Malformed, NotFound, TooLarge, Unauthenticated
+from core.errors import FlorinError, InvalidId, Malformed, NotFound, TooLarge, Unauthenticated, UnsupportedEncoding
 from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
 from server.api.authentication import Authentication
 from server.api.batches.handlers import BatchesApi
@@ -18,8 +17,9 @@ from server.api.events.routes import event_routes
 from server.api.events.stream import StreamApi
 from server.api.ledger.handlers import LedgerApi
 from server.api.ledger.routes import ledger_routes
+from server.api.limits import limited, require_room
 from server.api.openapi import document
-from server.api.parsing import read_query
+from server.api.parsing import read_query, require_harmless_target
 from server.api.payments.handlers import PaymentsApi
 from server.api.payments.operations import OperationsApi
 from server.api.payments.routes import operation_routes, payment_routes
@@ -34,7 +34,6 @@ from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, hea
 from server.telemetry import Metrics
 from server.uuid7 import uuid7
 
-HEALTH_SECONDS = 2.0
 STREAM_PATH = "/v1/stream"
 _log = structlog.get_logger()
 
@@ -44,6 +43,8 @@ class Api:
 
     def __init__(self, contexts: Contexts, metrics: Metrics | None = None, *, metrics_token: str = "") -> None:
         self._payments = payments = contexts.payments
+        self._health = contexts.health
+        self._limits = contexts.request_limits
         self._metrics = metrics
         self._metrics_token = metrics_token
         self._authentication = Authentication(payments.pool)
@@ -65,7 +66,7 @@ class Api:
         self.routes = shown
         """The routes of the merchants' API."""
         self.document = msgspec.json.encode(document(shown))
-        self._page = page(msgspec.json.decode(self.document))
+        self._page = page(self.document)
         self._router = Router([*shown, *self._own_routes()])
 
     def end_waits(self) -> None:
@@ -84,18 +85,30 @@ class Api:
         route = routes.get("GET" if scope["method"] == "HEAD" else scope["method"])
         bytes_max = route.body_bytes_max if route is not None else BODY_BYTES_MAX
         try:
+            _require_readable(scope, bytes_max)
             body = b"" if route is not None and route.reads_body else await read_body(receive, bytes_max=bytes_max)
             if route is None:
                 await _refuse(scope, send, routes, request_id=request_id)
                 return
             caller = None if route.is_public else await self._authentication.caller_of(scope)
+            if caller is not None:
+                require_harmless_target(scope)
             if scope["query_string"] and not route.takes_query and not route.is_hidden:
                 read_query(scope)
-            await route.handle(Call(scope, body, send, request_id, caller, receive), *given)
+            if caller is None:
+                await route.handle(Call(scope, body, send, request_id, caller, receive), *given)
+            else:
+                send = limited(self._limits, caller, send)
+                merchant = caller.merchant
+                require_room(self._limits, merchant)
+                try:
+                    await route.handle(Call(scope, body, send, request_id, caller, receive), *given)
+                finally:
+                    self._limits.leave(merchant.id)
         except ClientGone:
             return
         except BodyTooLarge:
-            await send_error(send, TooLarge(f"a body has at most {bytes_max} bytes"), request_id=request_id)
+            await send_error(send, _too_large(bytes_max), request_id=request_id)
         except FlorinError as error:
             if status_of(error) >= 500:
                 _log.error("a request failed", request_id=request_id, path=scope["path"], error=repr(error))
@@ -126,7 +139,9 @@ class Api:
         found = [
             route("POST", "/v1/psp/{psp}/{account}/webhooks", self._psp_webhook),
             route("GET", STREAM_PATH, self._want_websocket),
-            route("GET", "/healthz", self._health),
+            route("GET", "/livez", self._live),
+            route("GET", "/readyz", self._ready),
+            route("GET", "/healthz", self._ready),
             route("GET", "/openapi.json", self._describe),
             route("GET", "/docs", self._docs),
         ]
@@ -176,19 +191,34 @@ class Api:
         exposition = self._metrics.exposition()
         await respond(call.send, 200, exposition, content_type=b"text/plain; version=0.0.4; charset=utf-8")
 
-    async def _health(self, call: Call) -> None:
-        """`GET /healthz`: for load balancers, 200 if this worker can take payments."""
-        with trio.move_on_after(HEALTH_SECONDS):
-            try:
-                async with self._payments.pool.connection() as connection:
-                    await connection.query("SELECT 1")
-            except FlorinError:
-                pass
-            else:
-                await respond(call.send, 200, b'{"status":"ok"}', content_type=JSON)
-                return
+    async def _live(self, call: Call) -> None:
+        """`GET /livez`: 200 while this worker's event loop answers. Restart it if it does not."""
+        await respond(call.send, 200, b'{"status":"ok"}', content_type=JSON)
+
+    async def _ready(self, call: Call) -> None:
+        """`GET /readyz`: for load balancers, 200 while this worker can take payments, which includes writing to the database."""
+        problem = self._health.problem
+        if problem is None:
+            await respond(call.send, 200, b'{"status":"ok"}', content_type=JSON)
+            return
         headers = [(b"retry-after", b"1")]
-        await respond(call.send, 503, b'{"status":"no database"}', content_type=JSON, headers=headers)
+        await respond(call.send, 503, msgspec.json.encode({"status": problem}), content_type=JSON, headers=headers)
+
+
+def _require_readable(scope: Scope, bytes_max: int) -> None:
+    """Refuse a body that would be too large, or in an encoding that is not supported, before the client sends it.
+
+    Raises `TooLarge` or `UnsupportedEncoding`.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > bytes_max:
+            raise _too_large(bytes_max)
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise UnsupportedEncoding("send the body without a Content-Encoding")
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"a body has at most {bytes_max} bytes")
 
 
 async def _refuse(scope: Scope, send: Send, routes: Mapping[str, Route], *, request_id: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -13,8 +14,10 @@ from server import resources
 _NOW = datetime(2026, 11, 21, 8, 30, tzinfo=UTC)
 
 
-def page(document: dict[str, Any]) -> bytes:
-    """The page as HTML."""
+@lru_cache(maxsize=1)
+def page(encoded: bytes) -> bytes:
+    """The page of an OpenAPI document in JSON, as HTML."""
+    document = msgspec.json.decode(encoded)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("server.api"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -63,6 +66,7 @@ def _payment(event_type: str) -> resources.Payment:
         id="pay_01936a1c2e5b7c3d8f10a2b3c4d5e6f7",
         object="payment",
         status=status,
+        awaiting=None,
         success=1 if status == "SUCCEEDED" else 0,
         amount=1_990,
         currency="EUR",

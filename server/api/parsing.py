@@ -2,10 +2,12 @@
 
 import base64
 import binascii
+import json
+import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, TypeVar
-from urllib.parse import parse_qsl
+from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl, unquote_plus
 from uuid import UUID
 
 import msgspec
@@ -13,9 +15,12 @@ import msgspec
 from core.card_numbers import contains_card_number
 from core.errors import Malformed, NotFound, Unprocessable
 from core.events import parse_types
+from core.idempotency import parse_key
 from server.http.asgi import Scope, header
 
-WAIT_SECONDS_MAX = 60
+WAIT_SECONDS_MAX = 25
+"""The longest that a request waits, whatever it asks for: less than balancers' usual limit of 30 s, ours included."""
+
 PAGE_DEFAULT = 20
 PAGE_MAX = 100
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -74,9 +79,11 @@ def reply_within_seconds(scope: Scope) -> float | None:
 
 
 def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Decode a body. Raises `Malformed` if it is not JSON, `Unprocessable` with the field if it does not match the type."""
+    """Decode a body. Raises `Malformed` if it is not JSON or names a field twice, `Unprocessable` with the field if it does not
+    match the type.
+    """
     try:
-        return decoder.decode(body)
+        decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `")
         if path:
@@ -86,12 +93,50 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise Unprocessable(message, code="invalid_field", path=path or "$") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Malformed(f"the body is not JSON: {error}", code="malformed_json") from error
+    require_unique_names(body)
+    return decoded
+
+
+_STRING = re.compile(rb'"((?:[^"\\]|\\.)*+)"([ \t\r\n]*+:)?')
+
+
+def require_unique_names(body: bytes) -> None:
+    """Raise `Malformed` if an object of a JSON document has a name twice: two readers could take either value (RFC 8259, 4)."""
+    names = [name for name, colon in _STRING.findall(body) if colon]
+    if len(set(names)) == len(names) and not any(b"\\" in name for name in names):
+        return  # unique in the whole document
+    json.loads(body, object_pairs_hook=_require_unique)
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise Malformed(f"the name {name[:60]!r} is given twice in one object", code="duplicate_name")
+        seen.add(name)
+
+
+def read_key(scope: Scope) -> str:
+    """The Idempotency-Key of a request. Raises `Malformed` or `Unprocessable`."""
+    key = parse_key(header(scope, b"idempotency-key"))
+    if contains_card_number(key):
+        raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
+    return key
+
+
+def require_harmless_target(scope: Scope) -> None:
+    """Raise `Unprocessable` if the path or the query string contains a card number."""
+    query: bytes = scope["query_string"]
+    if contains_card_number(scope["path"]) or (query and contains_card_number(unquote_plus(query.decode("latin-1")))):
+        raise Unprocessable("the URL contains what looks like a card number", code="card_number_refused")
 
 
 def require_harmless(texts: Iterable[tuple[str, str | None]]) -> None:
-    """Raise `Unprocessable` if one of the named texts contains a card number or a character that cannot be stored."""
+    """Raise `Unprocessable` if one of the named texts, percent-encoded or not, contains a card number or a character that cannot
+    be stored.
+    """
     for name, text in texts:
-        if text is not None and contains_card_number(text):
+        if text is not None and (contains_card_number(text) or ("%" in text and contains_card_number(unquote_plus(text)))):
             raise Unprocessable(
                 "this looks like a card number, which must never be sent here",
                 code="card_number_refused",

@@ -24,6 +24,7 @@ class Caller:
 
     merchant: Merchant
     key_id: UUID
+    key_requests_per_second_max: int | None = None
 
 
 class Call(msgspec.Struct, frozen=True):

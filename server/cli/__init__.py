@@ -38,6 +38,7 @@ COMMANDS = {
     "smoke": Entry("smoke", "Take six typical payments and check every promise; exit code 0 only if everything passes."),
     "explain": Entry("explain", "Show everything that happened to a payment: requests, the PSP, ledger, events and deliveries."),
     "doctor": Entry("doctor", "Check every promise and print offending rows."),
+    "psql": Entry("psql", "Open the database with psql. Its password is neither shown nor visible to other users."),
     "haproxy": Entry("haproxy", "Print a configuration for HAProxy."),
     "bench": Entry("bench", "Measure a Florin under load, alone or beside its peers: see `florin bench --help`."),
     "merchant": Entry("merchants.merchant", "Add, list and show merchants, set their terms, and manage their API keys."),

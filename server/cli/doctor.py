@@ -1,26 +1,56 @@
 """`florin doctor`: checks every promise on a database, read-only, while it is in use."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core.errors import FlorinError, NotChecked
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
 from server.db.doctor.check import Promise
-from server.db.doctor.run import CHECKS, ROWS_MAX, Violation, broken_promises
+from server.db.doctor.run import CHECKS, ROWS_MAX, Observe, Violation, broken_promises
 from server.db.roles import Role
 
-_console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """A console whose reader may leave, as `head` does: the rest is not printed, and the exit code still tells the result."""
+
+    def on_broken_pipe(self) -> None:
+        """Print to nowhere from now on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_console = _Console(highlight=False, soft_wrap=True)
 
 
 def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
     """Check every promise and print offending rows. Exit code 0: all kept, 1: broken, 2: could not be checked."""
     try:
-        violations = with_database(find_database(data_dir, database_url), broken_promises, role=Role.READ)
+        with _progress() as observe:
+            work = partial(broken_promises, observe=observe)
+            violations = with_database(find_database(data_dir, database_url), work, role=Role.READ)
     except (FlorinError, BaseExceptionGroup) as error:
         raise NotChecked(f"the promises could not be checked: {error}") from error
     print_diagnosis(violations, _console)
     if violations:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Observe]:
+    """A progress bar on a terminal's standard error, which is gone at the end."""
+    columns = (TextColumn("{task.completed:>2}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+    bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+    bar.disable = not sys.stderr.isatty()
+    with bar:
+        task = bar.add_task("", total=len(CHECKS), completed=-1)
+        yield lambda check: bar.update(task, advance=1, description=check.name)
 
 
 def print_diagnosis(violations: list[Violation], console: Console) -> None:

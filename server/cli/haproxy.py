@@ -32,7 +32,7 @@ backend workers
     balance roundrobin
     # The reply to a batch waits for its end, up to a quarter of an hour.
     http-request set-timeout server 16m if {{ path_beg /v1/batches }}
-    option httpchk GET /healthz
+    option httpchk GET /readyz
     http-check expect status 200
     default-server check inter 500ms fall 2 rise 1 maxconn 8000
 {servers}

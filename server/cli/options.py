@@ -10,7 +10,7 @@ import trio
 import typer
 
 from core.errors import FlorinError, InvalidId
-from core.ids import MERCHANT, MerchantId, decode_id
+from core.ids import MERCHANT, PSP_ACCOUNT, MerchantId, PspAccountId, decode_id
 from server.db.connection import Connection, open_session
 from server.db.roles import Role
 from server.process.instance import Running, running_file
@@ -108,3 +108,11 @@ def merchant_id_of(text: str) -> MerchantId:
         return MerchantId(decode_id(MERCHANT, text))
     except InvalidId as error:
         raise InvalidId(f"{text!r} is not a merchant: {error}") from error
+
+
+def psp_account_id_of(text: str) -> PspAccountId:
+    """The PSP account of an argument. Raises `InvalidId`."""
+    try:
+        return PspAccountId(decode_id(PSP_ACCOUNT, text))
+    except InvalidId as error:
+        raise InvalidId(f"{text!r} is not an account: {error}") from error

@@ -18,6 +18,7 @@ from server.http.server.listener import bind_shared, bind_unix
 from server.http.tls import server_tls
 from server.process.instance import InstanceError, cannot_listen
 from server.process.supervisor import Supervisor
+from server.process.worker import listener_options
 from server.sealing import Sealer
 from server.settings import API_PORT, Settings, SettingsError, load_settings
 from server.telemetry import configure_logs
@@ -64,7 +65,12 @@ def command(
     last = f" to {port + count - 1}" if port_per_worker and count > 1 else ""
     where = (str(unix_socket) if unix_socket else f"{host}:{port}{last}") + (" with TLS" if tls_cert else "")
     with _sockets(host, port, count, unix_socket=unix_socket, port_per_worker=port_per_worker) as sockets:
-        supervisor = Supervisor(sockets, environment=environment, drain_seconds=settings.drain_seconds)
+        supervisor = Supervisor(
+            sockets,
+            environment=environment,
+            drain_seconds=settings.linger_seconds + settings.drain_seconds,
+            stand_in=listener_options(settings),
+        )
         trio.run(_run, supervisor, settings, where)
 
 

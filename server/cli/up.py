@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from server.cli.options import DataDirectory, data_directory
+from server.cli.psql import without_password
 from server.cli.signals import stop_on_signal
 from server.process.instance import Instance, Options, open_instance
 from server.settings import API_PORT, PSP_PORT, SHOP_PORT, SettingsError, environment, load_settings
@@ -100,7 +101,7 @@ def _show(instance: Instance, options: Options) -> None:
         "sandbox PSP": running.psp_url,
         "API key": instance.demo.api_key,
         "webhooks go to": f"{running.shop_url}/webhooks  (received ones: {running.shop_url}/events)",
-        "database": running.database_url,
+        "database": f"{without_password(running.database_url)}  (florin psql opens it)",
         "data": str(options.data_directory),
         "workers": f"{options.workers}, pids {', '.join(map(str, instance.supervisor.pids))}",
     }

@@ -13,7 +13,7 @@ Invariants:
 """
 
 import select
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -73,28 +73,47 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         session, e.g. `plan_cache_mode="force_custom_plan"`. Raises `DatabaseUnavailable` if no server answers within
         `CONNECT_SECONDS` or it refuses the connection, `DatabaseRefused` if it refuses the role.
         """
-        settings = " ".join(f"-c {name}={value}" for name, value in {**options, **({"role": role} if role else {})}.items())
         try:
             params = libpq_conninfo.conninfo_to_dict(conninfo, application_name=application_name)
         except psycopg.ProgrammingError as error:
             raise DatabaseUnavailable(f"not a PostgreSQL address: {str(error).strip()}") from error
-        if settings:
-            params["options"] = f"{params.get('options', '')} {settings}".strip()
         try:
             with trio.fail_after(CONNECT_SECONDS):
                 params = await _resolved(params)
                 connection = await _drive_connecting(cls._connect_gen(libpq_conninfo.make_conninfo("", **params)))
+                connection._autocommit = True
+                try:
+                    await connection._set_up(role, options)
+                except BaseException:
+                    connection.discard()
+                    raise
         except psycopg.Error as error:
             said = str(error).strip()
             if role is not None and f'"{role}"' in said:
-                raise DatabaseRefused(
-                    f"cannot use the role {role}: {said.rpartition('FATAL:')[2].strip()}; {_ROLE_ADVICE}"
-                ) from error
+                raise DatabaseRefused(f"cannot use the role {role}: {said}; {_ROLE_ADVICE}") from error
             raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {said}") from error
         except trio.TooSlowError as error:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {CONNECT_SECONDS:.0f} s") from error
-        connection._autocommit = True
         return connection
+
+    async def _set_up(self, role: str | None, options: Mapping[str, str]) -> None:
+        """Set the session's role and settings, and check that it has them, in one round trip.
+
+        They are statements and not options of the connection, which a pooler in between may drop without a word.
+        """
+        if role is None and not options:
+            return
+        wanted = [("role", role), *options.items()] if role is not None else list(options.items())
+        statements = [f"SET {name} = '{value}'" for name, value in wanted]
+        check = ", ".join(["current_user", *(f"current_setting('{name}')" for name in options)])
+        cursor = await self.execute("; ".join([*statements, f"SELECT {check}"]))
+        while cursor.nextset():
+            pass
+        (row,) = await cursor.fetchall()
+        found = dict(zip(["role", *options], row, strict=True))
+        wrong = [name for name, value in wanted if not _is_same(found[name], str(value))]
+        if wrong:
+            raise DatabaseRefused(f"the session did not get {', '.join(f'{one} = {dict(wanted)[one]}' for one in wrong)}")
 
     async def wait(
         self,
@@ -180,6 +199,11 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             return
         self.discard()
         raise DatabaseUnavailable("the answer to COMMIT was lost")
+
+
+def _is_same(found: str, wanted: str) -> bool:
+    """Return whether a setting has a value, which the server may write in another way."""
+    return found == wanted or {found, wanted} in ({"on", "1"}, {"off", "0"}) or (found, wanted) == (f"{wanted}s", wanted)
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from uuid import UUID
 
 import trio
 
@@ -30,10 +31,16 @@ class Database:
 
 @asynccontextmanager
 async def open_database(
-    conninfo: str, *, pool_size: int, delivery_lease_seconds: float, observe: Callable[[str, int, float], None] | None = None
+    conninfo: str,
+    *,
+    worker_id: UUID,
+    pool_size: int,
+    delivery_lease_seconds: float,
+    observe: Callable[[str, int, float], None] | None = None,
 ) -> AsyncIterator[Database]:
     """Open the pool and run the committers. At the end of the block queued items are written before the committers close.
 
+    `worker_id` owns the idempotency keys of new payments.
     `observe` is called for every group with the committer's name, the number of items and the seconds it took.
     """
 
@@ -44,7 +51,7 @@ async def open_database(
         change_group = ChangeGroup(delivery_lease_seconds=delivery_lease_seconds)
         database = Database(
             pool,
-            Committer(CreationGroup(), conninfo, role=Role.APP, observe=observed("creations")),
+            Committer(CreationGroup(worker_id=worker_id), conninfo, role=Role.APP, observe=observed("creations")),
             Committer(change_group, conninfo, role=Role.APP, observe=observed("changes")),
             change_group,
             Committer(DeliveryResultGroup(), conninfo, role=Role.APP, observe=observed("delivery_results")),

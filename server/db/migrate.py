@@ -22,6 +22,7 @@ ROLES_MIGRATION = 3
 UNLOCK_SECONDS = 5.0
 TRIES_MAX = 10
 _LOCK = 0x464C4F52494E  # "FLORIN"
+_MAY_CREATE_ROLES = "SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user"
 
 
 class MigrationError(FlorinError):
@@ -54,8 +55,12 @@ def migrations() -> list[Migration]:
 async def migrate(connection: Connection) -> list[str]:
     """Bring the database up to date. Returns the names of the files applied now.
 
-    Raises `MigrationError` if an applied file has changed or the database knows a file that this code does not.
+    A user without special rights may ask whether the database is up to date. Raises `MigrationError` if an applied file has
+    changed or the database knows a file that this code does not.
     """
+    is_current = not _pending(await applied(connection))
+    if is_current and not (await connection.query(_MAY_CREATE_ROLES))[0][0]:
+        return []
     await connection.execute(f"SELECT pg_advisory_lock({_LOCK})")
     try:
         await connection.execute(

@@ -7,23 +7,30 @@ that needs less.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from core.fair_queue import Urgency
 from core.idempotency import StoredKey
+from core.ids import MerchantId
 from server.concurrency.background import Background
+from server.concurrency.health import Health
+from server.concurrency.request_limits import RequestLimits
 from server.concurrency.wakeup import Wakeup
 from server.concurrency.worker_count import WorkerCount
 from server.db.group_commit import Committer
 from server.db.payments.change_row import ChangeRow
 from server.db.payments.changes import Applied, ChangeGroup, Lost
 from server.db.payments.creations import Creation, OrderIsLive
+from server.db.payments.idempotency_keys import Flights
 from server.db.pool import Pool
 from server.flows.events.acknowledgements import Acks
 from server.flows.events.live_feeds import Feeds
 from server.flows.payments.fraud import FraudCheck
 from server.flows.webhooks.destinations import Destinations
 from server.psp.routing import Routing
+from server.psp.turn import Turn
 from server.sealing import Sealer
 from server.telemetry import Metrics
 
@@ -38,9 +45,14 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True)
 class Keys(Storage):
-    """Idempotency keys. `psp_seconds` bounds one call to a PSP, and so how long a request may be in flight."""
+    """Idempotency keys. `psp_seconds` bounds one call to a PSP, and so how long a request may be in flight.
+
+    `worker_id` owns the keys that this worker claims; `flights` ends those of requests that have failed.
+    """
 
     psp_seconds: float
+    worker_id: UUID
+    flights: Flights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +73,19 @@ class Settlement(Storage):
 
 @dataclass(frozen=True, kw_only=True)
 class Psps(Settlement, Keys):
-    """Existing payments and their PSPs. `background` continues work that a request does not wait for."""
+    """Existing payments and their PSPs. `background` continues work that a request does not wait for.
+
+    `urgency` is that of the calls to PSPs.
+    """
 
     psps: Routing
     background: Background
     metrics: Metrics
+    urgency: Urgency = Urgency.INTERACTIVE
+
+    def turn(self, merchant_id: MerchantId) -> Turn:
+        """A turn at PSPs for a merchant."""
+        return Turn(merchant_id, self.urgency)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +130,10 @@ class Receipts(Storage):
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """All contexts of one worker."""
+    """All contexts of one worker, its health, and the limits of its callers."""
 
+    health: Health
+    request_limits: RequestLimits
     payments: Payments
     webhooks: Webhooks
     events: Events

@@ -7,7 +7,8 @@ the refund, whose id was drawn with the key) how far it had come.
 
 import base64
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -17,8 +18,17 @@ import trio
 from core.errors import RequestError
 from core.idempotency import InFlight, KeyedOperation, Mismatch, Replay, Reply, Resume, StoredKey, decide
 from core.ids import MerchantId, ResourceId
-from server.db.payments.idempotency_keys import claim_key, find_key, forget_key, release_key, store_reply, take_over_key
+from server.db.payments.idempotency_keys import (
+    Flight,
+    claim_key,
+    find_key,
+    forget_key,
+    release_key,
+    store_reply,
+    take_over_key,
+)
 from server.flows.contexts import Keys, SealedKeys
+from server.psp.turn import Turn
 from server.uuid7 import uuid7
 
 IN_FLIGHT_MARGIN_SECONDS = 5.0
@@ -59,8 +69,12 @@ async def claim(
     *,
     operation: KeyedOperation,
     made_id: ResourceId | None = None,
+    turn: Turn | None = None,
 ) -> Claimed | Replay | Mismatch | InFlight:
-    """Claim the key, or return why it cannot be claimed. Raises `DatabaseUnavailable`, `Overloaded`."""
+    """Claim the key, or return why it cannot be claimed. `turn` gives its place back before another request is waited for.
+
+    Raises `DatabaseUnavailable`, `Overloaded`.
+    """
     give_up_at = trio.current_time() + request.wait_seconds
     while True:
         now = context.now()
@@ -75,17 +89,23 @@ async def claim(
                 resource_id=resource_id,
                 made_id=made_id,
                 in_flight_until=in_flight_until,
+                owner=context.worker_id,
                 now=now,
             )
             if stored is None:
                 return Claimed(made_id, resumed=False, in_flight_until=in_flight_until)
-            decision = decide(stored, request.fingerprint, now=now)
+            decision = decide(stored, request.fingerprint)
             if isinstance(decision, Resume):
-                if await take_over_key(connection, request.merchant_id, request.key, stored, in_flight_until=in_flight_until):
+                is_ours = await take_over_key(
+                    connection, request.merchant_id, request.key, stored, in_flight_until=in_flight_until, owner=context.worker_id
+                )
+                if is_ours:
                     return Claimed(stored.made_id, resumed=True, in_flight_until=in_flight_until)
                 decision = InFlight()
         if not isinstance(decision, InFlight) or trio.current_time() >= give_up_at:
             return decision
+        if turn is not None:
+            turn.release()
         await trio.sleep(POLL_SECONDS)
 
 
@@ -98,7 +118,7 @@ async def wait_for_reply(context: Keys, request: Request) -> StoredKey | None:
         await trio.sleep(POLL_SECONDS)
         async with context.pool.connection() as connection:
             stored = await find_key(connection, request.merchant_id, request.key)
-        if stored is not None and not isinstance(decide(stored, request.fingerprint, now=context.now()), InFlight):
+        if stored is not None and not isinstance(decide(stored, request.fingerprint), InFlight):
             return stored
     return None
 
@@ -113,6 +133,16 @@ async def give_up(context: Keys, request: Request, claimed: Claimed) -> None:
     """End the request without a definitive reply, so that its retry need not wait."""
     async with context.pool.connection() as connection:
         await release_key(connection, request.merchant_id, request.key, in_flight_until=claimed.in_flight_until)
+
+
+@contextmanager
+def ended_by_failure(context: Keys, request: Request, *, in_flight_until: datetime) -> Iterator[None]:
+    """A block that carries out a request whose key is ours. If it fails, its flight is ended, so a retry need not wait."""
+    try:
+        yield
+    except Exception:
+        context.flights.add(Flight(request.merchant_id, request.key, in_flight_until))
+        raise
 
 
 async def once(

@@ -8,6 +8,7 @@ decided, and asking never charges. A fetch that brings nothing counts, so the fe
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
@@ -16,6 +17,7 @@ import trio
 
 from core.errors import DatabaseUnavailable, Overloaded, PspBusy, PspError
 from core.evidence import EvidenceKind, Source
+from core.fair_queue import Urgency
 from core.payment import UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
 from core.refund import Refund
 from core.schedule import FIRST_LOOK_SECONDS, WARN_BEFORE_SECONDS, next_check_at, owes_late_refund
@@ -42,6 +44,7 @@ _log = structlog.get_logger()
 
 async def run(context: Payments, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Sweep until canceled."""
+    context = replace(context, urgency=Urgency.BACKGROUND)
     async with trio.open_nursery() as nursery:
         task_status.started()
         while True:

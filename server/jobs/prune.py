@@ -1,4 +1,8 @@
-"""Deletes expired idempotency keys, inbox events and other old rows, a bounded number at a time."""
+"""Deletes expired idempotency keys, inbox events and other old rows, a bounded number at a time.
+
+Age goes by the database's clock. A key that is deleted too early lets its request charge again, so nothing is deleted for a day
+after that clock has jumped, or has not been watched for an hour: in that time somebody can set it right.
+"""
 
 from datetime import timedelta
 
@@ -13,12 +17,14 @@ from server.db.events.consumers import prune_tickets
 from server.db.payments.idempotency_keys import prune_keys
 from server.db.psps.inbox import prune_events
 from server.db.webhooks.delivery_log import prune_attempts
+from server.db.workers import clock_is_steady
 from server.flows.contexts import Storage
 
 PIECE = 1_000
 ALERTS_KEPT_DAYS = 90
 EVENTS_KEPT_DAYS = 30
 SWEEP_SECONDS = 600.0
+STEADY_SECONDS = 86_400.0
 _log = structlog.get_logger()
 
 
@@ -38,6 +44,8 @@ async def run(context: Storage, *, task_status: trio.TaskStatus[None] = trio.TAS
 async def sweep(context: Storage) -> int:
     """Delete up to a piece of each kind. Returns the largest number deleted."""
     async with context.pool.connection() as connection:
+        if not await clock_is_steady(connection, seconds=STEADY_SECONDS):
+            return 0
         keys = await prune_keys(connection, now=context.now(), limit=PIECE)
         long_ago = context.now() - timedelta(days=EVENTS_KEPT_DAYS)
         events = await prune_events(connection, ended_before=long_ago, limit=PIECE)

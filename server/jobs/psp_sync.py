@@ -1,11 +1,8 @@
-"""Keeps a worker's view of the PSP accounts in step with the other workers: settings, breakers, and the number that share the
-limits.
+"""Keeps a worker's view of the PSP accounts in step with the other workers: settings, breakers, and shares of the limits.
 
 Once a second, with a deadline, this worker publishes what its breakers did, adopts what the others' did, and reloads the
 accounts. While the database is unavailable each worker goes by what it knows, and makes no calls to accounts with a rate limit.
 """
-
-from uuid import UUID
 
 import structlog
 import trio
@@ -16,25 +13,25 @@ from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 from server.concurrency.worker_count import WorkerCount
 from server.db.alerts import Alert, note_alert
 from server.db.connection import Connection
-from server.db.psps.shared_state import close_breaker, forget_workers, list_open_breakers, open_breaker, record_worker
+from server.db.psps.recovery import hasten
+from server.db.psps.shared_state import close_breaker, give_probe_back, list_open_breakers, open_breaker
 from server.flows.contexts import Psps
 from server.psp.guard import Guard
-from server.uuid7 import uuid7
 
 SYNC_SECONDS = 1.0
-FORGET_SECONDS = 3_600.0
+HASTEN_SECONDS = 10.0
+"""The shortest time between two such questions of a worker, in case a PSP fails and recovers all the time."""
+
 _log = structlog.get_logger()
 
 
 async def run(context: Psps, workers: WorkerCount, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Keep in step until canceled. Started after the first round."""
-    worker_id = uuid7()
-    is_first = has_failed = True
+    is_first = True
     while True:
         try:
             await context.psps.reload()
-            await _sync(context, workers, worker_id, is_first=has_failed)
-            has_failed = False
+            await _sync(context, workers)
         except FlorinError as error:
             _log.warning("cannot share the state of the PSPs with other workers", error=str(error))
         if is_first:
@@ -43,15 +40,13 @@ async def run(context: Psps, workers: WorkerCount, *, task_status: trio.TaskStat
         await trio.sleep(SYNC_SECONDS)
 
 
-async def _sync(context: Psps, workers: WorkerCount, worker_id: UUID, *, is_first: bool) -> None:
+async def _sync(context: Psps, workers: WorkerCount) -> None:
     guards = {adapter.account_id: adapter.guard for adapter in context.psps.adapters}
     async with context.pool.connection() as connection:
-        workers.count = await record_worker(connection, worker_id)
         for account_id, guard in guards.items():
             await _tell(context, connection, account_id, guard)
+            await _ask_about_unknown(connection, account_id, guard)
         opened = {one.account_id: one.seconds_left for one in await list_open_breakers(connection)}
-        if is_first:
-            await forget_workers(connection, older_than_seconds=FORGET_SECONDS)
     for account_id, guard in guards.items():
         guard.share_with(workers.count)
         _take_over(guard, opened.get(account_id))
@@ -67,9 +62,26 @@ async def _tell(context: Psps, connection: Connection, account_id: PspAccountId,
         elif news is BreakerState.CLOSED:
             _log.warning("a PSP has recovered", account=encode_id(PSP_ACCOUNT, account_id))
             await close_breaker(connection, account_id)
+        elif news is BreakerState.HALF_OPEN:
+            await give_probe_back(connection, account_id)
     except BaseException:
         guard.news = guard.news or news
         raise
+
+
+async def _ask_about_unknown(connection: Connection, account_id: PspAccountId, guard: Guard) -> None:
+    """Have everything UNKNOWN at a PSP that answers again asked about at once."""
+    now = trio.current_time()
+    if not guard.has_recovered or now < guard.hasten_at:
+        return
+    guard.has_recovered, guard.hasten_at = False, now + HASTEN_SECONDS
+    try:
+        count = await hasten(connection, account_id)
+    except BaseException:
+        guard.has_recovered, guard.hasten_at = True, now
+        raise
+    if count:
+        _log.info("a PSP answers again: what is unknown is asked about", account=encode_id(PSP_ACCOUNT, account_id), count=count)
 
 
 def _breaker_alert(account_id: PspAccountId) -> Alert:

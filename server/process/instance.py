@@ -1,7 +1,7 @@
 """A whole running Florin in one block: PostgreSQL, migrations, demo merchant, sandbox and workers.
 
-`florin up`, the tests and the bench all use it. Every part is a child of this process (`server.child_process`), is stopped in
-reverse order at the end of the block, and ends by itself if this process is killed.
+`florin up`, the tests and the bench all use it. Every part is a child of this process (`server.child_process`), is started again
+if it dies, is stopped in reverse order at the end of the block, and ends by itself if this process is killed.
 """
 
 import errno
@@ -27,7 +27,8 @@ from server.db.migrate import migrate
 from server.db.psps.accounts import list_psp_accounts
 from server.http.server.listener import bind_shared
 from server.process.demo import Demo, load_or_generate, provision
-from server.process.embedded_postgres import open_embedded
+from server.process.embedded_postgres import EmbeddedPart, Login, ensure_logins, open_embedded
+from server.process.part import Part
 from server.process.supervisor import Supervisor
 from server.sandbox.program import SandboxConfiguration
 from server.sealing import Sealer, SealError, create_key_file
@@ -75,13 +76,14 @@ class Running(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A running instance."""
+    """A running instance. `database_url` is that of whoever has set it up: the superuser of an embedded PostgreSQL."""
 
     running: Running
+    database_url: str
     demo: Demo
     supervisor: Supervisor
-    sandbox: subprocess.Popen[bytes]
-    postgres: subprocess.Popen[bytes] | None
+    sandbox: Part
+    postgres: Part | None
 
     @property
     def api_url(self) -> str:
@@ -102,7 +104,7 @@ async def open_instance(options: Options) -> AsyncIterator[Instance]:
     """
     directory = options.data_directory
     with _directory(directory), _sockets(options) as (api_sockets, psp_socket, shop_socket):
-        async with _database(options) as (database_url, postgres):
+        async with _database(options) as (urls, postgres):
             key_file = directory / "keys" / "sealing.key"
             create_key_file(key_file)
             running = Running(
@@ -110,30 +112,29 @@ async def open_instance(options: Options) -> AsyncIterator[Instance]:
                 api_urls=list(dict.fromkeys(_url(one) for one in api_sockets)),
                 psp_url=_url(psp_socket),
                 shop_url=_url(shop_socket),
-                database_url=database_url,
+                database_url=urls.operator,
                 key_file=str(key_file),
             )
             demo = load_or_generate(directory / "demo.json")
-            await _prepare(running, demo)
+            await _prepare(running, demo, urls.owner, postgres)
             async with _sandbox(directory, running, demo, psp_socket, shop_socket) as sandbox:
-                supervisor = Supervisor(api_sockets, environment=_environment(options, running), drain_seconds=DRAIN_SECONDS)
+                supervisor = Supervisor(
+                    api_sockets,
+                    environment=_environment(options, running, urls.worker),
+                    drain_seconds=DRAIN_SECONDS,
+                    stop_signal=signal.SIGINT,
+                )
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_watch, sandbox, "the sandbox")
+                    nursery.start_soon(sandbox.keep)
                     if postgres is not None:
-                        nursery.start_soon(_watch, postgres, "PostgreSQL")
+                        nursery.start_soon(postgres.keep)
                     await nursery.start(supervisor.run)
                     write_private(running_file(directory), msgspec.json.encode(running))
                     try:
-                        yield Instance(running, demo, supervisor, sandbox, postgres)
+                        yield Instance(running, urls.owner, demo, supervisor, sandbox, postgres)
                     finally:
                         running_file(directory).unlink(missing_ok=True)
                         nursery.cancel_scope.cancel()
-
-
-async def _watch(child: subprocess.Popen[bytes], name: str) -> None:
-    """End the whole instance, with a message, if a part of it has ended."""
-    code = await child_process.wait(child)
-    raise InstanceError(f"{name} ended unexpectedly (exit code {code}): start Florin again; no data is lost")
 
 
 @contextmanager
@@ -184,18 +185,30 @@ def _bound(host: str, port: int, count: int, *, flag: str) -> list[socket.socket
         raise InstanceError(cannot_listen(host, port, error, flag=flag)) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Urls:
+    """The addresses of a database for those who use it."""
+
+    owner: str
+    worker: str
+    operator: str
+
+
 @asynccontextmanager
-async def _database(options: Options) -> AsyncIterator[tuple[str, subprocess.Popen[bytes] | None]]:
+async def _database(options: Options) -> AsyncIterator[tuple[_Urls, EmbeddedPart | None]]:
     if options.database_url is not None:
-        yield options.database_url, None
+        yield _Urls(options.database_url, options.database_url, options.database_url), None
         return
     async with open_embedded(options.data_directory) as embedded:
-        yield embedded.url, embedded.process
+        logins = embedded.server.logins
+        yield _Urls(embedded.server.url, logins[Login.WORKER], logins[Login.OPERATOR]), embedded
 
 
-async def _prepare(running: Running, demo: Demo) -> None:
-    async with open_session(running.database_url) as connection:
+async def _prepare(running: Running, demo: Demo, owner_url: str, postgres: EmbeddedPart | None) -> None:
+    async with open_session(owner_url) as connection:
         await migrate(connection)
+        if postgres is not None:
+            await ensure_logins(connection, postgres.server)
         sealer = Sealer.from_file(Path(running.key_file))
         await _require_own_secrets(connection, sealer, running)
         await provision(connection, demo, sealer, psp_url=running.psp_url, shop_url=running.shop_url, now=utc_now())
@@ -216,7 +229,7 @@ async def _require_own_secrets(connection: Connection, sealer: Sealer, running: 
 @asynccontextmanager
 async def _sandbox(
     directory: Path, running: Running, demo: Demo, psp_socket: socket.socket, shop_socket: socket.socket
-) -> AsyncIterator[subprocess.Popen[bytes]]:
+) -> AsyncIterator[Part]:
     configuration = SandboxConfiguration(
         florin_url=running.api_urls[0],
         psp_url=running.psp_url,
@@ -230,26 +243,34 @@ async def _sandbox(
     )
     path = directory / "sandbox" / "configuration.json"
     write_private(path, msgspec.json.encode(configuration))
-    reading, writing = os.pipe()
-    descriptors = (psp_socket.fileno(), shop_socket.fileno(), writing)
-    try:
-        child = child_process.spawn(
-            child_process.python("server.sandbox.program", str(path), *map(str, descriptors)),
-            death_signal=signal.SIGTERM,
-            pass_fds=descriptors,
-        )
-    finally:
-        os.close(writing)
-    async with child_process.stopped_at_the_end(child, first=signal.SIGTERM, seconds=SANDBOX_STOP_SECONDS):
-        if not await child_process.is_ready(reading, seconds=SANDBOX_START_SECONDS):
+    pipes: list[int] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        reading, writing = os.pipe()
+        pipes.append(reading)
+        descriptors = (psp_socket.fileno(), shop_socket.fileno(), writing)
+        try:
+            return child_process.spawn(
+                child_process.python("server.sandbox.program", str(path), *map(str, descriptors)),
+                death_signal=signal.SIGTERM,
+                pass_fds=descriptors,
+            )
+        finally:
+            os.close(writing)
+
+    async def ready() -> None:
+        if not await child_process.is_ready(pipes.pop(), seconds=SANDBOX_START_SECONDS):
             raise InstanceError("the sandbox did not start; its reason is in the log above")
-        yield child
+
+    part = Part("the sandbox", start, ready, stop_signal=signal.SIGTERM, stop_seconds=SANDBOX_STOP_SECONDS)
+    async with part.open():
+        yield part
 
 
-def _environment(options: Options, running: Running) -> dict[str, str]:
+def _environment(options: Options, running: Running, database_url: str) -> dict[str, str]:
     return {
         **os.environ,
-        "FLORIN_DATABASE_URL": running.database_url,
+        "FLORIN_DATABASE_URL": database_url,
         "FLORIN_KEY_FILE": running.key_file,
         "FLORIN_DRAIN_SECONDS": str(DRAIN_SECONDS),
         "FLORIN_WEBHOOK_NETWORKS": environment("WEBHOOK_NETWORKS") or LOOPBACK,

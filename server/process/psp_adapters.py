@@ -15,11 +15,12 @@ from core.errors import NotFound
 from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 from server.db.database import Database
 from server.db.psps.accounts import PspAccount, list_psp_accounts
-from server.db.psps.shared_state import claim_probe, reserve_slots
+from server.db.psps.shared_state import claim_probe, reserve_slot_soon, reserve_slots
 from server.http.client.client import Client
 from server.psp.adapter import Adapter
-from server.psp.guard import Guard, Limits, Shared
+from server.psp.guard import Guard, Limits
 from server.psp.providers import PROVIDERS, Provider, provider_of
+from server.psp.rate_schedule import Shared
 from server.psp.transport import Deadlines, PspTransport
 from server.sealing import Sealer, SealError
 from server.telemetry import Metrics
@@ -90,6 +91,7 @@ class Accounts:
             webhook_secrets=secrets,
             mode=account.mode,
             is_enabled=account.enabled,
+            token_scope=account.tokens_of or account.id,
             now=self._now,
         )
 
@@ -112,13 +114,18 @@ class Accounts:
         if guard is not None:
             guard.move(limits)
             return guard
-        shared = Shared(reserve=partial(self._reserve, account.id), may_probe=partial(self._may_probe, account.id))
+        shared = Shared(
+            reserve=partial(self._reserve, account.id),
+            reserve_soon=partial(self._reserve_soon, account.id),
+            may_probe=partial(self._may_probe, account.id),
+        )
         guard = self._guards[account.id] = Guard(limits, shared, admission_seconds_max=ADMISSION_SHARE * self._deadlines.seconds)
         self._metrics.watch_psp(
             encode_id(PSP_ACCOUNT, account.id),
             account.psp,
             state=lambda: guard.state,
             in_flight=lambda: guard.in_flight,
+            waiting=lambda: guard.waiting,
             limit=lambda: guard.concurrency.limit,
         )
         return guard
@@ -126,6 +133,10 @@ class Accounts:
     async def _reserve(self, account_id: PspAccountId, slots: int, interval_seconds: float) -> float:
         async with self._db.pool.connection() as connection:
             return await reserve_slots(connection, account_id, slots=slots, interval_seconds=interval_seconds)
+
+    async def _reserve_soon(self, account_id: PspAccountId, interval_seconds: float) -> float | None:
+        async with self._db.pool.connection() as connection:
+            return await reserve_slot_soon(connection, account_id, interval_seconds=interval_seconds)
 
     async def _may_probe(self, account_id: PspAccountId) -> bool:
         async with self._db.pool.connection() as connection:

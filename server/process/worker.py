@@ -2,38 +2,37 @@
 
     worker
     └─ contexts: database (pool and committers), HTTP clients, PSP adapters     opened first, closed last
-       └─ jobs: deliveries, batches, feeds and acknowledgements of the stream, follow-up, inbox, PSP sync, hash chain,
-          prune, overdue, alerts, and work that continues after a reply
+       └─ jobs: heartbeat, clock repair, deliveries, batches, feeds and acknowledgements of the stream, follow-up, inbox, PSP
+          sync, hash chain, prune, overdue, alerts, and work that continues after a reply
           └─ front: the listener, one task per connection
 
-SIGTERM: stop accepting, let running requests finish under a deadline, stop the jobs (claimed work comes back when its lease
-ends), commit what is queued, close. A client that disconnects cancels nothing.
+SIGTERM: say 503 on /readyz and `Connection: close` for a moment while serving on, stop accepting, let running requests finish
+under a deadline, stop the jobs (claimed work comes back when its lease ends), commit what is queued, close. SIGINT: the same
+without the moment. A client that disconnects cancels nothing.
 """
 
-import gc
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from uuid import UUID
 
-import structlog
 import trio
 
-from core.errors import FlorinError, leaves
 from server.api.app import Api
 from server.api.problems import wire_problem
-from server.child_process import allow_many_files, say_ready
-from server.clock import utc_now
+from server.clock import DatabaseClock
 from server.concurrency.background import Background
+from server.concurrency.health import Health
+from server.concurrency.request_limits import RequestLimits
 from server.concurrency.wakeup import Wakeup
 from server.concurrency.worker_count import WorkerCount
-from server.db.database import open_database
-from server.db.migrate import MigrationError, require_current
+from server.db.database import Database, open_database
+from server.db.migrate import require_current
 from server.db.payments.changes import Applied
+from server.db.payments.idempotency_keys import Flights
 from server.db.pool import Pool
 from server.flows.contexts import Batches as BatchesContext
 from server.flows.contexts import Contexts, Events, Payments, Receipts, Webhooks
@@ -48,17 +47,30 @@ from server.http.reaper import TICK_SECONDS
 from server.http.server.forwarded import networks
 from server.http.server.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
-from server.jobs import alerts, event_hints, follow_up_payments, hash_chain, overdue, prune, psp_inbox, psp_sync
+from server.jobs import (
+    alerts,
+    clock_repair,
+    event_hints,
+    follow_up_payments,
+    hash_chain,
+    overdue,
+    prune,
+    psp_inbox,
+    psp_sync,
+    request_usage,
+)
 from server.jobs.batches.runner import Batches
+from server.jobs.heartbeat import Heartbeat
 from server.jobs.webhooks.endpoint_queue import Timing
 from server.jobs.webhooks.parallel import Deliverer
 from server.process.alert_channels import channels_of
 from server.process.psp_adapters import Accounts
 from server.psp.routing import Routing
 from server.psp.transport import Deadlines
-from server.sealing import Sealer, SealError
-from server.settings import Settings, SettingsError, load_settings, webhook_networks
-from server.telemetry import Metrics, configure_logs
+from server.sealing import Sealer
+from server.settings import Settings, SettingsError, webhook_networks
+from server.telemetry import Metrics
+from server.uuid7 import uuid7
 
 CHAIN_SWEEPS = 5
 """The chain job runs this many times less often than other jobs, because nobody waits for it."""
@@ -70,21 +82,31 @@ PSP_IDLE_SECONDS = 20.0
 OWN_SHARE = 0.9
 """The part of a flow's time for a PSP that one call may use."""
 
-EXIT_SETUP_FAILED = 78  # EX_CONFIG: a restart will not help
-_log = structlog.get_logger()
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The ids of a worker and of the one in whose place it comes, which is dead, if any."""
+
+    worker_id: UUID = field(default_factory=uuid7)
+    predecessor: UUID | None = None
 
 
 @asynccontextmanager
 async def open_worker(
-    settings: Settings, listening: socket.socket, *, now: Callable[[], datetime] = utc_now
-) -> AsyncIterator[Contexts]:
-    """Open a worker that serves. At the end of the block it drains and closes in order."""
+    settings: Settings, listening: socket.socket, *, place: Place | None = None, now: Callable[[], datetime] | None = None
+) -> AsyncIterator[tuple[Contexts, Listener]]:
+    """Open a worker that serves. At the end of the block it lingers, drains and closes in order.
+
+    `now` replaces the database's clock, for tests.
+    """
     sealer = Sealer.from_file(settings.key_file)
-    metrics = Metrics()
+    metrics, clock, place = Metrics(), DatabaseClock(), place or Place()
+    now, worker_id = now or clock.now, place.worker_id
     destinations = Destinations(webhook_networks(settings))
     async with (
         open_database(
             settings.database_url,
+            worker_id=worker_id,
             pool_size=settings.pool_size,
             delivery_lease_seconds=settings.delivery_lease_seconds,
             observe=metrics.committed,
@@ -93,42 +115,89 @@ async def open_worker(
         open_client(_client_options(settings)) as fraud_http,
         _open_webhook_clients(settings, destinations) as (webhook_https, webhook_http),
     ):
-        feeds, workers = Feeds(db.pool), WorkerCount()
+        feeds, workers, health, flights = Feeds(db.pool), WorkerCount(), Health(), Flights()
         seconds = settings.delivery_seconds
         sender = Sender(db.pool, webhook_https, webhook_http, sealer, attempt_seconds=seconds, now=now, publish=feeds.publish)
         deliverer = Deliverer(db, sender, metrics, workers, _timing(settings))
         accounts = Accounts(db, psp_http, sealer, metrics, _deadlines(settings), now=now)
-        payments = Payments(
-            pool=db.pool,
-            now=now,
-            psp_seconds=settings.psp_seconds,
-            changes=db.changes,
-            change_group=db.change_group,
-            notify=partial(_tell, feeds, deliverer),
-            psps=Routing(accounts.load),
-            background=Background(),
-            metrics=metrics,
-            creations=db.creations,
-            fraud=_fraud_check(fraud_http, db.pool, metrics, settings),
+        notify = partial(_tell, feeds, deliverer)
+        fraud = _fraud_check(fraud_http, db.pool, metrics, settings)
+        payments = _payments(db, Routing(accounts.load), metrics, settings, worker_id, flights, notify, fraud, now)
+        limits = RequestLimits(
+            per_second=settings.merchant_requests_per_second, in_flight_max=settings.merchant_requests_in_flight
         )
-        contexts = _contexts(payments, sealer, destinations, feeds, workers)
-        await _require_ready(contexts.payments)
+        contexts = _contexts(payments, sealer, destinations, feeds, workers, health, limits)
+        went_back = Wakeup()
+        heartbeat = Heartbeat(
+            settings.database_url, worker_id, clock, workers, health, flights, went_back.wake, place.predecessor
+        )
         api = Api(contexts, metrics, metrics_token=settings.metrics_token)
-        listener = Listener(api, listening, _listener_options(settings))
+        listener = Listener(api, listening, listener_options(settings))
         batches = Batches(contexts.batches, contexts.payments, sweep_seconds=settings.sweep_seconds)
         async with trio.open_nursery() as jobs:
+            await _require_current(db.pool)
+            await jobs.start(heartbeat.run)
+            await payments.psps.reload()
             await _start_jobs(jobs, contexts, deliverer, batches, settings)
+            await jobs.start(clock_repair.run, payments, went_back)
             await jobs.start(api.run)
-            async with _serving(settings, api, listener, contexts.payments.background, batches):
-                yield contexts
+            async with _serving(settings, api, listener, contexts, batches):
+                yield contexts, listener
             jobs.cancel_scope.cancel()
 
 
-def _contexts(payments: Payments, sealer: Sealer, destinations: Destinations, feeds: Feeds, workers: WorkerCount) -> Contexts:
-    pool, now, psp_seconds = payments.pool, payments.now, payments.psp_seconds
+def _payments(
+    db: Database,
+    psps: Routing,
+    metrics: Metrics,
+    settings: Settings,
+    worker_id: UUID,
+    flights: Flights,
+    notify: Callable[[Applied], None],
+    fraud: FraudCheck | None,
+    now: Callable[[], datetime],
+) -> Payments:
+    return Payments(
+        pool=db.pool,
+        now=now,
+        psp_seconds=settings.psp_seconds,
+        worker_id=worker_id,
+        flights=flights,
+        changes=db.changes,
+        change_group=db.change_group,
+        notify=notify,
+        psps=psps,
+        background=Background(),
+        metrics=metrics,
+        creations=db.creations,
+        fraud=fraud,
+    )
+
+
+def _contexts(
+    payments: Payments,
+    sealer: Sealer,
+    destinations: Destinations,
+    feeds: Feeds,
+    workers: WorkerCount,
+    health: Health,
+    limits: RequestLimits,
+) -> Contexts:
+    pool, now = payments.pool, payments.now
     return Contexts(
+        health=health,
+        request_limits=limits,
         payments=payments,
-        webhooks=Webhooks(pool=pool, now=now, psp_seconds=psp_seconds, sealer=sealer, destinations=destinations, feeds=feeds),
+        webhooks=Webhooks(
+            pool=pool,
+            now=now,
+            psp_seconds=payments.psp_seconds,
+            worker_id=payments.worker_id,
+            flights=payments.flights,
+            sealer=sealer,
+            destinations=destinations,
+            feeds=feeds,
+        ),
         events=Events(pool=pool, now=now, feeds=feeds, acks=Acks(pool, now=now), workers=workers),
         batches=BatchesContext(pool=pool, now=now, sealer=sealer, wakeup=Wakeup()),
         receipts=Receipts(pool=pool, now=now, receipt_key=sealer.receipt_key()),
@@ -136,30 +205,31 @@ def _contexts(payments: Payments, sealer: Sealer, destinations: Destinations, fe
 
 
 @asynccontextmanager
-async def _serving(
-    settings: Settings, api: Api, listener: Listener, background: Background, batches: Batches
-) -> AsyncIterator[None]:
-    """Run the listener. At the end of the block it drains."""
+async def _serving(settings: Settings, api: Api, listener: Listener, contexts: Contexts, batches: Batches) -> AsyncIterator[None]:
+    """Run the listener. At the end of the block it lingers, so that clients and balancers go elsewhere, and drains."""
     async with trio.open_nursery() as front:
         await front.start(listener.run)
         try:
             yield
         finally:
             with trio.CancelScope(shield=True):
+                contexts.health.is_draining = True
+                listener.retire()
+                if contexts.health.failure is None and not contexts.health.is_hurried:
+                    await trio.sleep(settings.linger_seconds)
                 until = trio.current_time() + settings.drain_seconds
                 api.end_waits()
                 async with trio.open_nursery() as draining:
                     draining.start_soon(partial(batches.drain, seconds=settings.drain_seconds))
                     draining.start_soon(partial(listener.drain, seconds=settings.drain_seconds))
-                await background.drain(seconds=max(until - trio.current_time(), 0))
+                await contexts.payments.background.drain(seconds=max(until - trio.current_time(), 0))
             front.cancel_scope.cancel()
 
 
-async def _require_ready(payments: Payments) -> None:
-    """Raise `MigrationError` or `SealError` if this worker cannot serve this database."""
-    async with payments.pool.connection() as connection:
+async def _require_current(pool: Pool) -> None:
+    """Raise `MigrationError` if this worker cannot serve this database."""
+    async with pool.connection() as connection:
         await require_current(connection)
-    await payments.psps.reload()
 
 
 async def _start_jobs(jobs: trio.Nursery, contexts: Contexts, deliverer: Deliverer, batches: Batches, settings: Settings) -> None:
@@ -170,6 +240,7 @@ async def _start_jobs(jobs: trio.Nursery, contexts: Contexts, deliverer: Deliver
     await jobs.start(events.acks.run)
     await jobs.start(partial(event_hints.run, events, settings.database_url))
     await jobs.start(payments.background.run)
+    await jobs.start(partial(request_usage.run, payments, contexts.request_limits, events.workers))
     await jobs.start(partial(psp_sync.run, payments, events.workers))
     await jobs.start(partial(follow_up_payments.run, payments, sweep_seconds=sweep_seconds))
     await jobs.start(partial(psp_inbox.run, payments, sweep_seconds=sweep_seconds))
@@ -233,7 +304,8 @@ def _deadlines(settings: Settings) -> Deadlines:
     return Deadlines(seconds=seconds, read_seconds=read_seconds, connect_seconds=connect_seconds)
 
 
-def _listener_options(settings: Settings) -> ListenerOptions:
+def listener_options(settings: Settings) -> ListenerOptions:
+    """The options of the listener. Raises `SettingsError` for an unusable certificate or network."""
     try:
         return ListenerOptions(
             requests_in_flight_max=settings.requests_in_flight_max,
@@ -245,43 +317,3 @@ def _listener_options(settings: Settings) -> ListenerOptions:
         )
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise SettingsError(f"the listener cannot be set up as configured: {error}") from error
-
-
-async def serve(settings: Settings, listening: socket.socket, *, ready: int) -> None:
-    """Serve until SIGTERM or SIGINT. `ready` is a descriptor that is written to when requests can come."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_worker(settings, listening):
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(50_000, 20, 100)
-            say_ready(ready)
-            async for _ in signals:
-                break
-
-
-def main(listening_descriptor: int, ready_descriptor: int) -> int:
-    """Run a worker process of the supervisor, which passes the listening socket and a pipe. Returns the exit code."""
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        configure_logs("info")
-        _log.error("the worker cannot run", errors=[str(error)])
-        return EXIT_SETUP_FAILED
-    configure_logs(settings.log_level)
-    allow_many_files()
-    listening = socket.socket(fileno=listening_descriptor)
-    try:
-        trio.run(lambda: serve(settings, listening, ready=ready_descriptor))
-    except (FlorinError, BaseExceptionGroup) as error:
-        group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
-        failures, rest = group.split(FlorinError)
-        if rest is not None or failures is None:
-            raise
-        _log.error("the worker cannot run", errors=[str(error) for error in leaves(failures)])
-        is_hopeless = failures.subgroup((MigrationError, SealError, SettingsError)) is not None
-        return EXIT_SETUP_FAILED if is_hopeless else 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

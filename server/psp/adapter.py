@@ -25,9 +25,14 @@ from server.psp.guard import Guard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """The capabilities of a PSP, and how long it remembers an idempotency key."""
+    """The capabilities of a PSP.
+
+    It remembers an idempotency key for `key_lifetime`. A request that it has not shown in a fetch `arrival_seconds` after it can
+    have been sent for the last time will never arrive: absence then proves that nothing was charged.
+    """
 
     key_lifetime: timedelta
+    arrival_seconds: float = 300.0
     hosted_page: bool = True
     tokens: bool = True
     manual_capture: bool = True
@@ -90,6 +95,11 @@ class Adapter(Protocol):
     @property
     def is_enabled(self) -> bool:
         """True if it takes new payments."""
+        ...
+
+    @property
+    def token_scope(self) -> PspAccountId:
+        """The account whose tokens it knows; accounts with the same scope know each other's."""
         ...
 
     @property

@@ -1,30 +1,34 @@
 """Guards the calls to one PSP account: breaker, concurrency, rate.
 
-Each account has its own guard, so a slow PSP delays only its own callers. Invariants: a call that is refused here, or gives up
-waiting here, has sent nothing (`PspBusy`); waiting is bounded in number and time; waiting is first come, first served. State that
-the workers of all processes share (the schedule of the rate, an open breaker, the number of workers that divide the concurrency)
-comes from the database through `Shared`, see `server.db.psps.shared_state`.
+Each account has its own guard, so a slow PSP delays only its own callers. A caller takes a `Turn` at the PSP, which may be
+reserved before anything is written: what cannot be sent in time is then refused without a trace. Invariants: a call that is
+refused here, or gives up waiting here, has sent nothing (`PspBusy`); waiting is bounded in number and time; a waiting call is
+served by its urgency and in fair rounds between merchants (`core.fair_queue`); one that could not be served in time is refused
+at once. State that the workers of all processes share (the schedule of the rate, an open breaker, the number of workers that
+divide the concurrency) comes from the database through `Shared`.
 """
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
 
 from core.breaker import Admission, Breaker, BreakerState
 from core.errors import DatabaseUnavailable, Overloaded, PspBusy
-from core.throttling import AdaptiveLimit, Slots
+from core.fair_queue import FairQueue
+from core.throttling import AdaptiveLimit
+from server.psp.rate_schedule import RateSchedule, Shared
+from server.psp.turn import Turn
 
 WAITING_MAX = 20_000
-SHARE_SECONDS = 0.2
-"""The longest range of the schedule that is reserved at once, and so the longest delay of other processes' callers."""
-
 CROWDED_SHARE = 0.9
 CROWDED_SECONDS = 0.5
 """Batch traffic leaves 10 % of the capacity to interactive payments, and does not queue behind this much of the schedule."""
 
-RATE_MARGIN = 0.9
-"""Calls are sent at even intervals but do not arrive so; the margin keeps the PSP's own count below the limit."""
+OUTAGE_FAILURES = 3
+"""So many failures in a row are an outage. Calls that fail now and then are not."""
+
+RETRY_SECONDS_MAX = 60.0
+AVERAGE_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +39,18 @@ class Limits:
     requests_per_second: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """The state that a guard shares with all processes.
+class _Waiter:
+    """A call that waits for its place. `granted`: it has one."""
 
-    `reserve(slots, interval_seconds)` reserves a range of the schedule and returns the seconds until it begins; `may_probe`
-    returns whether this process may probe a PSP whose breaker was open.
-    """
+    __slots__ = ("granted", "wakeup")
 
-    reserve: Callable[[int, float], Awaitable[float]]
-    may_probe: Callable[[], Awaitable[bool]]
+    def __init__(self) -> None:
+        self.granted = False
+        self.wakeup = trio.Event()
+
+    def wake(self) -> None:
+        self.wakeup.set()
+        self.wakeup = trio.Event()
 
 
 class Guard:
@@ -55,12 +61,21 @@ class Guard:
         self.concurrency = AdaptiveLimit(limits.concurrency, float(limits.concurrency))
         self.in_flight = 0
         self.news: BreakerState | None = None
-        """A change of this process's breaker that the others do not know yet: OPEN or CLOSED."""
+        """A change of this process's breaker that the others do not know yet: OPEN, CLOSED, or HALF_OPEN if it gives its probe
+        back.
+        """
         self._shared = shared
         self._admission_seconds_max = admission_seconds_max
-        self._waiting = trio.lowlevel.ParkingLot()
-        self._reserving = trio.Lock()
-        self._slots: Slots | None = None
+        self._queue = FairQueue[_Waiter](WAITING_MAX)
+        self._dispatcher: _Waiter | None = None
+        self._place_free = trio.Event()
+        self._schedule: RateSchedule | None = None
+        self._is_asking = False
+        self._average_seconds = 0.0
+        self.has_recovered = False
+        """Set once a call succeeds after an outage; `server.jobs.psp_sync` sets it back, and not again before `hasten_at`."""
+        self.hasten_at = 0.0
+        self._failures_in_a_row = 0
         self._limits = limits
         self._workers = 1
         self.move(limits)
@@ -73,8 +88,8 @@ class Guard:
     def move(self, limits: Limits) -> None:
         """Apply changed limits."""
         rate = limits.requests_per_second
-        if rate != self._limits.requests_per_second or (rate is not None and self._slots is None):
-            self._slots = Slots(1 / (rate * RATE_MARGIN)) if rate is not None else None
+        if rate != self._limits.requests_per_second or (rate is not None and self._schedule is None):
+            self._schedule = RateSchedule(rate, self._shared) if rate is not None else None
         self._limits = limits
         self.concurrency.set_ceiling(max(limits.concurrency // self._workers, 1))
         self._wake()
@@ -97,114 +112,213 @@ class Guard:
     @property
     def interval_seconds(self) -> float:
         """The interval between calls; 0 without a rate."""
-        return self._slots.interval_seconds if self._slots is not None else 0.0
+        return self._schedule.interval_seconds if self._schedule is not None else 0.0
+
+    @property
+    def waiting(self) -> int:
+        """The number of calls that wait."""
+        return len(self._queue)
 
     @property
     def is_crowded(self) -> bool:
         """True if a call would now have to wait, or take one of the last places."""
-        behind_seconds = self._reserving.statistics().tasks_waiting * self.interval_seconds
-        return bool(self._waiting) or self.in_flight >= self.room or behind_seconds > CROWDED_SECONDS
+        behind_seconds = len(self._queue) * self.interval_seconds
+        return (bool(self._queue) and self._schedule is None) or self.in_flight >= self.room or behind_seconds > CROWDED_SECONDS
 
-    async def admit(self) -> Admission:
-        """Wait for the turn of a call, which must then `leave`. Raises `PspBusy` if nothing may be sent."""
+    def try_reserve(self, turn: Turn) -> bool:
+        """Reserve a place for the next call of a turn if that needs no waiting. Returns whether it did."""
+        if self.breaker.state(now=trio.current_time()) is not BreakerState.CLOSED or not self._can_go_now():
+            return False
+        self.in_flight += 1
+        turn.hold(self, Admission.CALL)
+        return True
+
+    async def reserve(self, turn: Turn, *, seconds: float | None = None) -> None:
+        """Wait for a place for the next call of a turn, for `seconds` or the usual time; 0 takes one only if there is room, which
+        at a rate may take the interval between two calls. Raises `PspBusy` if nothing may be sent.
+
+        The turn must then use it or `release` it.
+        """
+        if turn.guard is self:
+            return
+        seconds = self._admission_seconds_max if seconds is None else seconds
         admission = self.breaker.admit(now=trio.current_time())
         if admission is Admission.REFUSED:
             left = self.breaker.seconds_left(now=trio.current_time())
             raise PspBusy("calls to the PSP have failed: its breaker is open", retry_after_seconds=left)
         try:
-            if admission is Admission.PROBE:
-                await self._require_probe()
-            ends_at = trio.current_time() + self._admission_seconds_max
-            if self.in_flight >= int(self.concurrency.limit) or self._waiting:
-                await self._wait_for_place(ends_at)
-            else:
+            if self._can_go_now():
                 self.in_flight += 1
+            elif seconds > 0:
+                await self._wait(turn, seconds)
+            else:
+                await self._take_soon(turn)
         except BaseException:
             self.breaker.withdraw(admission)
             raise
-        try:
-            if self._slots is not None:
-                await self._wait_for_slot(self._slots, ends_at)
-            self._require_closed(admission)
-        except BaseException:
-            self.leave(admission)
-            raise
+        if admission is Admission.PROBE:
+            await self._claim_probe()
+        turn.hold(self, admission)
+        if admission is Admission.CALL and self.state is not BreakerState.CLOSED:
+            turn.release()
+            left = self.breaker.seconds_left(now=trio.current_time())
+            raise PspBusy("calls to the PSP have failed meanwhile: its breaker is open", retry_after_seconds=left)
+
+    async def admit(self, turn: Turn) -> Admission:
+        """Let the next call of a turn go, which must then `leave`: with its reserved place, or after waiting for one.
+
+        Raises `PspBusy` if nothing may be sent. Calls whose places were reserved for different times do not go at once.
+        """
+        admission = turn.take(self)
+        if admission is None:
+            await self.reserve(turn)
+            admission = turn.take(self)
+            assert admission is not None
+        if self._schedule is not None and (go_at := self._schedule.spaced()) > trio.current_time():
+            try:
+                await trio.sleep_until(go_at)
+            except BaseException:
+                self.leave(admission)
+                raise
         return admission
 
-    async def _require_probe(self) -> None:
+    async def _claim_probe(self) -> None:
+        """Make a call that has a place the probe of all processes. Raises `PspBusy`, without the place, if another one probes."""
         may_probe = False
         try:
             with trio.move_on_after(self._admission_seconds_max):
                 may_probe = await self._shared.may_probe()
         except (DatabaseUnavailable, Overloaded) as error:
             raise PspBusy(f"it is not known whether another worker is probing the PSP: {error}") from error
+        finally:
+            if not may_probe:
+                self.in_flight -= 1
+                self.breaker.withdraw(Admission.PROBE)
+                self._wake()
         if not may_probe:
             raise PspBusy("another worker is probing the PSP")
 
-    def _require_closed(self, admission: Admission) -> None:
-        """Raise `PspBusy` if the breaker opened while this call waited."""
-        if admission is Admission.CALL and self.state is not BreakerState.CLOSED:
-            raise PspBusy("calls to the PSP have failed meanwhile: its breaker is open")
-
-    def leave(self, admission: Admission, *, failed: bool | None = None) -> None:
+    def leave(self, admission: Admission, *, failed: bool | None = None, took_seconds: float | None = None) -> None:
         """End a call. `failed` is whether the PSP failed, or None if nothing was learned about it."""
         self.in_flight -= 1
+        if took_seconds is not None:
+            self._average_seconds += AVERAGE_WEIGHT * (took_seconds - self._average_seconds)
         if failed is None:
             self.breaker.withdraw(admission)
+            if admission is Admission.PROBE:
+                self.news = self.news or BreakerState.HALF_OPEN
         else:
             opened = self.breaker.record(admission, failed=failed, now=trio.current_time())
             if opened or admission is Admission.PROBE:
                 self.news = BreakerState.OPEN if opened else BreakerState.CLOSED
             if not failed:
                 self.concurrency.grow()
+                self.has_recovered = self.has_recovered or self._failures_in_a_row >= OUTAGE_FAILURES
+            self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
         self._wake()
 
     def record_429(self) -> None:
         """Record a 429."""
         self.concurrency.cut(now=trio.current_time())
 
-    async def _wait_for_place(self, ends_at: float) -> None:
-        if len(self._waiting) >= WAITING_MAX:
-            raise PspBusy("too many calls are waiting for the PSP")
-        with trio.move_on_at(ends_at):
-            await self._waiting.park()
-            return
-        raise PspBusy(f"the limit of concurrent calls to the PSP was reached for {self._admission_seconds_max:g} s")
+    def wait_seconds(self, turn: Turn) -> float:
+        """The time that a new call of this turn would wait behind others, about."""
+        ahead = self._queue.ahead_of(turn.merchant, turn.urgency)
+        others = self._workers if self._schedule is not None and self._schedule.others_wait else 1
+        for_rate = ahead * self.interval_seconds * others
+        for_place = ahead * self._average_seconds / max(self.concurrency.limit, 1.0)
+        return max(for_rate, for_place if self.in_flight >= int(self.concurrency.limit) else 0.0)
+
+    def _can_go_now(self) -> bool:
+        """Take a slot of the rate if a call needs to wait for nothing."""
+        if self._queue or self.in_flight >= int(self.concurrency.limit):
+            return False
+        return self._schedule is None or self._schedule.take_now()
+
+    async def _wait(self, turn: Turn, seconds: float) -> None:
+        """Wait for a place. Raises `PspBusy`, at once if it would come too late."""
+        if not self._queue.has_room(turn.merchant):
+            raise PspBusy("too many calls are waiting for the PSP", retry_after_seconds=self._retry_after(turn))
+        if self.wait_seconds(turn) > seconds:
+            raise PspBusy(self._lack(seconds), retry_after_seconds=self._retry_after(turn))
+        waiter = _Waiter()
+        entry = self._queue.add(waiter, merchant=turn.merchant, urgency=turn.urgency)
+        try:
+            with trio.move_on_after(seconds):
+                while not waiter.granted:
+                    if self._schedule is not None and self._dispatcher is None:
+                        await self._dispatch(waiter, self._schedule)
+                    else:
+                        await waiter.wakeup.wait()
+        except BaseException:
+            if waiter.granted:
+                self.in_flight -= 1
+            raise
+        finally:
+            self._queue.remove(entry)
+            self._wake()
+        if not waiter.granted:
+            raise PspBusy(self._lack(seconds), retry_after_seconds=self._retry_after(turn))
+
+    async def _take_soon(self, turn: Turn) -> None:
+        """Take a slot of the rate that begins within one interval. Raises `PspBusy` if there is none, or no rate to wait for."""
+        schedule = self._schedule
+        is_full = bool(self._queue) or self._is_asking or self.in_flight >= int(self.concurrency.limit)
+        if schedule is None or is_full:
+            raise PspBusy(self._lack(0.0), retry_after_seconds=self._retry_after(turn))
+        self.in_flight += 1
+        self._is_asking = True
+        has_slot = False
+        try:
+            at = await schedule.take_soon()
+            if at is not None:
+                await trio.sleep_until(at)
+                has_slot = True
+        finally:
+            self._is_asking = False
+            if not has_slot:
+                self.in_flight -= 1
+            self._wake()
+        if not has_slot:
+            raise PspBusy(self._lack(0.0), retry_after_seconds=self._retry_after(turn))
+
+    async def _dispatch(self, own: _Waiter, schedule: RateSchedule) -> None:
+        """Give the slots of the rate to those that wait, as one of them, until it has its own place."""
+        self._dispatcher = own
+        try:
+            while not own.granted and self._schedule is schedule:
+                if self.in_flight >= int(self.concurrency.limit):
+                    await self._place_free.wait()
+                    continue
+                await trio.sleep_until(await schedule.take(wanted=len(self._queue)))
+                self._grant()
+        finally:
+            self._dispatcher = None
+
+    def _grant(self) -> None:
+        """Give a place to the next that waits."""
+        waiter = self._queue.pop()
+        if waiter is not None:
+            waiter.granted = True
+            self.in_flight += 1
+            waiter.wake()
 
     def _wake(self) -> None:
-        """Give free places to those that have waited longest."""
-        while self._waiting and self.in_flight < int(self.concurrency.limit):
-            self.in_flight += 1
-            self._waiting.unpark()
+        """Give free places to those that wait, or let one of them do so in time with the rate."""
+        if self._schedule is None:
+            while self._queue and self.in_flight < int(self.concurrency.limit):
+                self._grant()
+        elif self._dispatcher is None:
+            waiter = self._queue.peek()
+            if waiter is not None:
+                waiter.wake()
+        self._place_free.set()
+        self._place_free = trio.Event()
 
-    async def _wait_for_slot(self, slots: Slots, ends_at: float) -> None:
-        at = None
-        if not self._reserving.statistics().tasks_waiting:
-            at = slots.take(now=trio.current_time(), before=ends_at)
-        if at is None:
-            at = await self._slot_of_next_share(slots, ends_at)
-        if at > ends_at:
-            raise PspBusy(f"the PSP's rate limit left no slot within {self._admission_seconds_max:g} s")
-        await trio.sleep_until(at)
+    def _lack(self, seconds: float) -> str:
+        if self._schedule is not None:
+            return f"the PSP's rate limit leaves no slot within {seconds:g} s"
+        return f"the limit of concurrent calls to the PSP leaves no place within {seconds:g} s"
 
-    async def _slot_of_next_share(self, slots: Slots, ends_at: float) -> float:
-        """Take turns in reserving a range for all that wait for one."""
-        with trio.move_on_at(ends_at):
-            async with self._reserving:
-                at = slots.take(now=trio.current_time(), before=ends_at)
-                if at is None:
-                    wanted = 1 + self._reserving.statistics().tasks_waiting
-                    count = max(min(wanted, int(SHARE_SECONDS / slots.interval_seconds)), 1)
-                    begins_in_seconds = await self._reserve(count, slots.interval_seconds)
-                    slots.next_at = trio.current_time() + begins_in_seconds
-                    slots.ends_at = slots.next_at + (count - 0.5) * slots.interval_seconds
-                    at = slots.take(now=slots.next_at, before=ends_at)
-                    assert at is not None
-                return at
-        raise PspBusy(f"the PSP's rate limit left no slot within {self._admission_seconds_max:g} s")
-
-    async def _reserve(self, slots: int, interval_seconds: float) -> float:
-        try:
-            return await self._shared.reserve(slots, interval_seconds)
-        except (DatabaseUnavailable, Overloaded) as error:
-            raise PspBusy(f"the PSP's rate cannot be reserved: {error}") from error
+    def _retry_after(self, turn: Turn) -> float:
+        return min(max(self.wait_seconds(turn) + self.interval_seconds, 1.0), RETRY_SECONDS_MAX)

@@ -28,6 +28,7 @@ class MakeAdapter(Protocol):
         webhook_secrets: tuple[str, ...],
         mode: str,
         is_enabled: bool,
+        token_scope: PspAccountId,
         now: Callable[[], datetime],
     ) -> Adapter: ...
 

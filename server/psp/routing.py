@@ -49,12 +49,12 @@ class Routing:
         """All adapters."""
         return list(self._adapters.values())
 
-    def candidates(self, account_ids: Iterable[PspAccountId], wanted: PaymentKind) -> list[Adapter]:
-        """Those of the named accounts, in order, that can take such a payment and are enabled."""
+    def capable(self, account_ids: Iterable[PspAccountId], wanted: PaymentKind) -> list[Adapter]:
+        """Those of the named accounts, in order, that can take such a payment, enabled or not."""
         found: list[Adapter] = []
         for account_id in dict.fromkeys(account_ids):
             adapter = self._adapters.get(account_id)
-            if adapter is not None and adapter.is_enabled and adapter.mode == wanted.mode and _can(adapter, wanted):
+            if adapter is not None and adapter.mode == wanted.mode and _can(adapter, wanted):
                 found.append(adapter)
         return found
 

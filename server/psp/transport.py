@@ -20,6 +20,7 @@ from server.http.client.client import Client
 from server.http.client.errors import BadResponse, NotSent, OutcomeUnknown
 from server.http.client.response import Response
 from server.psp.guard import Guard
+from server.psp.turn import current_turn
 
 ATTEMPTS_MAX = 3
 BACKOFF_SECONDS = 0.1
@@ -123,13 +124,13 @@ class PspTransport:
         ends_at = trio.current_time() + deadlines.seconds
         wanted = [*self._headers, *headers]
         was_lost = False
-        failure: PspUnreachable | PspOutcomeUnknown
+        failure: PspUnreachable | PspOutcomeUnknown | None = None
         for attempt in range(1, ATTEMPTS_MAX + 1):
             wait_seconds = 0.0
             try:
                 response = await self._attempt(call, method, path, wanted, body, ends_at=ends_at)
             except PspBusy as error:
-                failure = error
+                failure = failure or error  # an earlier attempt has told more
                 break
             except NotSent as error:
                 failure = PspUnreachable(f"the PSP cannot be reached: {error}")
@@ -150,6 +151,7 @@ class PspTransport:
             if attempt == ATTEMPTS_MAX or trio.current_time() + delay + deadlines.connect_seconds > ends_at:
                 break
             await trio.sleep(delay)
+        assert failure is not None
         if was_lost and not isinstance(failure, PspOutcomeUnknown):
             raise PspOutcomeUnknown(f"an earlier attempt was lost, and then: {failure}") from failure
         raise failure
@@ -164,7 +166,7 @@ class PspTransport:
         *,
         ends_at: float,
     ) -> Response:
-        admission = await self.guard.admit()
+        admission = await self.guard.admit(current_turn())
         began_at = trio.current_time()
         if ends_at - began_at < MIN_SHARE * self._deadlines.seconds:
             self.guard.leave(admission)
@@ -191,7 +193,7 @@ class PspTransport:
             took_seconds = trio.current_time() - began_at
             if outcome == "cancelled" and took_seconds >= 0.8 * seconds:
                 failed = True  # the caller's deadline came first, and ours was near
-            self.guard.leave(admission, failed=failed)
+            self.guard.leave(admission, failed=failed, took_seconds=took_seconds)
             self._observe(call, outcome, took_seconds)
         return response
 

@@ -14,11 +14,16 @@ PaymentStatus = Literal["PENDING", "AUTHORIZED", "SUCCEEDED", "DECLINED", "EXPIR
 
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment. Amounts are in minor units: 1999 EUR is 19.99 €. `success` is 1 if the status is SUCCEEDED, else 0."""
+    """A payment. Amounts are in minor units: 1999 EUR is 19.99 €. `success` is 1 if the status is SUCCEEDED, else 0.
+
+    `awaiting` says who has to act in PENDING and UNKNOWN: the customer, at `payment_url`, or the payment provider, whose answer
+    is still to come; with a `decline_code` it is the confirmation of a decline.
+    """
 
     id: str
     object: Literal["payment"]
     status: PaymentStatus
+    awaiting: Literal["customer", "provider"] | None
     success: Literal[0, 1]
     amount: int
     currency: str
@@ -50,6 +55,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
             id=encode_id(PAYMENT, payment.id),
             object="payment",
             status=payment.status.value,
+            awaiting=_awaited(payment),
             success=int(payment.status is domain.Status.SUCCEEDED),  # type: ignore[arg-type]
             amount=payment.money.amount_minor,
             currency=payment.money.currency,
@@ -74,6 +80,13 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
             created_at=payment.created_at,
             updated_at=payment.updated_at,
         )
+
+
+def _awaited(payment: domain.Payment) -> Literal["customer", "provider"] | None:
+    if payment.status not in domain.UNSETTLED:
+        return None
+    is_the_customer = payment.payment_url is not None and not domain.is_provisionally_declined(payment)
+    return "customer" if is_the_customer and payment.status is domain.Status.PENDING else "provider"
 
 
 class Refund(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,10 +4,14 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from bench.lab.profile_run import profile_scenario
 from bench.lab.profiling import ALARMS
 from bench.lab.results import read_report
 from tests.support.command import FLORIN
+
+pytestmark = pytest.mark.slow
 
 SECONDS = 110
 

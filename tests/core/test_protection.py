@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.breaker import CALLS_MIN, OPEN_SECONDS, WINDOW_SECONDS, Admission, Breaker, BreakerState
+from core.fair_queue import FairQueue, Urgency
 from core.throttling import AdaptiveLimit, Slots
 
 
@@ -92,7 +93,7 @@ def test_slots_are_never_closer_than_their_interval(pauses: list[float], count: 
     now, taken = 0.0, list[float]()
     for pause in pauses:
         now += pause
-        at = slots.take(now=now, before=float("inf"))
+        at = slots.take(now=now)
         if at is not None:
             taken.append(at)
             assert at >= now
@@ -100,8 +101,52 @@ def test_slots_are_never_closer_than_their_interval(pauses: list[float], count: 
     assert all(later - earlier >= 0.1 - 1e-9 for earlier, later in pairwise(taken))
 
 
-def test_a_slot_that_is_too_late_is_left_to_others() -> None:
+def test_a_slot_is_taken_at_once_only_when_its_time_has_come() -> None:
     slots = Slots(interval_seconds=1.0, next_at=5.0, ends_at=9.5)
-    assert slots.take(now=0.0, before=1.0) == 5.0
-    assert slots.take(now=0.0, before=10.0) == 5.0
-    assert slots.take(now=0.0, before=10.0) == 6.0
+    assert not slots.take_now(now=4.9)
+    assert slots.take_now(now=5.0)
+    assert not slots.take_now(now=5.0)
+    assert slots.take(now=5.0) == 6.0
+    assert not slots.take_now(now=9.6)
+
+
+def a_queue(*calls: tuple[str, Urgency], waiting_max: int = 100) -> FairQueue[str]:
+    queue = FairQueue[str](waiting_max)
+    for number, (merchant, urgency) in enumerate(calls):
+        queue.add(f"{merchant}{number}", merchant=merchant, urgency=urgency)
+    return queue
+
+
+def popped(queue: FairQueue[str]) -> list[str]:
+    return [item for _ in range(len(queue)) if (item := queue.pop()) is not None]
+
+
+def test_merchants_take_turns_and_the_urgent_go_first() -> None:
+    i, b = Urgency.INTERACTIVE, Urgency.BATCH
+    assert popped(a_queue(("a", i), ("a", i), ("a", i), ("b", i), ("c", i), ("b", i))) == ["a0", "b3", "c4", "a1", "b5", "a2"]
+    assert popped(a_queue(("a", b), ("b", b), ("a", i), ("a", i))) == ["a2", "a3", "a0", "b1"]
+
+
+def test_a_flood_of_the_urgent_leaves_a_tenth_to_the_others() -> None:
+    queue = a_queue(*[("a", Urgency.INTERACTIVE)] * 40, ("b", Urgency.BACKGROUND), ("b", Urgency.BACKGROUND))
+    served = popped(queue)
+    assert [number for number, item in enumerate(served, start=1) if item.startswith("b")] == [10, 20]
+
+
+def test_a_queue_is_bounded_for_all_and_for_each() -> None:
+    queue = a_queue(*[("a", Urgency.BATCH)] * 2, waiting_max=4)
+    assert not queue.has_room("a")
+    assert queue.has_room("b")
+    gone = queue.add("b", merchant="b", urgency=Urgency.BATCH)
+    queue.remove(gone)
+    queue.remove(gone)
+    assert (len(queue), popped(queue)) == (2, ["a0", "a1"])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(list(Urgency))), max_size=40))
+def test_what_is_ahead_is_never_less_than_what_is_served_before(calls: list[tuple[str, Urgency]]) -> None:
+    """For the most urgent, of which nobody is served before their turn."""
+    queue = a_queue(*calls)
+    ahead = queue.ahead_of("a", Urgency.INTERACTIVE)
+    queue.add("mine", merchant="a", urgency=Urgency.INTERACTIVE)
+    assert popped(queue).index("mine") <= ahead + ahead // 9 + 1

@@ -22,6 +22,8 @@ from server.cli import app
 from server.cli.batch.files import BadFile, read_rows
 from tests.support.command import FLORIN, Up, here, started, up
 
+pytestmark = pytest.mark.slow
+
 HEADING = "order_id,amount,currency,token"
 
 

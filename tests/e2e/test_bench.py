@@ -3,7 +3,11 @@
 from pathlib import Path
 from statistics import median
 
+import pytest
+
 from bench.micro import commit, http
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_server_is_as_cheap_as_those_in_c() -> None:

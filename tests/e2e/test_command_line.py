@@ -13,6 +13,8 @@ from server.cli import COMMANDS, load
 from server.cli.events.trigger import WAYS
 from tests.support.command import FLORIN, run, up
 
+pytestmark = pytest.mark.slow
+
 
 def test_clear_words_where_something_is_missing(directory: Path) -> None:
     nowhere = ("--data-dir", str(directory))

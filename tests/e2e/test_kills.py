@@ -19,6 +19,8 @@ from server.process.instance import Instance, Options, open_instance
 from tests.support.florin import eventually, order
 from tests.support.receiver import Receiver, receiving
 
+pytestmark = pytest.mark.slow
+
 KILLS, KILLS_LONG = 3, 50
 CUSTOMERS = 4
 
@@ -114,7 +116,7 @@ async def _ask(
 
 
 async def _require_all_delivered(instance: Instance, parallel: Receiver, ordered: Receiver) -> None:
-    connection = await Connection.open(instance.running.database_url)
+    connection = await Connection.open(instance.database_url)
     try:
         await eventually(_delivered(connection), seconds=60)
         last = (await connection.query("SELECT max(seq) FROM events"))[0][0]

@@ -24,6 +24,8 @@ from server.db.doctor.run import broken_promises
 from server.process.instance import Instance, Options, open_instance
 from tests.support.florin import PAID, REFUSED
 
+pytestmark = pytest.mark.slow
+
 AMOUNT = 1_000
 TIMEOUT_SECONDS = 30.0
 FAULTS = st.sampled_from(["answer", "answer", "answer", "lose", "drop"])
@@ -238,7 +240,7 @@ async def test_the_api_does_what_the_model_does(directory: Path, request: pytest
     options = Options(data_directory=directory, workers=1, port=0, psp_port=0, shop_port=0, settings=limits)
     async with open_instance(options) as instance:
         Checkout.instance = instance
-        Checkout.database = psycopg.connect(instance.running.database_url, autocommit=True)
+        Checkout.database = psycopg.connect(instance.database_url, autocommit=True)
         how = settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -248,6 +250,6 @@ async def test_the_api_does_what_the_model_does(directory: Path, request: pytest
         )
         await trio.to_thread.run_sync(partial(run_state_machine_as_test, Checkout, settings=how))
         Checkout.database.close()
-        connection = await Connection.open(instance.running.database_url)
+        connection = await Connection.open(instance.database_url)
         assert await broken_promises(connection) == []
         connection.discard()

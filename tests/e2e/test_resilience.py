@@ -28,6 +28,8 @@ from server.process.instance import Instance, Options, open_instance
 from tests.conftest import program
 from tests.support.florin import PAID, eventually, order
 
+pytestmark = pytest.mark.slow
+
 KILLS = 5
 CUSTOMERS = 16
 
@@ -57,7 +59,7 @@ async def test_killed_workers_are_replaced_and_lose_nothing(instance: Instance) 
         stop.set()
 
     assert instance.supervisor.restarts == KILLS
-    connection = await Connection.open(instance.running.database_url)
+    connection = await Connection.open(instance.database_url)
     try:
         stored = {f"pay_{row[0].hex}": row[1] for row in await connection.query("SELECT id, status FROM payment_requests")}
         assert acknowledged <= stored.keys()
@@ -166,14 +168,14 @@ async def _use_balancer(instance: Instance, url: str) -> None:
         # Only a request on its way to the killed worker may fail; it is repeated with its key.
         assert statuses[201] >= 39, statuses
         await _replaced(instance, victim)
-    connection = await Connection.open(instance.running.database_url)
+    connection = await Connection.open(instance.database_url)
     assert await broken_promises(connection) == []
     connection.discard()
 
 
 async def _workers_that_wrote(instance: Instance) -> int:
     """The number of workers that have written payments: each does so on its own connection."""
-    connection = await Connection.open(instance.running.database_url)
+    connection = await Connection.open(instance.database_url)
     rows = await connection.query(
         """
         SELECT count(DISTINCT pid)::integer FROM pg_stat_activity
@@ -201,7 +203,7 @@ async def test_a_person_buys_in_a_browser(instance: Instance) -> None:
         options.add_argument(flag)
     service = webdriver.ChromeService(executable_path=program("chromedriver"))
     await trio.to_thread.run_sync(_buy, options, service, instance.running.shop_url)
-    connection = await Connection.open(instance.running.database_url)
+    connection = await Connection.open(instance.database_url)
     assert await connection.query("SELECT status, count(*) FROM payment_requests GROUP BY 1") == [("SUCCEEDED", 1)]
     assert await broken_promises(connection) == []
     connection.discard()

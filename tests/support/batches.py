@@ -85,5 +85,5 @@ async def charged_at_the_psp(florin: Florin) -> int:
 async def another_worker(florin: Florin, directory: Path) -> AsyncIterator[Payments]:
     """A second worker on the same database."""
     settings = Settings(database_url=florin.database_url, key_file=directory / "sealing.key", psp_seconds=3.0, drain_seconds=0.0)
-    async with open_worker(settings, bind("127.0.0.1", 0)) as contexts:
+    async with open_worker(settings, bind("127.0.0.1", 0)) as (contexts, _):
         yield contexts.payments

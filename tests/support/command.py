@@ -1,5 +1,6 @@
 """The command `florin` as a person runs it: a process with output."""
 
+import json
 import os
 import signal
 import subprocess
@@ -50,6 +51,13 @@ class Up:
     def _reap(self, process: psutil.Process) -> None:
         if process.pid == self.process.pid:
             self.process.wait()
+
+
+def owner_url(directory: Path) -> str:
+    """The address of the superuser of a running instance's embedded PostgreSQL, which Florin itself shows to nobody."""
+    url = json.loads((directory / "running.json").read_text())["database_url"]
+    password = (directory / "postgres-password").read_text().strip()
+    return f"postgresql://florin:{password}@{url.partition('@')[2]}"
 
 
 @contextmanager

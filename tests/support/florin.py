@@ -24,7 +24,7 @@ from server.flows.contexts import Contexts, Payments
 from server.http.server.listener import bind
 from server.process.demo import Demo, load_or_generate, provision
 from server.process.worker import open_worker
-from server.psp.guard import Shared
+from server.psp.rate_schedule import Shared
 from server.sandbox.program import SandboxConfiguration, open_sandbox
 from server.sealing import Sealer, create_key_file
 from server.settings import Settings
@@ -44,12 +44,17 @@ async def _at_once(_slots: int, _interval_seconds: float) -> float:
     return 0.0
 
 
+async def _soon(_interval_seconds: float) -> float | None:
+    await trio.lowlevel.checkpoint()
+    return 0.0
+
+
 async def _yes() -> bool:
     await trio.lowlevel.checkpoint()
     return True
 
 
-UNSHARED = Shared(reserve=_at_once, may_probe=_yes)
+UNSHARED = Shared(reserve=_at_once, reserve_soon=_soon, may_probe=_yes)
 """For a guard that shares its account with nobody."""
 
 
@@ -213,7 +218,7 @@ def order(**fields: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_florin(
-    database_url: str, directory: Path, *, now: Callable[[], datetime] = utc_now, **settings: Any
+    database_url: str, directory: Path, *, now: Callable[[], datetime] | None = None, **settings: Any
 ) -> AsyncIterator[Florin]:
     """A worker, the sandbox and the shop in this process."""
     key_file = directory / "sealing.key"
@@ -237,12 +242,19 @@ async def open_florin(
         database_url=database_url,
         key_file=key_file,
         webhook_networks="127.0.0.0/8",
-        **{"sweep_seconds": 0.05, "drain_seconds": 2.0, "psp_seconds": 3.0, "delivery_seconds": 3.0, **settings},
+        **{
+            "sweep_seconds": 0.05,
+            "drain_seconds": 2.0,
+            "linger_seconds": 0.0,
+            "psp_seconds": 3.0,
+            "delivery_seconds": 3.0,
+            **settings,
+        },
     )
     try:
         async with (
             open_sandbox(configuration, sockets[1], sockets[2]),
-            open_worker(wanted, sockets[0], now=now) as contexts,
+            open_worker(wanted, sockets[0], now=now) as (contexts, _),
             httpx2.AsyncClient(timeout=30) as http,
         ):
             headers = {"authorization": f"Bearer {demo.api_key}"}

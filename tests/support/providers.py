@@ -65,7 +65,13 @@ async def _adapters(name: str, url: str, *, api_key: str, webhook_secret: str) -
                 retry_header=provider.retry_header,
             )
             return provider.make_adapter(
-                transport, account_id=account_id, webhook_secrets=(webhook_secret,), mode="test", is_enabled=True, now=utc_now
+                transport,
+                account_id=account_id,
+                webhook_secrets=(webhook_secret,),
+                mode="test",
+                is_enabled=True,
+                token_scope=account_id,
+                now=utc_now,
             )
 
         yield make(url), make("http://127.0.0.1:9")

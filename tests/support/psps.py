@@ -64,6 +64,13 @@ async def second_psp(florin: Florin, directory: Path) -> AsyncIterator[tuple[Psp
         yield account_id, url
 
 
+async def share_tokens(florin: Florin, other: PspAccountId) -> None:
+    """Make the other account know the demo account's tokens."""
+    account = florin.demo.psp_account_id
+    await florin.connection.execute("UPDATE psp_accounts SET tokens_of = $1 WHERE id = $2", (account, other))
+    await florin.payments.psps.reload()
+
+
 async def post_charge(florin: Florin, **fields: Any) -> Any:
     return await florin.post(order(confirm=True, token="tok_paid", **fields))
 
@@ -85,7 +92,7 @@ async def is_closed(guard: Guard) -> bool:
 @asynccontextmanager
 async def another_worker(florin: Florin, directory: Path) -> AsyncIterator[Payments]:
     settings = Settings(database_url=florin.database_url, key_file=directory / "sealing.key", sweep_seconds=60.0)
-    async with open_worker(settings, bind("127.0.0.1", 0)) as contexts:
+    async with open_worker(settings, bind("127.0.0.1", 0)) as (contexts, _):
         await trio.lowlevel.checkpoint()
         yield contexts.payments
 

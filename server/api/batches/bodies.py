@@ -21,7 +21,7 @@ from core.batch import (
 )
 from core.errors import InvalidId, InvalidItems, ItemError, RequestError, Unprocessable
 from core.ids import PAYMENT, REFUND, PaymentId, decode_id, encode_id
-from server.api.parsing import LongText, Text, decode_body, require_harmless
+from server.api.parsing import LongText, Text, decode_body, require_harmless, require_unique_names
 from server.api.payments.bodies import METADATA_MAX, CreatePayment, Descriptor, MetadataKey, MetadataValue, new_payment
 from server.flows.batches.batch import Standing, Terms
 from server.flows.batches.item import Item
@@ -43,6 +43,7 @@ class ChargeItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3)]
     order_id: Text
     token: Text
+    psp_account: Text | None = None
     description: LongText | None = None
     capture: Literal["automatic", "manual"] = "automatic"
     statement_descriptor: Descriptor | None = None
@@ -106,13 +107,24 @@ _item = msgspec.json.Decoder(AnyItem)
 _resume = msgspec.json.Decoder(ResumeBatch)
 
 
+async def _decode_envelope(body: bytes) -> _Envelope:
+    """Decode the envelope. Its items are checked for repeated names one by one, and its own names only if one may be repeated."""
+    try:
+        envelope = _envelope.decode(body)
+    except msgspec.DecodeError:
+        return decode_body(_envelope, body)  # for its error
+    if any(body.count(b'"%b"' % name.encode()) > 1 for name in _Envelope.__struct_fields__) or b"\\u" in body:
+        await trio.to_thread.run_sync(require_unique_names, body)
+    return envelope
+
+
 async def read_batch(body: bytes) -> tuple[list[Item], Terms, bytes]:
     """Decode a batch: its items, its terms, and the request in canonical form. Raises `Malformed`, `Unprocessable`,
     `InvalidItems`.
     """
     if body.count(b",") > COMMAS_MAX:
         raise Unprocessable(f"a batch must have from 1 to {COUNT_MAX:,} items", code="invalid_field", path="$.items")
-    envelope = decode_body(_envelope, body)
+    envelope = await _decode_envelope(body)
     if not 1 <= len(envelope.items) <= COUNT_MAX:
         detail = f"a batch has from 1 to {COUNT_MAX:,} items, and this one has {len(envelope.items):,}"
         raise Unprocessable(detail, code="invalid_field", path="$.items")

@@ -14,12 +14,11 @@ import msgspec
 import trio
 
 from core.batch import BATCH, BatchId, BatchStatus, ItemStatus
-from core.card_numbers import contains_card_number
-from core.errors import InvalidId, Malformed, NotFound, Overloaded, Unprocessable
-from core.idempotency import Mismatch, fingerprint, parse_key
+from core.errors import BodyTooLate, InvalidId, NotFound, Overloaded, Unprocessable
+from core.idempotency import Mismatch, fingerprint
 from core.ids import MerchantId, decode_id, encode_id
 from server.api.batches.bodies import BODY_BYTES_MAX, batch_data, item_data, never_started, read_batch, read_resumption
-from server.api.parsing import decode_cursor, encode_cursor, read_limit, read_query, reply_within_seconds
+from server.api.parsing import decode_cursor, encode_cursor, read_key, read_limit, read_query, reply_within_seconds
 from server.api.problems import problem, send_problem
 from server.api.replies import ACCEPTED, JSON, OK, send_decision
 from server.api.routing import Call
@@ -69,9 +68,7 @@ class BatchesApi:
 
     async def create(self, call: Call) -> None:
         """`POST /v1/batches`."""
-        key = parse_key(header(call.scope, b"idempotency-key"))
-        if contains_card_number(key):
-            raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
+        key = read_key(call.scope)
         accepted = await self._accept(call, key)
         if isinstance(accepted, Mismatch):
             await send_decision(call.send, accepted)
@@ -144,7 +141,7 @@ class BatchesApi:
             with trio.move_on_after(READ_SECONDS):
                 body = await read_body(call.receive, bytes_max=BODY_BYTES_MAX)
             if body is None:
-                raise Malformed(f"the body did not arrive within {READ_SECONDS:.0f} s", code="body_too_slow")
+                raise BodyTooLate(f"the body did not arrive within {READ_SECONDS:.0f} s; nothing was done: repeat the request")
             items, terms, canonical = await read_batch(body)
         self._require_room(call)
         request = Request(

@@ -14,7 +14,7 @@ CONSUMER = Parameter("consumer", {"type": "string", "pattern": CONSUMER_PATTERN}
 
 def event_routes(events: EventsApi) -> Sequence[Route]:
     """The pull API, consumers and stream tickets."""
-    wait = Parameter("wait", {"type": "integer", "minimum": 0, "maximum": WAIT_SECONDS_MAX}, "seconds to wait for an event")
+    wait = Parameter("wait", {"type": "integer", "minimum": 0}, f"seconds to wait for an event, up to {WAIT_SECONDS_MAX}")
     name = "/v1/consumers/{name}"
     return [
         get(

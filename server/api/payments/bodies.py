@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from core.card_numbers import contains_card_number
-from core.errors import InvalidMoney, Unprocessable
+from core.errors import InvalidId, InvalidMoney, Unprocessable
+from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
 from core.money import CURRENCY_EXPONENTS, Money, payable
 from core.payment import Capture
 from server.api.parsing import LongText, Text, decode_body, require_harmless
-from server.flows.payments.create import NewPayment
+from server.flows.payments.choose import NewPayment
 
 EXPIRES_IN_SECONDS_DEFAULT = 1_800
 EXPIRES_IN_SECONDS_MAX = 604_800
@@ -28,7 +28,8 @@ MetadataValue = Annotated[str, msgspec.Meta(max_length=500)]
 class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The body of `POST /v1/payments`. `amount` is in minor units: 1999 EUR is 19.99 €.
 
-    With `confirm` the PSP's `token` is charged at once; without it the customer pays on the page at `payment_url`. The customer
+    With `confirm` the PSP's `token` is charged at once; without it the customer pays on the page at `payment_url`. `psp_account`
+    names the account that issued the token, if it is not the first one of the merchant's rules. The customer
     returns to `return_url` from the page or from the bank's check (3-D Secure).
     """
 
@@ -40,6 +41,7 @@ class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     expires_in: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_IN_SECONDS_MAX)] | None = None
     confirm: bool = False
     token: Text | None = None
+    psp_account: Text | None = None
     capture: Literal["automatic", "manual"] = "automatic"
     statement_descriptor: Descriptor | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], msgspec.Meta(max_length=METADATA_MAX)] = {}
@@ -69,18 +71,16 @@ _cancel = msgspec.json.Decoder(CancelPayment)
 _refund = msgspec.json.Decoder(RefundPayment)
 
 
-def read_create(body: bytes, key: str) -> tuple[CreatePayment, NewPayment]:
+def read_create(body: bytes) -> tuple[CreatePayment, NewPayment]:
     """Decode the request, and the payment it asks for. Raises `Malformed` or `Unprocessable`."""
     request = decode_body(_create, body)
-    if contains_card_number(key):
-        raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
     return request, new_payment(request)
 
 
 def new_payment(request: CreatePayment) -> NewPayment:
     """The payment that a request asks for. Raises `Unprocessable`."""
     require_harmless((name, getattr(request, name)) for name in _TEXTS)
-    require_harmless(("metadata", f"{name} {text}") for name, text in request.metadata.items())
+    require_harmless(("metadata", each) for name, text in request.metadata.items() for each in (name, text, f"{name} {text}"))
     if request.return_url is not None and not _is_web_address(request.return_url):
         raise Unprocessable("expected an http or https URL", code="invalid_field", path="$.return_url")
     _require_one_way(request)
@@ -91,6 +91,7 @@ def new_payment(request: CreatePayment) -> NewPayment:
         return_url=request.return_url,
         expires_in_seconds=request.expires_in or EXPIRES_IN_SECONDS_DEFAULT,
         token=request.token,
+        token_issuer=_issuer(request.psp_account),
         capture=Capture(request.capture),
         statement_descriptor=request.statement_descriptor,
         metadata=request.metadata,
@@ -122,10 +123,21 @@ def _require_one_way(request: CreatePayment) -> None:
         raise Unprocessable("confirm needs the PSP's token for the card", code="invalid_field", path="$.token")
     if request.token is not None and not request.confirm:
         raise Unprocessable("a token is charged at once: add confirm: true", code="invalid_field", path="$.confirm")
+    if request.psp_account is not None and request.token is None:
+        raise Unprocessable("psp_account is the issuer of a token", code="invalid_field", path="$.token")
     if request.confirm and request.expires_in is not None:
         raise Unprocessable(
             "expires_in is for hosted pages; with confirm there is none", code="invalid_field", path="$.expires_in"
         )
+
+
+def _issuer(text: str | None) -> PspAccountId | None:
+    if text is None:
+        return None
+    try:
+        return PspAccountId(decode_id(PSP_ACCOUNT, text))
+    except InvalidId as error:
+        raise Unprocessable("expected the id of a PSP account, acct_…", code="invalid_field", path="$.psp_account") from error
 
 
 def _money(amount: int, currency: str) -> Money:

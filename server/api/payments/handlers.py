@@ -7,13 +7,13 @@ import trio
 
 from core.errors import InvalidId, NotFound, Unprocessable
 from core.evidence import Source
-from core.idempotency import fingerprint, parse_key
+from core.idempotency import fingerprint
 from core.ids import PAYMENT, PaymentId, decode_id, encode_id
 from core.payment import UNSETTLED, Payment, Status
 from server import resources
-from server.api.parsing import decode_cursor, encode_cursor, read_limit, read_query, read_time, reply_within_seconds
+from server.api.parsing import decode_cursor, encode_cursor, read_key, read_limit, read_query, read_time, reply_within_seconds
 from server.api.payments.bodies import read_create
-from server.api.problems import send_problem
+from server.api.problems import retry_after_header, send_problem
 from server.api.replies import ACCEPTED, CREATED, JSON, send_decision
 from server.api.routing import Call
 from server.db.merchants.merchants import Merchant
@@ -25,7 +25,7 @@ from server.flows.idempotency import Request
 from server.flows.payments.create import Opened, create
 from server.flows.payments.settle import encode_payment
 from server.flows.payments.verify import verify, verify_if_possible
-from server.http.asgi import Send, header, respond
+from server.http.asgi import Send, respond
 
 ACCESS_CHECK_SECONDS = 2.0
 """The time that a reader waits for the PSP's view of an open payment, and the interval of such fetches for one payment."""
@@ -46,8 +46,8 @@ class PaymentsApi:
     async def create(self, call: Call) -> None:
         """`POST /v1/payments`."""
         merchant, send, request_id = call.merchant, call.send, call.request_id
-        key = parse_key(header(call.scope, b"idempotency-key"))
-        decoded, wanted = read_create(call.body, key)
+        key = read_key(call.scope)
+        decoded, wanted = read_create(call.body)
         wait = reply_within_seconds(call.scope)
         digest = fingerprint("POST", "/v1/payments", msgspec.json.encode(decoded))
         request = Request(merchant_id=merchant.id, key=key, fingerprint=digest, reply_status=CREATED, wait_seconds=wait or 0.0)
@@ -170,6 +170,11 @@ async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
     async def fail(status: int, **said: Any) -> None:
         await send_problem(send, status, request_id=request_id, headers=headers, payment=resources.Payment.of(payment), **said)
 
+    if opened.busy is not None and payment.status is Status.PENDING:
+        headers += retry_after_header(opened.busy)
+        detail = "the payment provider takes no calls at the moment; the payment waits: repeat the request with the same key"
+        await fail(503, code="psp_busy", detail=detail)
+        return
     match payment.status, payment.decline_code:
         case ((Status.PENDING | Status.UNKNOWN), _) if opened.is_waiting:
             location = (b"location", f"/v1/payments/{encode_id(PAYMENT, payment.id)}".encode())

@@ -4,15 +4,14 @@ from typing import Any
 
 import msgspec
 
-from core.card_numbers import contains_card_number
-from core.errors import PspError, Unprocessable
-from core.idempotency import fingerprint, parse_key
+from core.errors import PspError
+from core.idempotency import fingerprint
 from core.ids import PaymentId
 from server import resources
-from server.api.parsing import reply_within_seconds
+from server.api.parsing import read_key, reply_within_seconds
 from server.api.payments.bodies import read_cancel, read_capture, read_refund
 from server.api.payments.handlers import decode_payment_id
-from server.api.problems import send_problem, status_of
+from server.api.problems import retry_after_header, send_problem, status_of
 from server.api.replies import CREATED, JSON, OK, send_decision
 from server.api.routing import Call
 from server.flows.contexts import Payments
@@ -21,7 +20,7 @@ from server.flows.payments.cancel import cancel
 from server.flows.payments.capture import Done, capture
 from server.flows.payments.refund import Refunded, refund
 from server.flows.payments.settle import encode_payment, encode_refund
-from server.http.asgi import Send, header, respond
+from server.http.asgi import Send, respond
 
 
 class OperationsApi:
@@ -62,9 +61,7 @@ class OperationsApi:
 
 
 def _request(call: Call, payment_id: PaymentId, verb: str, wanted: msgspec.Struct, *, reply_status: int) -> Request:
-    key = parse_key(header(call.scope, b"idempotency-key"))
-    if contains_card_number(key):
-        raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
+    key = read_key(call.scope)
     digest = fingerprint("POST", f"/v1/payments/{payment_id.hex}/{verb}", msgspec.json.encode(wanted))
     return Request(
         merchant_id=call.merchant.id,
@@ -107,7 +104,7 @@ async def _send_failure(
         code=failure.code,
         detail=f"{_explained(failure)}; {now}",
         request_id=request_id,
-        headers=headers,
+        headers=[*headers, *retry_after_header(failure)],
         **thing,
     )
 

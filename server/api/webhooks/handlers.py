@@ -9,11 +9,11 @@ import msgspec
 
 from core.errors import InvalidId, NotFound, Unprocessable
 from core.events import parse_types
-from core.idempotency import Reply, fingerprint, parse_key
+from core.idempotency import Reply, fingerprint
 from core.ids import ENDPOINT, EVENT, EndpointId, decode_id, encode_id
 from core.redaction import REDACTED, redacted_data, redacted_url
 from server import resources
-from server.api.parsing import decode_seq, read_limit, read_query, read_seq, reply_within_seconds
+from server.api.parsing import decode_seq, read_key, read_limit, read_query, read_seq, reply_within_seconds
 from server.api.replies import ACCEPTED, CREATED, JSON, OK, send_decision
 from server.api.routing import Call
 from server.api.webhooks.bodies import (
@@ -34,7 +34,7 @@ from server.flows.events.envelope import encode_event
 from server.flows.idempotency import Request, once
 from server.flows.webhooks import dead_letters, endpoints
 from server.flows.webhooks.dead_letters import Verb
-from server.http.asgi import header, respond
+from server.http.asgi import respond
 
 _STATES = ("PENDING", "DELIVERED", "DEAD", "DROPPED")
 
@@ -222,7 +222,7 @@ class EndpointsApi:
         *,
         about: UUID | None = None,
     ) -> None:
-        key = parse_key(header(call.scope, b"idempotency-key"))
+        key = read_key(call.scope)
         digest = fingerprint("POST", call.scope["path"].strip("/"), msgspec.json.encode(wanted))
         request = Request(
             merchant_id=call.merchant.id,

@@ -114,7 +114,12 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
 
 
 @keys.command("add")
-def key_add(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
+def key_add(
+    merchant: MerchantText,
+    requests_per_second: terms.RequestsPerSecond = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+) -> None:
     """Create another API key for a merchant."""
     merchant_id = merchant_id_of(merchant)
 
@@ -122,7 +127,7 @@ def key_add(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: 
         found = await merchants.find_merchant(connection, merchant_id)
         if found is None:
             raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
-        return await _add_key(connection, found)
+        return await _add_key(connection, found, requests_per_second=requests_per_second or None)
 
     _console.print(f"API key  {with_database(find_database(data_dir, database_url), work)}")
     _console.print("Keep it now: it is not shown again.")
@@ -167,8 +172,16 @@ def key_revoke(
     _console.print(f"revoked {key}")
 
 
-async def _add_key(connection: Connection, merchant: merchants.Merchant) -> str:
+async def _add_key(connection: Connection, merchant: merchants.Merchant, *, requests_per_second: int | None = None) -> str:
     mode: Literal["test", "live"] = "live" if merchant.mode == Mode.LIVE else "test"
     key = api_key(mode, merchant.id)
-    await merchants.add_api_key(connection, merchant.id, uuid7(), secret_sha256=key_hash(key), hint=key[-4:], now=utc_now())
+    await merchants.add_api_key(
+        connection,
+        merchant.id,
+        uuid7(),
+        secret_sha256=key_hash(key),
+        hint=key[-4:],
+        now=utc_now(),
+        requests_per_second_max=requests_per_second,
+    )
     return key

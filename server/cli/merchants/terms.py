@@ -21,7 +21,16 @@ _console = Console(highlight=False, soft_wrap=True)
 _FEE = re.compile(r"([A-Z]{3}):(\d{1,5})(?:\+(\d{1,12}))?")
 _LIMIT = re.compile(r"([A-Z]{3}):(\d{1,12})")
 
-
+OneLivePayment = Annotated[
+    bool | None,
+    typer.Option(
+        "--one-live-payment-per-order/--many-payments-per-order", help="Refuse a second live payment of the same order."
+    ),
+]
+Fee = Annotated[
+    list[str] | None,
+    typer.Option(help="CURRENCY:BASIS_POINTS+FIXED, like EUR:150+25 for 1.5 % and 0.25 €. May be repeated."),
+]
 NegativeLimit = Annotated[
     list[str] | None,
     typer.Option(help="CURRENCY:MINOR, like EUR:100000: how far below zero refunds may take the wallet. May be repeated."),
@@ -29,6 +38,13 @@ NegativeLimit = Annotated[
 FallbackLimit = Annotated[
     list[str] | None,
     typer.Option(help="CURRENCY:MINOR: the amount up to which a payment passes while the fraud check does not answer."),
+]
+SettlementDelay = Annotated[int | None, typer.Option(min=0, max=31_536_000, help="Seconds until charged money is available.")]
+RequestsPerSecond = Annotated[
+    int | None, typer.Option(min=0, max=100_000, help="API requests per second to all workers; 0: the default.")
+]
+RequestsInFlight = Annotated[
+    int | None, typer.Option(min=0, max=100_000, help="Concurrent requests in each worker; 0: the default.")
 ]
 
 
@@ -57,28 +73,20 @@ def change(
     payments: Annotated[
         bool | None, typer.Option("--payments/--no-payments", help="Take new payments, or stop them: the kill switch.")
     ] = None,
-    one_live_payment_per_order: Annotated[
-        bool | None,
-        typer.Option(
-            "--one-live-payment-per-order/--many-payments-per-order", help="Refuse a second live payment of the same order."
-        ),
-    ] = None,
+    one_live_payment_per_order: OneLivePayment = None,
     statement_descriptor: Annotated[
         str | None, typer.Option(help="Text on customers' statements, up to 22 characters; empty for none.")
     ] = None,
     late: Annotated[Late | None, typer.Option(help="Keep or refund money that arrives after its payment has ended.")] = None,
-    settlement_delay: Annotated[
-        int | None, typer.Option(min=0, max=31_536_000, help="Seconds until charged money is available.")
-    ] = None,
-    fee: Annotated[
-        list[str] | None,
-        typer.Option(help="CURRENCY:BASIS_POINTS+FIXED, like EUR:150+25 for 1.5 % and 0.25 €. May be repeated."),
-    ] = None,
+    settlement_delay: SettlementDelay = None,
+    fee: Fee = None,
     refund_fee: Annotated[
         bool | None, typer.Option("--refund-fee/--keep-fee", help="Return the fee with a refund, or keep it.")
     ] = None,
     negative_limit: NegativeLimit = None,
     fallback_limit: FallbackLimit = None,
+    requests_per_second: RequestsPerSecond = None,
+    requests_in_flight: RequestsInFlight = None,
     operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
@@ -94,6 +102,8 @@ def change(
         refunds_late=None if late is None else late is Late.REFUND,
         refunds_fee=refund_fee,
         settlement_delay_seconds=settlement_delay,
+        requests_per_second_max=requests_per_second,
+        requests_in_flight_max=requests_in_flight,
         fees=[_fee(text) for text in fee or ()],
         negative_limits=[_limit("--negative-limit", text) for text in negative_limit or ()],
         fallback_limits=[_limit("--fallback-limit", text) for text in fallback_limit or ()],
@@ -139,6 +149,8 @@ def _print(merchant: merchants.Merchant) -> None:
     table.add_row("late money", "refunded" if merchant.refunds_late else "kept")
     delay = merchant.settlement_delay_seconds
     table.add_row("available", f"{delay} s after the charge" if delay else "at once")
+    table.add_row("requests per second", str(merchant.requests_per_second_max or "the default"))
+    table.add_row("requests in flight", str(merchant.requests_in_flight_max or "the default"))
     table.add_row("fee of a refunded payment", "given back" if merchant.refunds_fee else "kept")
     for one in merchant.currencies:
         percent = f"{one.fee_basis_points / 100:g} % + {Money(one.fee_fixed_minor, one.currency)}"

@@ -1,6 +1,5 @@
 """`florin psp`: accounts at payment service providers, the routes of payments to them, and events that could not be applied."""
 
-import re
 import secrets as random_secrets
 import sys
 from datetime import timedelta
@@ -12,34 +11,30 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from core.errors import InvalidId, NotFound, Unprocessable
-from core.ids import MERCHANT, PSP_ACCOUNT, PspAccountId, decode_id, encode_id
-from core.money import CURRENCY_EXPONENTS
+from core.errors import NotFound, Unprocessable
+from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 from server.cli.operators import Operator, act
 from server.cli.options import (
     DatabaseUrl,
     DataDirectory,
     KeyFile,
-    MerchantText,
     Mode,
     find_database,
     find_key_file,
-    merchant_id_of,
+    psp_account_id_of,
     with_database,
 )
 from server.cli.psp.events import events
+from server.cli.psp.routes import route
 from server.cli.psp.secrets import read_secret
 from server.clock import utc_now
 from server.db.connection import Connection
-from server.db.merchants.merchants import find_merchant
 from server.db.psps.accounts import (
     PspAccount,
-    Route,
     add_psp_account,
     list_psp_accounts,
     rotate_webhook_secret,
     set_psp_account,
-    set_routes,
 )
 from server.db.psps.inbox import NOBODY
 from server.db.psps.shared_state import list_open_breakers
@@ -53,8 +48,8 @@ WIDTH = 200
 
 app = typer.Typer(help="Manage accounts at payment service providers: add, limit, stop and route.", no_args_is_help=True)
 app.add_typer(events, name="events")
+app.command("route")(route)
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
-_RULE = re.compile(r"(acct_[0-9a-f]{32})(?::([A-Z]{3})(?::(\d{1,15})?-(\d{1,15})?)?)?")
 
 _ADDED = {name: one for name, one in PROVIDERS.items() if one.is_added}
 
@@ -68,6 +63,14 @@ SecretPath = Annotated[
 ]
 Concurrency = Annotated[int | None, typer.Option(min=1, max=100_000, help="Concurrent calls of all workers together.")]
 Rate = Annotated[int | None, typer.Option(min=0, max=100_000, help="Requests per second of all workers together; 0: no limit.")]
+Payments = Annotated[
+    bool | None,
+    typer.Option("--payments/--no-payments", help="Take new payments, or stop them: the kill switch. Everything else continues."),
+]
+TokensOf = Annotated[
+    str | None,
+    typer.Option("--tokens-of", help="The account whose tokens this one knows too; its own id: only its own tokens."),
+]
 
 
 @app.command("add")
@@ -155,16 +158,12 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
 @app.command("set")
 def change(
     account: AccountText,
-    payments: Annotated[
-        bool | None,
-        typer.Option(
-            "--payments/--no-payments", help="Take new payments, or stop them: the kill switch. Everything else continues."
-        ),
-    ] = None,
+    payments: Payments = None,
     concurrency: Concurrency = None,
     rate: Rate = None,
     name: Annotated[str | None, typer.Option(help="Your name for the account.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Another URL of the provider.")] = None,
+    tokens_of: TokensOf = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with a new API key, - for standard input.")] = None,
     operator: Operator = None,
     database_url: DatabaseUrl = None,
@@ -172,17 +171,17 @@ def change(
     key_file: KeyFile = None,
 ) -> None:
     """Stop an account, change its limits or its API key. Workers pick that up within a second."""
-    account_id = _account_id(account)
-    if (payments, concurrency, rate, name, base_url, api_key_file) == (None,) * 6:
+    account_id = psp_account_id_of(account)
+    if (payments, concurrency, rate, name, base_url, tokens_of, api_key_file) == (None,) * 7:
         raise Unprocessable("nothing to change: `florin psp set --help` lists the options")
     url = find_database(data_dir, database_url)
     sealer = Sealer.from_file(find_key_file(data_dir, key_file)) if api_key_file is not None else None
     api_key = read_secret(api_key_file, "API key") if api_key_file is not None else None
-    given = [("payments", payments), ("concurrency", concurrency), ("rate", rate), ("name", name), ("base_url", base_url)]
-    given.append(("api_key", "new" if api_key else None))
-    done = act(
-        operator, NOBODY, "psp.set", f"{account}: " + ", ".join(f"{one}={value}" for one, value in given if value is not None)
-    )
+    issuer_id = psp_account_id_of(tokens_of) if tokens_of is not None else None
+    given = {"payments": payments, "concurrency": concurrency, "rate": rate, "name": name, "base_url": base_url}
+    given |= {"tokens_of": tokens_of, "api_key": "new" if api_key else None}
+    summary = ", ".join(f"{one}={value}" for one, value in given.items() if value is not None)
+    done = act(operator, NOBODY, "psp.set", f"{account}: {summary}")
 
     async def work(connection: Connection) -> bool:
         sealed = None
@@ -204,6 +203,7 @@ def change(
             sealed_api_key=sealed,
             name=name,
             base_url=base_url.rstrip("/") if base_url is not None else None,
+            tokens_of=issuer_id,
         )
 
     _require_known(with_database(url, work), account)
@@ -221,7 +221,7 @@ def rotate(
     key_file: KeyFile = None,
 ) -> None:
     """Replace the webhook secret; the old one stays valid for a while, so that no event is lost."""
-    account_id = _account_id(account)
+    account_id = psp_account_id_of(account)
     url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
     secret = read_secret(webhook_secret_file, "new webhook signing secret")
     sealed = sealer.seal(secret, table="psp_accounts.webhook_secret", row=account_id)
@@ -236,66 +236,6 @@ def rotate(
 
     _require_known(with_database(url, work), account)
     _console.print(f"{account} has a new webhook secret; the old one is valid until {until:%Y-%m-%d %H:%M} UTC")
-
-
-@app.command("route")
-def route(
-    merchant: MerchantText,
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="ACCOUNT, ACCOUNT:EUR or ACCOUNT:EUR:100-50000 (minor units), the preferred one first. May be repeated."
-        ),
-    ] = None,
-    default: Annotated[str | None, typer.Option(help="The account for payments that match no rule, and for failover.")] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all rules.")] = False,
-    operator: Operator = None,
-    database_url: DatabaseUrl = None,
-    data_dir: DataDirectory = None,
-) -> None:
-    """Show the routes of a merchant's payments, or replace its rules. A payment goes to the first matching account that is
-    healthy.
-    """
-    merchant_id = merchant_id_of(merchant)
-    routes = [_route(text) for text in rule or ()]
-    default_id = _account_id(default) if default is not None else None
-    if clear and routes:
-        raise Unprocessable("give either --clear, which removes all rules, or --rule, which replaces them")
-    changes = clear or bool(routes) or default_id is not None
-    done = act(operator, merchant_id, "psp.route", f"rules={rule or []} default={default}")
-
-    async def work(connection: Connection) -> tuple[list[Route], PspAccountId]:
-        found = await find_merchant(connection, merchant_id)
-        if found is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
-        modes = {one.id: one.mode for one in await list_psp_accounts(connection)}
-        for named in [*(one.psp_account_id for one in routes), *([default_id] if default_id else [])]:
-            if modes.get(named) != found.mode:
-                raise NotFound(f"there is no {found.mode} account {encode_id(PSP_ACCOUNT, named)}: `florin psp list` shows them")
-        if changes:
-            kept = routes if routes or clear else list(found.routes)
-            await set_routes(connection, merchant_id, kept, done, default=default_id)
-            found = await find_merchant(connection, merchant_id) or found
-        return list(found.routes), found.psp_account_id
-
-    rules, fallback = with_database(find_database(data_dir, database_url), work)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("merchant", encode_id(MERCHANT, merchant_id))
-    for position, one in enumerate(rules, start=1):
-        amounts = f"{one.amount_minor_min or 1} to {one.amount_minor_max or 'any'}" if one.currency else ""
-        table.add_row(f"rule {position}", encode_id(PSP_ACCOUNT, one.psp_account_id), one.currency or "any currency", amounts)
-    table.add_row("then", encode_id(PSP_ACCOUNT, fallback))
-    _console.print(table)
-
-
-def _route(text: str) -> Route:
-    match = _RULE.fullmatch(text)
-    if match is None or (match[2] is not None and match[2] not in CURRENCY_EXPONENTS):
-        raise Unprocessable(f"--rule must be like acct_…, acct_…:EUR or acct_…:EUR:100-50000, not {text!r}")
-    least, most = (int(match[one]) if match[one] else None for one in (3, 4))
-    if least == 0 or most == 0 or (least is not None and most is not None and least > most):
-        raise Unprocessable(f"the amounts of {text!r} must be at least 1, the lower one first")
-    return Route(_account_id(match[1]), match[2], least, most)
 
 
 def _read_secrets(provider: Provider, mode: Mode, api_key_file: Path | None, webhook_secret_file: Path | None) -> tuple[str, str]:
@@ -317,13 +257,6 @@ def _provider(name: str) -> Provider:
     if provider is None:
         raise Unprocessable(f"unknown provider {name[:40]!r}: expected one of {', '.join(_ADDED)}")
     return provider
-
-
-def _account_id(text: str) -> PspAccountId:
-    try:
-        return PspAccountId(decode_id(PSP_ACCOUNT, text))
-    except InvalidId as error:
-        raise InvalidId(f"{text!r} is not an account: {error}") from error
 
 
 def _require_known(touched: bool, account: str) -> None:

@@ -123,3 +123,46 @@ def _result(row: Sequence[Any]) -> ItemResult:
         code=code,
         detail=detail,
     )
+
+
+async def settle_open_items(connection: Connection, *, limit: int) -> int:
+    """Write how the open items of batches that are over have ended since: as their payments and refunds, behind the results that
+    their batches have. Returns their number.
+    """
+    return await connection.run(
+        """
+        WITH open AS (
+            SELECT i.merchant_id, i.batch_id, i.number, coalesce(r.status, p.status) AS ended_as, p.status AS payment_status,
+                   p.decline_code, p.did_check_again, r.failure_code
+              FROM batch_items i
+              JOIN batches b ON b.merchant_id = i.merchant_id AND b.id = i.batch_id AND b.status <> 'RUNNING'
+              JOIN payment_requests p ON p.merchant_id = i.merchant_id AND p.id = i.payment_id
+              LEFT JOIN refunds r ON r.merchant_id = i.merchant_id AND r.payment_id = i.payment_id AND r.id = i.refund_id
+             WHERE i.status IN ('UNKNOWN', 'PENDING') AND i.type <> 'verify' AND (i.type = 'refund') = (r.id IS NOT NULL)
+               AND coalesce(r.status, p.status) NOT IN ('PENDING', 'UNKNOWN')
+               AND (i.type <> 'capture' OR p.pending_id IS NULL)
+             ORDER BY i.merchant_id, i.batch_id, i.number LIMIT $1
+        ), over AS (
+            SELECT b.merchant_id, b.id FROM batches b
+             WHERE (b.merchant_id, b.id) IN (SELECT merchant_id, batch_id FROM open) AND b.status <> 'RUNNING'
+             ORDER BY b.merchant_id, b.id FOR NO KEY UPDATE SKIP LOCKED
+        ), placed AS (
+            SELECT o.*, (SELECT max(position) FROM batch_items l WHERE l.merchant_id = o.merchant_id AND l.batch_id = o.batch_id)
+                        + row_number() OVER (PARTITION BY o.merchant_id, o.batch_id ORDER BY o.number) AS position
+              FROM open o JOIN over ON over.merchant_id = o.merchant_id AND over.id = o.batch_id
+        )
+        UPDATE batch_items i
+           SET position = o.position,
+               status = CASE WHEN o.ended_as IN ('SUCCEEDED', 'AUTHORIZED') THEN CASE
+                                  WHEN i.type = 'capture' AND o.payment_status <> 'SUCCEEDED' THEN 'FAILED' ELSE 'SUCCEEDED' END
+                             WHEN o.ended_as = 'DECLINED' THEN 'DECLINED' ELSE 'FAILED' END,
+               payment_status = o.payment_status, did_check_again = o.did_check_again,
+               code = CASE WHEN o.ended_as IN ('SUCCEEDED', 'AUTHORIZED') THEN NULL
+                           ELSE coalesce(o.failure_code, o.decline_code, 'payment_' || lower(o.ended_as)) END,
+               detail = NULL, finished_at = now()
+          FROM placed o
+         WHERE (i.merchant_id, i.batch_id, i.number) = (o.merchant_id, o.batch_id, o.number)
+           AND i.status IN ('UNKNOWN', 'PENDING')
+        """,
+        limit,
+    )

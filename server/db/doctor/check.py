@@ -1,7 +1,9 @@
 """The promises by name, and the form of a doctor's check."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Promise(StrEnum):
@@ -19,8 +21,13 @@ class Promise(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One way to break a promise: `sql` selects the offending rows."""
+    """One way to break a promise: `sql` selects the offending rows, or rows of which `offends` picks them.
+
+    `shown` are the columns to show, if not all may be.
+    """
 
     promise: Promise
     name: str
     sql: str
+    offends: Callable[[tuple[Any, ...]], bool] | None = None
+    shown: tuple[str, ...] | None = None

@@ -2,6 +2,7 @@
 
 from server.db.doctor.check import Check, Promise
 from server.db.ledger.hash_chain import CANONICAL
+from server.db.payments.idempotency_keys import KEPT
 
 MONEY_CHECKS = (
     Check(
@@ -101,12 +102,14 @@ MONEY_CHECKS = (
                            WHERE coalesce(e.taken, 0) <> r.amount_minor
                               OR coalesce(e.given, 0) <> CASE WHEN r.status = 'FAILED' THEN r.amount_minor ELSE 0 END) AS off
                   FROM refunds r
-                  LEFT JOIN LATERAL (
-                        SELECT sum(amount_minor) FILTER (WHERE kind = 'refund') AS taken,
+                  LEFT JOIN (
+                        SELECT merchant_id, transfer_id,
+                               sum(amount_minor) FILTER (WHERE kind = 'refund') AS taken,
                                -sum(amount_minor) FILTER (WHERE kind = 'refund_reversal') AS given
-                          FROM ledger_entries l
-                         WHERE l.merchant_id = r.merchant_id AND l.transfer_id = r.id AND l.account LIKE 'psp_receivable:%'
-                       ) e ON true
+                          FROM ledger_entries
+                         WHERE kind IN ('refund', 'refund_reversal') AND account LIKE 'psp_receivable:%'
+                         GROUP BY merchant_id, transfer_id
+                       ) e ON e.merchant_id = r.merchant_id AND e.transfer_id = r.id
                  GROUP BY r.merchant_id, r.payment_id
                ) r ON r.merchant_id = p.merchant_id AND r.payment_id = p.id
          WHERE p.id IS NULL OR p.refunded_minor <> coalesce(r.refunded, 0) OR r.off > 0
@@ -133,12 +136,13 @@ MONEY_CHECKS = (
         """
         SELECT p.merchant_id, p.id, p.status, e.transit, e.bank
           FROM payouts p
-          LEFT JOIN LATERAL (
-                SELECT coalesce(sum(amount_minor) FILTER (WHERE account = 'payouts_in_transit'), 0) AS transit,
+          LEFT JOIN (
+                SELECT merchant_id, transfer_id,
+                       coalesce(sum(amount_minor) FILTER (WHERE account = 'payouts_in_transit'), 0) AS transit,
                        coalesce(sum(amount_minor) FILTER (WHERE account = 'bank'), 0) AS bank
-                  FROM ledger_entries l WHERE l.merchant_id = p.merchant_id AND l.transfer_id = p.id
-               ) e ON true
-         WHERE (e.transit, e.bank) IS DISTINCT FROM CASE p.status
+                  FROM ledger_entries WHERE account IN ('payouts_in_transit', 'bank') GROUP BY merchant_id, transfer_id
+               ) e ON e.merchant_id = p.merchant_id AND e.transfer_id = p.id
+         WHERE (coalesce(e.transit, 0), coalesce(e.bank, 0)) IS DISTINCT FROM CASE p.status
                    WHEN 'PENDING' THEN (p.amount_minor::numeric, 0::numeric)
                    WHEN 'SUCCEEDED' THEN (0::numeric, p.amount_minor::numeric)
                    ELSE (0::numeric, 0::numeric) END
@@ -150,15 +154,15 @@ MONEY_CHECKS = (
         """
         SELECT p.merchant_id, p.id, p.suspended, l.entries, f.findings
           FROM payment_requests p
-          LEFT JOIN LATERAL (
-                SELECT count(*) AS entries FROM ledger_entries e
-                 WHERE e.merchant_id = p.merchant_id AND e.payment_id = p.id AND e.kind = 'suspense' AND e.account = 'suspense'
-               ) l ON true
-          LEFT JOIN LATERAL (
-                SELECT count(*) AS findings FROM findings f
-                 WHERE f.merchant_id = p.merchant_id AND f.payment_id = p.id AND f.kind = 'evidence_mismatch'
-               ) f ON true
-         WHERE p.suspended <> (l.entries > 0) OR (p.suspended AND f.findings = 0)
+          LEFT JOIN (
+                SELECT merchant_id, payment_id, count(*) AS entries FROM ledger_entries
+                 WHERE kind = 'suspense' AND account = 'suspense' GROUP BY merchant_id, payment_id
+               ) l ON l.merchant_id = p.merchant_id AND l.payment_id = p.id
+          LEFT JOIN (
+                SELECT merchant_id, payment_id, count(*) AS findings FROM findings
+                 WHERE kind = 'evidence_mismatch' GROUP BY merchant_id, payment_id
+               ) f ON f.merchant_id = p.merchant_id AND f.payment_id = p.id
+         WHERE p.suspended <> (l.entries IS NOT NULL) OR (p.suspended AND f.findings IS NULL)
         """,
     ),
     Check(
@@ -176,6 +180,22 @@ MONEY_CHECKS = (
                     SELECT FROM idempotency_keys o WHERE o.merchant_id = p.merchant_id AND o.key = p.idempotency_key
                        AND o.payment_id = p.id AND o.operation = 'create'))
         """,
+    ),
+    Check(
+        Promise.ONE_EFFECT,
+        "a key has made one payment, whether or not it is still stored",
+        f"""
+        SELECT merchant_id, idempotency_key, id, created_at, created_at - previous_at AS after
+          FROM (
+                SELECT merchant_id, idempotency_key, id, created_at,
+                       lag(created_at) OVER (PARTITION BY merchant_id, idempotency_key ORDER BY created_at, id) AS previous_at
+                  FROM payment_requests p
+                 WHERE (merchant_id, idempotency_key) IN (
+                        SELECT merchant_id, idempotency_key FROM payment_requests
+                         GROUP BY merchant_id, idempotency_key HAVING count(*) > 1)
+               ) again
+         WHERE created_at - previous_at < interval '{KEPT.days} days'
+        """,  # noqa: S608 - a constant of ours
     ),
     Check(
         Promise.MONEY_CONSERVED,
@@ -205,17 +225,17 @@ MONEY_CHECKS = (
         """
         SELECT p.merchant_id, p.id, p.fee_returned_minor, r.fees, l.posted
           FROM payment_requests p
-          LEFT JOIN LATERAL (
-                SELECT coalesce(sum(fee_minor), 0) AS fees FROM refunds r
-                 WHERE r.merchant_id = p.merchant_id AND r.payment_id = p.id AND r.status <> 'FAILED'
-               ) r ON true
-          LEFT JOIN LATERAL (
-                SELECT coalesce(-sum(amount_minor), 0) AS posted FROM ledger_entries e
-                 WHERE e.merchant_id = p.merchant_id AND e.payment_id = p.id
-                   AND e.account = 'platform_fees' AND e.kind <> 'charge'
-               ) l ON true
+          LEFT JOIN (
+                SELECT merchant_id, payment_id, sum(fee_minor) AS fees FROM refunds
+                 WHERE status <> 'FAILED' GROUP BY merchant_id, payment_id
+               ) r ON r.merchant_id = p.merchant_id AND r.payment_id = p.id
+          LEFT JOIN (
+                SELECT merchant_id, payment_id, -sum(amount_minor) AS posted FROM ledger_entries
+                 WHERE account = 'platform_fees' AND kind <> 'charge' GROUP BY merchant_id, payment_id
+               ) l ON l.merchant_id = p.merchant_id AND l.payment_id = p.id
          WHERE p.captured_minor > 0
-           AND (p.fee_returned_minor <> r.fees OR r.fees <> l.posted OR p.fee_returned_minor > least(
+           AND (p.fee_returned_minor <> coalesce(r.fees, 0) OR coalesce(r.fees, 0) <> coalesce(l.posted, 0)
+                OR p.fee_returned_minor > least(
                 (p.captured_minor * p.fee_basis_points + 5000) / 10000 + p.fee_fixed_minor, p.captured_minor))
         """,
     ),
@@ -249,15 +269,14 @@ MONEY_CHECKS = (
         """
         SELECT w.merchant_id, w.currency, w.balance_minor, p.unreleased
           FROM wallets w
-          LEFT JOIN LATERAL (
-                SELECT coalesce(sum(
-                           captured_minor - pending_taken_minor
-                           - least((captured_minor * fee_basis_points + 5000) / 10000 + fee_fixed_minor, captured_minor)), 0
+          LEFT JOIN (
+                SELECT merchant_id, currency,
+                       sum(captured_minor - pending_taken_minor
+                           - least((captured_minor * fee_basis_points + 5000) / 10000 + fee_fixed_minor, captured_minor)
                        ) AS unreleased
-                  FROM payment_requests p
-                 WHERE p.merchant_id = w.merchant_id AND p.currency = w.currency AND p.release_at IS NOT NULL
-               ) p ON true
-         WHERE w.kind = 'merchant_pending' AND w.balance_minor > p.unreleased
+                  FROM payment_requests WHERE release_at IS NOT NULL GROUP BY merchant_id, currency
+               ) p ON p.merchant_id = w.merchant_id AND p.currency = w.currency
+         WHERE w.kind = 'merchant_pending' AND w.balance_minor > coalesce(p.unreleased, 0)
         """,
     ),
 )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from itertools import groupby
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -32,12 +34,23 @@ class Merchant:
     refunds_late: bool = False
     refunds_fee: bool = False
     settlement_delay_seconds: int = 0
+    requests_per_second_max: int | None = None
+    requests_in_flight_max: int | None = None
     currencies: tuple["CurrencyTerms", ...] = ()
     routes: tuple[Route, ...] = ()
 
-    def accounts_for(self, money: Money) -> list[PspAccountId]:
-        """The PSP accounts that a payment may go to, the preferred one first: by the merchant's rules, then its default."""
-        return [*(route.psp_account_id for route in self.routes if route.fits(money)), self.psp_account_id]
+    def accounts_for(self, money: Money, rng: Random | None = None) -> list[PspAccountId]:
+        """The PSP accounts that a payment may go to, the preferred one first: by the merchant's rules, then its default.
+
+        With `rng`, neighboring rules with weights come in an order drawn by them (Efraimidis and Spirakis, 2006).
+        """
+        found: list[PspAccountId] = []
+        for is_weighted, neighbors in groupby((one for one in self.routes if one.fits(money)), key=lambda one: bool(one.weight)):
+            group = list(neighbors)
+            if is_weighted and rng is not None:
+                group.sort(key=lambda one: rng.random() ** (1 / (one.weight or 1)), reverse=True)
+            found += [one.psp_account_id for one in group]
+        return [*found, self.psp_account_id]
 
     def fallback_limit_minor(self, currency: str) -> int:
         """The amount up to which a payment passes while the fraud check does not answer."""
@@ -72,7 +85,8 @@ _NO_FEE = CurrencyTerms("")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTerms:
-    """A change of a merchant's terms. None leaves a field as it is; an empty statement descriptor removes it.
+    """A change of a merchant's terms. None leaves a field as it is; an empty statement descriptor removes it, and so does a limit
+    of 0.
 
     `fees` are (currency, basis points, fixed minor units), `negative_limits` and `fallback_limits` (currency, minor units).
     """
@@ -83,6 +97,8 @@ class NewTerms:
     refunds_late: bool | None = None
     refunds_fee: bool | None = None
     settlement_delay_seconds: int | None = None
+    requests_per_second_max: int | None = None
+    requests_in_flight_max: int | None = None
     fees: list[tuple[str, int, int]] = field(default_factory=list)
     negative_limits: list[tuple[str, int]] = field(default_factory=list)
     fallback_limits: list[tuple[str, int]] = field(default_factory=list)
@@ -115,6 +131,8 @@ _COLUMN_BY_FIELD = {
     "refunds_late": "m.refunds_late",
     "refunds_fee": "m.refunds_fee",
     "settlement_delay_seconds": "m.settlement_delay_seconds",
+    "requests_per_second_max": "m.requests_per_second_max",
+    "requests_in_flight_max": "m.requests_in_flight_max",
     "currencies": """
         (SELECT json_agg(json_build_object(
                     'currency', c.currency, 'fee_basis_points', c.fee_basis_points, 'fee_fixed_minor', c.fee_fixed_minor,
@@ -124,7 +142,7 @@ _COLUMN_BY_FIELD = {
     "routes": """
         (SELECT json_agg(json_build_object(
                     'psp_account_id', r.psp_account_id, 'currency', r.currency,
-                    'amount_minor_min', r.amount_minor_min, 'amount_minor_max', r.amount_minor_max)
+                    'amount_minor_min', r.amount_minor_min, 'amount_minor_max', r.amount_minor_max, 'weight', r.weight)
                 ORDER BY r.position)
            FROM psp_routes r WHERE r.merchant_id = m.merchant_id)""",
 }
@@ -179,7 +197,9 @@ async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTer
                    one_live_payment_per_order = coalesce($3, one_live_payment_per_order),
                    statement_descriptor = CASE WHEN $4::text IS NULL THEN statement_descriptor ELSE nullif($4, '') END,
                    refunds_late = coalesce($5, refunds_late), refunds_fee = coalesce($6, refunds_fee),
-                   settlement_delay_seconds = coalesce($7, settlement_delay_seconds)
+                   settlement_delay_seconds = coalesce($7, settlement_delay_seconds),
+                   requests_per_second_max = CASE WHEN $8::integer IS NULL THEN requests_per_second_max ELSE nullif($8, 0) END,
+                   requests_in_flight_max = CASE WHEN $9::integer IS NULL THEN requests_in_flight_max ELSE nullif($9, 0) END
              WHERE merchant_id = $1
             """,
             merchant_id,
@@ -189,6 +209,8 @@ async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTer
             new.refunds_late,
             new.refunds_fee,
             new.settlement_delay_seconds,
+            new.requests_per_second_max,
+            new.requests_in_flight_max,
         )
         if not touched:
             return None
@@ -220,16 +242,27 @@ async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTer
 
 
 async def add_api_key(
-    connection: Connection, merchant_id: MerchantId, key_id: UUID, *, secret_sha256: bytes, hint: str, now: datetime
+    connection: Connection,
+    merchant_id: MerchantId,
+    key_id: UUID,
+    *,
+    secret_sha256: bytes,
+    hint: str,
+    now: datetime,
+    requests_per_second_max: int | None = None,
 ) -> None:
     """Store a key's hash."""
     await connection.run(
-        "INSERT INTO api_keys (merchant_id, id, secret_sha256, hint, created_at) VALUES ($1, $2, $3, $4, $5)",
+        """
+        INSERT INTO api_keys (merchant_id, id, secret_sha256, hint, created_at, requests_per_second_max)
+        VALUES ($1, $2, $3, $4, $5, $6)
+        """,
         merchant_id,
         key_id,
         secret_sha256,
         hint,
         now,
+        requests_per_second_max,
     )
 
 
@@ -255,19 +288,19 @@ async def revoke_api_key(connection: Connection, merchant_id: MerchantId, key_id
 
 async def find_key_owner(
     connection: Connection, merchant_id: MerchantId, *, secret_sha256: bytes
-) -> tuple[Merchant, UUID] | None:
-    """The merchant whose unrevoked key has this hash, and the key's id."""
+) -> tuple[Merchant, UUID, int | None] | None:
+    """The merchant whose unrevoked key has this hash, the key's id, and its own rate, if it has one."""
     rows = await connection.query(
         f"""
-        SELECT {_MERCHANT}, k.id
+        SELECT {_MERCHANT}, k.id, k.requests_per_second_max
           FROM api_keys k JOIN merchants m ON m.merchant_id = k.merchant_id
          WHERE k.merchant_id = $1 AND k.secret_sha256 = $2 AND k.revoked_at IS NULL
         """,  # noqa: S608 - own columns
         merchant_id,
         secret_sha256,
     )
-    for *merchant, key_id in rows:
-        return _merchant(merchant), key_id
+    for *merchant, key_id, per_second in rows:
+        return _merchant(merchant), key_id, per_second
     return None
 
 

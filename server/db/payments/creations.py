@@ -74,8 +74,8 @@ _WRITE = f"""
 WITH input AS (
     SELECT * FROM json_to_recordset($1::json) AS i ({json_records.columns(CreationRecord)})
 ), keys AS (
-    INSERT INTO idempotency_keys (merchant_id, key, fingerprint, payment_id, in_flight_until, created_at)
-    SELECT merchant_id, key, decode(fingerprint, 'base64'), payment_id, in_flight_until, created_at
+    INSERT INTO idempotency_keys (merchant_id, key, fingerprint, payment_id, in_flight_until, created_at, owner)
+    SELECT merchant_id, key, decode(fingerprint, 'base64'), payment_id, in_flight_until, created_at, $2
       FROM input i
      WHERE i.live_order_id IS NULL OR NOT EXISTS (
             SELECT FROM payment_requests p WHERE p.merchant_id = i.merchant_id AND p.live_order_id = i.live_order_id)
@@ -108,7 +108,10 @@ SELECT payment_id FROM keys
 
 
 class CreationGroup:
-    """Writes creations. The result is None for a new key, else what the key's first request left, or `OrderIsLive`."""
+    """Writes a worker's creations. The result is None for a new key, else what its first request left, or `OrderIsLive`."""
+
+    def __init__(self, *, worker_id: UUID) -> None:
+        self._worker_id = worker_id
 
     def conflict_key(self, item: Creation) -> Hashable:
         """Two requests with one key never share a group: the second must read the first."""
@@ -116,7 +119,7 @@ class CreationGroup:
 
     async def write(self, connection: Connection, items: Sequence[Creation]) -> list[StoredKey | OrderIsLive | None]:
         """Write the group. Each row is new, or finds its key or its order taken."""
-        rows = await connection.query(_WRITE, json_records.encode([_record(item) for item in items]))
+        rows = await connection.query(_WRITE, json_records.encode([_record(item) for item in items]), self._worker_id)
         created = {row[0] for row in rows}
         if len(created) == len(items):
             return [None] * len(items)

@@ -14,7 +14,8 @@ class PspAccount:
     """An account at a PSP.
 
     `enabled`: it takes new payments. The limits apply to all workers together; without `requests_per_second_max` the rate is not
-    limited. After a rotation the old webhook secret is accepted until `old_secret_until`.
+    limited. After a rotation the old webhook secret is accepted until `old_secret_until`. `tokens_of` is the account whose tokens
+    this one knows too.
     """
 
     id: PspAccountId
@@ -29,16 +30,21 @@ class PspAccount:
     requests_per_second_max: int | None = None
     sealed_old_secret: bytes | None = None
     old_secret_until: datetime | None = None
+    tokens_of: PspAccountId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A rule: payments of this currency and amount go to this account. None matches everything."""
+    """A rule: payments of this currency and amount go to this account. None matches everything.
+
+    Neighboring rules with weights share their payments in proportion.
+    """
 
     psp_account_id: PspAccountId
     currency: str | None = None
     amount_minor_min: int | None = None
     amount_minor_max: int | None = None
+    weight: int | None = None
 
     def fits(self, money: Money) -> bool:
         """Return whether the rule matches a payment."""
@@ -100,9 +106,10 @@ async def set_psp_account(
     sealed_api_key: bytes | None = None,
     name: str | None = None,
     base_url: str | None = None,
+    tokens_of: PspAccountId | None = None,
 ) -> bool:
-    """Change the given settings of an account, audited; a rate of 0 removes the limit. Returns False if there is no such
-    account.
+    """Change the given settings of an account, audited; a rate of 0 removes the limit, and naming the account itself as
+    `tokens_of` makes it know its own tokens only. Returns False if there is no such account.
     """
     async with connection.atomic():
         touched = await connection.run(
@@ -110,7 +117,8 @@ async def set_psp_account(
             UPDATE psp_accounts
                SET enabled = coalesce($2, enabled), concurrency_max = coalesce($3, concurrency_max),
                    requests_per_second_max = CASE WHEN $4::integer IS NULL THEN requests_per_second_max ELSE nullif($4, 0) END,
-                   sealed_api_key = coalesce($5, sealed_api_key), name = coalesce($6, name), base_url = coalesce($7, base_url)
+                   sealed_api_key = coalesce($5, sealed_api_key), name = coalesce($6, name), base_url = coalesce($7, base_url),
+                   tokens_of = CASE WHEN $8::uuid IS NULL THEN tokens_of ELSE nullif($8, id) END
              WHERE id = $1
             """,
             account_id,
@@ -120,6 +128,7 @@ async def set_psp_account(
             sealed_api_key,
             name,
             base_url,
+            tokens_of,
         )
         if touched:
             await record_act(connection, act)
@@ -162,8 +171,9 @@ async def set_routes(
         for position, route in enumerate(routes, start=1):
             await connection.run(
                 """
-                INSERT INTO psp_routes (merchant_id, position, psp_account_id, currency, amount_minor_min, amount_minor_max)
-                VALUES ($1, $2, $3, $4, $5, $6)
+                INSERT INTO psp_routes (
+                    merchant_id, position, psp_account_id, currency, amount_minor_min, amount_minor_max, weight)
+                VALUES ($1, $2, $3, $4, $5, $6, $7)
                 """,
                 merchant_id,
                 position,
@@ -171,6 +181,7 @@ async def set_routes(
                 route.currency,
                 route.amount_minor_min,
                 route.amount_minor_max,
+                route.weight,
             )
         await record_act(connection, act)
     return True

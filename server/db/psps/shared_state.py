@@ -1,17 +1,17 @@
-"""State of a PSP account that all workers share: the schedule of its rate, its breaker, and the number of workers.
+"""State of a PSP account that all workers share: the schedule of its rate, its breaker, and the reading of its list of events.
 
-Each is a lease on the database's clock. Losing all of it costs nothing but a moment of caution.
+Each is a lease on the database's clock, and one that lies further ahead than it can was taken while that clock stood ahead: it
+counts for nothing. Losing all of it costs nothing but a moment of caution.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 from core.ids import PspAccountId
 from server.db.connection import Connection
 
-WORKER_SECONDS = 5.0
-"""A worker counts as alive for this time after it was last seen."""
+RATE_AHEAD_SECONDS_MAX = 120.0
+"""The schedule of a rate cannot be used up further ahead: each worker reserves a fraction of a second at a time."""
 
 PROBE_SECONDS = 10.0
 """The time that one worker has to find out whether a PSP has recovered."""
@@ -33,30 +33,40 @@ async def reserve_slots(connection: Connection, account_id: PspAccountId, *, slo
         """
         INSERT INTO psp_states AS s (psp_account_id, rate_used_until) VALUES ($1, now() + make_interval(secs => $2::float8))
         ON CONFLICT (psp_account_id)
-        DO UPDATE SET rate_used_until = greatest(s.rate_used_until, now()) + make_interval(secs => $2::float8)
+        DO UPDATE SET rate_used_until =
+            CASE WHEN s.rate_used_until BETWEEN now() AND now() + make_interval(secs => $3::float8) THEN s.rate_used_until
+                 ELSE now() END + make_interval(secs => $2::float8)
         RETURNING extract(epoch FROM s.rate_used_until - clock_timestamp())::float8
         """,
         account_id,
         slots * interval_seconds,
+        RATE_AHEAD_SECONDS_MAX,
     )
     ends_in_seconds: float = rows[0][0]
     return max(ends_in_seconds - slots * interval_seconds, 0.0)
 
 
-async def record_worker(connection: Connection, worker_id: UUID) -> int:
-    """Record that this worker is alive. Returns the number of living workers."""
-    await connection.run(
-        "INSERT INTO workers (id, seen_at) VALUES ($1, now()) ON CONFLICT (id) DO UPDATE SET seen_at = now()", worker_id
-    )
+async def reserve_slot_soon(connection: Connection, account_id: PspAccountId, *, interval_seconds: float) -> float | None:
+    """Reserve the next slot of the account's schedule if it begins within one interval. Returns the seconds until then, or
+    None.
+    """
     rows = await connection.query(
-        "SELECT count(*) FROM workers WHERE seen_at > now() - make_interval(secs => $1::float8)", WORKER_SECONDS
+        """
+        INSERT INTO psp_states AS s (psp_account_id, rate_used_until) VALUES ($1, now() + make_interval(secs => $2::float8))
+        ON CONFLICT (psp_account_id)
+        DO UPDATE SET rate_used_until =
+            CASE WHEN s.rate_used_until BETWEEN now() AND now() + make_interval(secs => $3::float8) THEN s.rate_used_until
+                 ELSE now() END + make_interval(secs => $2::float8)
+         WHERE s.rate_used_until IS NULL
+            OR s.rate_used_until < now() + make_interval(secs => $2::float8)
+            OR s.rate_used_until > now() + make_interval(secs => $3::float8)
+        RETURNING extract(epoch FROM s.rate_used_until - clock_timestamp())::float8
+        """,
+        account_id,
+        interval_seconds,
+        RATE_AHEAD_SECONDS_MAX,
     )
-    return max(int(rows[0][0]), 1)
-
-
-async def forget_workers(connection: Connection, *, older_than_seconds: float) -> None:
-    """Remove workers that have been gone for long."""
-    await connection.run("DELETE FROM workers WHERE seen_at < now() - make_interval(secs => $1::float8)", older_than_seconds)
+    return max(rows[0][0] - interval_seconds, 0.0) if rows else None
 
 
 async def list_open_breakers(connection: Connection) -> list[OpenBreaker]:
@@ -102,6 +112,11 @@ async def claim_probe(connection: Connection, account_id: PspAccountId) -> bool:
         PROBE_SECONDS,
     )
     return touched == 1
+
+
+async def give_probe_back(connection: Connection, account_id: PspAccountId) -> None:
+    """Let another call probe the account: the one that was to do it has sent nothing, or learned nothing."""
+    await connection.run("UPDATE psp_states SET probe_until = NULL WHERE psp_account_id = $1", account_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,9 +53,9 @@ async def leave(context: Payments, place: Place, item: Item, *, is_ours: bool) -
     if was_never_received(payment):
         return None  # between two attempts
     told = of_payment(unknown, payment)
-    return (
-        told if told.status is not ItemStatus.UNKNOWN else replace(unknown, payment_id=payment.id, payment_status=payment.status)
-    )
+    if told.status is not ItemStatus.UNKNOWN or payment.decline_code is not None:
+        return told
+    return replace(unknown, payment_id=payment.id, payment_status=payment.status)
 
 
 async def _last_key(connection: Connection, place: Place, item: Item) -> tuple[str, StoredKey] | None:

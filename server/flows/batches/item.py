@@ -38,7 +38,7 @@ from core.errors import (
 from core.evidence import Source
 from core.idempotency import InFlight, Mismatch, Replay, fingerprint
 from core.ids import MerchantId, PaymentId, RefundId
-from core.payment import Payment
+from core.payment import Payment, Status
 from core.refund import Refund, RefundStatus
 from server.db.merchants.merchants import Merchant
 from server.db.payments.idempotency_keys import find_key
@@ -47,7 +47,8 @@ from server.db.payments.refunds import find_refund
 from server.flows.contexts import Payments
 from server.flows.idempotency import Request
 from server.flows.payments.capture import Done, capture
-from server.flows.payments.create import NewPayment, Opened, create
+from server.flows.payments.choose import NewPayment
+from server.flows.payments.create import Opened, create
 from server.flows.payments.refund import Refunded, refund
 from server.flows.payments.verify import verify_if_possible, verify_or_wait
 
@@ -55,6 +56,7 @@ BUSY_SECONDS, BUSY_SECONDS_MAX = 0.5, 8.0
 IN_FLIGHT_SECONDS = 0.5
 LOOKS_SECONDS = (0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0)
 DETAIL_LENGTH_MAX = 1_000
+LATER = "its end is reported by the payment's event, and by this item"
 _WAITS = (Overloaded, DatabaseUnavailable, PspBusy)
 """Errors after which nothing was sent and nothing is wrong with the item: it waits while its batch has time."""
 
@@ -154,10 +156,13 @@ def of_payment(bare: ItemResult, payment: Payment) -> ItemResult:
         case ItemStatus.DECLINED:
             code = payment.decline_code or "declined"
             detail = "the payment was declined" + (", and a second check confirmed it" if payment.did_check_again else "")
+        case ItemStatus.UNKNOWN if payment.decline_code is not None:
+            code = "decline_unconfirmed"
+            detail = f"declined ({payment.decline_code}), and the second check has not answered yet; {LATER}"
         case ItemStatus.UNKNOWN:
             code, detail = (
                 "psp_timeout",
-                "the payment provider did not answer; it is settled later, and never charged again",
+                f"the payment provider did not answer; it is never charged again, and {LATER}",
             )
         case ItemStatus.PENDING if payment.is_sync:
             code, detail = "action_required", "the customer has to confirm the payment at its payment_url"
@@ -225,6 +230,8 @@ async def _open(context: Payments, place: Place, wanted: NewPayment, request: Re
             wait_seconds = min(2 * wait_seconds, BUSY_SECONDS_MAX)
             continue
         match outcome:
+            case Opened(payment, busy=busy) if busy is not None and payment.status is Status.PENDING:
+                await _pause(place, max(busy.retry_after_seconds, wait_seconds))
             case Opened(payment):
                 return payment
             case InFlight():

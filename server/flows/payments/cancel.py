@@ -8,19 +8,27 @@ from core.idempotency import KeyedOperation
 from core.ids import PaymentId, ResourceId
 from core.payment import CLOSED, Payment, Status
 from server.flows.contexts import Psps
-from server.flows.idempotency import Claimed, Request, answer, claim, give_up
+from server.flows.idempotency import Claimed, Request, answer, claim, ended_by_failure, give_up
 from server.flows.payments.capture import Done, OperationOutcome, void
+from server.flows.payments.choose import reserve
 from server.flows.payments.settle import Answering, encode_payment, settle
-from server.flows.payments.verify import load
+from server.flows.payments.verify import load, read
 
 
 async def cancel(context: Psps, request: Request, payment_id: PaymentId) -> OperationOutcome:
-    """Cancel a payment; a canceled one stays canceled. Raises `NotFound`, `Conflict` if the PSP holds the money."""
+    """Cancel a payment; a canceled one stays canceled. Raises `NotFound`, `PspBusy`, `Conflict` if the PSP holds the money."""
     payment = await load(context, request, payment_id)
-    claimed = await claim(context, request, ResourceId(payment.id), operation=KeyedOperation.CANCEL)
-    if not isinstance(claimed, Claimed):
-        return claimed
-    payment = await load(context, request, payment_id)
+    with context.turn(payment.merchant_id) as turn:
+        if payment.status in (Status.PENDING, Status.AUTHORIZED):
+            await reserve(context, request, payment, turn)
+        claimed = await claim(context, request, ResourceId(payment.id), operation=KeyedOperation.CANCEL, turn=turn)
+        if not isinstance(claimed, Claimed):
+            return claimed
+        with ended_by_failure(context, request, in_flight_until=claimed.in_flight_until):
+            return await _cancel(context, request, claimed, await read(context, request, payment_id))
+
+
+async def _cancel(context: Psps, request: Request, claimed: Claimed, payment: Payment) -> OperationOutcome:
     match payment.status:
         case Status.CANCELED:
             await answer(context, request, encode_payment(payment))

@@ -24,10 +24,11 @@ from core.ids import OperationId, PaymentId, ResourceId
 from core.money import Money
 from core.payment import OperationKind, Payment, PendingOperation, Status, evidence_about
 from server.flows.contexts import Psps
-from server.flows.idempotency import Claimed, Request, answer, claim, give_up
+from server.flows.idempotency import Claimed, Request, answer, claim, ended_by_failure, give_up
+from server.flows.payments.choose import reserve
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.payments.submit import key_lifetime
-from server.flows.payments.verify import load, look
+from server.flows.payments.verify import load, look, read
 from server.uuid7 import uuid7
 
 _log = structlog.get_logger()
@@ -52,7 +53,7 @@ OperationOutcome = Done | Replay | Mismatch | InFlight
 async def capture(context: Psps, request: Request, payment_id: PaymentId, amount_minor: int | None) -> OperationOutcome:
     """Capture authorized money, in full or in part, once; the PSP releases the rest.
 
-    Raises `NotFound`, `Unprocessable` for an impossible amount, `Conflict` if there is nothing to capture.
+    Raises `NotFound`, `PspBusy`, `Unprocessable` for an impossible amount, `Conflict` if there is nothing to capture.
     """
     payment = await load(context, request, payment_id)
     amount = amount_minor if amount_minor is not None else payment.money.amount_minor
@@ -60,15 +61,19 @@ async def capture(context: Psps, request: Request, payment_id: PaymentId, amount
         raise Unprocessable(
             f"a capture amount must be between 1 and {payment.money.amount_minor}", code="invalid_amount", path="$.amount"
         )
-    claimed = await claim(context, request, ResourceId(payment_id), operation=KeyedOperation.CAPTURE)
-    if not isinstance(claimed, Claimed):
-        return claimed
-    payment = await load(context, request, payment_id)
-    money = Money(amount, payment.money.currency)
-    wanted = evidence_about(
-        payment, EvidenceKind.CAPTURE_REQUESTED, Source.MERCHANT, requested_id=OperationId(uuid7()), money=money
-    )
-    return await _operate(context, request, claimed, payment, wanted)
+    with context.turn(payment.merchant_id) as turn:
+        if payment.status is Status.AUTHORIZED:
+            await reserve(context, request, payment, turn)
+        claimed = await claim(context, request, ResourceId(payment_id), operation=KeyedOperation.CAPTURE, turn=turn)
+        if not isinstance(claimed, Claimed):
+            return claimed
+        with ended_by_failure(context, request, in_flight_until=claimed.in_flight_until):
+            payment = await read(context, request, payment_id)
+            money = Money(amount, payment.money.currency)
+            wanted = evidence_about(
+                payment, EvidenceKind.CAPTURE_REQUESTED, Source.MERCHANT, requested_id=OperationId(uuid7()), money=money
+            )
+            return await _operate(context, request, claimed, payment, wanted)
 
 
 async def void(context: Psps, request: Request, claimed: Claimed, payment: Payment) -> OperationOutcome:

@@ -5,60 +5,45 @@ any transaction, and its answer goes through the transition function. A request 
 with its key, or by the follow-up job: both fetch or repeat with the operation's id, which is the PSP's idempotency key.
 """
 
-from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 
 import msgspec
+import trio
 from msgspec.structs import replace
 
-from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, Overloaded, Unprocessable
+from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, Overloaded, PspBusy
 from core.evidence import EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, decide
 from core.ids import LogId, MerchantId, OperationId, PaymentId, PspAccountId
-from core.money import Money
-from core.payment import FINAL, UNSETTLED, Capture, Payment, Status, evidence_about, is_provisionally_declined
+from core.payment import FINAL, UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
 from core.schedule import first_due_at
 from server.concurrency.background import Work
 from server.db.merchants.merchants import Merchant
 from server.db.payments.creations import Creation, OrderIsLive, is_own
-from server.db.payments.idempotency_keys import find_key
+from server.db.payments.idempotency_keys import Flight
 from server.db.payments.payments import find_payment
-from server.flows.contexts import Payments, Psps
-from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, Request, answer, wait_for_reply
+from server.flows.contexts import Payments
+from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, Request, answer, ended_by_failure, wait_for_reply
+from server.flows.payments.choose import NewPayment, choose, is_known
 from server.flows.payments.settle import encode_payment, settle
-from server.flows.payments.submit import Opening, is_opened, key_lifetime, open_payment
-from server.flows.payments.verify import verify_if_possible
-from server.psp.adapter import Adapter
-from server.psp.routing import PaymentKind
+from server.flows.payments.submit import Opening, is_nearly_over, is_opened, key_lifetime, open_payment
+from server.flows.payments.verify import SYNC_EXPIRES_SECONDS, verify_if_possible
+from server.psp.turn import Turn
 from server.uuid7 import uuid7
-
-SYNC_EXPIRES_SECONDS = 60
-"""The time for which a sync payment without an answer is left to its request. After that it is fetched and never charged."""
 
 ORDER_CONSTRAINT = "one_live_payment_per_order"
 
 
-class NewPayment(msgspec.Struct, frozen=True, kw_only=True):
-    """A validated payment request. With a `token` of the PSP it is charged at once, otherwise it gets a hosted page."""
-
-    money: Money
-    order_id: str
-    description: str | None
-    return_url: str | None
-    expires_in_seconds: int
-    token: str | None = None
-    capture: Capture = Capture.AUTOMATIC
-    statement_descriptor: str | None = None
-    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
-
-
 class Opened(msgspec.Struct, frozen=True):
-    """The payment after opening. `replayed`: an earlier request had accepted it; `is_waiting`: the PSP is still being asked."""
+    """The payment after opening. `replayed`: an earlier request had accepted it; `is_waiting`: the PSP is still being asked, or
+    its page is opened later; `busy`: the PSP took no calls, and a retry with the same key charges the token.
+    """
 
     payment: Payment
     replayed: bool = False
     is_waiting: bool = False
+    busy: PspBusy | None = None
 
 
 CreateOutcome = Opened | Replay | Mismatch | InFlight
@@ -74,88 +59,85 @@ async def create(
 ) -> CreateOutcome:
     """Accept a payment once per key, and open or charge it at the PSP.
 
-    It goes to the first account of the merchant's rules that can take it and is healthy. With `reply_within_seconds` the payment
-    is returned after that time, while the PSP is still being asked; None waits for the PSP. If it is canceled, a retry or the
-    follow-up job completes it. Raises `Overloaded`, `DatabaseUnavailable`, `Forbidden` if the merchant's payments are stopped,
-    `Conflict` if the order has a live payment, `Unprocessable` if no account takes such a payment.
+    It goes to the first account of the merchant's rules that can take it, is healthy and has room. The place at the PSP is
+    reserved before anything is written: a token that finds none in time is refused, a page is opened later. With
+    `reply_within_seconds` the payment is returned after that time, while the PSP is still being asked; None waits for the PSP. If
+    it is canceled, a retry or the follow-up job completes it. Raises `PspBusy`, `Overloaded`, `DatabaseUnavailable`, `Forbidden`
+    if the merchant's payments are stopped, `Conflict` if the order has a live payment, `Unprocessable` if no account takes such a
+    payment.
     """
-    if not merchant.accepts_payments and not await _is_known(context, request):
+    if not merchant.accepts_payments and not await is_known(context, request):
         raise Forbidden(
             "new payments of this merchant are stopped; reading, refunding and canceling still work", code="payments_stopped"
         )
+    reply_by = None
     if reply_within_seconds is not None:
         context.background.require_room()
-    may_wait = reply_within_seconds is not None and wanted.token is None
-    candidates = context.psps.candidates(merchant.accounts_for(wanted.money), kind_of(merchant, wanted))
-    chosen, *others = await _choose(context, request, candidates, merchant, may_wait=may_wait)
-    creation = _creation(context, merchant, wanted, request, chosen)
-    stored = await _accept(context, creation)
+        reply_by = trio.current_time() + reply_within_seconds
+    turn = context.turn(merchant.id)
+    try:
+        chosen = await choose(context, merchant, wanted, request, turn, reply_within_seconds=reply_within_seconds)
+        creation = _creation(context, merchant, wanted, request, chosen.account_ids[0])
+        with ended_by_failure(context, request, in_flight_until=creation.in_flight_until):
+            stored = await _accept(context, creation)
+    except BaseException:
+        turn.release()
+        raise
     if stored is None:
-        work = partial(_open_in_time, context, creation, request, wanted.token, others, may_wait=may_wait)
-        if reply_within_seconds is None:
-            return Opened(await work())
-        opened = await _reply_within(context.background.start(work), creation.payment, seconds=reply_within_seconds)
-        is_put_off = may_wait and opened.payment.status is Status.PENDING and not is_opened(opened.payment)
-        return replace(opened, is_waiting=True) if is_put_off else opened
-    decision = decide(stored, request.fingerprint, now=context.now())
+        opening = Opening(
+            request=request,
+            token=wanted.token,
+            is_first=True,
+            until=creation.in_flight_until,
+            may_wait=reply_by is not None and wanted.token is None,
+            others=tuple(chosen.account_ids[1:]),
+        )
+        return await _opened(context, creation, opening, turn, reply_by=trio.current_time() if chosen.is_put_off else reply_by)
+    turn.release()
+    return await _repeated(context, merchant, wanted, request, stored, may_wait=reply_by is not None)
+
+
+async def _repeated(
+    context: Payments, merchant: Merchant, wanted: NewPayment, request: Request, stored: StoredKey, *, may_wait: bool
+) -> CreateOutcome:
+    """Answer a request whose key was used before: with its reply, or by continuing its payment."""
+    decision = decide(stored, request.fingerprint)
     if isinstance(decision, InFlight) and (later := await wait_for_reply(context, request)) is not None:
-        decision = decide(later, request.fingerprint, now=context.now())
-    if isinstance(decision, InFlight) and reply_within_seconds is not None:
+        decision = decide(later, request.fingerprint)
+    if isinstance(decision, InFlight) and may_wait:
         return Opened(await _read(context, merchant.id, PaymentId(stored.resource_id)), replayed=True, is_waiting=True)
     if not isinstance(decision, Resume):
         return decision
-    payment = await _resume(context, merchant, PaymentId(decision.stored.resource_id), request, token=wanted.token)
-    return Opened(payment, replayed=True)
+    payment_id = PaymentId(decision.stored.resource_id)
+    try:
+        return Opened(await _resume(context, merchant, payment_id, request, token=wanted.token), replayed=True)
+    except PspBusy as busy:
+        return replace(_busy(await _read(context, merchant.id, payment_id), busy), replayed=True)
 
 
-def kind_of(merchant: Merchant, wanted: NewPayment) -> PaymentKind:
-    """The capability that an account needs for the payment."""
-    return PaymentKind(
-        mode=merchant.mode,
-        money=wanted.money,
-        by_token=wanted.token is not None,
-        by_hand=wanted.capture is Capture.MANUAL,
-        has_return_url=wanted.return_url is not None,
-        page_seconds=wanted.expires_in_seconds,
-    )
+async def _opened(context: Payments, creation: Creation, opening: Opening, turn: Turn, *, reply_by: float | None) -> Opened:
+    """Carry out the opening of an accepted payment, as long as the request waits for it; `reply_by` None means to its end."""
+    accepted = creation.payment
+    work = partial(_open_in_time, context, creation, opening, turn)
+    try:
+        if reply_by is None:
+            return Opened(await work())
+        try:
+            started = context.background.start(work)
+        except Overloaded as full:  # there was room before the payment was written
+            turn.release()
+            _end_flight(context, creation)
+            raise PspBusy(str(full)) from full
+        opened = await _reply_within(started, accepted, seconds=max(reply_by - trio.current_time(), 0.0))
+    except PspBusy as busy:
+        return _busy(accepted, busy)
+    is_put_off = not accepted.is_sync and opened.payment.status is Status.PENDING and not is_opened(opened.payment)
+    return replace(opened, is_waiting=opened.is_waiting or is_put_off)
 
 
-def has_an_account(context: Psps, merchant: Merchant) -> bool:
-    """Return whether any account of the merchant can take new payments."""
-    account_ids = {merchant.psp_account_id, *(one.psp_account_id for one in merchant.routes)}
-    return context.psps.has_any(account_ids, mode=merchant.mode)
-
-
-async def _choose(
-    context: Payments, request: Request, candidates: Sequence[Adapter], merchant: Merchant, *, may_wait: bool
-) -> list[PspAccountId]:
-    """The accounts that the payment may go to, the first one to ask first.
-
-    Without a healthy one, a page that `may_wait` is opened later, at the first account; a new request is refused otherwise.
-    Raises `Overloaded` or `Unprocessable`.
-    """
-    healthy = [adapter.account_id for adapter in candidates if adapter.guard.is_healthy]
-    if healthy:
-        if healthy[0] != candidates[0].account_id:
-            context.metrics.failed_over(candidates[0].account_id, healthy[0])
-        return healthy
-    if may_wait and candidates:
-        return [candidates[0].account_id]
-    if await _is_known(context, request):
-        return [merchant.psp_account_id]
-    if candidates:
-        raise Overloaded("no payment provider can be reached at the moment: try again in a moment", code="psp_unavailable")
-    if not has_an_account(context, merchant):
-        raise Overloaded("no payment provider takes payments of this merchant at the moment", code="psp_unavailable")
-    raise Unprocessable(
-        "none of this merchant's payment providers takes a payment of this currency, amount and kind", code="no_provider"
-    )
-
-
-async def _is_known(context: Payments, request: Request) -> bool:
-    """Return whether the key was used before, so that its payment was accepted at that time."""
-    async with context.pool.connection() as connection:
-        return await find_key(connection, request.merchant_id, request.key) is not None
+def _busy(payment: Payment, busy: PspBusy) -> Opened:
+    """The payment at a PSP that takes no calls at the moment: a page is opened later, and a token is not stored."""
+    return Opened(payment, busy=busy) if payment.is_sync else Opened(payment, is_waiting=True)
 
 
 async def _read(context: Payments, merchant_id: MerchantId, payment_id: PaymentId) -> Payment:
@@ -186,27 +168,21 @@ async def _reply_within(work: Work[Payment], accepted: Payment, *, seconds: floa
     return Opened(payment) if payment is not None else Opened(accepted, is_waiting=True)
 
 
-async def _open_in_time(
-    context: Payments,
-    creation: Creation,
-    request: Request,
-    token: str | None,
-    others: Sequence[PspAccountId],
-    *,
-    may_wait: bool,
-) -> Payment:
+async def _open_in_time(context: Payments, creation: Creation, opening: Opening, turn: Turn) -> Payment:
     """Open a payment that was just accepted, unless accepting it took so long that a retry may be opening it already."""
     if context.now() + timedelta(seconds=context.psp_seconds) > creation.in_flight_until:
+        turn.release()
         return creation.payment
-    opening = Opening(
-        request=request,
-        token=token,
-        is_first=True,
-        until=creation.in_flight_until,
-        may_wait=may_wait,
-        others=tuple(others),
-    )
-    return await open_payment(context, creation.payment, opening)
+    assert opening.request is not None
+    with ended_by_failure(context, opening.request, in_flight_until=creation.in_flight_until):
+        payment = await open_payment(context, creation.payment, opening, turn)
+    if not is_opened(payment):  # no definitive reply is stored: a retry need not wait
+        _end_flight(context, creation)
+    return payment
+
+
+def _end_flight(context: Payments, creation: Creation) -> None:
+    context.flights.add(Flight(creation.payment.merchant_id, creation.key, creation.in_flight_until))
 
 
 async def _resume(
@@ -223,13 +199,21 @@ async def _resume(
     if is_opened(payment):
         await answer(context, request, encode_payment(payment))
         return payment
-    now = context.now()
-    is_over = now - payment.created_at > await key_lifetime(context, payment)
-    # Once it expires the PSP may turn out not to know it; no request may be under way then.
-    is_nearly_over = now + timedelta(seconds=context.psp_seconds) > payment.expires_at
+    is_over = context.now() - payment.created_at > await key_lifetime(context, payment) or is_nearly_over(context, payment)
     is_asked_about = payment.is_sync and (payment.status is Status.UNKNOWN or is_provisionally_declined(payment))
-    if payment.status in FINAL or is_over or is_nearly_over or is_asked_about or not merchant.accepts_payments:
+    if payment.status in FINAL or is_over or is_asked_about or not merchant.accepts_payments:
         return payment
+    turn = context.turn(payment.merchant_id)
+    with turn:
+        return await _open_again(context, payment, request, token, turn)
+
+
+async def _open_again(context: Payments, payment: Payment, request: Request, token: str | None, turn: Turn) -> Payment:
+    """Open a payment for another request with its key, from a place at its PSP that is reserved before. Raises `PspBusy`."""
+    adapter = await context.psps.find(payment.psp_account_id)
+    if adapter is not None:
+        left_seconds = (payment.expires_at - context.now()).total_seconds() - context.psp_seconds
+        await adapter.guard.reserve(turn, seconds=max(min(left_seconds, context.psp_seconds), 0.0))
     resumed = evidence_about(payment, EvidenceKind.RESUMED, Source.CREATE)
     settled = await settle(context, payment.merchant_id, payment.id, resumed, known=payment, only_if_unchanged=True)
     assert settled is not None
@@ -238,7 +222,7 @@ async def _resume(
         if is_opened(payment):
             await answer(context, request, encode_payment(payment))
         return payment
-    return await open_payment(context, payment, Opening(request=request, token=token))
+    return await open_payment(context, payment, Opening(request=request, token=token), turn)
 
 
 def _creation(context: Payments, merchant: Merchant, wanted: NewPayment, request: Request, account_id: PspAccountId) -> Creation:

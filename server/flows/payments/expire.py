@@ -2,8 +2,9 @@
 
 EXPIRED is written only when the PSP has confirmed that its page can no longer be paid; if the customer paid first, the answer
 says captured and the payment succeeds. If the PSP does not know the operation there is nothing to pay: that is EXPIRED too, once
-no request for it can be under way (`server.flows.payments.create` sends none when the time is nearly over) and unless another
-change of the payment came first. A payment by token that the PSP does not know ends as CANCELED, with `psp_unreachable`.
+no request for it can be under way (`server.flows.payments.submit` sends none when the time is nearly over) and unless another
+change of the payment came first. A payment by token that the PSP does not know waits until its charge can no longer arrive, and
+ends as CANCELED, with `psp_unreachable`.
 """
 
 from datetime import timedelta
@@ -15,8 +16,10 @@ from core.errors import PspOutcomeUnknown
 from core.evidence import EvidenceKind, Source
 from core.payment import Payment
 from core.schedule import COMPLETE_AFTER_SECONDS
+from server.db.payments.payments import postpone
 from server.flows.contexts import Psps
 from server.flows.payments.settle import settle
+from server.flows.payments.verify import absence_proves_at, proven
 
 
 async def expire(context: Psps, payment: Payment) -> Payment:
@@ -32,11 +35,23 @@ async def expire(context: Psps, payment: Payment) -> Payment:
     except trio.TooSlowError as error:
         raise PspOutcomeUnknown("the PSP did not answer in time") from error
     is_absent = evidence.kind is EvidenceKind.NOT_FOUND
-    if is_absent and payment.reference is None and _is_long_ago(context, payment):
-        evidence = replace(evidence, kind=EvidenceKind.UNREACHABLE if payment.is_sync else EvidenceKind.EXPIRED)
+    if is_absent and payment.is_sync:
+        evidence = await proven(context, payment, evidence)
+        if evidence.kind is EvidenceKind.NOT_FOUND and payment.reference is None:
+            return await _wait_for_proof(context, payment)
+    elif is_absent and payment.reference is None and _is_long_ago(context, payment):
+        evidence = replace(evidence, kind=EvidenceKind.EXPIRED)
     settled = await settle(context, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=is_absent)
     assert settled is not None
     return settled.payment
+
+
+async def _wait_for_proof(context: Psps, payment: Payment) -> Payment:
+    """Look again once the absence of the charge proves that it was never received."""
+    proves_at = await absence_proves_at(context, payment)
+    async with context.pool.connection() as connection:
+        await postpone(connection, payment, due_at=proves_at)
+    return payment
 
 
 def _is_long_ago(context: Psps, payment: Payment) -> bool:

@@ -22,7 +22,8 @@ from server.db.payments.change_row import ChangeRow
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund, postpone_refund
 from server.flows.contexts import Psps
-from server.flows.idempotency import Claimed, Request, answer, claim, give_up
+from server.flows.idempotency import Claimed, Request, answer, claim, ended_by_failure, give_up
+from server.flows.payments.choose import reserve
 from server.flows.payments.settle import Answering, encode_refund, row_of, settle, settle_refund
 from server.flows.payments.submit import key_lifetime
 from server.flows.payments.verify import load
@@ -51,13 +52,25 @@ RefundOutcome = Refunded | Replay | Mismatch | InFlight
 async def refund(
     context: Psps, request: Request, payment_id: PaymentId, *, amount_minor: int | None, reason: str | None
 ) -> RefundOutcome:
-    """Refund an amount, or all that is left. Raises `NotFound`, `Conflict`."""
+    """Refund an amount, or all that is left. Raises `NotFound`, `PspBusy`, `Conflict`."""
     payment = await load(context, request, payment_id)
     if payment.status is not Status.SUCCEEDED:
         raise Conflict(f"a payment that is {payment.status} has no money to refund", code="not_refundable")
-    claimed = await claim(context, request, ResourceId(payment_id), operation=KeyedOperation.REFUND, made_id=ResourceId(uuid7()))
-    if not isinstance(claimed, Claimed):
-        return claimed
+    with context.turn(payment.merchant_id) as turn:
+        await reserve(context, request, payment, turn)
+        made_id = ResourceId(uuid7())
+        claimed = await claim(
+            context, request, ResourceId(payment_id), operation=KeyedOperation.REFUND, made_id=made_id, turn=turn
+        )
+        if not isinstance(claimed, Claimed):
+            return claimed
+        with ended_by_failure(context, request, in_flight_until=claimed.in_flight_until):
+            return await _refund(context, request, claimed, payment, amount_minor=amount_minor, reason=reason)
+
+
+async def _refund(
+    context: Psps, request: Request, claimed: Claimed, payment: Payment, *, amount_minor: int | None, reason: str | None
+) -> RefundOutcome:
     assert claimed.made_id is not None
     accepted = await accept(
         context, payment, RefundId(claimed.made_id), amount_minor=amount_minor, reason=reason, source=Source.MERCHANT

@@ -13,15 +13,17 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from core.errors import PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.errors import PspBusy, PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
 from core.payment import CLOSED, UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
+from server.db.payments.payments import postpone
 from server.flows.contexts import Payments, Psps
 from server.flows.idempotency import Request, answer
 from server.flows.payments.fraud import UNAVAILABLE
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.payments.verify import close_ended_payment, verify_again
+from server.psp.turn import Turn
 from server.uuid7 import uuid7
 
 _log = structlog.get_logger()
@@ -31,7 +33,8 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of an opening.
 
     `is_first`: no earlier request for it can have been sent. `until`: when a retry may take it over; no other account is asked so
-    late that both might. `may_wait`: a page that cannot be opened now is opened later. `others`: the accounts to try next.
+    late that both might. `may_wait`: a page that cannot be opened now is opened later; its client need not have it at once.
+    `others`: the accounts to try next.
     `request` is answered with the payment, once it has a definitive reply.
     """
 
@@ -56,18 +59,32 @@ async def key_lifetime(context: Psps, payment: Payment) -> timedelta:
     return adapter.capabilities.key_lifetime if adapter is not None else timedelta()
 
 
+def is_nearly_over(context: Psps, payment: Payment) -> bool:
+    """Return whether it is too late to ask a PSP to open or charge the payment: the request would be under way when the payment
+    expires, and may then be found not to have arrived.
+    """
+    return context.now() + timedelta(seconds=context.psp_seconds) > payment.expires_at
+
+
 async def open_again(context: Payments, payment: Payment) -> Payment:
     """Open the page of a payment whose request died before opening it, and which the PSP does not know. Never charges."""
     assert not payment.is_sync
-    is_nearly_over = context.now() + timedelta(seconds=context.psp_seconds) > payment.expires_at
     is_too_old = context.now() - payment.created_at > await key_lifetime(context, payment)
-    if is_opened(payment) or is_nearly_over or is_too_old:
+    if is_opened(payment) or is_nearly_over(context, payment) or is_too_old:
         return payment
     return await open_payment(context, payment, Opening())
 
 
-async def open_payment(context: Payments, payment: Payment, opening: Opening) -> Payment:
-    """Open or charge the payment, apply the result, and return the payment."""
+async def open_payment(context: Payments, payment: Payment, opening: Opening, turn: Turn | None = None) -> Payment:
+    """Open or charge the payment, apply the result, and return the payment. `turn` may hold a reserved place at its PSP.
+
+    Raises `PspBusy` if the PSP takes no calls at the moment: the payment is then as it was, and a page is opened later.
+    """
+    with turn or context.turn(payment.merchant_id) as taken:
+        return await _open(context, payment, opening, taken)
+
+
+async def _open(context: Payments, payment: Payment, opening: Opening, turn: Turn) -> Payment:
     risk: Risk | None = None
     if context.fraud is not None and payment.risk is None:
         risk = await context.fraud.check(payment)
@@ -75,16 +92,33 @@ async def open_payment(context: Payments, payment: Payment, opening: Opening) ->
             return await _not_allowed(context, payment, opening, risk)
     left = list(opening.others)
     while True:
-        payment, evidence = await _ask(context, payment, opening, risk)
-        if evidence is None or evidence.kind is not EvidenceKind.UNREACHABLE:
+        busy, evidence = None, None
+        if payment.is_sync and is_nearly_over(context, payment):
             break
-        rerouted = await reroute(context, payment, left, until=opening.until)
+        try:
+            payment, evidence = await _ask(context, payment, opening, risk)
+        except PspBusy as error:
+            busy = error
+        if busy is None and (evidence is None or evidence.kind is not EvidenceKind.UNREACHABLE):
+            break
+        rerouted = await reroute(context, payment, left, turn, until=opening.until)
         if rerouted is None:
             break
         payment = rerouted
+    if busy is not None:
+        if not payment.is_sync:
+            await _open_later(context, payment, busy)
+        raise busy
     if evidence is None or (evidence.kind is EvidenceKind.UNREACHABLE and opening.may_wait):
         return payment
     return await _apply(context, payment, replace(evidence, risk=risk) if risk is not None else evidence, opening)
+
+
+async def _open_later(context: Payments, payment: Payment, busy: PspBusy) -> None:
+    """Have the follow-up job open a page once the PSP has room."""
+    later = context.now() + timedelta(seconds=busy.retry_after_seconds)
+    async with context.pool.connection() as connection:
+        await postpone(connection, payment, due_at=later)
 
 
 async def _not_allowed(context: Payments, payment: Payment, opening: Opening, risk: Risk | None) -> Payment:
@@ -135,7 +169,7 @@ async def _apply(context: Payments, payment: Payment, evidence: Evidence, openin
 
 
 async def _ask(context: Payments, payment: Payment, opening: Opening, risk: Risk | None) -> tuple[Payment, Evidence | None]:
-    """Call the PSP. Returns the payment as it was at the last call, and the evidence, or None for none."""
+    """Call the PSP. Returns the payment as it was at the last call, and the evidence, or None for none. Raises `PspBusy`."""
     is_first = opening.is_first
     try:
         adapter = context.psps.loaded(payment.psp_account_id)
@@ -153,6 +187,8 @@ async def _ask(context: Payments, payment: Payment, opening: Opening, risk: Risk
                 if payment.status not in UNSETTLED or payment.reference is None:
                     return payment, None  # something else has happened to it meanwhile
             return payment, await adapter.charge(payment, opening.token)
+    except PspBusy:
+        raise
     except PspUnreachable:
         # An earlier request may have reached the PSP before it died; then this one's failure proves nothing.
         return payment, evidence_about(payment, EvidenceKind.UNREACHABLE, Source.CREATE) if is_first else None
@@ -171,23 +207,43 @@ async def _prepare(context: Payments, payment: Payment, evidence: Evidence) -> P
     return settled.payment
 
 
-async def reroute(context: Payments, payment: Payment, left: list[PspAccountId], *, until: datetime | None) -> Payment | None:
-    """Commit a new operation at the next healthy account of `left`. Returns None if there is none, or it is too late."""
-    is_late = until is None or context.now() + timedelta(seconds=context.psp_seconds) > until
-    if payment.reference is not None or is_late:
+async def reroute(
+    context: Payments, payment: Payment, left: list[PspAccountId], turn: Turn, *, until: datetime | None
+) -> Payment | None:
+    """Commit a new operation at the next healthy account of `left` that has room. Returns None if there is none, or it is too
+    late.
+    """
+    seconds = (until - context.now()).total_seconds() - context.psp_seconds if until is not None else 0.0
+    if payment.reference is not None or seconds < 0:
         return None
-    while left:
-        account_id = left.pop(0)
-        adapter = await context.psps.find(account_id)
-        if account_id == payment.psp_account_id or adapter is None or not (adapter.is_enabled and adapter.guard.is_healthy):
-            continue
-        wanted = evidence_about(
-            payment, EvidenceKind.REROUTED, Source.CREATE, requested_id=OperationId(uuid7()), rerouted_to=account_id
-        )
-        settled = await settle(context, payment.merchant_id, payment.id, wanted, known=payment, only_if_unchanged=True)
-        if settled is None or not settled.changed:
+    account_id = await _with_room(context, payment, left, turn, seconds=seconds)
+    if account_id is None:
+        return None
+    wanted = evidence_about(
+        payment, EvidenceKind.REROUTED, Source.CREATE, requested_id=OperationId(uuid7()), rerouted_to=account_id
+    )
+    settled = await settle(context, payment.merchant_id, payment.id, wanted, known=payment, only_if_unchanged=True)
+    if settled is None or not settled.changed:
+        return None
+    context.metrics.failed_over(payment.psp_account_id, account_id)
+    _log.warning("a payment goes to another PSP", payment=str(payment.id), psp_account=encode_id(PSP_ACCOUNT, account_id))
+    return settled.payment
+
+
+async def _with_room(
+    context: Payments, payment: Payment, left: list[PspAccountId], turn: Turn, *, seconds: float
+) -> PspAccountId | None:
+    """Reserve a place at an account of `left`, and remove it there with those before it. Waits only if no account has room."""
+    found = [await context.psps.find(one) for one in left if one != payment.psp_account_id]
+    healthy = [one for one in found if one is not None and one.is_enabled and one.guard.is_healthy]
+    chosen = next((one for one in healthy if one.guard.try_reserve(turn)), None)
+    if chosen is None and healthy:
+        try:
+            await healthy[0].guard.reserve(turn, seconds=seconds)
+        except PspBusy:
             return None
-        context.metrics.failed_over(payment.psp_account_id, account_id)
-        _log.warning("a payment goes to another PSP", payment=str(payment.id), psp_account=encode_id(PSP_ACCOUNT, account_id))
-        return settled.payment
-    return None
+        chosen = healthy[0]
+    if chosen is None:
+        return None
+    del left[: left.index(chosen.account_id) + 1]
+    return chosen.account_id

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
 import trio
+from msgspec.structs import replace
 
 from core.errors import (
     DatabaseUnavailable,
@@ -24,6 +26,13 @@ from server.db.payments.payments import find_payment
 from server.flows.contexts import Psps
 from server.flows.idempotency import Request
 from server.flows.payments.settle import settle
+
+SYNC_EXPIRES_SECONDS = 60
+"""The time for which a sync payment without an answer is left to its request. After that it is fetched and never charged."""
+
+ABSENCES_MIN = 3
+ABSENCE_PAUSE_SECONDS = 2.0
+"""A charge that the PSP says so often not to know, in such intervals, was never received."""
 
 CONCURRENCY_MAX = 2_500
 _log = structlog.get_logger()
@@ -43,7 +52,7 @@ class Verified:
 async def look(context: Psps, payment: Payment, *, source: Source) -> Evidence:
     """Fetch the payment from the PSP. Raises `PspError` if nothing was learned within the PSP deadline."""
     try:
-        with trio.fail_after(context.psp_seconds):
+        with trio.fail_after(context.psp_seconds), context.turn(payment.merchant_id):
             adapter = await context.psps.of(payment.psp_account_id)
             return await adapter.fetch(payment, source=source)
     except trio.TooSlowError as error:
@@ -59,12 +68,35 @@ async def verify(context: Psps, payment: Payment, *, source: Source) -> Payment:
     Raises `PspError` if nothing was learned within the PSP deadline, `DatabaseUnavailable`, `Overloaded`.
     """
     evidence = await look(context, payment, source=source)
-    about_then = evidence.kind in (EvidenceKind.DECLINED, EvidenceKind.NOT_FOUND)
+    if evidence.kind is EvidenceKind.NOT_FOUND and source is Source.RECHECK and payment.status is Status.UNKNOWN:
+        evidence = await proven(context, payment, evidence)
+    about_then = evidence.kind in (EvidenceKind.DECLINED, EvidenceKind.NOT_FOUND, EvidenceKind.UNREACHABLE)
     settled = await settle(context, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=about_then)
     assert settled is not None
     if settled.changed and settled.payment.status is Status.DECLINED:
         await _close_declined(context, settled.payment)
     return settled.payment
+
+
+async def absence_proves_at(context: Psps, payment: Payment) -> datetime:
+    """The time from which a charge that the PSP does not know can no longer arrive there."""
+    adapter = await context.psps.of(payment.psp_account_id)
+    seconds = SYNC_EXPIRES_SECONDS + context.psp_seconds + adapter.capabilities.arrival_seconds
+    return payment.created_at + timedelta(seconds=seconds)
+
+
+async def proven(context: Psps, payment: Payment, absent: Evidence) -> Evidence:
+    """Fetch a charge that the PSP does not know several times more, once it can no longer arrive. If the PSP never knows it, it
+    was never received: UNREACHABLE. Returns `absent` if that cannot be told yet.
+    """
+    if not payment.is_sync or payment.reference is not None or context.now() <= await absence_proves_at(context, payment):
+        return absent
+    for _ in range(ABSENCES_MIN - 1):
+        await trio.sleep(ABSENCE_PAUSE_SECONDS)
+        evidence = await look(context, payment, source=Source.RECHECK)
+        if evidence.kind is not EvidenceKind.NOT_FOUND:
+            return evidence
+    return replace(absent, kind=EvidenceKind.UNREACHABLE)
 
 
 async def _close_declined(context: Psps, payment: Payment) -> None:
@@ -80,7 +112,7 @@ async def _close_declined(context: Psps, payment: Payment) -> None:
 
 async def close_ended_payment(context: Psps, payment: Payment) -> None:
     """Close what the PSP has open of a payment that is over. If that fails, money that arrives is late."""
-    with trio.move_on_after(context.psp_seconds):
+    with trio.move_on_after(context.psp_seconds), context.turn(payment.merchant_id):
         try:
             adapter = await context.psps.of(payment.psp_account_id)
             evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.CREATE)
@@ -157,12 +189,18 @@ async def verify_or_wait(context: Psps, payment: Payment, source: Source) -> Ver
     return Verified(payment, failure)
 
 
-async def load(context: Psps, request: Request, payment_id: PaymentId) -> Payment:
-    """The merchant's payment; an UNKNOWN one is fetched first. Raises `NotFound`."""
+async def read(context: Psps, request: Request, payment_id: PaymentId) -> Payment:
+    """The merchant's payment. Raises `NotFound`."""
     async with context.pool.connection() as connection:
         payment = await find_payment(connection, request.merchant_id, payment_id)
     if payment is None:
         raise NotFound("no such payment")
+    return payment
+
+
+async def load(context: Psps, request: Request, payment_id: PaymentId) -> Payment:
+    """The merchant's payment; an UNKNOWN one is fetched first. Raises `NotFound`."""
+    payment = await read(context, request, payment_id)
     if payment.status is Status.UNKNOWN:
         payment = await verify_if_possible(context, payment, source=Source.ACCESS, seconds=context.psp_seconds)
     return payment

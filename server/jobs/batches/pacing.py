@@ -11,7 +11,7 @@ import trio
 from server.db.merchants.merchants import Merchant
 from server.flows.batches.item import Item
 from server.flows.contexts import Psps
-from server.flows.payments.create import has_an_account, kind_of
+from server.flows.payments.choose import candidates_for, has_an_account
 from server.psp.guard import Guard
 
 LOOK_SECONDS = 0.02
@@ -51,10 +51,11 @@ class Pace:
             return [adapter.guard for adapter in psps.adapters if adapter.account_id == merchant.psp_account_id]
         if not merchant.accepts_payments:
             return []
-        candidates = psps.candidates(merchant.accounts_for(item.charge.money), kind_of(merchant, item.charge))
-        if not candidates and not has_an_account(self._context, merchant):
+        candidates = candidates_for(self._context, merchant, item.charge)
+        enabled = [adapter.guard for adapter in candidates if adapter.is_enabled]
+        if not enabled and (candidates or not has_an_account(self._context, merchant)):
             return None
-        return [adapter.guard for adapter in candidates]
+        return enabled
 
     def _has_room(self, guard: Guard) -> bool:
         return not guard.is_crowded and self._under_way() < guard.room

@@ -8,10 +8,14 @@ When a worker ends or loses a batch's lease, another one continues under the ori
 items' idempotency keys (`server.flows.batches.item`).
 """
 
+from dataclasses import replace
+
 import structlog
 import trio
 
+from core.fair_queue import Urgency
 from server.db.batches.batches import ClaimedBatch, claim_batch
+from server.db.batches.items import settle_open_items
 from server.flows import contexts
 from server.jobs.batches.run import LEASE_SECONDS, PASSING, Run
 from server.uuid7 import uuid7
@@ -21,18 +25,21 @@ RUNNING_MAX = 16
 LATE_MAX = 4
 """The number of further batches whose deadline has passed, so that they end."""
 
+SETTLE_SECONDS = 2.0
+SETTLE_MAX = 500
 _log = structlog.get_logger()
 
 
 class Batches:
-    """The job."""
+    """The job: it claims and runs batches, and follows the items that were open when theirs ended."""
 
     def __init__(self, context: contexts.Batches, payments: contexts.Payments, *, sweep_seconds: float) -> None:
         self._context = context
-        self._payments = payments
+        self._payments = replace(payments, urgency=Urgency.BATCH)
         self._sweep_seconds = sweep_seconds
         self._runs: set[Run] = set()
         self._is_draining = False
+        self._settle_at = float("-inf")
         self._idle = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -41,6 +48,7 @@ class Batches:
             task_status.started()
             while True:
                 asked_at = trio.current_time()
+                await self._settle_open_items()
                 may_claim = not self._is_draining and len(self._runs) < RUNNING_MAX + LATE_MAX
                 claimed = await self._claim() if may_claim else None
                 if claimed is None:
@@ -70,6 +78,20 @@ class Batches:
         except PASSING as error:
             _log.warning("cannot look for batches", error=str(error))
             return None
+
+    async def _settle_open_items(self) -> None:
+        """Now and then, write how the open items of batches that are over have ended since."""
+        if trio.current_time() < self._settle_at:
+            return
+        self._settle_at = trio.current_time() + SETTLE_SECONDS
+        try:
+            async with self._context.pool.connection() as connection:
+                settled = await settle_open_items(connection, limit=SETTLE_MAX)
+        except PASSING as error:
+            _log.warning("cannot settle open items of batches", error=str(error))
+            return
+        if settled == SETTLE_MAX:
+            self._settle_at = trio.current_time()
 
     async def _carry_out(self, run: Run) -> None:
         try:

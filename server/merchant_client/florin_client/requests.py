@@ -11,6 +11,7 @@ class NewCharge(TypedDict):
     currency: str
     order_id: str
     token: str
+    psp_account: NotRequired[str]
     description: NotRequired[str]
     capture: NotRequired[Literal["automatic", "manual"]]
     statement_descriptor: NotRequired[str]

@@ -20,6 +20,7 @@ class Payment:
     id: str
     object: Literal["payment"]
     status: PaymentStatus
+    awaiting: Literal["customer", "provider"] | None
     success: Literal[0, 1]
     amount: int
     currency: str

@@ -23,7 +23,7 @@ from server.psp.transport import Answer, PspCall, PspTransport
 
 SIGNATURE_HEADER = b"sandbox-signature"
 NOT_FOUND = 404
-CAPABILITIES = Capabilities(key_lifetime=timedelta(hours=23))
+CAPABILITIES = Capabilities(arrival_seconds=30.0, key_lifetime=timedelta(hours=23))
 PAGE = 100
 PAGES_MAX = 1_000
 _NUL = b"\\u0000"
@@ -38,6 +38,7 @@ class SandboxAdapter:
     transport: PspTransport
     account_id: PspAccountId
     webhook_secrets: tuple[str, ...]
+    token_scope: PspAccountId
     mode: str = "test"
     is_enabled: bool = True
     psp: str = "sandbox"
@@ -232,12 +233,18 @@ def make_adapter(
     webhook_secrets: tuple[str, ...],
     mode: str,
     is_enabled: bool,
+    token_scope: PspAccountId,
     now: Callable[[], datetime],
 ) -> SandboxAdapter:
     """See `server.psp.providers.MakeAdapter`."""
     del now
     return SandboxAdapter(
-        transport=transport, account_id=account_id, webhook_secrets=webhook_secrets, mode=mode, is_enabled=is_enabled
+        transport=transport,
+        account_id=account_id,
+        webhook_secrets=webhook_secrets,
+        token_scope=token_scope,
+        mode=mode,
+        is_enabled=is_enabled,
     )
 
 

@@ -147,7 +147,7 @@ def evidence_of(intent: Intent, account_id: PspAccountId, *, source: Source, kin
         psp_account_id=account_id,
         operation_id=OperationId(intent.operation_id),
         reference=intent.id,
-        payment_url=intent.payment_url if source is not Source.WEBHOOK else None,
+        payment_url=intent.payment_url if source is not Source.WEBHOOK and kind is not EvidenceKind.DECLINED else None,
         money=_money(held_minor, intent.currency) if held_minor is not None else None,
         code=intent.last_decline_code if kind in _REFUSALS else None,
         capture_before=_moment(intent.capture_before or 0) if is_dated else None,

@@ -21,11 +21,19 @@ def make_adapter(
     webhook_secrets: tuple[str, ...],
     mode: str,
     is_enabled: bool,
+    token_scope: PspAccountId,
     now: Callable[[], datetime],
 ) -> Adapter:
     """See `server.psp.providers.MakeAdapter`."""
     api = StripeApi(transport, now)
-    return StripeAdapter(api=api, account_id=account_id, webhook_secrets=webhook_secrets, mode=mode, is_enabled=is_enabled)
+    return StripeAdapter(
+        api=api,
+        account_id=account_id,
+        webhook_secrets=webhook_secrets,
+        token_scope=token_scope,
+        mode=mode,
+        is_enabled=is_enabled,
+    )
 
 
 def require_api_key(api_key: str, mode: str) -> None:

@@ -57,6 +57,7 @@ class StripeAdapter:
     api: StripeApi
     account_id: PspAccountId
     webhook_secrets: tuple[str, ...]
+    token_scope: PspAccountId
     mode: str
     is_enabled: bool = True
     psp: str = "stripe"

@@ -166,6 +166,8 @@ async def test_another_merchants_payment_does_not_exist(florin: Florin) -> None:
         ("GET", "/v1/payments/pay_nonsense", 404),
         ("GET", "/v1/payments/pay_" + "0" * 32, 404),
         ("DELETE", "/v1/payments", 405),
+        ("GET", "/livez", 200),
+        ("GET", "/readyz", 200),
         ("GET", "/healthz", 200),
         ("HEAD", "/healthz", 200),
         ("POST", "/v1/psp/sandbox/nonsense/webhooks", 404),

@@ -93,6 +93,7 @@ async def test_the_docs_page_loads_nothing(florin: Florin) -> None:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 async def test_schemathesis_finds_no_disagreement(florin: Florin, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Every request gets an answer that the document describes: its status, its media type, its fields."""
     await charge(florin)

@@ -34,6 +34,7 @@ async def test_another_worker_continues_a_batch(database_url: str, directory: Pa
         await florin.require_promises()
 
 
+@pytest.mark.slow
 async def test_a_batch_in_two_hands_is_one_workers(florin: Florin, directory: Path) -> None:
     await florin.control(latency={"seconds": 0.3}, webhooks="lose")
     async with another_worker(florin, directory):
@@ -75,6 +76,7 @@ async def _come_back(florin: Florin) -> None:
     await move_psp(florin, florin.psp_url)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_200_items_one_at_a_time_run_into_their_deadline(
     database_url: str, directory: Path, mock_clock: trio.testing.MockClock

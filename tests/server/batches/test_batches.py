@@ -93,6 +93,9 @@ async def test_every_mistake_is_named_and_nothing_is_begun(florin: Florin) -> No
     assert [one["item"] for one in problem["errors"]] == list(range(2, 11))
     assert problem["errors"][0]["path"] == "$.items[1].amount"
     assert problem["errors"][4]["code"] == "card_number_refused"
+    assert problem["more_errors"] == 0
+    many = (await post(florin, [{"type": "pay"}] * 150)).json()
+    assert (len(many["errors"]), many["more_errors"]) == (100, 50)
     repeated = await post(florin, [charge(1), charge(2), charge(1)])
     assert repeated.json()["errors"] == [
         {
@@ -242,6 +245,7 @@ async def test_an_old_batch_cannot_be_resumed(florin: Florin) -> None:
     body = msgspec.json.encode({"resume_token": late["resume_token"]})
     refused = await post(florin, body, path=f"/{late['batch']['id']}/resume")
     assert (refused.status_code, refused.json()["code"]) == (409, "batch_not_resumable")
+    await florin.connection.execute("UPDATE database_clock SET steady_since = now() - interval '25 hours'")
     await prune.sweep(florin.payments)
     assert (await florin.rows("SELECT sealed_items FROM batches"))[0]["sealed_items"] is None
 

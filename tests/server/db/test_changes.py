@@ -21,7 +21,7 @@ CONSTANT |= {"is_exclusive", "statement_descriptor", "metadata", "terms"}
 async def test_the_loser_of_a_compare_and_set_writes_nothing(database_url: str, connection: Connection) -> None:
     payment = a_payment(MerchantId(uuid7()))
     batch = ChangeGroup(delivery_lease_seconds=30)
-    await CreationGroup().write(connection, [a_creation(payment)])
+    await CreationGroup(worker_id=uuid7()).write(connection, [a_creation(payment)])
     assert [type(one) for one in await batch.write(connection, [a_change(payment)])] == [Applied]
     assert await batch.write(connection, [a_change(payment)]) == [Lost()]
     assert await connection.query("SELECT count(*) FROM ledger_entries") == [(2,)]
@@ -47,14 +47,14 @@ async def test_a_creation_writes_every_field_that_is_set_then(connection: Connec
         Terms.__struct_fields__
     )
     payment = replace(a_payment(MerchantId(uuid7())), **created)
-    await CreationGroup().write(connection, [a_creation(payment)])
+    await CreationGroup(worker_id=uuid7()).write(connection, [a_creation(payment)])
     assert await find_payment(connection, payment.merchant_id, payment.id) == payment
 
 
 async def test_a_change_writes_every_field_that_may_change(connection: Connection) -> None:
     """A field that a change omits is set to its column's default, so none may be omitted by mistake."""
     payment = a_payment(MerchantId(uuid7()))
-    await CreationGroup().write(connection, [a_creation(payment)])
+    await CreationGroup(worker_id=uuid7()).write(connection, [a_creation(payment)])
     row, now = a_change(payment, EvidenceKind.DECLINED), utc_now()
     changed: dict[str, object] = {
         "status": Status.SUCCEEDED,

@@ -80,7 +80,7 @@ async def test_an_address_where_nothing_answers() -> None:
 
 
 async def test_creations_and_changes_in_batches(database_url: str, connection: Connection) -> None:
-    creations = Committer(CreationGroup(), database_url)
+    creations = Committer(CreationGroup(worker_id=uuid7()), database_url)
     changes = Committer(ChangeGroup(delivery_lease_seconds=30), database_url)
     merchant_ids = [MerchantId(uuid7()) for _ in range(3)]
     payments = [a_payment(merchant_ids[number % 3]) for number in range(300)]
@@ -105,7 +105,7 @@ async def test_creations_and_changes_in_batches(database_url: str, connection: C
 
 
 async def test_the_loser_of_a_key_reads_the_winner(database_url: str) -> None:
-    committers = [Committer(CreationGroup(), database_url) for _ in range(2)]
+    committers = [Committer(CreationGroup(worker_id=uuid7()), database_url) for _ in range(2)]
     merchant_id = MerchantId(uuid7())
     creations = [a_creation(a_payment(merchant_id), "same key") for _ in range(20)]
     results: dict[PaymentId, StoredKey | OrderIsLive | None] = {}
@@ -129,7 +129,7 @@ async def test_the_loser_of_a_key_reads_the_winner(database_url: str) -> None:
 async def test_two_writers_with_crossing_keys_lose_nothing(database_url: str, connection: Connection) -> None:
     merchant_ids = [MerchantId(uuid7()) for _ in range(8)]
     payments = [a_payment(merchant_ids[number % 8]) for number in range(64)]
-    await CreationGroup().write(connection, [a_creation(payment) for payment in payments])
+    await CreationGroup(worker_id=uuid7()).write(connection, [a_creation(payment) for payment in payments])
     writers = [Committer(ChangeGroup(delivery_lease_seconds=30), database_url) for _ in range(2)]
     results: list[Applied | Lost] = []
 
@@ -152,7 +152,7 @@ async def test_two_writers_with_crossing_keys_lose_nothing(database_url: str, co
 
 
 async def test_one_bad_row_fails_alone(database_url: str) -> None:
-    creations = Committer(CreationGroup(), database_url)
+    creations = Committer(CreationGroup(worker_id=uuid7()), database_url)
     merchant_id = MerchantId(uuid7())
     good = [a_creation(a_payment(merchant_id)) for _ in range(9)]
     bad = a_creation(a_payment(merchant_id), "x" * 300)
@@ -189,7 +189,7 @@ async def test_a_lost_connection_is_retried_without_writing_twice(database_url: 
             return results
 
     payment = a_payment(MerchantId(uuid7()))
-    await CreationGroup().write(connection, [a_creation(payment)])
+    await CreationGroup(worker_id=uuid7()).write(connection, [a_creation(payment)])
     writer = Committer(Forgetful(delivery_lease_seconds=30), database_url)
     async with trio.open_nursery() as nursery:
         await nursery.start(writer.run)
@@ -199,7 +199,7 @@ async def test_a_lost_connection_is_retried_without_writing_twice(database_url: 
 
 
 async def test_a_cancelled_caller_leaves_and_its_taken_item_is_written(database_url: str, connection: Connection) -> None:
-    creations = Committer(CreationGroup(), database_url)
+    creations = Committer(CreationGroup(worker_id=uuid7()), database_url)
     abandoned, taken = (a_creation(a_payment(MerchantId(uuid7()))) for _ in range(2))
     with trio.move_on_after(0.01):
         await creations.submit(abandoned)
@@ -215,7 +215,7 @@ async def test_a_cancelled_caller_leaves_and_its_taken_item_is_written(database_
 
 async def test_the_queue_is_bounded(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(committer_module, "QUEUE_MAX", 1)
-    creations = Committer(CreationGroup(), database_url)
+    creations = Committer(CreationGroup(worker_id=uuid7()), database_url)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(creations.submit, a_creation(a_payment(MerchantId(uuid7()))))
         await trio.testing.wait_all_tasks_blocked()
@@ -292,7 +292,7 @@ async def test_every_key_leads_with_the_merchant(reader: Connection) -> None:
          WHERE c.contype IN ('p', 'u', 'f') AND c.connamespace = 'public'::regnamespace
         """
     )
-    reference_tables = {"psp_accounts", "psp_states", "workers", "sequence_epochs", "schema_migrations"}
+    reference_tables = {"psp_accounts", "psp_states", "workers", "database_clock", "sequence_epochs", "schema_migrations"}
     wrong = [row for row in rows if row[2] != "merchant_id" and row[0] not in reference_tables]
     assert wrong == []
     assert {row[0] for row in rows} >= {"payment_requests", "ledger_entries", "events", "deliveries", "wallets"}
@@ -306,7 +306,8 @@ async def test_unique_indexes_lead_with_the_merchant_and_defaults_are_not_volati
           JOIN pg_class t ON t.oid = i.indrelid
           JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = i.indkey[0]
          WHERE i.indisunique AND t.relnamespace = 'public'::regnamespace AND a.attname <> 'merchant_id'
-           AND t.relname NOT IN ('psp_accounts', 'psp_states', 'workers', 'sequence_epochs', 'schema_migrations')
+           AND t.relname NOT IN (
+               'psp_accounts', 'psp_states', 'workers', 'database_clock', 'sequence_epochs', 'schema_migrations')
         """
     )
     assert stray == []

@@ -1,5 +1,7 @@
 """Each check of the doctor finds its violation: every promise is broken once, on purpose."""
 
+import json
+
 import pytest
 
 from server.db.doctor.run import CHECKS, Violation, broken_promises
@@ -33,6 +35,11 @@ DAMAGE = {
     "a payment is charged in the ledger exactly once if it succeeded, otherwise never": _append_only(
         "ledger_entries", "DELETE FROM ledger_entries"
     ),
+    "a key has made one payment, whether or not it is still stored": [
+        "UPDATE payment_requests SET idempotency_key = 'k'",
+        "UPDATE payment_requests SET created_at = created_at - interval '29 days' WHERE order_id = 'open'",
+    ],
+    "no time lies further ahead than its rule allows": ["UPDATE payment_requests SET due_at = now() + interval '2 days'"],
     "an idempotency key and its payment belong together": ["UPDATE idempotency_keys SET payment_id = gen_random_uuid()"],
     "money that matches no payment is in suspense, with a finding": ["UPDATE payment_requests SET suspended = true"],
     "a successful reply names a stored payment": [
@@ -165,3 +172,12 @@ async def test_the_doctor_finds_it(database_in_use: Florin, name: str, monkeypat
 
 async def _nothing() -> None:
     """Replaces the check after the test: this database was damaged on purpose."""
+
+
+async def test_the_doctor_reads_metadata_as_the_guard_does(florin: Florin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither more, across the quotes of the stored JSON, nor less, past its escapes."""
+    await florin.create(metadata={"a": "4111 1111", "1111 1111": "b"})
+    await florin.require_promises()
+    await florin.connection.execute("UPDATE payment_requests SET metadata = $1", (json.dumps({"a": "4111 1111\n1111 1111"}),))
+    assert [one.check.name for one in await broken_promises(florin.connection)] == ["no text contains a card number"]
+    monkeypatch.setattr(florin, "require_promises", _nothing)

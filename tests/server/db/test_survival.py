@@ -32,7 +32,8 @@ from server.db.payments.creations import CreationGroup
 from server.db.payments.payments import claim_due_payments, find_payment
 from server.flows.idempotency import Request
 from server.flows.payments.capture import Done, capture
-from server.flows.payments.create import NewPayment, Opened, create
+from server.flows.payments.choose import NewPayment
+from server.flows.payments.create import Opened, create
 from server.flows.payments.refund import Refunded, refund
 from server.process import embedded_postgres
 from server.uuid7 import uuid7
@@ -154,7 +155,7 @@ async def test_two_workers_with_crossing_keys_never_deadlock(database_url: str, 
             await nursery.start(worker.run)
         for _ in range(30):
             payments = [a_payment(merchants[number % 4]) for number in range(24)]
-            await CreationGroup().write(connection, [a_creation(payment) for payment in payments])
+            await CreationGroup(worker_id=uuid7()).write(connection, [a_creation(payment) for payment in payments])
 
             async def submit(worker: Committer[ChangeRow, Applied | Lost], payment: Payment) -> None:
                 results.append(await worker.submit(a_change(payment)))
@@ -174,7 +175,7 @@ async def test_two_workers_with_crossing_keys_never_deadlock(database_url: str, 
 async def test_a_claim_in_between_does_not_lose_a_change(database_url: str, connection: Connection) -> None:
     """The follow-up job moves `due_at` of a payment while a group waits for its row: the change is written."""
     payment = a_payment(MerchantId(uuid7()))
-    await CreationGroup().write(connection, [a_creation(payment)])
+    await CreationGroup(worker_id=uuid7()).write(connection, [a_creation(payment)])
     await connection.execute("UPDATE payment_requests SET due_at = now()")
     other = await Connection.open(database_url)
     results: list[Applied | Lost] = []
@@ -208,7 +209,7 @@ class Conflicting(ChangeGroup):
 
 async def test_conflicts_are_retried(database_url: str, connection: Connection) -> None:
     payment = a_payment(MerchantId(uuid7()))
-    await CreationGroup().write(connection, [a_creation(payment)])
+    await CreationGroup(worker_id=uuid7()).write(connection, [a_creation(payment)])
     errors = random.Random(7).choices(
         [psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected], k=CONFLICT_RETRIES_MAX
     )

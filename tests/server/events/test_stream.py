@@ -117,7 +117,7 @@ async def test_events_of_another_worker_arrive(florin: Florin, directory: Path) 
     )
     listening = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    async with open_worker(settings, listening) as other:
+    async with open_worker(settings, listening) as (other, _):
         await until(lambda: florin.contexts.events.workers.count == 2)
         async with reading(florin, url=url) as reader:
             for number in range(10):

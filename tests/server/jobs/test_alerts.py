@@ -45,7 +45,7 @@ async def test_one_message_has_all_due_alerts_once(florin: Florin) -> None:
         assert "batch:1 passed its deadline (2 times" in text
         assert "151 of 200" in text
         assert "batch:2" in text
-        await note_alert(florin.connection, an_alert(), now=utc_now())
+        await note_alert(florin.connection, an_alert(), now=florin.payments.now())
         assert await send_due(florin.payments, channels) == 0, "what was told a moment ago is told again after an hour"
         assert [one.times for one in await list_alerts(florin.connection, limit=5)] == [3, 1]
         await florin.connection.execute("UPDATE alerts SET due_at = due_at - make_interval(secs => $1)", (REPEAT_SECONDS,))
@@ -57,7 +57,7 @@ async def test_an_alert_that_could_not_be_sent_is_sent_later(florin: Florin) -> 
     async with receiving() as slack:
         slack.answer = lambda _: (500, [], b"")
         channels = Channels(LOOPBACK, webhook_url=slack.url)
-        await note_alert(florin.connection, an_alert(), now=utc_now())
+        await note_alert(florin.connection, an_alert(), now=florin.payments.now())
         assert await send_due(florin.payments, channels) == 1
         (noted,) = await list_alerts(florin.connection, limit=5)
         assert (noted.sent_at, noted.last_error) == (None, "webhook: answered 500")
@@ -70,7 +70,7 @@ async def test_an_alert_that_could_not_be_sent_is_sent_later(florin: Florin) -> 
 
 async def test_alerts_go_only_where_webhooks_may(florin: Florin) -> None:
     async with receiving() as slack:
-        await note_alert(florin.connection, an_alert(), now=utc_now())
+        await note_alert(florin.connection, an_alert(), now=florin.payments.now())
         assert await send_due(florin.payments, Channels(Destinations(), webhook_url=slack.url)) == 1
         assert slack.got == []
     (noted,) = await list_alerts(florin.connection, limit=5)
@@ -120,7 +120,7 @@ async def test_by_mail_and_one_way_that_works_is_enough(florin: Florin) -> None:
             mail = Mail(url=url, sender="florin@shop.example", recipients=("ops@shop.example", "cto@shop.example"))
             channels = Channels(LOOPBACK, webhook_url=nobody, mail=mail)
             assert len(channels.names) == 3
-            await note_alert(florin.connection, an_alert(detail="nothing is lost"), now=utc_now())
+            await note_alert(florin.connection, an_alert(detail="nothing is lost"), now=florin.payments.now())
             assert await send_due(florin.payments, channels) == 1
     sent = message_from_string(got[0])
     assert sent["To"] == "ops@shop.example, cto@shop.example"

@@ -262,7 +262,7 @@ async def test_a_commit_is_on_disk_whatever_the_default(database_url: str, conne
             seen.append((await connection.query("SHOW synchronous_commit"))[0][0])
             return [None for _ in items]
 
-    committer = Committer[Creation, Any](Looking(), database_url)
+    committer = Committer[Creation, Any](Looking(worker_id=UUID(int=1)), database_url)
     async with trio.open_nursery() as nursery:
         await nursery.start(committer.run)
         await committer.submit(a_creation(a_payment(MerchantId(UUID(int=1)))))

@@ -94,6 +94,8 @@ async def test_old_keys_are_forgotten_and_payments_are_not(florin: Florin) -> No
     await florin.connection.execute("UPDATE idempotency_keys SET created_at = now() - interval '31 days'")
     await florin.connection.execute("UPDATE payment_requests SET created_at = now() - interval '31 days'")
     await charge(florin)
+    assert await prune.sweep(florin.payments) == 0, "the clock was not watched for a day"
+    await florin.connection.execute("UPDATE database_clock SET steady_since = now() - interval '25 hours'")
     assert await prune.sweep(florin.payments) == 3
     assert len(await florin.rows("SELECT 1 FROM idempotency_keys")) == 1
     assert len(await florin.rows("SELECT 1 FROM payment_requests")) == 4

@@ -32,6 +32,7 @@ from tests.support.psps import (
     is_open,
     post_charge,
     second_psp,
+    share_tokens,
     stored_payments,
 )
 
@@ -55,6 +56,7 @@ async def test_a_payment_that_never_reached_the_first_psp_goes_to_the_next(flori
     async with second_psp(florin, directory) as (other, _):
         await florin.connection.execute("UPDATE psp_accounts SET base_url = 'http://127.0.0.1:9' WHERE id = $1", (other,))
         await florin.payments.psps.reload()
+        await share_tokens(florin, other)
         sync = await post_charge(florin)
         page = await florin.post(order(order_id="order-2"))
         assert [sync.status_code, page.status_code] == [201, 201], (sync.text, page.text)
@@ -118,6 +120,7 @@ async def test_a_retry_that_takes_a_payment_up_keeps_the_first_request_from_anot
 async def test_an_open_breaker_is_shown_shared_and_gone_round(florin: Florin, directory: Path) -> None:
     async with second_psp(florin, directory) as (other, url):
         async with another_worker(florin, directory) as other_worker:
+            await share_tokens(florin, other)
             await florin.http.post(f"{url}/control", json={"create": "drop"})
             for number in range(CALLS_MIN):
                 await post_charge(florin, order_id=f"order-{number}")
@@ -148,7 +151,7 @@ async def test_without_a_healthy_psp_only_pages_that_can_wait_are_accepted(flori
     adapter.guard.news = BreakerState.OPEN
 
     refused = await post_charge(florin)
-    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "psp_unavailable", "1")
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "psp_unavailable", "3")
     assert len(await florin.rows("SELECT 1 FROM payment_requests")) == 1
     page = await florin.post(order(order_id="page"), headers={"prefer": "respond-async"})
     assert page.status_code == 202, page.text

@@ -105,7 +105,7 @@ async def world(url: str, clock: trio.testing.MockClock) -> AsyncIterator[tuple[
     sealer = Sealer(bytes(32))
     made: list[World] = []
     async with (
-        open_database(virtual, pool_size=4, delivery_lease_seconds=30) as db,
+        open_database(virtual, worker_id=uuid7(), pool_size=4, delivery_lease_seconds=30) as db,
         open_client() as http,
         trio.open_nursery() as nursery,
     ):

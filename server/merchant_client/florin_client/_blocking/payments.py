@@ -25,6 +25,7 @@ class Payments:
         currency: str,
         order_id: str,
         token: str | None = None,
+        psp_account: str | None = None,
         description: str | None = None,
         metadata: Mapping[str, str] | None = None,
         capture: Literal["automatic", "manual"] | None = None,
@@ -36,10 +37,11 @@ class Payments:
     ) -> Payment:
         """Create a payment and return it.
 
-        With a `token` of the PSP the customer is charged at once; without one, send the customer to the `payment_url` of the
-        returned payment. `expires_in` is the lifetime of that page in seconds. `wait_seconds=0` returns right after the commit,
-        before the PSP was asked. Raises `ApiError` with code `declined` for a declined charge, and with code `psp_timeout` while
-        its outcome is UNKNOWN; `error.payment` is the payment in both cases.
+        With a `token` of the PSP the customer is charged at once; `psp_account` names the account that issued it, if you use
+        several. Without a token, send the customer to the `payment_url` of the returned payment; it is None if the PSP is busy,
+        and the page is then opened later. `expires_in` is the lifetime of that page in seconds. `wait_seconds=0` returns right
+        after the commit, before the PSP was asked. Raises `ApiError` with code `declined` for a declined charge, and with code
+        `psp_timeout` while its outcome is UNKNOWN; `error.payment` is the payment in both cases.
         """
         body = without_none(
             amount=amount,
@@ -47,6 +49,7 @@ class Payments:
             order_id=order_id,
             confirm=True if token is not None else None,
             token=token,
+            psp_account=psp_account,
             description=description,
             metadata=dict(metadata) if metadata is not None else None,
             capture=capture,

@@ -1,0 +1,55 @@
+"""Limits of callers: 429 with the headers of draft-ietf-httpapi-ratelimit-headers-10, before any side effect."""
+
+import math
+
+import trio
+
+from core.errors import RateLimited
+from server.api.routing import Caller
+from server.concurrency.request_limits import Quota, RequestLimits
+from server.db.merchants.merchants import Merchant
+from server.http.asgi import Message, Send
+
+
+def limited(limits: RequestLimits, caller: Caller, send: Send) -> Send:
+    """Admit a request by the rates of its key and its merchant. Returns the `send` that tells the tighter of them in the headers.
+
+    Raises `RateLimited`.
+    """
+    now = trio.current_time()
+    quotas = [limits.admit(caller.key_id, per_second=caller.key_requests_per_second_max or 0, now=now)]
+    if quotas[0] is None or not quotas[0].wait_seconds:  # what a key is refused does not count for its merchant
+        quotas.append(limits.admit(caller.merchant.id, per_second=caller.merchant.requests_per_second_max, now=now))
+    known = [one for one in quotas if one is not None]
+    if not known:
+        return send
+    tightest = min(known, key=lambda one: (-one.wait_seconds, one.remaining))
+    if tightest.wait_seconds:
+        raise RateLimited(
+            f"more than {tightest.limit:g} requests per second: nothing was done, repeat the request later",
+            retry_after_seconds=tightest.wait_seconds,
+            headers=_headers(tightest),
+        )
+    if 2 * tightest.remaining > tightest.limit:
+        return send  # far from the limit: it is not worth telling
+
+    async def telling(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *_headers(tightest)]
+        await send(message)
+
+    return telling
+
+
+def require_room(limits: RequestLimits, merchant: Merchant) -> None:
+    """Count a request of the merchant under way; `limits.leave` must follow. Raises `RateLimited` if there are too many."""
+    if not limits.enter(merchant.id, in_flight_max=merchant.requests_in_flight_max):
+        raise RateLimited("too many requests of this merchant are under way: wait for some of them", code="too_many_in_flight")
+
+
+def _headers(quota: Quota) -> list[tuple[bytes, bytes]]:
+    reset = max(math.ceil(quota.reset_seconds), 1)
+    return [
+        (b"ratelimit-policy", b'"requests";q=%d;w=1' % max(int(quota.limit), 1)),
+        (b"ratelimit", b'"requests";r=%d;t=%d' % (quota.remaining, reset)),
+    ]
