@@ -60,9 +60,14 @@ class Background:
             task_status.started()
             await trio.sleep_forever()
 
+    @property
+    def has_room(self) -> bool:
+        """True if a task can be started."""
+        return self._nursery is not None and self._under_way < TASKS_MAX
+
     def require_room(self) -> None:
         """Raise `Overloaded` if no more tasks can be started."""
-        if self._nursery is None or self._under_way >= TASKS_MAX:
+        if not self.has_room:
             raise Overloaded("too many payments are under way")
 
     def start(self, work: Callable[[], Awaitable[T]]) -> Work[T]:

@@ -7,15 +7,15 @@ the refund, whose id was drawn with the key) how far it had come.
 
 import base64
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import TracebackType
 from uuid import UUID
 
 import trio
 
-from core.errors import RequestError
+from core.errors import DatabaseUnavailable, Overloaded, PspError, RequestError
 from core.idempotency import InFlight, KeyedOperation, Mismatch, Replay, Reply, Resume, StoredKey, decide
 from core.ids import MerchantId, ResourceId
 from server.db.payments.idempotency_keys import (
@@ -34,6 +34,9 @@ from server.uuid7 import uuid7
 IN_FLIGHT_MARGIN_SECONDS = 5.0
 CALLS_MAX = 4
 """The most calls to a PSP that a capture, cancel or refund makes, one after another."""
+
+END_SECONDS = 2.0
+"""The longest time for which a reply waits for the end of its flight."""
 
 POLL_SECONDS = 0.05
 _PLACE = "idempotency_keys.reply"
@@ -131,18 +134,41 @@ async def answer(context: Keys, request: Request, body: bytes) -> None:
 
 async def give_up(context: Keys, request: Request, claimed: Claimed) -> None:
     """End the request without a definitive reply, so that its retry need not wait."""
-    async with context.pool.connection() as connection:
-        await release_key(connection, request.merchant_id, request.key, in_flight_until=claimed.in_flight_until)
+    await end_flight(context, request, in_flight_until=claimed.in_flight_until)
 
 
-@contextmanager
-def ended_by_failure(context: Keys, request: Request, *, in_flight_until: datetime) -> Iterator[None]:
-    """A block that carries out a request whose key is ours. If it fails, its flight is ended, so a retry need not wait."""
+async def end_flight(context: Keys, request: Request, *, in_flight_until: datetime) -> None:
+    """End the flight of a key. If the database cannot do so now, the heartbeat does it later."""
     try:
-        yield
-    except Exception:
+        async with context.pool.connection() as connection:
+            await release_key(connection, request.merchant_id, request.key, in_flight_until=in_flight_until)
+    except (DatabaseUnavailable, Overloaded):
         context.flights.add(Flight(request.merchant_id, request.key, in_flight_until))
-        raise
+
+
+class EndedByFailure:
+    """A block that carries out a request whose key is ours until `in_flight_until`. If it fails, its flight is ended, so that a
+    retry need not wait: before the reply if the PSP has failed, soon after it if our database has.
+    """
+
+    __slots__ = ("_context", "_in_flight_until", "_request")
+
+    def __init__(self, context: Keys, request: Request, *, in_flight_until: datetime) -> None:
+        self._context = context
+        self._request = request
+        self._in_flight_until = in_flight_until
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, PspError):
+            with trio.move_on_after(END_SECONDS, shield=True) as scope:
+                await end_flight(self._context, self._request, in_flight_until=self._in_flight_until)
+            if not scope.cancelled_caught:
+                return
+        if isinstance(error, Exception):
+            self._context.flights.add(Flight(self._request.merchant_id, self._request.key, self._in_flight_until))
 
 
 async def once(

@@ -8,7 +8,7 @@ from core.idempotency import KeyedOperation
 from core.ids import PaymentId, ResourceId
 from core.payment import CLOSED, Payment, Status
 from server.flows.contexts import Psps
-from server.flows.idempotency import Claimed, Request, answer, claim, ended_by_failure, give_up
+from server.flows.idempotency import Claimed, EndedByFailure, Request, answer, claim, give_up
 from server.flows.payments.capture import Done, OperationOutcome, void
 from server.flows.payments.choose import reserve
 from server.flows.payments.settle import Answering, encode_payment, settle
@@ -24,7 +24,7 @@ async def cancel(context: Psps, request: Request, payment_id: PaymentId) -> Oper
         claimed = await claim(context, request, ResourceId(payment.id), operation=KeyedOperation.CANCEL, turn=turn)
         if not isinstance(claimed, Claimed):
             return claimed
-        with ended_by_failure(context, request, in_flight_until=claimed.in_flight_until):
+        async with EndedByFailure(context, request, in_flight_until=claimed.in_flight_until):
             return await _cancel(context, request, claimed, await read(context, request, payment_id))
 
 

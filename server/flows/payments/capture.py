@@ -24,7 +24,7 @@ from core.ids import OperationId, PaymentId, ResourceId
 from core.money import Money
 from core.payment import OperationKind, Payment, PendingOperation, Status, evidence_about
 from server.flows.contexts import Psps
-from server.flows.idempotency import Claimed, Request, answer, claim, ended_by_failure, give_up
+from server.flows.idempotency import Claimed, EndedByFailure, Request, answer, claim, give_up
 from server.flows.payments.choose import reserve
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.payments.submit import key_lifetime
@@ -67,7 +67,7 @@ async def capture(context: Psps, request: Request, payment_id: PaymentId, amount
         claimed = await claim(context, request, ResourceId(payment_id), operation=KeyedOperation.CAPTURE, turn=turn)
         if not isinstance(claimed, Claimed):
             return claimed
-        with ended_by_failure(context, request, in_flight_until=claimed.in_flight_until):
+        async with EndedByFailure(context, request, in_flight_until=claimed.in_flight_until):
             payment = await read(context, request, payment_id)
             money = Money(amount, payment.money.currency)
             wanted = evidence_about(

@@ -12,7 +12,7 @@ import msgspec
 import trio
 from msgspec.structs import replace
 
-from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, Overloaded, PspBusy
+from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, PspBusy
 from core.evidence import EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, decide
 from core.ids import LogId, MerchantId, OperationId, PaymentId, PspAccountId
@@ -21,10 +21,9 @@ from core.schedule import first_due_at
 from server.concurrency.background import Work
 from server.db.merchants.merchants import Merchant
 from server.db.payments.creations import Creation, OrderIsLive, is_own
-from server.db.payments.idempotency_keys import Flight
 from server.db.payments.payments import find_payment
 from server.flows.contexts import Payments
-from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, Request, answer, ended_by_failure, wait_for_reply
+from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, EndedByFailure, Request, answer, end_flight, wait_for_reply
 from server.flows.payments.choose import NewPayment, choose, is_known
 from server.flows.payments.settle import encode_payment, settle
 from server.flows.payments.submit import Opening, is_nearly_over, is_opened, key_lifetime, open_payment
@@ -78,7 +77,7 @@ async def create(
     try:
         chosen = await choose(context, merchant, wanted, request, turn, reply_within_seconds=reply_within_seconds)
         creation = _creation(context, merchant, wanted, request, chosen.account_ids[0])
-        with ended_by_failure(context, request, in_flight_until=creation.in_flight_until):
+        async with EndedByFailure(context, request, in_flight_until=creation.in_flight_until):
             stored = await _accept(context, creation)
     except BaseException:
         turn.release()
@@ -122,12 +121,12 @@ async def _opened(context: Payments, creation: Creation, opening: Opening, turn:
     try:
         if reply_by is None:
             return Opened(await work())
-        try:
-            started = context.background.start(work)
-        except Overloaded as full:  # there was room before the payment was written
+        if not context.background.has_room:  # there was some before the payment was written
             turn.release()
-            _end_flight(context, creation)
-            raise PspBusy(str(full)) from full
+            assert opening.request is not None
+            await end_flight(context, opening.request, in_flight_until=creation.in_flight_until)
+            return _busy(accepted, PspBusy("too many payments are under way"))
+        started = context.background.start(work)
         opened = await _reply_within(started, accepted, seconds=max(reply_by - trio.current_time(), 0.0))
     except PspBusy as busy:
         return _busy(accepted, busy)
@@ -174,15 +173,11 @@ async def _open_in_time(context: Payments, creation: Creation, opening: Opening,
         turn.release()
         return creation.payment
     assert opening.request is not None
-    with ended_by_failure(context, opening.request, in_flight_until=creation.in_flight_until):
+    async with EndedByFailure(context, opening.request, in_flight_until=creation.in_flight_until):
         payment = await open_payment(context, creation.payment, opening, turn)
     if not is_opened(payment):  # no definitive reply is stored: a retry need not wait
-        _end_flight(context, creation)
+        await end_flight(context, opening.request, in_flight_until=creation.in_flight_until)
     return payment
-
-
-def _end_flight(context: Payments, creation: Creation) -> None:
-    context.flights.add(Flight(creation.payment.merchant_id, creation.key, creation.in_flight_until))
 
 
 async def _resume(

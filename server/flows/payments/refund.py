@@ -22,7 +22,7 @@ from server.db.payments.change_row import ChangeRow
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund, postpone_refund
 from server.flows.contexts import Psps
-from server.flows.idempotency import Claimed, Request, answer, claim, ended_by_failure, give_up
+from server.flows.idempotency import Claimed, EndedByFailure, Request, answer, claim, give_up
 from server.flows.payments.choose import reserve
 from server.flows.payments.settle import Answering, encode_refund, row_of, settle, settle_refund
 from server.flows.payments.submit import key_lifetime
@@ -64,7 +64,7 @@ async def refund(
         )
         if not isinstance(claimed, Claimed):
             return claimed
-        with ended_by_failure(context, request, in_flight_until=claimed.in_flight_until):
+        async with EndedByFailure(context, request, in_flight_until=claimed.in_flight_until):
             return await _refund(context, request, claimed, payment, amount_minor=amount_minor, reason=reason)
 
 

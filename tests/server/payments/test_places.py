@@ -140,7 +140,7 @@ async def test_more_work_than_can_be_under_way_leaks_no_place(florin: Florin, mo
     monkeypatch.undo()
     await florin.control(latency={"seconds": 0})
     for number in range(4):
-        done = await florin.post(order(order_id=f"order-{number}", confirm=True, token="tok_paid"), key=f"k{number}")
+        done = await florin.post(**{**a_charge(number), "headers": {"prefer": "wait=5"}, "key": f"k{number}"})
         assert (done.status_code, done.json()["status"]) == (201, "SUCCEEDED"), done.text
     await florin.require_promises()
 
@@ -228,3 +228,20 @@ async def test_a_token_that_is_bound_to_an_account_is_charged_there(florin: Flor
         assert (here.status_code, await account_of(florin, here.json()["id"])) == (201, demo.psp_account_id)
         foreign = await florin.post(order(confirm=True, token=bound_here))
         assert (foreign.status_code, foreign.json()["payment"]["status"]) == (502, "CANCELED"), foreign.text
+
+
+@pytest.mark.parametrize(("fault", "token", "status"), [("throttle", "tok_paid", 503), ("answer", "tok_declined", 402)])
+async def test_a_retry_right_after_a_reply_that_was_not_definitive_need_not_wait(
+    florin: Florin, fault: str, token: str, status: int
+) -> None:
+    await florin.control(create=fault)
+    codes = set[int]()
+
+    async def twice() -> None:
+        body, key = order(order_id=uuid4().hex, confirm=True, token=token), uuid4().hex
+        codes.update([(await florin.post(body, key=key)).status_code for _ in range(2)])
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(twice)
+    assert codes == {status}
