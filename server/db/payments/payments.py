@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -223,6 +223,11 @@ class Filter:
     created_before: datetime | None = None
 
 
+CLOCKS_DIFFER_MAX = timedelta(seconds=31)
+"""The longest time between a payment's `created_at`, which is the database's, and the time in its id, which is the machine's
+(`server.clock`).
+"""
+
 SCAN_MAX = 5_000
 """The number of payments that one page may scan for a status, which bounds its cost."""
 
@@ -240,6 +245,7 @@ async def list_payments(
         WITH page AS (
             SELECT id FROM payment_requests
              WHERE merchant_id = $1 AND id < $2 AND id >= $3 AND ($4::text IS NULL OR order_id = $4)
+               AND ($8::timestamptz IS NULL OR created_at >= $8) AND ($9::timestamptz IS NULL OR created_at < $9)
              ORDER BY id DESC LIMIT $5
         ), matching AS (
             SELECT p.id FROM page JOIN payment_requests p ON p.merchant_id = $1 AND p.id = page.id
@@ -251,12 +257,14 @@ async def list_payments(
          ORDER BY p.id DESC
         """,  # noqa: S608 - own columns
         merchant_id,
-        min(after or _LAST, _first_id_at(wanted.created_before) if wanted.created_before else _LAST),
-        _first_id_at(wanted.created_from) if wanted.created_from else UUID(int=0),
+        min(after or _LAST, _first_id_at(wanted.created_before + CLOCKS_DIFFER_MAX) if wanted.created_before else _LAST),
+        _first_id_at(wanted.created_from - CLOCKS_DIFFER_MAX) if wanted.created_from else UUID(int=0),
         wanted.order_id,
         SCAN_MAX if wanted.status else limit + 1,
         wanted.status.value if wanted.status else None,
         limit + 1,
+        wanted.created_from,
+        wanted.created_before,
     )
     payments = [_payment(row[:_WIDTH]) for row in rows if row[0] is not None]
     if len(payments) > limit:

@@ -59,6 +59,13 @@ async def test_metadata_descriptor_and_filters(florin: Florin) -> None:
     assert len((await listed(order_id="c", status="PENDING"))["data"]) == 3
     assert (await listed(created_before=payment["created_at"]))["data"] == []
     assert len((await listed(created_from=payment["created_at"]))["data"]) == 5
+    for seconds in (-20, 40):  # the clock that ids are drawn by may differ from the database's
+        await florin.connection.execute(
+            "UPDATE payment_requests SET created_at = created_at + make_interval(secs => $1) WHERE order_id = 'a'", (seconds,)
+        )
+        moved = (await listed(order_id="a"))["data"][0]["created_at"]
+        assert "a" not in [one["order_id"] for one in (await listed(created_before=moved))["data"]]
+        assert "a" in [one["order_id"] for one in (await listed(created_from=moved))["data"]]
     pages, cursor = [], None
     while True:
         page = await listed(limit=2, **({"cursor": cursor} if cursor else {}))
