@@ -16,10 +16,9 @@ from core.errors import PspOutcomeUnknown
 from core.evidence import EvidenceKind, Source
 from core.payment import Payment
 from core.schedule import COMPLETE_AFTER_SECONDS
-from server.db.payments.payments import postpone
 from server.flows.contexts import Psps
 from server.flows.payments.settle import settle
-from server.flows.payments.verify import absence_proves_at, proven
+from server.flows.payments.verify import look_once_it_proves, proven
 
 
 async def expire(context: Psps, payment: Payment) -> Payment:
@@ -38,20 +37,13 @@ async def expire(context: Psps, payment: Payment) -> Payment:
     if is_absent and payment.is_sync:
         evidence = await proven(context, payment, evidence)
         if evidence.kind is EvidenceKind.NOT_FOUND and payment.reference is None:
-            return await _wait_for_proof(context, payment)
+            await look_once_it_proves(context, payment)
+            return payment
     elif is_absent and payment.reference is None and _is_long_ago(context, payment):
         evidence = replace(evidence, kind=EvidenceKind.EXPIRED)
     settled = await settle(context, payment.merchant_id, payment.id, evidence, known=payment, only_if_unchanged=is_absent)
     assert settled is not None
     return settled.payment
-
-
-async def _wait_for_proof(context: Psps, payment: Payment) -> Payment:
-    """Look again once the absence of the charge proves that it was never received."""
-    proves_at = await absence_proves_at(context, payment)
-    async with context.pool.connection() as connection:
-        await postpone(connection, payment, due_at=proves_at)
-    return payment
 
 
 def _is_long_ago(context: Psps, payment: Payment) -> bool:

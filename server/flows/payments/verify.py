@@ -22,7 +22,7 @@ from core.errors import (
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import PaymentId
 from core.payment import Payment, Status, is_provisionally_declined
-from server.db.payments.payments import find_payment
+from server.db.payments.payments import find_payment, postpone
 from server.flows.contexts import Psps
 from server.flows.idempotency import Request
 from server.flows.payments.settle import settle
@@ -75,6 +75,8 @@ async def verify(context: Psps, payment: Payment, *, source: Source) -> Payment:
     assert settled is not None
     if settled.changed and settled.payment.status is Status.DECLINED:
         await _close_declined(context, settled.payment)
+    if evidence.kind is EvidenceKind.NOT_FOUND and settled.payment.status is Status.UNKNOWN:
+        await look_once_it_proves(context, settled.payment)
     return settled.payment
 
 
@@ -83,6 +85,16 @@ async def absence_proves_at(context: Psps, payment: Payment) -> datetime:
     adapter = await context.psps.of(payment.psp_account_id)
     seconds = SYNC_EXPIRES_SECONDS + context.psp_seconds + adapter.capabilities.arrival_seconds
     return payment.created_at + timedelta(seconds=seconds)
+
+
+async def look_once_it_proves(context: Psps, payment: Payment) -> None:
+    """Have a charge that the PSP does not know looked at as soon as its absence proves that it was never received."""
+    if not payment.is_sync or payment.reference is not None or payment.due_at is None:
+        return
+    proves_at = await absence_proves_at(context, payment)
+    if proves_at < payment.due_at or payment.status is Status.PENDING:
+        async with context.pool.connection() as connection:
+            await postpone(connection, payment, due_at=proves_at)
 
 
 async def proven(context: Psps, payment: Payment, absent: Evidence) -> Evidence:

@@ -45,12 +45,15 @@ async def test_a_retry_of_an_unknown_payment_looks_again(florin: Florin) -> None
 async def test_a_charge_that_the_psp_never_received_ends_once_that_is_proved(florin: Florin) -> None:
     payment_id = await lose(florin, "k", before=True)
     await florin.control(create="answer", fetch="answer")
-    await florin.connection.execute("UPDATE payment_requests SET due_at = now()")
+    await florin.connection.execute("UPDATE payment_requests SET due_at = now(), checks = 4")
 
-    async def was_looked_at() -> bool:
-        return bool(await florin.rows("SELECT 1 FROM payment_logs WHERE kind = 'not_found'"))
+    async def is_put_off() -> bool:
+        """Not for the hour that the schedule says, but until the absence proves something."""
+        looked = await florin.rows("SELECT 1 FROM payment_logs WHERE kind = 'not_found'")
+        (row,) = await florin.rows("SELECT due_at - created_at BETWEEN '80 s' AND '100 s' AS is_so FROM payment_requests")
+        return bool(looked) and bool(row["is_so"])
 
-    await eventually(was_looked_at)
+    await eventually(is_put_off)
     assert (await florin.row(payment_id))["status"] == "UNKNOWN", "the charge could still arrive"
     await florin.connection.execute("UPDATE payment_requests SET created_at = created_at - interval '5 minutes', due_at = now()")
     row = await florin.until_stored(payment_id, "CANCELED")
