@@ -63,7 +63,7 @@ async def test_an_alert_that_could_not_be_sent_is_sent_later(florin: Florin) -> 
         assert (noted.sent_at, noted.last_error) == (None, "webhook: answered 500")
         assert await send_due(florin.payments, channels) == 0, "it waits"
         slack.answer = lambda _: (200, [], b"ok")
-        await florin.connection.execute("UPDATE alerts SET due_at = now()")
+        await florin.connection.execute("UPDATE alerts SET due_at = now() - interval '1 second'")
         assert await send_due(florin.payments, channels) == 1
         assert (await list_alerts(florin.connection, limit=5))[0].sent_at is not None
 
