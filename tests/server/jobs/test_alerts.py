@@ -148,6 +148,7 @@ async def test_dead_letters_findings_and_overdue_payments_are_found(florin: Flor
     await florin.connection.execute("UPDATE deliveries SET state = 'DELIVERED'")
 
 
+@pytest.mark.slow
 async def test_an_open_breaker_and_a_passed_deadline_make_alerts(database_url: str, directory: Path) -> None:
     async with receiving() as slack, open_florin(database_url, directory, alert_webhook_url=slack.url) as florin:
         (adapter,) = florin.payments.psps.adapters

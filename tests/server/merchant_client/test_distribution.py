@@ -43,6 +43,7 @@ def test_the_blocking_client_is_what_the_generator_makes() -> None:
 
 
 @pytest.mark.timeout(300)  # pip asks an index
+@pytest.mark.slow
 async def test_it_installs_alone_and_works(florin: Florin, tmp_path: Path) -> None:
     source, environment = tmp_path / "source", tmp_path / "venv"
     shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))

@@ -182,6 +182,7 @@ async def test_a_probe_that_is_not_sent_is_given_back(florin: Florin) -> None:
     await until(lambda: adapter.guard.state is not BreakerState.OPEN)
 
 
+@pytest.mark.slow
 async def test_a_charge_is_not_sent_when_its_time_is_nearly_over(florin: Florin) -> None:
     """Its absence at the PSP will end it, so nothing may be under way then, however long a retry waits for its place."""
     await florin.control(create="throttle")

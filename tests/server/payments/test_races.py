@@ -186,6 +186,7 @@ async def test_an_endpoint_that_cannot_be_called_affects_no_other(florin: Florin
     await eventually(lambda: florin.rows("SELECT 1 WHERE NOT EXISTS (SELECT FROM deliveries WHERE state = 'PENDING')"))
 
 
+@pytest.mark.slow
 async def test_deliveries_to_an_endpoint_that_hangs_lose_no_attempt_unsent(florin: Florin) -> None:
     received = 0
 

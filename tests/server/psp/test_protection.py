@@ -204,6 +204,7 @@ async def test_a_slow_psp_does_not_delay_another_ones_callers(database_url: str,
         await florin.http.post(f"{url}/control", json={"create": "answer"})
 
 
+@pytest.mark.slow
 async def test_two_workers_together_never_flood_a_psp(florin: Florin, directory: Path) -> None:
     """The PSP itself counts: at most 40 requests in any second, although two workers have far more to send."""
     payments = [(await florin.create(order_id=f"order-{number}"))["id"] for number in range(40)]

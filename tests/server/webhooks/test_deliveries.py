@@ -168,6 +168,7 @@ async def test_a_large_answer_is_read_in_part(florin: Florin) -> None:
         assert len(receiver.got) == 1
 
 
+@pytest.mark.slow
 async def test_a_backlog_behind_a_rate_is_sent_at_that_rate_and_counts_no_attempt_unsent(florin: Florin) -> None:
     async with receiving() as receiver:
         endpoint = await add(florin, receiver, requests_per_second_max=8)
