@@ -113,7 +113,9 @@ async def _wait(
     if await is_known(context, request):
         return Chosen(ids)
     try:
-        await healthy[0].guard.reserve(turn, seconds=min(seconds, context.psp_seconds) if seconds else context.psp_seconds)
+        await healthy[0].guard.reserve(
+            turn, seconds=context.psp_seconds if seconds is None else min(seconds, context.psp_seconds)
+        )
     except PspBusy:
         if wanted.token is not None:
             raise

@@ -246,3 +246,16 @@ async def test_a_retry_right_after_a_reply_that_was_not_definitive_need_not_wait
         for _ in range(10):
             nursery.start_soon(twice)
     assert codes == {status}
+
+
+async def test_a_page_that_is_asked_for_later_waits_for_no_place(florin: Florin) -> None:
+    await florin.connection.execute("UPDATE psp_accounts SET concurrency_max = 1")
+    await florin.payments.psps.reload()
+    (adapter,) = florin.payments.psps.adapters
+    await florin.control(latency={"seconds": 2.0})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(florin.post, **a_charge(1)))
+        await until(lambda: adapter.guard.in_flight == 1)
+        with trio.fail_after(1.0):  # the charge holds the only place for longer
+            page = await florin.post(order(order_id="page"), headers=LATER)
+        assert page.status_code == 202
