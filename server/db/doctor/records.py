@@ -228,7 +228,7 @@ RECORD_CHECKS = (
         Promise.BOUNDED,
         "no time lies further ahead than its rule allows",
         " UNION ALL ".join(
-            f"SELECT '{one.table}.{one.column}' AS what, count(*) AS rows, max({one.column}) AS latest FROM {one.table}"  # noqa: S608
+            f"SELECT '{one.table}.{one.column}' AS what, count(*) AS rows, max({one.column}) AS latest FROM {one.table}"  # noqa: S608 - own
             f" WHERE {one.condition} HAVING count(*) > 0"
             for one in BOUNDS
         ),

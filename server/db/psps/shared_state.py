@@ -29,27 +29,21 @@ class OpenBreaker:
 
 async def reserve_slots(connection: Connection, account_id: PspAccountId, *, slots: int, interval_seconds: float) -> float:
     """Reserve the next range of the account's schedule. Returns the seconds until it begins."""
-    rows = await connection.query(
-        """
-        INSERT INTO psp_states AS s (psp_account_id, rate_used_until) VALUES ($1, now() + make_interval(secs => $2::float8))
-        ON CONFLICT (psp_account_id)
-        DO UPDATE SET rate_used_until =
-            CASE WHEN s.rate_used_until BETWEEN now() AND now() + make_interval(secs => $3::float8) THEN s.rate_used_until
-                 ELSE now() END + make_interval(secs => $2::float8)
-        RETURNING extract(epoch FROM s.rate_used_until - clock_timestamp())::float8
-        """,
-        account_id,
-        slots * interval_seconds,
-        RATE_AHEAD_SECONDS_MAX,
-    )
-    ends_in_seconds: float = rows[0][0]
-    return max(ends_in_seconds - slots * interval_seconds, 0.0)
+    begins_in_seconds = await _reserve(connection, account_id, slots * interval_seconds, within_seconds=None)
+    assert begins_in_seconds is not None
+    return begins_in_seconds
 
 
 async def reserve_slot_soon(connection: Connection, account_id: PspAccountId, *, interval_seconds: float) -> float | None:
     """Reserve the next slot of the account's schedule if it begins within one interval. Returns the seconds until then, or
     None.
     """
+    return await _reserve(connection, account_id, interval_seconds, within_seconds=interval_seconds)
+
+
+async def _reserve(
+    connection: Connection, account_id: PspAccountId, range_seconds: float, *, within_seconds: float | None
+) -> float | None:
     rows = await connection.query(
         """
         INSERT INTO psp_states AS s (psp_account_id, rate_used_until) VALUES ($1, now() + make_interval(secs => $2::float8))
@@ -57,16 +51,17 @@ async def reserve_slot_soon(connection: Connection, account_id: PspAccountId, *,
         DO UPDATE SET rate_used_until =
             CASE WHEN s.rate_used_until BETWEEN now() AND now() + make_interval(secs => $3::float8) THEN s.rate_used_until
                  ELSE now() END + make_interval(secs => $2::float8)
-         WHERE s.rate_used_until IS NULL
-            OR s.rate_used_until < now() + make_interval(secs => $2::float8)
+         WHERE $4::float8 IS NULL OR s.rate_used_until IS NULL
+            OR s.rate_used_until < now() + make_interval(secs => $4::float8)
             OR s.rate_used_until > now() + make_interval(secs => $3::float8)
         RETURNING extract(epoch FROM s.rate_used_until - clock_timestamp())::float8
         """,
         account_id,
-        interval_seconds,
+        range_seconds,
         RATE_AHEAD_SECONDS_MAX,
+        within_seconds,
     )
-    return max(rows[0][0] - interval_seconds, 0.0) if rows else None
+    return max(rows[0][0] - range_seconds, 0.0) if rows else None
 
 
 async def list_open_breakers(connection: Connection) -> list[OpenBreaker]:

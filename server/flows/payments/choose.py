@@ -71,11 +71,10 @@ async def choose(
     enabled = [adapter for adapter in candidates if adapter.is_enabled]
     may_wait = reply_within_seconds is not None and wanted.token is None
     healthy = [adapter for adapter in enabled if adapter.guard.is_healthy]
-    for adapter in healthy:
-        if adapter.guard.try_reserve(turn) or await _reserve_soon(adapter, turn):
-            if adapter is not enabled[0]:
-                context.metrics.failed_over(enabled[0].account_id, adapter.account_id)
-            return Chosen([adapter.account_id, *(one.account_id for one in healthy if one is not adapter)])
+    if (roomy := await first_with_room(healthy, turn)) is not None:
+        if roomy is not enabled[0]:
+            context.metrics.failed_over(enabled[0].account_id, roomy.account_id)
+        return Chosen([roomy.account_id, *(one.account_id for one in healthy if one is not roomy)])
     if healthy:
         return await _wait(context, healthy, wanted, request, turn, seconds=reply_within_seconds if may_wait else None)
     if may_wait and enabled:
@@ -156,6 +155,14 @@ def has_an_account(context: Psps, merchant: Merchant) -> bool:
     """Return whether any account of the merchant can take new payments."""
     account_ids = {merchant.psp_account_id, *(one.psp_account_id for one in merchant.routes)}
     return context.psps.has_any(account_ids, mode=merchant.mode)
+
+
+async def first_with_room(adapters: Sequence[Adapter], turn: Turn) -> Adapter | None:
+    """Reserve a place at the first account that has room, and return it; None if none has."""
+    for adapter in adapters:
+        if adapter.guard.try_reserve(turn) or await _reserve_soon(adapter, turn):
+            return adapter
+    return None
 
 
 async def _reserve_soon(adapter: Adapter, turn: Turn) -> bool:

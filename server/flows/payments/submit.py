@@ -20,6 +20,7 @@ from core.payment import CLOSED, UNSETTLED, Payment, Status, evidence_about, is_
 from server.db.payments.payments import postpone
 from server.flows.contexts import Payments, Psps
 from server.flows.idempotency import Request, answer
+from server.flows.payments.choose import first_with_room
 from server.flows.payments.fraud import UNAVAILABLE
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.payments.verify import close_ended_payment, verify_again
@@ -236,7 +237,7 @@ async def _with_room(
     """Reserve a place at an account of `left`, and remove it there with those before it. Waits only if no account has room."""
     found = [await context.psps.find(one) for one in left if one != payment.psp_account_id]
     healthy = [one for one in found if one is not None and one.is_enabled and one.guard.is_healthy]
-    chosen = next((one for one in healthy if one.guard.try_reserve(turn)), None)
+    chosen = await first_with_room(healthy, turn)
     if chosen is None and healthy:
         try:
             await healthy[0].guard.reserve(turn, seconds=seconds)

@@ -1,5 +1,7 @@
 """UNKNOWN ends: as soon as the PSP answers again, by its proof that it never knew the charge, and whenever somebody asks."""
 
+from pathlib import Path
+
 import pytest
 import trio
 
@@ -102,9 +104,9 @@ async def test_items_that_are_open_at_the_end_of_their_batch_say_so_and_end_late
 
 
 @pytest.mark.slow
-async def test_after_a_psp_has_hung_for_a_minute_nothing_stays_unknown(database_url: str, directory: object) -> None:
+async def test_after_a_psp_has_hung_for_a_minute_nothing_stays_unknown(database_url: str, directory: Path) -> None:
     """Measured in seconds after the PSP is back; here it hangs for some seconds, with calls that are shorter than usual."""
-    async with open_florin(database_url, directory, psp_seconds=1.0, psp_read_seconds=0.5) as florin:  # type: ignore[arg-type]
+    async with open_florin(database_url, directory, psp_seconds=1.0, psp_read_seconds=0.5) as florin:
         await florin.control(outage="hang", outage_seconds=6.0)
         ids = list[str]()
         async with trio.open_nursery() as nursery:
