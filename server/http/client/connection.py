@@ -47,7 +47,7 @@ class ClientConnection:
         self._is_idle = False
         self.deadline = float("inf")
         self.expired = False
-        reaper.watched.add(self)
+        reaper.watch(self)
 
     @property
     def heard(self) -> bool:

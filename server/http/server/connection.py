@@ -34,6 +34,7 @@ DRAINING_LINGER_SECONDS = 1.0
 SKIPPED_BODY_BYTES_MAX = 1_048_576
 WRITTEN_PART_BYTES = 262_144
 
+_ASGI = {"version": "3.0", "spec_version": "2.4"}
 _log = structlog.get_logger()
 
 
@@ -115,10 +116,10 @@ class Connection:
 
     async def serve(self) -> None:
         """Serve requests until the peer leaves, a limit is exceeded or the server drains."""
-        watched = self._shared.reaper.watched
-        watched.add(self)
+        reaper = self._shared.reaper
+        reaper.watch(self)
         try:
-            self._read_by = self._shared.reaper.now + HEADER_SECONDS
+            self._read_by = reaper.now + HEADER_SECONDS
             await self._transport.begin()
             while await self._serve_next():
                 pass
@@ -127,7 +128,7 @@ class Connection:
         except OSError:
             pass  # the peer is gone; its requests have been carried out
         finally:
-            watched.discard(self)
+            reaper.watched.discard(self)
             self._transport.close()
 
     async def _serve_next(self) -> bool:
@@ -330,7 +331,7 @@ class Connection:
             addresses = forwarded(addresses, request.headers, trusted)
         scope: Scope = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "asgi": _ASGI,
             "http_version": request.http_version,
             "method": request.method,
             "scheme": addresses.scheme,
