@@ -4,11 +4,13 @@ import structlog
 import trio
 
 from core.errors import DatabaseUnavailable, Overloaded
-from server.db.ledger.hash_chain import extend, merchants_behind
+from server.db.ledger.hash_chain import extend_chains
 from server.flows.contexts import Storage
 
-MERCHANTS_MAX = 100
-ENTRIES_MAX = 5_000
+MERCHANTS_MAX = 200
+ENTRIES_MAX = 200
+"""The most merchants, and entries of each, that are chained together."""
+
 _log = structlog.get_logger()
 
 
@@ -21,16 +23,11 @@ async def run(context: Storage, *, sweep_seconds: float, task_status: trio.TaskS
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("cannot extend the hash chains", error=str(error))
             chained = 0
-        if chained < ENTRIES_MAX:
+        if chained < ENTRIES_MAX:  # otherwise more of some merchant may be left
             await trio.sleep(sweep_seconds)
 
 
 async def sweep(context: Storage) -> int:
     """Extend the chains that are behind. Returns the number of entries chained."""
-    chained = 0
     async with context.pool.connection() as connection:
-        behind = await merchants_behind(connection, limit=MERCHANTS_MAX)
-    for merchant_id in behind:
-        async with context.pool.connection() as connection:
-            chained += await extend(connection, merchant_id, now=context.now(), limit=ENTRIES_MAX)
-    return chained
+        return await extend_chains(connection, now=context.now(), merchants=MERCHANTS_MAX, entries=ENTRIES_MAX)

@@ -6,6 +6,7 @@ Two workers that extend the same chain write the same rows, so no lock is needed
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -31,55 +32,52 @@ def entry_of(row: tuple[Any, ...]) -> Entry:
     return Entry(**dict(zip(_FIELDS, row, strict=True)))
 
 
-async def merchants_behind(connection: Connection, *, limit: int) -> list[MerchantId]:
-    """Merchants whose chain does not reach the end of their ledger."""
-    rows = await connection.query(
-        """
-        SELECT s.merchant_id FROM merchant_sequences s
-         WHERE s.last_ledger_seq > 0 AND NOT EXISTS (
-                SELECT FROM ledger_chain c WHERE c.merchant_id = s.merchant_id AND c.seq = s.last_ledger_seq)
-         LIMIT $1
-        """,
-        limit,
-    )
-    return [MerchantId(row[0]) for row in rows]
-
-
 class LinkRecord(msgspec.Struct, frozen=True):
-    """The number of an entry and its hash."""
+    """The hash of a merchant's entry, by its number."""
 
+    merchant_id: UUID
     seq: int
     hash: bytes
 
 
-async def extend(connection: Connection, merchant_id: MerchantId, *, now: datetime, limit: int) -> int:
-    """Chain up to `limit` of the merchant's next entries. Returns the number chained."""
-    last = await connection.query(
-        "SELECT seq, hash FROM ledger_chain WHERE merchant_id = $1 ORDER BY seq DESC LIMIT 1", merchant_id
-    )
-    seq, head = last[0] if last else (0, GENESIS)
-    rows = await connection.query(
-        f"SELECT e.seq, {CANONICAL} FROM ledger_entries e WHERE e.merchant_id = $1 AND e.seq > $2 ORDER BY e.seq LIMIT $3",  # noqa: S608 - own columns
-        merchant_id,
-        seq,
-        limit,
-    )
+_BEHIND = f"""
+SELECT b.merchant_id, h.hash, e.seq, e.text
+  FROM (SELECT s.merchant_id FROM merchant_sequences s
+         WHERE s.last_ledger_seq > 0 AND ($1::uuid IS NULL OR s.merchant_id = $1) AND NOT EXISTS (
+               SELECT FROM ledger_chain c WHERE c.merchant_id = s.merchant_id AND c.seq = s.last_ledger_seq)
+         LIMIT $2) b
+  LEFT JOIN LATERAL (
+       SELECT c.seq, c.hash FROM ledger_chain c WHERE c.merchant_id = b.merchant_id ORDER BY c.seq DESC LIMIT 1) h ON true
+ CROSS JOIN LATERAL (
+       SELECT e.seq, {CANONICAL} AS text FROM ledger_entries e
+        WHERE e.merchant_id = b.merchant_id AND e.seq > coalesce(h.seq, 0) ORDER BY e.seq LIMIT $3) e
+ ORDER BY b.merchant_id, e.seq
+"""  # noqa: S608 - own columns
+_EXTEND = f"""
+INSERT INTO ledger_chain (merchant_id, seq, hash, created_at)
+SELECT merchant_id, seq, decode(hash, 'base64'), $2
+  FROM json_to_recordset($1::json) AS h ({json_records.columns(LinkRecord)}) ORDER BY merchant_id, seq
+ON CONFLICT (merchant_id, seq) DO NOTHING
+"""  # noqa: S608 - own columns
+
+
+async def extend_chains(
+    connection: Connection, *, now: datetime, merchants: int, entries: int, merchant_id: MerchantId | None = None
+) -> int:
+    """Chain the next entries of merchants whose chain does not reach the end of their ledger: of so many merchants, or of one,
+    and so many entries of each. Returns the number chained.
+    """
     links: list[LinkRecord] = []
-    for number, text in rows:
+    of: UUID | None = None
+    head = GENESIS
+    for merchant, last, seq, text in await connection.query(_BEHIND, merchant_id, merchants, entries):
+        if merchant != of:
+            of, head = merchant, last or GENESIS
         head = link(head, text)
-        links.append(LinkRecord(number, head))
-    await connection.run(
-        f"""
-        INSERT INTO ledger_chain (merchant_id, seq, hash, created_at)
-        SELECT $1, seq, decode(hash, 'base64'), $3
-          FROM json_to_recordset($2::json) AS h ({json_records.columns(LinkRecord)}) ORDER BY seq
-        ON CONFLICT (merchant_id, seq) DO NOTHING
-        """,  # noqa: S608 - own columns
-        merchant_id,
-        json_records.encode(links),
-        now,
-    )
-    return len(rows)
+        links.append(LinkRecord(merchant, seq, head))
+    if links:
+        await connection.run(_EXTEND, json_records.encode(links), now)
+    return len(links)
 
 
 async def chained_entries(

@@ -17,7 +17,7 @@ from server.clock import utc_now
 from server.db.connection import Connection
 from server.db.ledger import payouts
 from server.db.ledger.account_statement import Period
-from server.db.ledger.hash_chain import CANONICAL, entry_of, extend
+from server.db.ledger.hash_chain import CANONICAL, entry_of, extend_chains
 from server.db.ledger.wallets import rebuild_wallets
 from server.db.merchants.audit import Act
 from server.db.pool import open_pool
@@ -126,7 +126,7 @@ async def test_two_workers_extend_one_chain(florin: Florin, database_url: str) -
 
         async def one() -> None:
             async with pool.connection() as connection:
-                while await extend(connection, merchant_id, now=utc_now(), limit=1):
+                while await extend_chains(connection, now=utc_now(), merchants=1, entries=1, merchant_id=merchant_id):
                     pass
 
         for _ in range(4):
