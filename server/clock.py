@@ -52,21 +52,20 @@ class DatabaseClock:
     def __init__(self, *, wall: Callable[[], datetime] = utc_now, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._wall = wall
         self.monotonic = monotonic
-        self._database_now: datetime | None = None
-        self._at = 0.0
+        self._ahead_seconds: float | None = None
 
     def now(self) -> datetime:
         """The database's time."""
-        assert self._database_now is not None, "the database's clock was not read yet"
-        return self._database_now + timedelta(seconds=self.monotonic() - self._at)
+        assert self._ahead_seconds is not None, "the database's clock was not read yet"
+        return datetime.fromtimestamp(self._ahead_seconds + self.monotonic(), UTC)
 
     def adopt(self, database_now: datetime, *, asked_at: float) -> Measured:
         """Go by this time of the database, which was asked for at `asked_at` on the monotonic clock and has just arrived."""
         arrived_at = self.monotonic()
         on_its_way = timedelta(seconds=(arrived_at - asked_at) / 2)
         now = database_now + on_its_way
-        step = (now - self.now()).total_seconds() if self._database_now is not None else 0.0
-        self._database_now, self._at = now, arrived_at
+        step = (now - self.now()).total_seconds() if self._ahead_seconds is not None else 0.0
+        self._ahead_seconds = now.timestamp() - arrived_at
         return Measured(skew_seconds=(self._wall() - now).total_seconds(), step_seconds=step)
 
 

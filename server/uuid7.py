@@ -5,15 +5,16 @@ from uuid import UUID, SafeUUID
 
 import uuid_utils
 
-_blank, _fill = UUID.__new__, object.__setattr__
-"""A payment draws seven, and `UUID.__init__`, which accepts every form of a UUID, would cost more than drawing one."""
+_blank, _set_int, _set_is_safe = UUID.__new__, UUID.int.__set__, UUID.is_safe.__set__  # type: ignore[attr-defined,misc]  # its slots
+_UNKNOWN = SafeUUID.unknown
+"""A payment draws five, and `UUID.__init__`, which accepts every form of a UUID, would cost more than drawing one."""
 
 
 def uuid7() -> UUID:
     """A UUIDv7 (RFC 9562), which sorts by its time."""
     made = _blank(UUID)
-    _fill(made, "int", int.from_bytes(uuid_utils.uuid7().bytes))
-    _fill(made, "is_safe", SafeUUID.unknown)
+    _set_int(made, uuid_utils.uuid7().int)
+    _set_is_safe(made, _UNKNOWN)
     return made
 
 
