@@ -25,14 +25,13 @@ from server.api.payments.operations import OperationsApi
 from server.api.payments.routes import operation_routes, payment_routes
 from server.api.problems import send_error, send_problem, status_of
 from server.api.replies import JSON
-from server.api.routing import BODY_BYTES_MAX, Call, Route, Router, allowed
+from server.api.routing import BODY_BYTES_MAX, Call, Route, Router, allowed, new_request_id
 from server.api.webhooks.handlers import EndpointsApi
 from server.api.webhooks.routes import delivery_routes, endpoint_routes, letter_routes
 from server.flows.contexts import Contexts
 from server.flows.payments import psp_events as psp_events
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
 from server.telemetry import Metrics
-from server.uuid7 import uuid7
 
 STREAM_PATH = "/v1/stream"
 _log = structlog.get_logger()
@@ -47,7 +46,7 @@ class Api:
         self._limits = contexts.request_limits
         self._metrics = metrics
         self._metrics_token = metrics_token
-        self._authentication = Authentication(payments.pool)
+        self._authentication = Authentication(payments.pool, contexts.settings_validity)
         self._stream = StreamApi(contexts.events, self._authentication)
         self._events = EventsApi(contexts.events)
         self.run = self._stream.run
@@ -80,7 +79,6 @@ class Api:
             await self._serve_websocket(scope, receive, send)
             return
         assert scope["type"] == "http"
-        request_id = f"req_{uuid7().hex}"
         routes, given = self._router.find(scope["path"])
         route = routes.get("GET" if scope["method"] == "HEAD" else scope["method"])
         bytes_max = route.body_bytes_max if route is not None else BODY_BYTES_MAX
@@ -88,28 +86,30 @@ class Api:
             _require_readable(scope, bytes_max)
             body = b"" if route is not None and route.reads_body else await read_body(receive, bytes_max=bytes_max)
             if route is None:
-                await _refuse(scope, send, routes, request_id=request_id)
+                await _refuse(scope, send, routes)
                 return
             caller = None if route.is_public else await self._authentication.caller_of(scope)
-            if caller is not None:
-                require_harmless_target(scope)
-            if scope["query_string"] and not route.takes_query and not route.is_hidden:
-                read_query(scope)
+            if given or scope["query_string"]:
+                if caller is not None:
+                    require_harmless_target(scope)
+                if scope["query_string"] and not route.takes_query and not route.is_hidden:
+                    read_query(scope)
             if caller is None:
-                await route.handle(Call(scope, body, send, request_id, caller, receive), *given)
+                await route.handle(Call(scope, body, send, caller, receive), *given)
             else:
                 send = limited(self._limits, caller, send)
                 merchant = caller.merchant
                 require_room(self._limits, merchant)
                 try:
-                    await route.handle(Call(scope, body, send, request_id, caller, receive), *given)
+                    await route.handle(Call(scope, body, send, caller, receive), *given)
                 finally:
                     self._limits.leave(merchant.id)
         except ClientGone:
             return
         except BodyTooLarge:
-            await send_error(send, _too_large(bytes_max), request_id=request_id)
+            await send_error(send, _too_large(bytes_max), request_id=new_request_id())
         except FlorinError as error:
+            request_id = new_request_id()
             if status_of(error) >= 500:
                 _log.error("a request failed", request_id=request_id, path=scope["path"], error=repr(error))
             await send_error(send, error, request_id=request_id)
@@ -221,11 +221,11 @@ def _too_large(bytes_max: int) -> TooLarge:
     return TooLarge(f"a body has at most {bytes_max} bytes")
 
 
-async def _refuse(scope: Scope, send: Send, routes: Mapping[str, Route], *, request_id: str) -> None:
+async def _refuse(scope: Scope, send: Send, routes: Mapping[str, Route]) -> None:
     """Answer a request for an unknown path or with another method. Raises `NotFound`."""
     method, path = scope["method"], scope["path"]
     if not routes:
         raise NotFound(f"there is nothing at {path[:200]}", code="no_such_route")
     headers = [(b"allow", allowed(routes))]
     detail = f"this path does not support {method}"
-    await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id, headers=headers)
+    await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=new_request_id(), headers=headers)

@@ -5,7 +5,7 @@ import trio
 from core.errors import Unauthenticated
 from core.ids import MerchantId
 from server.api.routing import Caller
-from server.concurrency.single_flight_cache import SingleFlightCache
+from server.concurrency.single_flight_cache import SingleFlightCache, Validity
 from server.credentials import key_hash, merchant_of_key
 from server.db.merchants.merchants import find_key_owner
 from server.db.pool import Pool
@@ -20,9 +20,9 @@ CACHE_MAX = 10_000
 class Authentication:
     """Finds the merchant of a request."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, validity: Validity) -> None:
         self._pool = pool
-        self._callers = SingleFlightCache(self._find, seconds=CACHE_SECONDS, most=CACHE_MAX)
+        self._callers = SingleFlightCache(self._find, seconds=CACHE_SECONDS, most=CACHE_MAX, validity=validity)
 
     async def caller_of(self, scope: Scope) -> Caller:
         """Return the caller of a request. Raises `Unauthenticated`."""

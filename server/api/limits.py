@@ -17,13 +17,15 @@ def limited(limits: RequestLimits, caller: Caller, send: Send) -> Send:
     Raises `RateLimited`.
     """
     now = trio.current_time()
-    quotas = [limits.admit(caller.key_id, per_second=caller.key_requests_per_second_max or 0, now=now)]
-    if quotas[0] is None or not quotas[0].wait_seconds:  # what a key is refused does not count for its merchant
-        quotas.append(limits.admit(caller.merchant.id, per_second=caller.merchant.requests_per_second_max, now=now))
-    known = [one for one in quotas if one is not None]
-    if not known:
+    tightest: Quota | None = None
+    if caller.key_requests_per_second_max:
+        tightest = limits.admit(caller.key_id, per_second=caller.key_requests_per_second_max, now=now)
+    if tightest is None or not tightest.wait_seconds:  # what a key is refused does not count for its merchant
+        of_merchant = limits.admit(caller.merchant.id, per_second=caller.merchant.requests_per_second_max, now=now)
+        if tightest is None or (of_merchant is not None and _is_tighter(of_merchant, tightest)):
+            tightest = of_merchant
+    if tightest is None:
         return send
-    tightest = min(known, key=lambda one: (-one.wait_seconds, one.remaining))
     if tightest.wait_seconds:
         raise RateLimited(
             f"more than {tightest.limit:g} requests per second: nothing was done, repeat the request later",
@@ -39,6 +41,10 @@ def limited(limits: RequestLimits, caller: Caller, send: Send) -> Send:
         await send(message)
 
     return telling
+
+
+def _is_tighter(one: Quota, other: Quota) -> bool:
+    return (-one.wait_seconds, one.remaining) < (-other.wait_seconds, other.remaining)
 
 
 def require_room(limits: RequestLimits, merchant: Merchant) -> None:

@@ -14,12 +14,12 @@ import msgspec
 from server.api.parsing import PAGE_DEFAULT, PAGE_MAX, SEQ_MAX, WAIT_SECONDS_MAX
 from server.db.merchants.merchants import Merchant
 from server.http.asgi import Receive, Scope, Send
+from server.uuid7 import uuid7
 
 BODY_BYTES_MAX = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """The merchant that calls, by one of its keys."""
 
     merchant: Merchant
@@ -27,16 +27,29 @@ class Caller:
     key_requests_per_second_max: int | None = None
 
 
-class Call(msgspec.Struct, frozen=True):
+def new_request_id() -> str:
+    """A new id for a request whose answer or log names it; most need none."""
+    return f"req_{uuid7().hex}"
+
+
+class Call(msgspec.Struct):
     """A request whose body was read. `caller` is None only for public routes."""
 
     scope: Scope
     body: bytes
     send: Send
-    request_id: str
     caller: Caller | None = None
     receive: Receive | None = None
     """After the body it only reports that the client has disconnected."""
+
+    _request_id: str | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The id of the request, drawn when it is first asked for."""
+        if self._request_id is None:
+            self._request_id = new_request_id()
+        return self._request_id
 
     async def until_gone(self) -> None:
         """Wait until the client has disconnected."""

@@ -9,6 +9,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from core.throttling import TokenBucket
 
 SUBJECTS_MAX = 20_000
@@ -16,8 +18,7 @@ NEAR = 0.1
 """A worker tells the others of a merchant whose requests here come to this part of its rate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(msgspec.Struct, frozen=True):
     """The state of a rate after a request: its limit per second, what is left now, and the seconds until it is full again.
 
     `wait_seconds` is above 0 if the request was refused.

@@ -13,8 +13,10 @@ class Wakeup:
         """Wake the waiter, now or at its next `wait`."""
         self._event.set()
 
-    async def wait(self, *, seconds: float) -> None:
-        """Wait until woken, at most that many seconds."""
+    async def wait(self, *, seconds: float) -> bool:
+        """Wait until woken, at most that many seconds. Returns whether it was woken."""
         with trio.move_on_after(seconds):
             await self._event.wait()
+        was_woken = self._event.is_set()
         self._event = trio.Event()
+        return was_woken

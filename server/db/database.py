@@ -17,6 +17,9 @@ from server.db.pool import Pool, open_pool
 from server.db.roles import Role
 from server.db.webhooks.deliveries import DeliveryResult, DeliveryResultGroup
 
+RESULT_GATHER_SECONDS = 0.25
+"""Results of deliveries are gathered for this long. Those in memory when a worker is killed are delivered again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Database:
@@ -37,10 +40,11 @@ async def open_database(
     pool_size: int,
     delivery_lease_seconds: float,
     observe: Callable[[str, int, float], None] | None = None,
+    pause_seconds: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[Database]:
     """Open the pool and run the committers. At the end of the block queued items are written before the committers close.
 
-    `worker_id` owns the idempotency keys of new payments.
+    `worker_id` owns the idempotency keys of new payments. `pause_seconds` is that of busy committers.
     `observe` is called for every group with the committer's name, the number of items and the seconds it took.
     """
 
@@ -51,10 +55,22 @@ async def open_database(
         change_group = ChangeGroup(delivery_lease_seconds=delivery_lease_seconds)
         database = Database(
             pool,
-            Committer(CreationGroup(worker_id=worker_id), conninfo, role=Role.APP, observe=observed("creations")),
-            Committer(change_group, conninfo, role=Role.APP, observe=observed("changes")),
+            Committer(
+                CreationGroup(worker_id=worker_id),
+                conninfo,
+                role=Role.APP,
+                observe=observed("creations"),
+                pause_seconds=pause_seconds,
+            ),
+            Committer(change_group, conninfo, role=Role.APP, observe=observed("changes"), pause_seconds=pause_seconds),
             change_group,
-            Committer(DeliveryResultGroup(), conninfo, role=Role.APP, observe=observed("delivery_results")),
+            Committer(
+                DeliveryResultGroup(),
+                conninfo,
+                role=Role.APP,
+                observe=observed("delivery_results"),
+                gather_seconds=RESULT_GATHER_SECONDS,
+            ),
         )
         await committers.start(database.creations.run)
         await committers.start(database.changes.run)

@@ -17,6 +17,7 @@ from core.ids import MerchantId
 from server.concurrency.background import Background
 from server.concurrency.health import Health
 from server.concurrency.request_limits import RequestLimits
+from server.concurrency.single_flight_cache import Validity
 from server.concurrency.wakeup import Wakeup
 from server.concurrency.worker_count import WorkerCount
 from server.db.group_commit import Committer
@@ -130,9 +131,12 @@ class Receipts(Storage):
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """All contexts of one worker, its health, and the limits of its callers."""
+    """All contexts of one worker, its health, and the limits of its callers. `settings_validity`: of what it caches of merchants,
+    keys and endpoints.
+    """
 
     health: Health
+    settings_validity: Validity
     request_limits: RequestLimits
     payments: Payments
     webhooks: Webhooks

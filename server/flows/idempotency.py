@@ -8,11 +8,11 @@ the refund, whose id was drawn with the key) how far it had come.
 import base64
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from uuid import UUID
 
+import msgspec
 import trio
 
 from core.errors import DatabaseUnavailable, Overloaded, PspError, RequestError
@@ -42,8 +42,7 @@ POLL_SECONDS = 0.05
 _PLACE = "idempotency_keys.reply"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A merchant's request: its key and fingerprint, and how long it waits for another request with the same key.
 
     `reply_status` is the HTTP status of its definitive reply, decided by the API and stored with the reply.
@@ -56,8 +55,7 @@ class Request:
     wait_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(msgspec.Struct, frozen=True):
     """The key is ours until `in_flight_until`. `resumed`: an earlier request with it died."""
 
     made_id: ResourceId | None
@@ -147,9 +145,7 @@ async def end_flight(context: Keys, request: Request, *, in_flight_until: dateti
 
 
 class EndedByFailure:
-    """A block that carries out a request whose key is ours until `in_flight_until`. If it fails, its flight is ended, so that a
-    retry need not wait: before the reply if the PSP has failed, soon after it if our database has.
-    """
+    """A block that carries out a request whose key is ours until `in_flight_until`: `end_failed_flight` if it fails."""
 
     __slots__ = ("_context", "_in_flight_until", "_request")
 
@@ -162,13 +158,23 @@ class EndedByFailure:
         pass
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, PspError):
-            with trio.move_on_after(END_SECONDS, shield=True) as scope:
-                await end_flight(self._context, self._request, in_flight_until=self._in_flight_until)
-            if not scope.cancelled_caught:
-                return
         if isinstance(error, Exception):
-            self._context.flights.add(Flight(self._request.merchant_id, self._request.key, self._in_flight_until))
+            # shielded and bounded there
+            await end_failed_flight(  # noqa: ASYNC102 - see above
+                self._context, self._request, error, in_flight_until=self._in_flight_until
+            )
+
+
+async def end_failed_flight(context: Keys, request: Request, error: Exception, *, in_flight_until: datetime) -> None:
+    """End the flight of a request that has failed, whose key is ours until `in_flight_until`, so that a retry need not wait:
+    before the reply if the PSP has failed, soon after it if our database has.
+    """
+    if isinstance(error, PspError):
+        with trio.move_on_after(END_SECONDS, shield=True) as scope:
+            await end_flight(context, request, in_flight_until=in_flight_until)
+        if not scope.cancelled_caught:
+            return
+    context.flights.add(Flight(request.merchant_id, request.key, in_flight_until))
 
 
 async def once(

@@ -63,8 +63,6 @@ async def _announce(context: Events, connection: Connection) -> None:
         await trio.sleep(GATHER_SECONDS)
         feeds.has_news = trio.Event()
         news, feeds.announced = feeds.announced, {}
-        if context.workers.count <= 1:
-            continue
         hints = [f"{merchant_id.hex}:{seq}" for merchant_id, seq in news.items()]
         for at in range(0, len(hints), PAYLOAD_HINTS_MAX):
             with trio.fail_after(TELL_SECONDS):
@@ -92,7 +90,9 @@ async def _poll(context: Events) -> None:
 
 
 async def _look(context: Events) -> None:
-    await context.feeds.check_epoch()
     merchants = context.feeds.merchant_ids
+    if not merchants:
+        return  # nobody reads
+    await context.feeds.check_epoch()
     for at in range(0, len(merchants), POLL_MERCHANTS_MAX):
         await context.feeds.poll(merchants[at : at + POLL_MERCHANTS_MAX])

@@ -31,6 +31,7 @@ from server.flows.payments.release import release
 from server.flows.payments.settle import settle
 from server.flows.payments.submit import open_again
 from server.flows.payments.verify import verify
+from server.jobs.due_work import DueWork
 
 CLAIM_MAX = 64
 """The number of payments, and of refunds, that are claimed together."""
@@ -42,14 +43,16 @@ LEASE_MARGIN_SECONDS = 20.0
 _log = structlog.get_logger()
 
 
-async def run(context: Payments, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(
+    context: Payments, work: DueWork, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     """Sweep until canceled."""
     context = replace(context, urgency=Urgency.BACKGROUND)
     async with trio.open_nursery() as nursery:
         task_status.started()
         while True:
             found = 0
-            if len(nursery.child_tasks) <= TASKS_MAX - 2 * CLAIM_MAX:
+            if work.now.payments and len(nursery.child_tasks) <= TASKS_MAX - 2 * CLAIM_MAX:
                 try:
                     found = await sweep(context, nursery)
                 except (DatabaseUnavailable, Overloaded) as error:

@@ -13,6 +13,7 @@ from core.batch import RESUMABLE_DAYS
 from core.errors import DatabaseUnavailable, Overloaded
 from server.db.alerts import prune_alerts
 from server.db.batches.batches import forget_items
+from server.db.due import prune_settings_changes
 from server.db.events.consumers import prune_tickets
 from server.db.payments.idempotency_keys import prune_keys
 from server.db.psps.inbox import prune_events
@@ -52,4 +53,5 @@ async def sweep(context: Storage) -> int:
         attempts = await prune_attempts(connection, made_before=long_ago, limit=PIECE)
         await forget_items(connection, created_before=context.now() - timedelta(days=RESUMABLE_DAYS), limit=PIECE)
         await prune_alerts(connection, last_before=context.now() - timedelta(days=ALERTS_KEPT_DAYS), limit=PIECE)
+        await prune_settings_changes(connection)
         return max(keys, events, attempts, await prune_tickets(connection, now=context.now(), limit=PIECE))

@@ -18,12 +18,16 @@ from server.db.psps.inbox import InboxItem, claim_due_events, merchants_with_due
 from server.db.psps.shared_state import claim_reading, end_reading
 from server.flows.contexts import Psps
 from server.flows.payments.psp_events import keep, keep_unreadable, put_back, receive, retry
+from server.jobs.due_work import DueWork
 from server.psp.adapter import Adapter, Notice
 
 CLAIM_MAX = 16
 TASKS_MAX = 64
 LEASE_MARGIN_SECONDS = 30.0
 READ_EVERY_SECONDS = 20.0
+LOOK_SECONDS = 4.0
+"""The interval at which a worker looks whether a list is to be read."""
+
 OUTAGE_SECONDS = 60.0
 """If a list was not read for this long, everything in it is read."""
 
@@ -36,14 +40,16 @@ READING_SECONDS = 120.0
 _log = structlog.get_logger()
 
 
-async def run(context: Psps, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(
+    context: Psps, work: DueWork, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     """Sweep until canceled."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(_read_lists, context, sweep_seconds=sweep_seconds))
+        nursery.start_soon(partial(_read_lists, context, sweep_seconds=max(sweep_seconds, LOOK_SECONDS)))
         task_status.started()
         while True:
             found = 0
-            if len(nursery.child_tasks) <= TASKS_MAX - CLAIM_MAX:
+            if work.now.psp_events and len(nursery.child_tasks) <= TASKS_MAX - CLAIM_MAX:
                 try:
                     found = await sweep(context, nursery)
                 except (DatabaseUnavailable, Overloaded) as error:
@@ -82,7 +88,7 @@ async def _read_lists(context: Psps, *, sweep_seconds: float) -> None:
         async with trio.open_nursery() as nursery:
             for adapter in context.psps.adapters:
                 nursery.start_soon(_read_one, context, adapter)
-        await trio.sleep(max(sweep_seconds, 1.0))
+        await trio.sleep(sweep_seconds)
 
 
 async def _read_one(context: Psps, adapter: Adapter) -> None:

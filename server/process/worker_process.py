@@ -38,6 +38,13 @@ async def unavailable(scope: Scope, receive: Receive, send: Send) -> None:
     await refuse(send, wire_problem(Refusal.OVERLOADED))
 
 
+def settle_memory() -> None:
+    """Take what the start has left out of the garbage collector's work, and let it look less often at the rest."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 async def serve(settings: Settings, sockets: Sequence[socket.socket], slot: int, link: Link, place: Place) -> None:
     """Serve on the socket of a slot until SIGTERM or SIGINT; the others' are adopted when the supervisor says so.
 
@@ -46,9 +53,7 @@ async def serve(settings: Settings, sockets: Sequence[socket.socket], slot: int,
     async with trio.open_nursery() as life:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with open_worker(settings, sockets[slot], place=place) as (contexts, listener):
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(50_000, 20, 100)
+                settle_memory()
                 link.tell("ready")
                 life.start_soon(link.keep_telling)
                 life.start_soon(

@@ -164,6 +164,10 @@ class Guard:
             left = self.breaker.seconds_left(now=trio.current_time())
             raise PspBusy("calls to the PSP have failed meanwhile: its breaker is open", retry_after_seconds=left)
 
+    def try_admit(self, turn: Turn) -> Admission | None:
+        """Let the next call of a turn go as `admit` does, if it has a place and need not wait; otherwise return None."""
+        return turn.take(self) if self._schedule is None else None
+
     async def admit(self, turn: Turn) -> Admission:
         """Let the next call of a turn go, which must then `leave`: with its reserved place, or after waiting for one.
 
@@ -288,6 +292,7 @@ class Guard:
         try:
             while not own.granted and self._schedule is schedule:
                 if self.in_flight >= int(self.concurrency.limit):
+                    self._place_free = trio.Event()
                     await self._place_free.wait()
                     continue
                 await trio.sleep_until(await schedule.take(wanted=len(self._queue)))
@@ -313,7 +318,6 @@ class Guard:
             if waiter is not None:
                 waiter.wake()
         self._place_free.set()
-        self._place_free = trio.Event()
 
     def _lack(self, seconds: float) -> str:
         if self._schedule is not None:

@@ -5,8 +5,8 @@ is asked for; so a kill switch, a rotated secret or a new limit needs no restart
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from core.errors import NotFound, PspUnreachable
@@ -17,8 +17,7 @@ from server.psp.adapter import Adapter
 RELOAD_SECONDS_MIN = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaymentKind:
+class PaymentKind(msgspec.Struct, frozen=True, kw_only=True):
     """The kind of a payment. `by_token`: charged by token, otherwise on a hosted page; `by_hand`: manual capture. A page is open
     for `page_seconds`.
     """

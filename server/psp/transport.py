@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
 import structlog
 import trio
 
@@ -32,6 +33,7 @@ MIN_SHARE = 0.2
 _NOT_NOW = frozenset({409, 425})
 _LOST = frozenset({408, 424})
 _NOT_OURS = frozenset({401, 403})
+_NO_ANSWERS = _NOT_NOW | _LOST | _NOT_OURS | {429}
 _log = structlog.get_logger()
 
 
@@ -60,8 +62,7 @@ class Deadlines:
     connect_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A response that is not a 5xx. `after_loss`: an earlier attempt may have taken effect, whatever this one says."""
 
     response: Response
@@ -140,7 +141,7 @@ class PspTransport:
                     break
             else:
                 status = response.status
-                if status < 500 and status != 429 and status not in _NOT_NOW | _LOST | _NOT_OURS:
+                if status < 500 and status not in _NO_ANSWERS:
                     return Answer(response, was_lost)
                 wait_seconds = _retry_after_seconds(response)
                 failure = self._failure(status, wait_seconds)
@@ -166,10 +167,11 @@ class PspTransport:
         *,
         ends_at: float,
     ) -> Response:
-        admission = await self.guard.admit(current_turn())
+        turn, guard = current_turn(), self.guard
+        admission = guard.try_admit(turn) or await guard.admit(turn)
         began_at = trio.current_time()
         if ends_at - began_at < MIN_SHARE * self._deadlines.seconds:
-            self.guard.leave(admission)
+            guard.leave(admission)
             raise PspBusy("too little of the call's time was left when its turn came")
         is_read = call in READS  # a call lost with its connection may have arrived: only a read is sent again
         seconds = max(min(ends_at - began_at, self._deadlines.read_seconds if is_read else math.inf), 0.1)
@@ -180,7 +182,7 @@ class PspTransport:
             )
             outcome = "429" if response.status == 429 else f"{response.status // 100}xx"
             if response.status == 429:
-                self.guard.record_429()
+                guard.record_429()
             else:
                 failed = response.status >= 500 or response.status in _NOT_OURS
         except NotSent:
@@ -193,7 +195,7 @@ class PspTransport:
             took_seconds = trio.current_time() - began_at
             if outcome == "cancelled" and took_seconds >= 0.8 * seconds:
                 failed = True  # the caller's deadline came first, and ours was near
-            self.guard.leave(admission, failed=failed, took_seconds=took_seconds)
+            guard.leave(admission, failed=failed, took_seconds=took_seconds)
             self._observe(call, outcome, took_seconds)
         return response
 

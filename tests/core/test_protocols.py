@@ -24,7 +24,7 @@ from core.idempotency import (
 )
 from core.ids import ResourceId
 from core.retry import DELIVERY_DELAYS_SECONDS, next_attempt_at
-from core.signing import sign_standard, sign_timestamped, standard_secret, verify_standard, verify_timestamped
+from core.signing import StandardKey, sign_standard, sign_timestamped, standard_secret, verify_standard, verify_timestamped
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 PRINT = fingerprint("POST", "/v1/payments", b"{}")
@@ -87,7 +87,7 @@ def test_the_reference_implementation_verifies_our_signatures(text: str) -> None
     body = json.dumps({"text": text})
     now = int(datetime.now(UTC).timestamp())
     secrets = [standard_secret(b"old" * 10), SECRET]
-    signature = sign_standard(secrets, message_id="evt_1", timestamp=now, body=body.encode())
+    signature = sign_standard([StandardKey(one) for one in secrets], message_id="evt_1", timestamp=now, body=body.encode())
     headers = {"webhook-id": "evt_1", "webhook-timestamp": str(now), "webhook-signature": signature}
     assert standardwebhooks.Webhook(SECRET).verify(body, headers) == {"text": text}
 

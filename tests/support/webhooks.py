@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import httpx2
 
-from tests.support.florin import Florin
+from tests.support.florin import Florin, eventually
 from tests.support.receiver import Receiver
 
 
@@ -24,3 +24,8 @@ async def add(florin: Florin, receiver: Receiver, **fields: Any) -> dict[str, An
     assert response.status_code == 201, response.text
     endpoint: dict[str, Any] = response.json()
     return endpoint
+
+
+async def until_delivered(florin: Florin) -> None:
+    """Wait until no delivery is under way, and the results are written."""
+    await eventually(lambda: florin.rows("SELECT 1 WHERE NOT EXISTS (SELECT FROM deliveries WHERE state = 'PENDING')"))

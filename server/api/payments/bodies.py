@@ -73,14 +73,15 @@ _refund = msgspec.json.Decoder(RefundPayment)
 
 def read_create(body: bytes) -> tuple[CreatePayment, NewPayment]:
     """Decode the request, and the payment it asks for. Raises `Malformed` or `Unprocessable`."""
-    request = decode_body(_create, body)
+    request = decode_body(_create, body, is_plain=True)
     return request, new_payment(request)
 
 
 def new_payment(request: CreatePayment) -> NewPayment:
     """The payment that a request asks for. Raises `Unprocessable`."""
-    require_harmless((name, getattr(request, name)) for name in _TEXTS)
-    require_harmless(("metadata", each) for name, text in request.metadata.items() for each in (name, text, f"{name} {text}"))
+    require_harmless([(name, getattr(request, name)) for name in _TEXTS])
+    if request.metadata:
+        require_harmless(("metadata", each) for name, text in request.metadata.items() for each in (name, text, f"{name} {text}"))
     if request.return_url is not None and not _is_web_address(request.return_url):
         raise Unprocessable("expected an http or https URL", code="invalid_field", path="$.return_url")
     _require_one_way(request)

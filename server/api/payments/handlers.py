@@ -25,7 +25,7 @@ from server.flows.idempotency import Request
 from server.flows.payments.create import Opened, create
 from server.flows.payments.settle import encode_payment
 from server.flows.payments.verify import verify, verify_if_possible
-from server.http.asgi import Send, respond
+from server.http.asgi import respond
 
 ACCESS_CHECK_SECONDS = 2.0
 """The time that a reader waits for the PSP's view of an open payment, and the interval of such fetches for one payment."""
@@ -45,7 +45,7 @@ class PaymentsApi:
 
     async def create(self, call: Call) -> None:
         """`POST /v1/payments`."""
-        merchant, send, request_id = call.merchant, call.send, call.request_id
+        merchant = call.merchant
         key = read_key(call.scope)
         decoded, wanted = read_create(call.body)
         wait = reply_within_seconds(call.scope)
@@ -53,9 +53,9 @@ class PaymentsApi:
         request = Request(merchant_id=merchant.id, key=key, fingerprint=digest, reply_status=CREATED, wait_seconds=wait or 0.0)
         outcome = await create(self._context, merchant, wanted, request, reply_within_seconds=wait)
         if isinstance(outcome, Opened):
-            await _send_opened(send, outcome, request_id=request_id)
+            await _send_opened(call, outcome)
         else:
-            await send_decision(send, outcome)
+            await send_decision(call.send, outcome)
 
     async def read(self, call: Call, payment_text: str) -> None:
         """`GET /v1/payments/{id}`. An open payment is fetched from the PSP first, so a reader may be ahead of the webhook.
@@ -162,13 +162,14 @@ def decode_payment_id(text: str) -> PaymentId:
         raise NotFound("no such payment") from error
 
 
-async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
+async def _send_opened(call: Call, opened: Opened) -> None:
     """Send the reply to a create. The outcome at the PSP decides its status."""
-    payment = opened.payment
+    send, payment = call.send, opened.payment
     headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")] if opened.replayed else []
 
     async def fail(status: int, **said: Any) -> None:
-        await send_problem(send, status, request_id=request_id, headers=headers, payment=resources.Payment.of(payment), **said)
+        payment_now = resources.Payment.of(payment)
+        await send_problem(send, status, request_id=call.request_id, headers=headers, payment=payment_now, **said)
 
     if opened.busy is not None and payment.status is Status.PENDING:
         headers += retry_after_header(opened.busy)
@@ -203,4 +204,5 @@ async def _send_opened(send: Send, opened: Opened, *, request_id: str) -> None:
             detail = "the payment provider or the fraud check cannot be reached yet: repeat the request with the same key"
             await fail(502, code="psp_unreachable", detail=detail)
         case _:
-            await respond(send, CREATED, encode_payment(payment), content_type=JSON, headers=headers)
+            body = opened.reply.body if opened.reply is not None else encode_payment(payment)
+            await respond(send, CREATED, body, content_type=JSON, headers=headers)

@@ -18,7 +18,7 @@ from rich.markup import escape
 from core.errors import Unauthenticated, Unprocessable, leaves
 from core.events import parse_types
 from core.money import CURRENCY_EXPONENTS
-from core.signing import sign_standard, standard_secret
+from core.signing import StandardKey, sign_standard, standard_secret
 from server.cli.options import DataDirectory, data_directory, running_instance
 from server.http.client.client import Client, open_client
 from server.http.client.errors import ClientError
@@ -217,7 +217,7 @@ class EventListener:
         """Send an event as a webhook. Returns the result as text."""
         assert self.forward is not None
         timestamp = int(time.time())
-        signature = sign_standard([self._secret], message_id=event["id"], timestamp=timestamp, body=body)
+        signature = sign_standard([StandardKey(self._secret)], message_id=event["id"], timestamp=timestamp, body=body)
         headers = [
             ("content-type", "application/json"),
             ("user-agent", "florin-listen/1"),

@@ -44,6 +44,8 @@ class Merchant:
 
         With `rng`, neighboring rules with weights come in an order drawn by them (Efraimidis and Spirakis, 2006).
         """
+        if not self.routes:
+            return [self.psp_account_id]
         found: list[PspAccountId] = []
         for is_weighted, neighbors in groupby((one for one in self.routes if one.fits(money)), key=lambda one: bool(one.weight)):
             group = list(neighbors)

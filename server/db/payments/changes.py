@@ -29,16 +29,14 @@ from server.db.payments.change_row import ChangeRow, record_of
 from server.db.payments.change_sql import WRITE_CHANGES
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """An endpoint that an event goes to. Unless the endpoint is ordered, this worker makes the first attempt at once."""
 
     endpoint_id: EndpointId
     is_ordered: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True):
     """The change is in the database, with its event and deliveries."""
 
     event: Event | None

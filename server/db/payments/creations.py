@@ -120,9 +120,9 @@ class CreationGroup:
     async def write(self, connection: Connection, items: Sequence[Creation]) -> list[StoredKey | OrderIsLive | None]:
         """Write the group. Each row is new, or finds its key or its order taken."""
         rows = await connection.query(_WRITE, json_records.encode([_record(item) for item in items]), self._worker_id)
-        created = {row[0] for row in rows}
-        if len(created) == len(items):
+        if len(rows) == len(items):
             return [None] * len(items)
+        created = {row[0] for row in rows}
         others = [(item.payment.merchant_id, item.key) for item in items if item.payment.id not in created]
         stored = await find_keys(connection, others)
         return [

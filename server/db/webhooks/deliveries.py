@@ -35,10 +35,10 @@ class ClaimedDelivery(msgspec.Struct, frozen=True):
 class DeliveryResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of an attempt. `retry_seconds` None with `delivered` False means that there is no further attempt.
 
-    `id` names the attempt in the log. `response` is a redacted excerpt of the reply.
+    `id` names a failed attempt in the log. `response` is a redacted excerpt of the reply.
     """
 
-    id: UUID
+    id: UUID | None = None
     claimed: ClaimedDelivery
     delivered: bool
     retry_seconds: float | None = None
@@ -229,7 +229,7 @@ class DeliveryResultRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None
     milliseconds: int
     response: str | None
-    id: UUID
+    id: UUID | None
     at: datetime
 
 
@@ -253,7 +253,7 @@ WITH input AS (
       FROM written WHERE error IS NOT NULL
     ON CONFLICT (merchant_id, endpoint_id, event_seq, id) DO NOTHING
 )
-SELECT merchant_id, endpoint_id, event_seq FROM written
+SELECT endpoint_id, event_seq FROM written
 """  # noqa: S608 - own columns
 
 
@@ -268,7 +268,7 @@ class DeliveryResultGroup:
         """Write the group."""
         rows = await connection.query(_WRITE_RESULTS, json_records.encode([_record(item) for item in items]))
         written = set(rows)
-        return [(item.claimed.event.merchant_id, item.claimed.endpoint_id, item.claimed.event.seq) in written for item in items]
+        return [(item.claimed.endpoint_id, item.claimed.event.seq) in written for item in items]
 
     async def recognize(self, connection: Connection, items: Sequence[DeliveryResult]) -> list[bool | None]:
         """Nothing needs recognizing: writing a result twice changes nothing."""

@@ -27,6 +27,7 @@ class Acks:
         self._pool = pool
         self._now = now
         self._waiting: dict[tuple[MerchantId, str], Ack] = {}
+        self._has_some = trio.Event()
 
     def note(self, merchant_id: MerchantId, consumer: str, seq: int) -> None:
         """Note that everything up to this event was handled. Never waits."""
@@ -36,13 +37,16 @@ class Acks:
             return
         if known is None or known.seq < seq:
             self._waiting[key] = Ack(merchant_id, consumer, seq, self._now())
+            self._has_some.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until canceled, and then what is left."""
         task_status.started()
         try:
             while True:
+                await self._has_some.wait()
                 await trio.sleep(ACK_SECONDS)
+                self._has_some = trio.Event()
                 await self.write()
         finally:
             with trio.move_on_after(LAST_ACKS_SECONDS, shield=True):
@@ -63,3 +67,4 @@ class Acks:
                 known = self._waiting.get((ack.merchant_id, ack.consumer))
                 if known is None or known.seq < ack.seq:
                     self._waiting[ack.merchant_id, ack.consumer] = ack
+                    self._has_some.set()

@@ -20,6 +20,7 @@ import trio
 from core.errors import Overloaded
 from core.events import is_wanted
 from core.ids import MerchantId
+from server.concurrency.worker_count import WorkerCount
 from server.db.events.events import Event, find_epoch, find_last_seqs, list_events
 from server.db.pool import Pool
 from server.flows.events.envelope import encode_event
@@ -153,8 +154,9 @@ class Feed:
 class Feeds:
     """The feeds of one worker. `run` owns their tasks."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, workers: WorkerCount) -> None:
         self._pool = pool
+        self._workers = workers
         self._feeds: dict[MerchantId, Feed] = {}
         self._nursery: trio.Nursery | None = None
         self._epoch: UUID | None = None
@@ -177,8 +179,10 @@ class Feeds:
         feed = self._feeds.get(event.merchant_id)
         if feed is not None:
             feed.note_committed(event.seq, event)
-        is_room = len(self.announced) < ANNOUNCED_MAX or event.merchant_id in self.announced
-        if is_room and event.seq > self.announced.get(event.merchant_id, 0):
+        if self._workers.count <= 1:
+            return
+        known = self.announced.get(event.merchant_id, 0)
+        if event.seq > known and (known or len(self.announced) < ANNOUNCED_MAX):
             self.announced[event.merchant_id] = event.seq
             self.has_news.set()
 

@@ -5,7 +5,6 @@ for one as long as its request can.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 
 import msgspec
@@ -43,8 +42,7 @@ class NewPayment(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(msgspec.Struct, frozen=True):
     """The accounts that a payment may go to, the first one to ask first. `is_put_off`: there is no room, so its page is opened
     later.
     """
@@ -68,6 +66,9 @@ async def choose(
     otherwise. Raises `PspBusy`, `Overloaded` or `Unprocessable`.
     """
     candidates = candidates_for(context, merchant, wanted)
+    if candidates and candidates[0].is_enabled and candidates[0].guard.try_reserve(turn):  # the usual case
+        others = [one.account_id for one in candidates[1:] if one.is_enabled and one.guard.is_healthy]
+        return Chosen([candidates[0].account_id, *others])
     enabled = [adapter for adapter in candidates if adapter.is_enabled]
     may_wait = reply_within_seconds is not None and wanted.token is None
     healthy = [adapter for adapter in enabled if adapter.guard.is_healthy]

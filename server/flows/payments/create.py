@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, PspBusy
 from core.evidence import EvidenceKind, Source
-from core.idempotency import InFlight, Mismatch, Replay, Resume, StoredKey, decide
+from core.idempotency import InFlight, Mismatch, Replay, Reply, Resume, StoredKey, decide
 from core.ids import LogId, MerchantId, OperationId, PaymentId, PspAccountId
 from core.payment import FINAL, UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
 from core.schedule import first_due_at
@@ -23,10 +23,10 @@ from server.db.merchants.merchants import Merchant
 from server.db.payments.creations import Creation, OrderIsLive, is_own
 from server.db.payments.payments import find_payment
 from server.flows.contexts import Payments
-from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, EndedByFailure, Request, answer, end_flight, wait_for_reply
+from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, Request, answer, end_failed_flight, end_flight, wait_for_reply
 from server.flows.payments.choose import NewPayment, choose, is_known
 from server.flows.payments.settle import encode_payment, settle
-from server.flows.payments.submit import Opening, is_nearly_over, is_opened, key_lifetime, open_payment
+from server.flows.payments.submit import Opening, answered_by_opening, is_nearly_over, is_opened, key_lifetime, open_payment
 from server.flows.payments.verify import SYNC_EXPIRES_SECONDS, verify_if_possible
 from server.psp.turn import Turn
 from server.uuid7 import uuid7
@@ -36,13 +36,15 @@ ORDER_CONSTRAINT = "one_live_payment_per_order"
 
 class Opened(msgspec.Struct, frozen=True):
     """The payment after opening. `replayed`: an earlier request had accepted it; `is_waiting`: the PSP is still being asked, or
-    its page is opened later; `busy`: the PSP took no calls, and a retry with the same key charges the token.
+    its page is opened later; `busy`: the PSP took no calls, and a retry with the same key charges the token. `reply` is the
+    definitive reply that was stored with it, if there is one already.
     """
 
     payment: Payment
     replayed: bool = False
     is_waiting: bool = False
     busy: PspBusy | None = None
+    reply: Reply | None = None
 
 
 CreateOutcome = Opened | Replay | Mismatch | InFlight
@@ -77,14 +79,13 @@ async def create(
     try:
         chosen = await choose(context, merchant, wanted, request, turn, reply_within_seconds=reply_within_seconds)
         creation = _creation(context, merchant, wanted, request, chosen.account_ids[0])
-        async with EndedByFailure(context, request, in_flight_until=creation.in_flight_until):
-            stored = await _accept(context, creation)
+        stored = await _accept(context, request, creation)
     except BaseException:
         turn.release()
         raise
     if stored is None:
         opening = Opening(
-            request=request,
+            answering=answered_by_opening(request),
             token=wanted.token,
             is_first=True,
             until=creation.in_flight_until,
@@ -117,16 +118,17 @@ async def _repeated(
 async def _opened(context: Payments, creation: Creation, opening: Opening, turn: Turn, *, reply_by: float | None) -> Opened:
     """Carry out the opening of an accepted payment, as long as the request waits for it; `reply_by` None means to its end."""
     accepted = creation.payment
-    work = partial(_open_in_time, context, creation, opening, turn)
     try:
         if reply_by is None:
-            return Opened(await work())
+            payment = await _open_in_time(context, creation, opening, turn)
+            assert opening.answering is not None
+            return Opened(payment, reply=opening.answering.reply)
         if not context.background.has_room:  # there was some before the payment was written
             turn.release()
-            assert opening.request is not None
-            await end_flight(context, opening.request, in_flight_until=creation.in_flight_until)
+            assert opening.answering is not None
+            await end_flight(context, opening.answering.request, in_flight_until=creation.in_flight_until)
             return _busy(accepted, PspBusy("too many payments are under way"))
-        started = context.background.start(work)
+        started = context.background.start(partial(_open_in_time, context, creation, opening, turn))
         opened = await _reply_within(started, accepted, seconds=max(reply_by - trio.current_time(), 0.0))
     except PspBusy as busy:
         return _busy(accepted, busy)
@@ -147,14 +149,18 @@ async def _read(context: Payments, merchant_id: MerchantId, payment_id: PaymentI
     return payment
 
 
-async def _accept(context: Payments, creation: Creation) -> StoredKey | None:
+async def _accept(context: Payments, request: Request, creation: Creation) -> StoredKey | None:
     """Commit the payment. Returns None if it is new, else what its key has left. Raises `Conflict` for a live order."""
     try:
         stored = await context.creations.submit(creation)
     except DatabaseRefused as error:
         if error.constraint != ORDER_CONSTRAINT:
+            await end_failed_flight(context, request, error, in_flight_until=creation.in_flight_until)  # noqa: ASYNC120 - shielded there
             raise
         stored = OrderIsLive()
+    except Exception as error:
+        await end_failed_flight(context, request, error, in_flight_until=creation.in_flight_until)  # noqa: ASYNC120 - shielded there
+        raise
     if isinstance(stored, OrderIsLive):
         raise Conflict(
             "another payment of this order is live: cancel it first, or wait until it has ended", code="order_has_live_payment"
@@ -172,11 +178,15 @@ async def _open_in_time(context: Payments, creation: Creation, opening: Opening,
     if context.now() + timedelta(seconds=context.psp_seconds) > creation.in_flight_until:
         turn.release()
         return creation.payment
-    assert opening.request is not None
-    async with EndedByFailure(context, opening.request, in_flight_until=creation.in_flight_until):
+    assert opening.answering is not None
+    request = opening.answering.request
+    try:
         payment = await open_payment(context, creation.payment, opening, turn)
+    except Exception as error:
+        await end_failed_flight(context, request, error, in_flight_until=creation.in_flight_until)  # noqa: ASYNC120 - shielded there
+        raise
     if not is_opened(payment):  # no definitive reply is stored: a retry need not wait
-        await end_flight(context, opening.request, in_flight_until=creation.in_flight_until)
+        await end_flight(context, request, in_flight_until=creation.in_flight_until)
     return payment
 
 
@@ -217,7 +227,7 @@ async def _open_again(context: Payments, payment: Payment, request: Request, tok
         if is_opened(payment):
             await answer(context, request, encode_payment(payment))
         return payment
-    return await open_payment(context, payment, Opening(request=request, token=token), turn)
+    return await open_payment(context, payment, Opening(answering=answered_by_opening(request), token=token), turn)
 
 
 def _creation(context: Payments, merchant: Merchant, wanted: NewPayment, request: Request, account_id: PspAccountId) -> Creation:

@@ -5,7 +5,6 @@ and decide again. In every round some change succeeds, so the limit on rounds is
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import msgspec
 from msgspec.structs import replace
@@ -36,8 +35,7 @@ from server.uuid7 import uuid7
 ROUNDS_MAX = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """The payment (and refund) after the evidence; `changed` is False if it brought nothing new.
 
     `is_answered`: the definitive reply was stored with the change.
@@ -49,12 +47,14 @@ class Settled:
     is_answered: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Answering:
-    """The change answers an idempotent request. `is_definitive` decides whether its result is the definitive reply."""
+class Answering(msgspec.Struct):
+    """The change answers an idempotent request. `is_definitive` decides whether its result is the definitive reply, which is
+    `reply` once it is stored.
+    """
 
     request: Request
     is_definitive: Callable[[Change], bool]
+    reply: Reply | None = None
 
 
 def encode_payment(payment: Payment) -> bytes:
@@ -166,6 +166,8 @@ async def _change(
         row = row_of(change, psp_event=psp_event, answering=answering)
         result = await context.changes.submit(row)
         if isinstance(result, Applied):
+            if answering is not None:
+                answering.reply = row.reply
             context.notify(result)
             return Settled(change.after, changed=True, refund=refund, is_answered=row.reply is not None)
         async with context.pool.connection() as connection:

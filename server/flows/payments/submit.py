@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from core.errors import PspBusy, PspOutcomeUnknown, PspRejected, PspUnreachable
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
-from core.payment import CLOSED, UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
+from core.payment import CLOSED, UNSETTLED, Change, Payment, Status, evidence_about, is_provisionally_declined
 from server.db.payments.payments import postpone
 from server.flows.contexts import Payments, Psps
 from server.flows.idempotency import Request, answer
@@ -36,15 +36,24 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     `is_first`: no earlier request for it can have been sent. `until`: when a retry may take it over; no other account is asked so
     late that both might. `may_wait`: a page that cannot be opened now is opened later; its client need not have it at once.
     `others`: the accounts to try next.
-    `request` is answered with the payment, once it has a definitive reply.
+    `answering` is the request that is answered with the payment, once it has a definitive reply (`answered_by_opening`).
     """
 
-    request: Request | None = None
+    answering: Answering | None = None
     token: str | None = None
     is_first: bool = False
     until: datetime | None = None
     may_wait: bool = False
     others: tuple[PspAccountId, ...] = ()
+
+
+def answered_by_opening(request: Request) -> Answering:
+    """The request to open a payment, which is answered once it is opened."""
+    return Answering(request, _has_opened)
+
+
+def _has_opened(change: Change) -> bool:
+    return is_opened(change.after)
 
 
 def is_opened(payment: Payment) -> bool:
@@ -136,7 +145,7 @@ async def _not_allowed(context: Payments, payment: Payment, opening: Opening, ri
         payment.id,
         denied,
         known=payment,
-        answering=Answering(opening.request, lambda _: False) if opening.request is not None else None,
+        answering=Answering(opening.answering.request, lambda _: False) if opening.answering is not None else None,
         only_if_unchanged=True,
     )
     assert settled is not None
@@ -144,7 +153,7 @@ async def _not_allowed(context: Payments, payment: Payment, opening: Opening, ri
 
 
 async def _apply(context: Payments, payment: Payment, evidence: Evidence, opening: Opening) -> Payment:
-    request = opening.request
+    answering = opening.answering
     is_open = evidence.kind in (EvidenceKind.OPENED, EvidenceKind.AUTHORIZED, EvidenceKind.CAPTURED)
     settled = await settle(
         context,
@@ -152,13 +161,13 @@ async def _apply(context: Payments, payment: Payment, evidence: Evidence, openin
         payment.id,
         evidence,
         known=payment,
-        answering=Answering(request, lambda change: is_opened(change.after)) if request is not None else None,
+        answering=answering,
         only_if_unchanged=evidence.kind in (EvidenceKind.UNREACHABLE, EvidenceKind.REJECTED),
     )
     assert settled is not None
     after = settled.payment
-    if request is not None and not settled.is_answered and is_opened(after):
-        await answer(context, request, encode_payment(after))
+    if answering is not None and not settled.is_answered and is_opened(after):
+        await answer(context, answering.request, encode_payment(after))
     was_opened_too_late = is_open and not payment.is_sync and after.status in CLOSED
     is_refused = evidence.kind in (EvidenceKind.REJECTED, EvidenceKind.UNREACHABLE)
     is_left_open = is_refused and after.status in CLOSED and after.reference is not None

@@ -21,8 +21,8 @@ from core.events import ENDPOINT_DISABLED
 from core.ids import EVENT, EndpointId, EventId, MerchantId, encode_id
 from core.redaction import excerpt, redacted_url
 from core.retry import DELIVERY_DELAYS_SECONDS, FAILING_DAYS_MAX, next_attempt_at, retry_after_seconds
-from core.signing import sign_standard
-from server.concurrency.single_flight_cache import SingleFlightCache
+from core.signing import StandardKey, sign_standard
+from server.concurrency.single_flight_cache import SingleFlightCache, Validity
 from server.db.events.events import Event, append_event
 from server.db.pool import Pool
 from server.db.webhooks.deliveries import ClaimedDelivery, DeliveryResult
@@ -43,9 +43,12 @@ _log = structlog.get_logger()
 
 
 class Attempted(msgspec.Struct, frozen=True):
-    """The result of an attempt. `wait_seconds`: the endpoint asked for a pause of that length. `was_slow`: it did not answer."""
+    """The result of an attempt. `endpoint` is as it was known then. `wait_seconds`: the endpoint asked for a pause of that
+    length. `was_slow`: it did not answer.
+    """
 
     result: DeliveryResult
+    endpoint: Endpoint | None = None
     wait_seconds: float = 0.0
     was_slow: bool = False
 
@@ -57,10 +60,10 @@ class NotMade:
 
 @dataclass(slots=True)
 class Destination:
-    """An endpoint and its opened secrets, cached for a moment. `failing_since` is kept up to date here."""
+    """An endpoint and the keys of its secrets, cached for a moment. `failing_since` is kept up to date here."""
 
     endpoint: Endpoint
-    secrets: list[str]
+    keys: list[StandardKey]
     failing_since: datetime | None
 
 
@@ -79,6 +82,7 @@ class Sender:
         attempt_seconds: float,
         now: Callable[[], datetime],
         publish: Callable[[Event], None],
+        validity: Validity | None = None,
     ) -> None:
         self._pool = pool
         self._https = https
@@ -87,24 +91,28 @@ class Sender:
         self.attempt_seconds = attempt_seconds
         self._now = now
         self._publish = publish
-        # That an endpoint is disabled is read anew each time, because deliveries given up for that reason stay given up.
+        # That an endpoint is disabled is read anew each time, because deliveries given up for that reason stay given up. Since
+        # when one has been failing is changed by all workers, and is no setting.
         self._destinations = SingleFlightCache[tuple[MerchantId, EndpointId], Destination | DisabledReason](
             self._find,
             seconds=ENDPOINT_CACHE_SECONDS,
             most=ENDPOINT_CACHE_MAX,
             keeps=lambda found: isinstance(found, Destination),
+            validity=validity,
+            lasts=lambda found: isinstance(found, Destination) and found.failing_since is None,
         )
 
-    async def attempt(self, claimed: ClaimedDelivery, *, too_old_at: float) -> Attempted | NotMade:
-        """Make one attempt, unless it is too late for one. Raises nothing but cancellation."""
-        began = trio.current_time()
+    async def attempt(self, claimed: ClaimedDelivery, *, too_old_at: float, now: float) -> Attempted | NotMade:
+        """Make one attempt, unless it is too late for one. `now` is trio's time. Raises nothing but cancellation."""
+        began = now
         try:
-            destination = self._destinations.get((claimed.event.merchant_id, claimed.endpoint_id), now=began)
+            destination = self._destinations.get((claimed.event.merchant_id, claimed.endpoint_id), now=now)
             if destination is None:
                 destination = await self.destination(claimed.event.merchant_id, claimed.endpoint_id)
-            if trio.current_time() >= too_old_at:
+                now = trio.current_time()
+            if now >= too_old_at:
                 return NotMade()
-            return await self._attempt(claimed, destination, began)
+            return await self._attempt(claimed, destination, began, now)
         except (DatabaseUnavailable, Overloaded) as error:  # of the first step: the others handle it themselves
             _log.warning("a delivery cannot be attempted yet", error=str(error))
             return NotMade()
@@ -129,9 +137,11 @@ class Sender:
             return DisabledReason.DELETED
         if not endpoint.enabled:
             return endpoint.disabled_reason or DisabledReason.MERCHANT
-        return Destination(endpoint, open_secrets(self._sealer, endpoint, now=self._now()), endpoint.failing_since)
+        return Destination(endpoint, signing_keys(self._sealer, endpoint, now=self._now()), endpoint.failing_since)
 
-    async def _attempt(self, claimed: ClaimedDelivery, destination: Destination | DisabledReason, began: float) -> Attempted:
+    async def _attempt(
+        self, claimed: ClaimedDelivery, destination: Destination | DisabledReason, began: float, asked_at: float
+    ) -> Attempted:
         if isinstance(destination, DisabledReason):
             is_dropped = destination is DisabledReason.DELETED
             error = "the endpoint is deleted" if is_dropped else "the endpoint is disabled"
@@ -141,8 +151,7 @@ class Sender:
         url = destination.endpoint.url
         client = self._http if url[:5].lower() == "http:" else self._https
         body = encode_event(claimed.event)
-        headers = signed_headers(destination.secrets, claimed.event, body, now=self._now())
-        asked_at = trio.current_time()
+        headers = signed_headers(destination.keys, claimed.event, body, now=self._now())
         try:
             # Merchants recognize repetitions by the message's id.
             response = await client.request(
@@ -164,9 +173,8 @@ class Sender:
                 await self._note(destination, None)
             took = _milliseconds(began)
             return Attempted(
-                DeliveryResult(
-                    id=uuid7(), claimed=claimed, delivered=True, status=response.status, at=self._now(), milliseconds=took
-                )
+                DeliveryResult(claimed=claimed, delivered=True, status=response.status, at=self._now(), milliseconds=took),
+                destination.endpoint,
             )
         return await self._refused(claimed, destination, response, began)
 
@@ -209,7 +217,7 @@ class Sender:
             at=now,
             milliseconds=_milliseconds(began),
         )
-        return Attempted(result, wait_seconds, was_slow)
+        return Attempted(result, wait_seconds=wait_seconds, was_slow=was_slow)
 
     async def _note_failure(self, destination: Destination) -> None:
         """Record that the endpoint is failing, and disable it if it has been failing for too long."""
@@ -258,15 +266,17 @@ class Sender:
         self._publish(event)
 
 
-def open_secrets(sealer: Sealer, endpoint: Endpoint, *, now: datetime) -> list[str]:
-    """The signing secrets of an endpoint: its secret, and the previous one while that is valid."""
+def signing_keys(sealer: Sealer, endpoint: Endpoint, *, now: datetime) -> list[StandardKey]:
+    """The keys of an endpoint: of its secret, and of the previous one while that is valid."""
     sealed = [endpoint.sealed_secret]
     if endpoint.sealed_old_secret is not None and endpoint.old_secret_until is not None and now < endpoint.old_secret_until:
         sealed.append(endpoint.sealed_old_secret)
-    return [sealer.open(one, table="webhook_endpoints", row=endpoint.id, merchant=endpoint.merchant_id) for one in sealed]
+    return [
+        StandardKey(sealer.open(one, table="webhook_endpoints", row=endpoint.id, merchant=endpoint.merchant_id)) for one in sealed
+    ]
 
 
-def signed_headers(secrets: list[str], event: Event, body: bytes, *, now: datetime) -> list[tuple[str, str]]:
+def signed_headers(keys: list[StandardKey], event: Event, body: bytes, *, now: datetime) -> list[tuple[str, str]]:
     """The header fields of a delivery."""
     message_id = encode_id(EVENT, event.id)
     timestamp = int(now.timestamp())
@@ -275,7 +285,7 @@ def signed_headers(secrets: list[str], event: Event, body: bytes, *, now: dateti
         ("user-agent", "Florin-Webhooks/1"),
         ("webhook-id", message_id),
         ("webhook-timestamp", str(timestamp)),
-        ("webhook-signature", sign_standard(secrets, message_id=message_id, timestamp=timestamp, body=body)),
+        ("webhook-signature", sign_standard(keys, message_id=message_id, timestamp=timestamp, body=body)),
     ]
 
 

@@ -18,6 +18,7 @@ from server.db.batches.batches import ClaimedBatch, claim_batch
 from server.db.batches.items import settle_open_items
 from server.flows import contexts
 from server.jobs.batches.run import LEASE_SECONDS, PASSING, Run
+from server.jobs.due_work import DueWork
 from server.uuid7 import uuid7
 
 RUNNING_MAX = 16
@@ -33,12 +34,13 @@ _log = structlog.get_logger()
 class Batches:
     """The job: it claims and runs batches, and follows the items that were open when theirs ended."""
 
-    def __init__(self, context: contexts.Batches, payments: contexts.Payments, *, sweep_seconds: float) -> None:
+    def __init__(self, context: contexts.Batches, payments: contexts.Payments, *, sweep_seconds: float, work: DueWork) -> None:
         self._context = context
+        self._work = work
         self._payments = replace(payments, urgency=Urgency.BATCH)
         self._sweep_seconds = sweep_seconds
         self._runs: set[Run] = set()
-        self._is_draining = False
+        self._is_draining = self._was_woken = False
         self._settle_at = float("-inf")
         self._idle = trio.Event()
 
@@ -49,10 +51,10 @@ class Batches:
             while True:
                 asked_at = trio.current_time()
                 await self._settle_open_items()
-                may_claim = not self._is_draining and len(self._runs) < RUNNING_MAX + LATE_MAX
+                may_claim = self._may_be_waiting() and not self._is_draining and len(self._runs) < RUNNING_MAX + LATE_MAX
                 claimed = await self._claim() if may_claim else None
                 if claimed is None:
-                    await self._context.wakeup.wait(seconds=self._sweep_seconds)
+                    self._was_woken = await self._context.wakeup.wait(seconds=self._sweep_seconds)
                     continue
                 run = Run(self._context, self._payments, claimed, held_until=asked_at + LEASE_SECONDS)
                 self._runs.add(run)
@@ -69,6 +71,10 @@ class Batches:
             while self._runs:
                 await self._idle.wait()
 
+    def _may_be_waiting(self) -> bool:
+        """Return whether a batch may be waiting: the table says so, or somebody here has just accepted one."""
+        return self._work.now.batches or self._was_woken
+
     async def _claim(self) -> ClaimedBatch | None:
         """Claim a waiting batch; a busy worker claims only one whose deadline has passed, which costs little."""
         only_due_before = self._context.now() if len(self._runs) >= RUNNING_MAX else None
@@ -81,7 +87,7 @@ class Batches:
 
     async def _settle_open_items(self) -> None:
         """Now and then, write how the open items of batches that are over have ended since."""
-        if trio.current_time() < self._settle_at:
+        if trio.current_time() < self._settle_at or not self._work.now.open_items:
             return
         self._settle_at = trio.current_time() + SETTLE_SECONDS
         try:

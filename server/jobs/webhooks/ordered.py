@@ -6,8 +6,10 @@ nothing more; an attempt is counted before it is made.
 
 from uuid import UUID
 
+import structlog
 import trio
 
+from core.errors import FlorinError
 from core.ids import EndpointId, MerchantId
 from server.db.database import Database
 from server.db.webhooks.deliveries import give_back
@@ -16,6 +18,7 @@ from server.flows.webhooks.send import NotMade, Sender
 from server.telemetry import Metrics
 from server.uuid7 import uuid7
 
+ORDERED_MAX = 512
 LET_GO_SECONDS = 2.0
 TURN_SECONDS = 10.0
 """The longest turn of one endpoint, so that others are served if there are very many."""
@@ -23,6 +26,48 @@ TURN_SECONDS = 10.0
 NOT_MADE_SECONDS = 1.0
 MARGIN = 1 / 3
 """The extra time for an attempt and for writing its result, as a fraction of the attempt's time limit."""
+
+_log = structlog.get_logger()
+
+
+class OrderedEndpoints:
+    """The ordered endpoints that this worker serves, one task each in `nursery`, at most `ORDERED_MAX`."""
+
+    def __init__(self, db: Database, sender: Sender, metrics: Metrics, *, lease_seconds: float) -> None:
+        self.nursery: trio.Nursery | None = None
+        self._db = db
+        self._sender = sender
+        self._metrics = metrics
+        self._lease_seconds = lease_seconds
+        self._served: dict[EndpointId, bool] = {}
+        """True for an endpoint for which more has been committed since its task last began to send."""
+
+    @property
+    def is_idle(self) -> bool:
+        """True if none is served."""
+        return not self._served
+
+    def want(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
+        """Serve an endpoint for which something is due; what does not fit is found again in the table."""
+        if endpoint_id in self._served:
+            self._served[endpoint_id] = True
+        elif len(self._served) < ORDERED_MAX and self.nursery is not None:
+            self._served[endpoint_id] = False
+            self.nursery.start_soon(self._serve, merchant_id, endpoint_id)
+
+    async def _serve(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
+        try:
+            is_wanted = True
+            while is_wanted:
+                self._served[endpoint_id] = False
+                is_left = await send_in_order(
+                    self._db, self._sender, self._metrics, merchant_id, endpoint_id, lease_seconds=self._lease_seconds
+                )
+                is_wanted = self._served[endpoint_id] or (is_left and len(self._served) < ORDERED_MAX)
+        except FlorinError as error:
+            _log.warning("an ordered endpoint cannot be served; its lease will expire", error=str(error))
+        finally:
+            del self._served[endpoint_id]
 
 
 async def send_in_order(
@@ -72,7 +117,7 @@ class _Sending:
             )
         if claimed is None:
             return is_ours
-        attempted = await self._sender.attempt(claimed, too_old_at=too_old_at)
+        attempted = await self._sender.attempt(claimed, too_old_at=too_old_at, now=trio.current_time())
         if isinstance(attempted, NotMade):
             self.held_seconds = NOT_MADE_SECONDS
             async with self._db.pool.connection() as connection:

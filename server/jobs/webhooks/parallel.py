@@ -7,19 +7,22 @@ worker's deliveries) are claimed from the table, endpoint by endpoint. Invariant
   is always room for the others. At most `QUEUE_MAX` wait in memory. Excess deliveries stay in the table and are claimed later,
   and none is claimed for an endpoint that takes nothing at the moment.
 - A claim that cannot be attempted soon is released without counting an attempt.
-- An attempt ends well inside its lease, and its result is committed in a group.
+- An attempt ends well inside its lease, and its result is written in a group: a failure at once, a success within a fraction of
+  a second; until then it is in memory only, and what a killed worker had delivered is delivered again.
+- Attempts are made by tasks that are kept for the next one, because starting a task costs as much as half a delivery.
 - Each ordered endpoint has a task of its own, in the worker that holds it (`server.jobs.webhooks.ordered`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import structlog
 import trio
 
 from core.breaker import Admission
-from core.errors import DatabaseUnavailable, FlorinError, Overloaded
+from core.errors import DatabaseUnavailable, Overloaded
 from core.ids import EndpointId, MerchantId
+from server.concurrency.kept_tasks import KeptTasks
 from server.concurrency.worker_count import WorkerCount
 from server.db.database import Database
 from server.db.payments.changes import Applied
@@ -28,17 +31,16 @@ from server.db.webhooks.deliveries import (
     WaitingEndpoint,
     claim_due_deliveries,
     endpoints_with_deliveries,
-    give_back,
     give_up_deliveries,
 )
 from server.flows.webhooks.send import NotMade, Sender
 from server.jobs.webhooks.endpoint_queue import EndpointQueue, Timing
-from server.jobs.webhooks.ordered import MARGIN, send_in_order
+from server.jobs.webhooks.ordered import MARGIN, OrderedEndpoints
+from server.jobs.webhooks.returned_claims import ReturnedClaims
 from server.telemetry import Metrics
 
 IN_FLIGHT_MAX = 2_048
 SUSPECT_IN_FLIGHT_MAX = 1_024
-ORDERED_MAX = 512
 QUEUE_MAX = 8_192
 WAITING_PER_ENDPOINT_MAX = 512
 CLAIM_MAX = 128
@@ -46,20 +48,29 @@ GIVE_UP_MAX = 1_000
 SCAN_MAX = 1_000
 CLAIMS_PER_SWEEP_MAX = 64
 ENDPOINT_QUEUES_MAX = 10_000
-RETURNED_MAX = 16_384
-RETURNED_AT_ONCE_MAX = 500
-RETURN_SECONDS = 0.1
 TICK_SECONDS = 0.02
+SENDERS_KEPT_MAX = 256
 SUSPECT_SECONDS = 1.0
 """The delay until deliveries of an endpoint that did not answer may be claimed again."""
 _START = (UUID(int=0), UUID(int=0))
+_Attempt = tuple[EndpointQueue, ClaimedDelivery, float, Admission, bool]
 _log = structlog.get_logger()
 
 
 class Deliverer:
     """The job, with a queue per endpoint."""
 
-    def __init__(self, db: Database, sender: Sender, metrics: Metrics, workers: WorkerCount, timing: Timing) -> None:
+    def __init__(
+        self,
+        db: Database,
+        sender: Sender,
+        metrics: Metrics,
+        workers: WorkerCount,
+        timing: Timing,
+        *,
+        may_be_due: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._may_be_due = may_be_due
         self._db = db
         self._sender = sender
         self._metrics = metrics
@@ -74,9 +85,10 @@ class Deliverer:
         """
         self._wants_claims: set[EndpointQueue] = set()
         """Queues that could take more than was claimed for them."""
-        self._ordered: dict[EndpointId, bool] = {}
-        self._returned: list[tuple[ClaimedDelivery, float]] = []
-        self._is_wanted = trio.Event()
+        self._ordered = OrderedEndpoints(db, sender, metrics, lease_seconds=timing.lease_seconds)
+        self._returned = ReturnedClaims(db.pool)
+        self._is_wanted, self._is_blocked = trio.Event(), trio.Event()
+        self._attempts = KeptTasks(self._attempt, kept_max=SENDERS_KEPT_MAX)
         self._forgot_at = float("-inf")
         self._swept = {False: _START, True: _START}
         self._kinds_left = [False, True]
@@ -87,37 +99,41 @@ class Deliverer:
         """Queue deliveries that were just committed. Excess deliveries stay in the table and are claimed later."""
         if applied.event is None or self._nursery is None:
             return
+        now = trio.current_time()
         for target in applied.targets:
             if target.is_ordered:
-                self._want_in_order(applied.event.merchant_id, target.endpoint_id)
+                self._ordered.want(applied.event.merchant_id, target.endpoint_id)
             else:
-                self._take(ClaimedDelivery(applied.event, target.endpoint_id, attempt=1), self._too_old_at())
+                self._take(ClaimedDelivery(applied.event, target.endpoint_id, attempt=1), self._too_old_at(now), now)
 
     def is_idle(self) -> bool:
         """Return whether nothing is queued or under way."""
-        return not (self._running or self._waiting or self._ordered or self._returned)
+        is_written = self._db.delivery_results.is_idle
+        return is_written and self._ordered.is_idle and self._returned.is_empty and not (self._running or self._waiting)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver until canceled."""
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._sweep_forever)
-            self._nursery.start_soon(self._tick_forever)
-            self._nursery.start_soon(self._return_forever)
+        async with trio.open_nursery() as nursery:
+            self._nursery = self._attempts.nursery = self._ordered.nursery = nursery
+            nursery.start_soon(self._sweep_forever)
+            nursery.start_soon(self._tick_forever)
+            nursery.start_soon(self._returned.run)
             task_status.started()
 
     # Claims that this worker holds
 
-    def _too_old_at(self) -> float:
+    def _too_old_at(self, now: float) -> float:
         """The time at which an attempt could no longer end, and be written, before the lease of a claim made now."""
-        return trio.current_time() + self._timing.lease_seconds - (1 + MARGIN) * self._sender.attempt_seconds
+        return now + self._timing.lease_seconds - (1 + MARGIN) * self._sender.attempt_seconds
 
-    def _take(self, claimed: ClaimedDelivery, too_old_at: float) -> None:
-        queue = self._queue(claimed.event.merchant_id, claimed.endpoint_id)
-        now = trio.current_time()
+    def _take(self, claimed: ClaimedDelivery, too_old_at: float, now: float) -> None:
+        queue = self._queues.get(claimed.endpoint_id) or self._queue(claimed.event.merchant_id, claimed.endpoint_id)
+        if not queue.waiting and self._has_room(queue) and queue.may_start(now=now):
+            self._begin(queue, claimed, too_old_at, now)
+            return
         held_seconds = queue.held_seconds(now=now)
-        is_at_once = not queue.waiting and queue.may_start(now=now) and self._has_room(queue)
-        if held_seconds or not (is_at_once or self._may_wait(queue)):
-            self._return(claimed, held_seconds or self._timing.sweep_seconds)
+        if held_seconds or not self._may_wait(queue):
+            self._returned.add(claimed, held_seconds or self._timing.sweep_seconds)
             return
         queue.waiting.append((claimed, too_old_at))
         self._waiting += 1
@@ -149,23 +165,28 @@ class Deliverer:
 
     def _start(self, queue: EndpointQueue) -> None:
         """Begin as many attempts as possible."""
-        assert self._nursery is not None
         while queue.waiting:
             now = trio.current_time()
             if now >= queue.waiting[0][1]:  # it would use up a slot of the rate, and not be sent
                 self._waiting -= 1
-                self._return(queue.waiting.popleft()[0], self._timing.sweep_seconds)
+                self._returned.add(queue.waiting.popleft()[0], self._timing.sweep_seconds)
                 continue
             if not self._has_room(queue) or not queue.may_start(now=now):
                 self._blocked.add(queue)
+                self._is_blocked.set()
                 return
             claimed, too_old_at = queue.waiting.popleft()
             self._waiting -= 1
-            admission = queue.start(now=now)
-            self._running += 1
-            self._suspects_running += queue.is_suspect
-            self._nursery.start_soon(self._attempt, queue, claimed, too_old_at, admission, queue.is_suspect)
-        self._blocked.discard(queue)
+            self._begin(queue, claimed, too_old_at, now)
+        if self._blocked:
+            self._blocked.discard(queue)
+
+    def _begin(self, queue: EndpointQueue, claimed: ClaimedDelivery, too_old_at: float, now: float) -> None:
+        """Hand an attempt to a task that is free."""
+        admission = queue.start(now=now)
+        self._running += 1
+        self._suspects_running += queue.is_suspect
+        self._attempts.begin((queue, claimed, too_old_at, admission, queue.is_suspect))
 
     def _want_more(self, queue: EndpointQueue) -> None:
         """Claim more for a queue before it runs out of work."""
@@ -178,19 +199,13 @@ class Deliverer:
             return False
         return self._running < IN_FLIGHT_MAX
 
-    async def _attempt(
-        self,
-        queue: EndpointQueue,
-        claimed: ClaimedDelivery,
-        too_old_at: float,
-        admission: Admission,
-        was_suspect: bool,  # noqa: FBT001 - start_soon passes by position
-    ) -> None:
-        began = trio.current_time()
-        attempted = await self._sender.attempt(claimed, too_old_at=too_old_at)
+    async def _attempt(self, attempt: _Attempt) -> None:
+        queue, claimed, too_old_at, admission, was_suspect = attempt
+        began = now = trio.current_time()
+        attempted = await self._sender.attempt(claimed, too_old_at=too_old_at, now=began)
         if isinstance(attempted, NotMade):
             queue.withdraw(admission)
-            self._return(claimed, self._timing.sweep_seconds)
+            self._returned.add(claimed, self._timing.sweep_seconds)
         else:
             now, result = trio.current_time(), attempted.result
             queue.end(
@@ -202,52 +217,43 @@ class Deliverer:
                 now=now,
             )
             self._metrics.webhook_attempted(result.status, delivered=result.delivered)
-            if destination := self._sender.known(queue.merchant_id, queue.endpoint_id):
+            if attempted.endpoint is not None:
+                queue.configure(attempted.endpoint, workers=self._workers.count)
+            elif destination := self._sender.known(queue.merchant_id, queue.endpoint_id):
                 queue.configure(destination.endpoint, workers=self._workers.count)
             try:
-                await self._db.delivery_results.submit(result)
-            except FlorinError as error:
+                self._db.delivery_results.deposit(result, at_once=not result.delivered)
+            except Overloaded as error:
                 _log.warning("a delivery's result could not be written; it will be repeated", error=str(error))
         self._running -= 1
         self._suspects_running -= was_suspect
-        held_seconds = queue.held_seconds(now=trio.current_time())
+        held_seconds = queue.held_seconds(now=now)
         if held_seconds or queue.is_suspect:
             self._empty(queue, held_seconds or SUSPECT_SECONDS)
         self._start(queue)
-        self._want_more(queue)
+        if queue.has_more:
+            self._want_more(queue)
 
     def _empty(self, queue: EndpointQueue, held_seconds: float) -> None:
         """Release the waiting claims of an endpoint to which nothing may be sent for a while."""
         self._waiting -= len(queue.waiting)
         while queue.waiting:
-            self._return(queue.waiting.popleft()[0], held_seconds)
-
-    def _return(self, claimed: ClaimedDelivery, seconds: float) -> None:
-        if len(self._returned) < RETURNED_MAX:
-            self._returned.append((claimed, seconds))
+            self._returned.add(queue.waiting.popleft()[0], held_seconds)
 
     # What goes on all the time
 
     async def _tick_forever(self) -> None:
         """Begin attempts that had to wait for their rate or for room."""
         while True:
+            await self._is_blocked.wait()
             await trio.sleep(TICK_SECONDS)
+            if not self._blocked:
+                self._is_blocked = trio.Event()
             for queue in list(self._blocked):
                 if held_seconds := queue.held_seconds(now=trio.current_time()):
                     self._empty(queue, held_seconds)
                 self._start(queue)
                 self._want_more(queue)
-
-    async def _return_forever(self) -> None:
-        while True:
-            await trio.sleep(RETURN_SECONDS)
-            while self._returned:
-                returned, self._returned = self._returned[:RETURNED_AT_ONCE_MAX], self._returned[RETURNED_AT_ONCE_MAX:]
-                try:
-                    async with self._db.pool.connection() as connection:
-                        await give_back(connection, returned)
-                except (DatabaseUnavailable, Overloaded) as error:
-                    _log.warning("claims could not be released; their leases will expire", error=str(error))
 
     async def _sweep_forever(self) -> None:
         sweep_at = trio.current_time() + self._timing.sweep_seconds
@@ -258,7 +264,7 @@ class Deliverer:
             try:
                 await self._claim_more()
                 if trio.current_time() >= sweep_at:
-                    is_through = await self._sweep()
+                    is_through = not self._may_be_due() or await self._sweep()
                     sweep_at = trio.current_time() + (self._timing.sweep_seconds if is_through else TICK_SECONDS)
             except (DatabaseUnavailable, Overloaded) as error:
                 _log.warning("cannot look for due deliveries", error=str(error))
@@ -297,7 +303,7 @@ class Deliverer:
             elif not one.is_enabled:
                 continue
             elif one.is_due and one.is_ordered:
-                self._want_in_order(one.merchant_id, one.endpoint_id)
+                self._ordered.want(one.merchant_id, one.endpoint_id)
             elif one.is_due:
                 claims += await self._claim(one.merchant_id, one.endpoint_id)
             if claims >= CLAIMS_PER_SWEEP_MAX:
@@ -312,39 +318,17 @@ class Deliverer:
             queue.has_more = False
             return False
         is_careful = queue.is_suspect or not queue.is_sound
-        wanted = queue.room(now=now) if is_careful else min(CLAIM_MAX, queue.affordable(self._too_old_at() - now))
+        wanted = queue.room(now=now) if is_careful else min(CLAIM_MAX, queue.affordable(self._too_old_at(now) - now))
         room = min(wanted, QUEUE_MAX - self._waiting) - len(queue.waiting)
         if room <= 0 or not self._has_room(queue):
             return False  # the next sweep tries again
-        too_old_at = self._too_old_at()
+        too_old_at = self._too_old_at(now)
         async with self._db.pool.connection() as connection:
             claims = await claim_due_deliveries(
                 connection, merchant_id, endpoint_id, limit=room, lease_seconds=self._timing.lease_seconds
             )
         queue.has_more = len(claims) == room
+        now = trio.current_time()
         for claimed in claims:
-            self._take(claimed, too_old_at)
+            self._take(claimed, too_old_at, now)
         return True
-
-    # In order
-
-    def _want_in_order(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
-        if endpoint_id in self._ordered:
-            self._ordered[endpoint_id] = True
-        elif len(self._ordered) < ORDERED_MAX and self._nursery is not None:
-            self._ordered[endpoint_id] = False
-            self._nursery.start_soon(self._send_in_order, merchant_id, endpoint_id)
-
-    async def _send_in_order(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> None:
-        try:
-            is_wanted = True
-            while is_wanted:
-                self._ordered[endpoint_id] = False
-                is_left = await send_in_order(
-                    self._db, self._sender, self._metrics, merchant_id, endpoint_id, lease_seconds=self._timing.lease_seconds
-                )
-                is_wanted = self._ordered[endpoint_id] or (is_left and len(self._ordered) < ORDERED_MAX)
-        except FlorinError as error:
-            _log.warning("an ordered endpoint cannot be served; its lease will expire", error=str(error))
-        finally:
-            del self._ordered[endpoint_id]

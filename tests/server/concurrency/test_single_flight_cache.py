@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from server.concurrency.single_flight_cache import SingleFlightCache
+from server.concurrency.single_flight_cache import KEPT_SECONDS, SingleFlightCache, Validity
 
 SECONDS = 2.0
 
@@ -126,3 +126,41 @@ async def test_no_more_is_remembered_than_was_agreed() -> None:
     for key in "abcdefg":
         await remembered.look_up(key)
         assert sum(remembered.last(one) is not None for one in "abcdefg") <= 3
+
+
+async def test_values_are_kept_while_nothing_has_changed(autojump_clock: MockClock) -> None:
+    source, validity = Source(), Validity()
+    source.may_answer.set()
+    kept = SingleFlightCache(
+        source.find, seconds=SECONDS, most=10, validity=validity, lasts=lambda value: not value.startswith("b")
+    )
+    began = trio.current_time()
+    assert await kept.look_up("a") == "a 1"
+    assert await kept.look_up("b") == "b 2"
+    validity.extend(until=began + 10)
+    await trio.sleep(9)
+    assert kept.get("a", now=trio.current_time()) == "a 1"
+    assert kept.get("b", now=trio.current_time()) is None, "a value that does not last has its own time only"
+    await trio.sleep(1)
+    assert kept.get("a", now=trio.current_time()) is None, "it is not known whether something has changed"
+    validity.extend(until=began + 1_000)
+    assert kept.get("a", now=trio.current_time()) == "a 1"
+    validity.end()
+    assert kept.get("a", now=trio.current_time()) is None
+    assert await kept.look_up("a") == "a 3"
+    await trio.sleep(KEPT_SECONDS)
+    assert kept.get("a", now=trio.current_time()) is None, "nothing is kept for ever"
+
+
+async def test_a_value_that_was_being_loaded_when_something_changed_is_not_kept(autojump_clock: MockClock) -> None:
+    source, validity = Source(), Validity()
+    kept = SingleFlightCache(source.find, seconds=SECONDS, most=10, validity=validity)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kept.look_up, "a")
+        await wait_all_tasks_blocked()
+        validity.end()
+        source.may_answer.set()
+    validity.extend(until=trio.current_time() + 10)
+    assert kept.get("a", now=trio.current_time()) == "a 1"
+    await trio.sleep(SECONDS)
+    assert kept.get("a", now=trio.current_time()) is None

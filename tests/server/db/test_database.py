@@ -1,6 +1,7 @@
 """The driver, the pool, the committers, migrations and the schema, on a real PostgreSQL."""
 
 from collections.abc import AsyncIterator, Hashable, Sequence
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,6 +22,7 @@ from server.db.pool import open_pool
 from server.db.roles import Role
 from server.uuid7 import uuid7
 from tests.support.changes import a_change, a_creation, a_payment
+from tests.support.florin import until
 
 
 async def test_a_cancelled_query_leaves_a_usable_connection(connection: Connection) -> None:
@@ -255,6 +257,57 @@ async def test_items_with_one_key_never_share_a_batch(database_url: str) -> None
     assert all(len({item % 10 for item in batch}) == len(batch) for batch in seen)
 
 
+async def test_what_nobody_waits_for_is_gathered_and_what_somebody_waits_for_is_not(
+    database_url: str, connection: Connection
+) -> None:
+    merchant_id = MerchantId(uuid7())
+    creations = Committer(CreationGroup(worker_id=uuid7()), database_url, gather_seconds=60.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(creations.run)
+        for _ in range(5):
+            creations.deposit(a_creation(a_payment(merchant_id)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (creations.groups, creations.is_idle) == (0, False)
+        assert await creations.submit(a_creation(a_payment(merchant_id))) is None
+        assert (creations.groups, creations.items) == (1, 6)
+        creations.deposit(a_creation(a_payment(merchant_id)))
+        nursery.cancel_scope.cancel()  # what is left is written at the end
+    assert await connection.query("SELECT count(*) FROM payment_requests") == [(7,)]
+
+
+async def test_a_full_group_of_deposits_is_written_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committer_module, "GROUP_MAX", 4)
+    creations = Committer(CreationGroup(worker_id=uuid7()), database_url, gather_seconds=60.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(creations.run)
+        for _ in range(4):
+            creations.deposit(a_creation(a_payment(MerchantId(uuid7()))))
+        await until(lambda: creations.is_idle)
+        nursery.cancel_scope.cancel()
+    assert (creations.groups, creations.items) == (1, 4)
+
+
+async def test_plans_are_made_again_as_the_tables_grow_and_not_by_the_clock(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded: list[int] = []
+    execute = Connection.execute
+
+    async def counted(self: Connection, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if query == "DISCARD PLANS":
+            discarded.append(creations.items)
+        return await execute(self, query, *args, **kwargs)
+
+    monkeypatch.setattr(Connection, "execute", counted)
+    creations = Committer(CreationGroup(worker_id=uuid7()), database_url)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(creations.run)
+        for _ in range(40):
+            await creations.submit(a_creation(a_payment(MerchantId(uuid7()))))
+        nursery.cancel_scope.cancel()
+    assert discarded == [1, 3, 7, 15, 31]
+
+
 async def test_migrations_apply_once_and_never_change(connection: Connection) -> None:
     assert await migrate(connection) == []
     assert set(await applied(connection)) == {migration.number for migration in migrations()}
@@ -292,7 +345,15 @@ async def test_every_key_leads_with_the_merchant(reader: Connection) -> None:
          WHERE c.contype IN ('p', 'u', 'f') AND c.connamespace = 'public'::regnamespace
         """
     )
-    reference_tables = {"psp_accounts", "psp_states", "workers", "database_clock", "sequence_epochs", "schema_migrations"}
+    reference_tables = {
+        "psp_accounts",
+        "psp_states",
+        "workers",
+        "database_clock",
+        "settings_changes",
+        "sequence_epochs",
+        "schema_migrations",
+    }
     wrong = [row for row in rows if row[2] != "merchant_id" and row[0] not in reference_tables]
     assert wrong == []
     assert {row[0] for row in rows} >= {"payment_requests", "ledger_entries", "events", "deliveries", "wallets"}
@@ -307,7 +368,8 @@ async def test_unique_indexes_lead_with_the_merchant_and_defaults_are_not_volati
           JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = i.indkey[0]
          WHERE i.indisunique AND t.relnamespace = 'public'::regnamespace AND a.attname <> 'merchant_id'
            AND t.relname NOT IN (
-               'psp_accounts', 'psp_states', 'workers', 'database_clock', 'sequence_epochs', 'schema_migrations')
+               'psp_accounts', 'psp_states', 'workers', 'database_clock', 'settings_changes', 'sequence_epochs',
+               'schema_migrations')
         """
     )
     assert stray == []

@@ -7,6 +7,7 @@ import pytest
 from server.db.doctor.run import CHECKS, Violation, broken_promises
 from tests.support.florin import PAID, Florin, eventually
 from tests.support.payments import act, until_chained
+from tests.support.webhooks import until_delivered
 
 _OPEN = "ALTER TABLE {0} DISABLE TRIGGER {0}_append_only"
 _SHUT = "ALTER TABLE {0} ENABLE TRIGGER {0}_append_only"
@@ -149,6 +150,7 @@ async def database_in_use(florin: Florin) -> Florin:
     await florin.until_told(payment["id"], "payment.succeeded")
     await act(florin, payment, "refunds", amount=1)
     await until_chained(florin)
+    await until_delivered(florin)
     await florin.create(order_id="open")
     await florin.require_promises()
     return florin

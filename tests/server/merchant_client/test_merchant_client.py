@@ -11,7 +11,7 @@ import trio
 
 import florin_client._async.transport
 import florin_client._blocking.transport
-from core.signing import sign_standard
+from core.signing import StandardKey, sign_standard
 from florin_client import (
     ApiError,
     AsyncFlorin,
@@ -118,7 +118,7 @@ async def test_a_webhook_is_verified_and_read(florin: Server) -> None:
     with pytest.raises(InvalidSignature):
         verify_webhook(secret, {**delivered.headers, "webhook-id": "\ud800"}, delivered.body)
     body = b"[]"
-    signature = sign_standard([secret], message_id="m", timestamp=1, body=body)
+    signature = sign_standard([StandardKey(secret)], message_id="m", timestamp=1, body=body)
     headers = {"Webhook-Id": "m", "Webhook-Timestamp": "1", "Webhook-Signature": signature}
     with pytest.raises(InvalidSignature, match="not an event"):
         verify_webhook(secret, headers, body, now=1.0)

@@ -9,7 +9,7 @@ import trio
 from tests.support.florin import Florin, eventually
 from tests.support.payments import charge
 from tests.support.receiver import always, receiving
-from tests.support.webhooks import add, call
+from tests.support.webhooks import add, call, until_delivered
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,6 @@ async def test_events_are_sent_once_more_alone_and_as_a_range(florin: Florin) ->
         assert (await call(florin, "POST", f"{path}/deliveries/9/resend", {})).status_code == 404
         assert (await call(florin, "POST", f"{path}/replay", {"from_seq": 3, "to_seq": 2})).status_code == 422
         await until_delivered(florin)
-
-
-async def until_delivered(florin: Florin) -> None:
-    """Wait until nothing is under way."""
-    await eventually(lambda: florin.rows("SELECT 1 WHERE NOT EXISTS (SELECT FROM deliveries WHERE state = 'PENDING')"))
 
 
 async def test_the_log_shows_requests_and_replies_without_secrets(florin: Florin) -> None:

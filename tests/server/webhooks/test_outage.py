@@ -17,7 +17,7 @@ import trio.testing
 from core.ids import EndpointId, EventId, MerchantId, PspAccountId
 from server.concurrency.worker_count import WorkerCount
 from server.db.connection import Connection
-from server.db.database import open_database
+from server.db.database import RESULT_GATHER_SECONDS, Database, open_database
 from server.db.events.events import append_event
 from server.db.merchants.merchants import Merchant, add_merchant
 from server.db.webhooks.endpoints import Endpoint, EndpointMode, add_endpoint
@@ -54,6 +54,7 @@ class World:
 
     clock: trio.testing.MockClock
     connection: Connection
+    database: Database
     deliverer: Deliverer
     began: float = field(default_factory=trio.current_time)
 
@@ -72,6 +73,8 @@ class World:
             looks += 1
             if looks % LOOKS_MAX == 0:
                 await self._pass(1.1)
+            elif not self.database.delivery_results.is_idle:
+                await self._pass(RESULT_GATHER_SECONDS)
 
     async def _pass(self, seconds: float) -> None:
         moment = self.now + timedelta(seconds=seconds)
@@ -109,10 +112,10 @@ async def world(url: str, clock: trio.testing.MockClock) -> AsyncIterator[tuple[
         open_client() as http,
         trio.open_nursery() as nursery,
     ):
-        feeds = Feeds(db.pool)
+        feeds = Feeds(db.pool, WorkerCount())
         sender = Sender(db.pool, http, http, sealer, attempt_seconds=15, now=lambda: made[0].now, publish=feeds.publish)
         timing = Timing(lease_seconds=30, sweep_seconds=1.0)
-        made.append(World(clock, connection, Deliverer(db, sender, Metrics(), WorkerCount(), timing)))
+        made.append(World(clock, connection, db, Deliverer(db, sender, Metrics(), WorkerCount(), timing)))
         await nursery.start(made[0].deliverer.run)
         yield made[0], sealer
         nursery.cancel_scope.cancel()
