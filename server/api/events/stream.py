@@ -8,7 +8,7 @@ Close codes: 1012 the server restarts and 1013 too far behind, after both of whi
 message that cannot be understood; 4401 the key was revoked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -63,30 +63,30 @@ class _Admitted:
 
 
 class _CloseRequest:
-    """A request to end one stream."""
+    """A request to end one stream. `close` sends the close code, in a task of its own."""
 
-    def __init__(self) -> None:
-        self._wanted = trio.Event()
-        self._code, self._reason = RESTART, ""
+    __slots__ = ("_close", "_is_made")
+
+    def __init__(self, close: Callable[[int, str], None]) -> None:
+        self._close = close
+        self._is_made = False
 
     def end(self, code: int, reason: str) -> None:
         """End the stream with this close code. The first call counts."""
-        if not self._wanted.is_set():
-            self._code, self._reason = code, reason
-            self._wanted.set()
+        if not self._is_made:
+            self._is_made = True
+            self._close(code, reason)
 
     def end_renumbered(self) -> None:
         """End the stream because its numbers mean other events now."""
         self.end(RESTART, "the events were renumbered: reconnect")
 
-    async def run(self, send: Send) -> None:
-        """Wait for a request to end, and close."""
-        await self._wanted.wait()
-        await _close(send, self._code, self._reason)
-
 
 class StreamApi:
-    """The handler, and the watch over the keys that opened streams."""
+    """The handler, and the watch over the keys that opened streams.
+
+    A stream that waits for events has no task of its own besides its connection's: `run` holds those that catch up or close.
+    """
 
     def __init__(self, context: Events, authentication: Authentication) -> None:
         self._context = context
@@ -94,16 +94,18 @@ class StreamApi:
         self._by_key: dict[tuple[MerchantId, UUID], set[_CloseRequest]] = {}
         self._open: dict[MerchantId, int] = {}
         self._joining = trio.Semaphore(JOINING_MAX)
+        self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Close the streams of revoked keys, until canceled."""
-        task_status.started()
-        while True:
-            await trio.sleep(WATCH_SECONDS)
-            try:
-                await self._close_revoked()
-            except Exception as error:  # noqa: BLE001 - a failed check must not end the worker
-                _log.warning("cannot check for revoked keys", error=str(error))
+        """Hold the streams' tasks, and close the streams of revoked keys, until canceled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            while True:
+                await trio.sleep(WATCH_SECONDS)
+                try:
+                    await self._close_revoked()
+                except Exception as error:  # noqa: BLE001 - a failed check must not end the worker
+                    _log.warning("cannot check for revoked keys", error=str(error))
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one websocket to its end."""
@@ -121,7 +123,7 @@ class StreamApi:
         except FlorinError as error:
             await send_error(partial(_deny, send), error, request_id=request_id)
             return
-        with self._counted(admitted) as ends:
+        with self._counted(admitted, send) as ends:
             try:
                 await send({"type": "websocket.accept"})
                 await self._serve(receive, send, admitted, (sequence, resumption), ends)
@@ -170,43 +172,52 @@ class StreamApi:
         }
         await send({"type": "websocket.send", "text": msgspec.json.encode(hello).decode()})
         reader = Reader(send, ends.end_renumbered, types=admitted.types)
+        scope = trio.CancelScope()
         with self._context.feeds.reading(admitted.merchant_id, last_seq=sequence.last_seq) as feed:
-            async with trio.open_nursery() as nursery:
-                try:
-                    nursery.start_soon(ends.run, send)
-                    nursery.start_soon(self._catch_up, feed, reader, send, resumption.after_seq)
-                    await self._receive_acks(receive, send, feed, admitted, last_seq=sequence.last_seq)
-                finally:
-                    feed.leave(reader)
-                    nursery.cancel_scope.cancel()
+            assert self._nursery is not None
+            try:
+                self._nursery.start_soon(self._catch_up, scope, feed, reader, send, resumption.after_seq)
+                await self._receive_acks(receive, send, feed, admitted, last_seq=sequence.last_seq)
+            finally:
+                scope.cancel()
+                feed.leave(reader)
 
-    async def _catch_up(self, feed: Feed, reader: Reader, send: Send, seq: int) -> None:
-        """Send past events until nothing lies between them and the live ones, then join without a checkpoint in between."""
-        try:
-            while seq != feed.last_seq:
-                if feed.is_void:
-                    await _close(send, RESTART, "the events were renumbered: reconnect")
-                    return
-                if seq > feed.last_seq:
-                    await feed.wait_after(seq - 1)
-                    continue
-                async with self._joining, self._context.pool.connection() as connection:
-                    page = await list_events(connection, feed.merchant_id, after_seq=seq, limit=PAGE_EVENTS)
-                if not page or feed.is_void:
-                    await _close(send, RESTART, "the events were renumbered: reconnect")
-                    return
-                for event in page:
-                    if event.seq > feed.last_seq:
-                        break
-                    if is_wanted(event.type, reader.types):
-                        await send({"type": "websocket.send", "text": encode_event(event).decode()})
-                    seq = event.seq
-            feed.join(reader)
-        except OSError:
-            return  # the peer is gone
-        except (DatabaseUnavailable, Overloaded) as error:
-            _log.warning("a stream cannot read past events", error=str(error))
-            await _close(send, TRY_AGAIN_LATER, "the events cannot be read at the moment: reconnect")
+    async def _catch_up(self, scope: trio.CancelScope, feed: Feed, reader: Reader, send: Send, seq: int) -> None:
+        """Send past events until nothing lies between them and the live ones, then join. `scope` ends it with its stream."""
+        with scope:
+            try:
+                if await self._send_past(feed, reader, send, seq) and not scope.cancel_called:
+                    feed.join(reader)  # without a checkpoint in between
+            except OSError:
+                return  # the peer is gone
+            except (DatabaseUnavailable, Overloaded) as error:
+                _log.warning("a stream cannot read past events", error=str(error))
+                await _close(send, TRY_AGAIN_LATER, "the events cannot be read at the moment: reconnect")
+            except Exception:  # noqa: BLE001 - one stream's failure must not end the others
+                _log.exception("a stream failed")
+                await _close(send, RESTART, "the server failed: reconnect")
+
+    async def _send_past(self, feed: Feed, reader: Reader, send: Send, seq: int) -> bool:
+        """Send past events. Returns whether nothing lies between them and the live ones; otherwise the stream is closed."""
+        while seq != feed.last_seq:
+            if feed.is_void:
+                await _close(send, RESTART, "the events were renumbered: reconnect")
+                return False
+            if seq > feed.last_seq:
+                await feed.wait_after(seq - 1)
+                continue
+            async with self._joining, self._context.pool.connection() as connection:
+                page = await list_events(connection, feed.merchant_id, after_seq=seq, limit=PAGE_EVENTS)
+            if not page or feed.is_void:
+                await _close(send, RESTART, "the events were renumbered: reconnect")
+                return False
+            for event in page:
+                if event.seq > feed.last_seq:
+                    break
+                if is_wanted(event.type, reader.types):
+                    await send({"type": "websocket.send", "text": encode_event(event).decode()})
+                seq = event.seq
+        return True
 
     async def _receive_acks(self, receive: Receive, send: Send, feed: Feed, admitted: _Admitted, *, last_seq: int) -> None:
         """Receive acknowledgements until the client leaves."""
@@ -228,9 +239,13 @@ class StreamApi:
                 return
             self._context.acks.note(admitted.merchant_id, consumer, seq)
 
+    def _close_soon(self, send: Send, code: int, reason: str) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(_close, send, code, reason)
+
     @contextmanager
-    def _counted(self, admitted: _Admitted) -> Iterator[_CloseRequest]:
-        merchant_id, ends = admitted.merchant_id, _CloseRequest()
+    def _counted(self, admitted: _Admitted, send: Send) -> Iterator[_CloseRequest]:
+        merchant_id, ends = admitted.merchant_id, _CloseRequest(partial(self._close_soon, send))
         self._open[merchant_id] = self._open.get(merchant_id, 0) + 1
         self._by_key.setdefault(admitted.key, set()).add(ends)
         try:
