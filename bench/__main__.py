@@ -5,8 +5,8 @@ goes, `report` renders a stored report again. Exit code 1: a promise is broken, 
 after Ctrl-C.
 """
 
-import statistics
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,17 +14,17 @@ from typing import Annotated
 
 import trio
 import typer
-from rich.table import Table
 
 from bench.generator.arrivals import Arrivals
+from bench.lab.capacity import capacities, find_capacity
 from bench.lab.compare import compare as compare_rounds
 from bench.lab.compare import rounds_of, table, warnings
-from bench.lab.growth import SIZE_MAX, grow
+from bench.lab.growth import SIZE_MAX, grow, sizes_table
 from bench.lab.live import Screen
 from bench.lab.options import BenchError, RunOptions, require_sense
 from bench.lab.page import render
 from bench.lab.profile_run import profile_scenario
-from bench.lab.profiling import ALARMS, BUDGETS_US, hottest
+from bench.lab.profiling import hottest
 from bench.lab.results import Report, ReportError, read_report, write_report
 from bench.lab.run import run
 from bench.lab.scenarios import SCENARIOS, describe
@@ -58,16 +58,12 @@ Callers = Annotated[int | None, typer.Option(min=1, max=16_000, help="Closed loo
 Seconds = Annotated[float | None, typer.Option(min=1, max=7_200, help="Duration of the load in seconds.", show_default=False)]
 Count = Annotated[int | None, typer.Option(min=1, max=10_000_000, help="The most requests.", show_default=False)]
 WarmUp = Annotated[float, typer.Option("--warm-up", min=0, max=600, help="Seconds of load before the measurement.")]
-Merchants = Annotated[
-    int | None, typer.Option(min=1, max=5_000, help="Number of merchants that share the load.", show_default=False)
-]
+Merchants = Annotated[int | None, typer.Option(min=1, max=5_000, help="Number of merchants.", show_default=False)]
 PspMs = Annotated[int | None, typer.Option("--psp-ms", min=0, max=60_000, help="The PSP's response time in milliseconds.")]
 Sockets = Annotated[int | None, typer.Option(min=1, max=15_000, help="Number of websockets (`stream`).", show_default=False)]
 Items = Annotated[int | None, typer.Option(min=1, max=10_000, help="Items per batch (`batch`).", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="FLORIN_X=Y", help="A setting of the started Florin.")]
-Out = Annotated[
-    Path | None, typer.Option(help="Directory for the report. Default: bench-results/TIME-SCENARIO.", show_default=False)
-]
+Out = Annotated[Path | None, typer.Option(help="The report's place. Default: bench-results/TIME-SCENARIO.", show_default=False)]
 
 
 def _scenario_command(name: str) -> None:
@@ -165,6 +161,8 @@ def compare(
     rounds: Annotated[int, typer.Option(min=3, max=50, help="Rounds of each, in turn.")] = 7,
     count: Count = 4_000,
     callers: Callers = None,
+    rate: Rate = None,
+    workers: Workers = 1,
     seconds: Seconds = None,
     out: Out = None,
 ) -> None:
@@ -175,8 +173,8 @@ def compare(
         first, second = _of_file(a), _of_file(b)
         _show_ratios(first, second, a, b)
         return
-    options = RunOptions(scenario=scenario, subjects=[a, b], rounds=rounds, count=count, callers=callers, seconds=seconds)
-    report = measured(options)
+    shape = RunOptions(scenario=scenario, rounds=rounds, count=count, callers=callers, rate=rate, seconds=seconds)
+    report = measured(replace(shape, subjects=[a, b], workers=workers))
     _keep(report, out or _place(f"compare-{scenario}"))
     show(report)
     names = list(dict.fromkeys(one.subject for one in report.measurements))
@@ -206,6 +204,46 @@ def _show_ratios(a: tuple[Report, str | None], b: tuple[Report, str | None], nam
 
 
 @app.command()
+def capacity(
+    p99_ms: Annotated[float, typer.Option("--p99-ms", min=1, max=60_000, help="Objective in milliseconds.")] = 50.0,
+    scenario: Annotated[str, typer.Option(help="The scenario.")] = "sync",
+    subjects: Subjects = "florin",
+    workers: Workers = 1,
+    generators: Generators = 1,
+    arrivals: Spread = None,
+    seconds: Annotated[float, typer.Option(min=2, max=600, help="Seconds at each rate.")] = 8.0,
+    merchants: Merchants = None,
+    psp_ms: PspMs = None,
+    settings: Set = None,
+) -> None:
+    """Find the highest rate at which p99 holds, by bisection, for each subject."""
+    if scenario not in SCENARIOS or SCENARIOS[scenario].is_timed:
+        raise BenchError(f"the scenario must be one of {', '.join(name for name, one in SCENARIOS.items() if not one.is_timed)}")
+    options = RunOptions(
+        scenario=scenario,
+        subjects=[one.strip() for one in subjects.split(",") if one.strip()],
+        workers=workers,
+        generators=generators,
+        arrivals=arrivals,
+        rate=1.0,
+        seconds=seconds,
+        merchants=merchants,
+        psp_ms=psp_ms,
+        settings=_settings(settings or []),
+    )
+    require_sense(options, SCENARIOS[scenario])
+    configure_logs("error")
+    allow_many_files()
+    with Screen("florin bench capacity", seconds) as screen:
+        found, left_out, broken = trio.run(find_capacity, options, SCENARIOS[scenario], p99_ms, screen.tell)
+    console.print(capacities(found, p99_ms))
+    for name, why in left_out.items():
+        console.print(f"{name} was left out: {why}", markup=False)
+    console.print("BROKEN PROMISES: " + "; ".join(broken) if broken else "all promises are kept", markup=False)
+    raise typer.Exit(1 if broken or not all(one.rate for one in found) else 0)
+
+
+@app.command()
 def profile(
     scenario: Annotated[str, typer.Argument(help="The scenario to run meanwhile.")] = "sync",
     of: Annotated[str, typer.Option(help="worker (py-spy) or PostgreSQL (perf).")] = "worker",
@@ -222,12 +260,7 @@ def profile(
     with Screen(f"florin bench profile {scenario}", seconds) as screen:
         found = trio.run(profile_scenario, scenario, of, seconds, callers, path, screen.tell)
     if of == "worker":
-        shown = Table("part", "µs a payment", "budget", "bare requests", "CI limit", box=None)
-        for part, microseconds in found.parts.items():
-            ratio = f"{microseconds / found.request_us:.1f}"
-            shown.add_row(part, f"{microseconds:,.0f}", f"{BUDGETS_US[part]}", ratio, f"{ALARMS[part]:.1f}")
-        shown.add_row("together", f"{found.worker_us:,.0f}", f"{sum(BUDGETS_US.values())}")
-        console.print(shown)
+        console.print(found.table())
         console.print(f"a bare request of the wire costs {found.request_us:.0f} µs in this run")
     for frame, share in hottest(found.stacks, 20):
         console.print(f"{share:6.1%}  {frame}", markup=False)
@@ -252,12 +285,7 @@ def growth(
     with Screen("florin bench growth", 60.0) as screen:
         report, found = trio.run(partial(grow, wanted, count=count, rounds=rounds, told=screen.tell))
     _keep(report, out or _place("growth"))
-    shown = Table("stored", "worker µs", "PostgreSQL µs", "p50 ms", "p99 ms", box=None)
-    for size, group in found.items():
-        cpu = [f"{statistics.median(one.cpu_us[name] for one in group):,.0f}" for name in ("worker", "PostgreSQL")]
-        times = [statistics.median(one.latencies["ok"].milliseconds[label] for one in group) for label in ("p50", "p99")]
-        shown.add_row(f"{size:,}", *cpu, *[f"{one:,.1f}" for one in times])
-    console.print(shown)
+    console.print(sizes_table(found))
 
 
 @app.command()

@@ -110,6 +110,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench.measure": set(),
     "bench.peers": set(),
     "bench.micro": {"core", "server", "bench.measure", "bench.generator"},
+    "bench.micro.instructions": {"core", "server", "bench"},
+    "bench.micro.storm": {"core", "server", "bench"},
     "bench": {"core", "server", "bench"},
 }
 """The imports allowed to each package besides its own modules: they point down only. The longest name that fits counts."""

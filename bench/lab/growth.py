@@ -5,11 +5,13 @@ delivery, as a payment leaves them. Only the hash chain is not computed: its hea
 does not chain these rows during the measurement. `florin doctor` would rightly object to such a chain, and is not run.
 """
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
 import trio
+from rich.table import Table
 
 from bench.lab.load import Load, open_generators
 from bench.lab.options import RunOptions
@@ -153,3 +155,13 @@ async def _settle(connection: Connection, subject: Subject) -> None:
             meter = CpuMeter.start({"PostgreSQL": subject.components["PostgreSQL"]})
             await trio.sleep(1.0)
             quiet = quiet + 1 if meter.used_seconds()["PostgreSQL"] < QUIET_SHARE else 0
+
+
+def sizes_table(found: Mapping[int, Sequence[Measurement]]) -> Table:
+    """The medians at each size, for the terminal."""
+    shown = Table("stored", "worker µs", "PostgreSQL µs", "p50 ms", "p99 ms", box=None)
+    for size, group in found.items():
+        cpu = [f"{statistics.median(one.cpu_us[name] for one in group):,.0f}" for name in ("worker", "PostgreSQL")]
+        times = [statistics.median(one.latencies["ok"].milliseconds[label] for one in group) for label in ("p50", "p99")]
+        shown.add_row(f"{size:,}", *cpu, *[f"{one:,.1f}" for one in times])
+    return shown

@@ -21,12 +21,14 @@ from hdrh.histogram import HdrHistogram
 from bench.generator.journeys import OK
 from bench.generator.plan import Plan, Report, Second, Tally
 from core.errors import FlorinError
+from server.db.connection import Connection, open_session
 from server.http.server.listener import bind
 
 START_SECONDS = 0.3
 """A plan is handed out this long before it begins, so that all generators have read it by then."""
 GRACE_SECONDS = 20.0
 READY_SECONDS = 30.0
+SETTLE_SECONDS = 150.0
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
 
@@ -171,6 +173,29 @@ async def offer(
         raise LoadError("a load generator did not end in time") from error
     load.series = [_together(pending[number]) for number in sorted(pending)]
     return load
+
+
+async def settle(database_url: str | None) -> bool:
+    """Wait until all work has ended. Returns whether that was in time."""
+    if database_url is None:
+        await trio.sleep(1.0)
+        return True
+    async with open_session(database_url) as connection:
+        with trio.move_on_after(SETTLE_SECONDS):
+            while not await _is_settled(connection):  # noqa: ASYNC110 - a database sends no event when its work has ended
+                await trio.sleep(0.1)
+            return True
+    return False
+
+
+async def _is_settled(connection: Connection) -> bool:
+    rows = await connection.query(
+        """
+        SELECT NOT EXISTS (SELECT FROM payment_requests WHERE due_at IS NOT NULL AND status IN ('PENDING', 'UNKNOWN'))
+           AND NOT EXISTS (SELECT FROM deliveries WHERE due_at IS NOT NULL)
+        """
+    )
+    return bool(rows[0][0])
 
 
 def _share(whole: int, number: int, parts: int) -> int:

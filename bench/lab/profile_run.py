@@ -8,10 +8,11 @@ from pathlib import Path
 
 import msgspec
 import trio
+from rich.table import Table
 
 from bench.lab.load import Load, offer, open_generators
 from bench.lab.options import RunOptions
-from bench.lab.profiling import Stacks, flame_graph, parts, read_stacks, recorder
+from bench.lab.profiling import ALARMS, BUDGETS_US, Stacks, flame_graph, parts, read_stacks, recorder
 from bench.lab.run import measure, plan_of, prepare, warm_up
 from bench.lab.scenarios import SCENARIOS
 from bench.lab.subjects import Setup, open_florin
@@ -32,6 +33,15 @@ class Profile:
     worker_us: float
     parts: dict[str, float]
     request_us: float
+
+    def table(self) -> Table:
+        """The parts, for the terminal."""
+        shown = Table("part", "µs a payment", "budget", "bare requests", "CI limit", box=None)
+        for part, microseconds in self.parts.items():
+            ratio = f"{microseconds / self.request_us:.1f}"
+            shown.add_row(part, f"{microseconds:,.0f}", f"{BUDGETS_US[part]}", ratio, f"{ALARMS[part]:.1f}")
+        shown.add_row("together", f"{self.worker_us:,.0f}", f"{sum(BUDGETS_US.values())}")
+        return shown
 
 
 async def profile_scenario(

@@ -7,6 +7,8 @@ of processes from /proc, in µs per successful payment. The format is `FORMAT`; 
 import os
 import platform
 import subprocess
+import sys
+import sysconfig
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -161,10 +163,19 @@ def machine(*, postgres: str) -> Machine:
         cores=len(os.sched_getaffinity(0)),
         memory_gib=round(memory, 1),
         system=f"{platform.system()} {platform.release()}",
-        python=f"{platform.python_implementation()} {platform.python_version()}",
+        python=f"{platform.python_implementation()} {platform.python_version()}, {python_build()}",
         postgres=postgres,
         packages=found,
     )
+
+
+def python_build() -> str:
+    """The optimizations with which this Python was built. Debian's own does not tell, and always has both."""
+    if sys.base_prefix == "/usr" and Path("/etc/debian_version").exists():
+        return "Debian's, with PGO and LTO"
+    arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    flags = {"PGO": "--enable-optimizations", "LTO": "--with-lto"}
+    return " and ".join("with " + name for name, flag in flags.items() if flag in arguments) or "without optimization"
 
 
 def commit_of(checkout: Path) -> str:

@@ -19,18 +19,17 @@ import trio
 
 from bench.generator.arrivals import Arrivals, Stage, steps
 from bench.generator.plan import IN_FLIGHT_MAX, Plan
-from bench.lab.load import START_SECONDS, Generator, Load, offer, open_generators
+from bench.lab.load import SETTLE_SECONDS, START_SECONDS, Generator, Load, offer, open_generators, settle
 from bench.lab.options import BenchError, RunOptions, command_line, shown_settings
 from bench.lab.results import PERCENTILES, Latency, Measurement, Moment, Report, new_report
 from bench.lab.sampler import Sample, Sampler
 from bench.lab.scenarios import Scenario
 from bench.lab.subjects import ROOT, Merchants, Setup, Subject, missing_peer, open_florin, open_peer, require_alive
 from bench.measure import CpuMeter, percentile
-from server.db.connection import Connection, open_session
+from server.db.connection import open_session
 from server.db.doctor.run import broken_promises
 from server.http.client.client import open_client
 
-SETTLE_SECONDS = 150.0
 PROMISES_SECONDS = 300.0
 SLOW_PEERS = {"trio": 10, "asyncio": 2}
 """Expensive scenarios are given a share of the count, so that a round ends."""
@@ -47,7 +46,7 @@ async def run(options: RunOptions, scenario: Scenario, told: Told) -> Report:
     postgres = "unknown"
     async with open_generators(options.generators) as generators, AsyncExitStack() as stack:
         told("starting", None)
-        subjects = await _open(options, scenario, generators, stack, left_out)
+        subjects = await open_subjects(options, scenario, generators, stack, left_out)
         if not subjects:
             raise BenchError("nothing is left to measure: " + "; ".join(left_out.values()))
         for subject in subjects:
@@ -58,7 +57,7 @@ async def run(options: RunOptions, scenario: Scenario, told: Told) -> Report:
             # Every second round in reverse: being first or last is an advantage for nobody.
             for subject in subjects if number % 2 else reversed(subjects):
                 title = subject.name + (f", round {number} of {options.rounds}" if options.rounds > 1 else "")
-                await _rest(subject)
+                await rest(subject)
                 measurements.append(await measure(options, scenario, subject, generators, partial(told, title), number=number))
         told("checking every promise", None)
         for database_url in dict.fromkeys(one.database_url for one in subjects if one.database_url is not None):
@@ -70,6 +69,12 @@ async def run(options: RunOptions, scenario: Scenario, told: Told) -> Report:
     return new_report(command_line(sys.argv[1:]), measurements, left_out, postgres=postgres)
 
 
+async def checked(subjects: Sequence[Subject]) -> list[str]:
+    """The findings of `florin doctor` in the databases of these subjects."""
+    urls = dict.fromkeys(one.database_url for one in subjects if one.database_url is not None)
+    return [text for url in urls for text in (await _promises(url))[1]]
+
+
 async def _promises(database_url: str) -> tuple[str, list[str]]:
     """The PostgreSQL of the run, and what `florin doctor` finds in it."""
     async with open_session(database_url) as connection:
@@ -79,16 +84,17 @@ async def _promises(database_url: str) -> tuple[str, list[str]]:
     return f"{said[0]}, fsync {said[1]}, synchronous_commit {said[2]}", broken
 
 
-async def _rest(subject: Subject) -> None:
+async def rest(subject: Subject) -> None:
     """Write out the pages of earlier rounds, so that no round pays for another one's."""
     if subject.database_url is not None:
         async with open_session(subject.database_url) as connection:
             await connection.execute("CHECKPOINT")
 
 
-async def _open(
+async def open_subjects(
     options: RunOptions, scenario: Scenario, generators: Sequence[Generator], stack: AsyncExitStack, left_out: dict[str, str]
 ) -> list[Subject]:
+    """Start the subjects for as long as the stack is open."""
     if options.url is not None:
         return [_existing(options, generators)]
     setup = Setup(
@@ -187,7 +193,7 @@ async def warm_up(options: RunOptions, scenario: Scenario, subject: Subject, gen
     load = await offer(generators, plan, subject.merchants.keys)
     if not load.succeeded:
         raise BenchError(f"{subject.name}: none of {load.begun} {scenario.journey} journeys succeeded: {load.ended}")
-    await _settle(subject)
+    await settle(subject.database_url)
     await _told_late(generators, plan, subject)
 
 
@@ -213,7 +219,7 @@ async def measure(
         load = await offer(generators, plan, subject.merchants.keys, on_second)
         nursery.cancel_scope.cancel()
     require_alive(subject)
-    is_settled = await _settle(subject)
+    is_settled = await settle(subject.database_url)
     load.told += await _told_late(generators, plan, subject)
     used = meter.used_seconds()
     payments = load.succeeded * plan.items
@@ -257,29 +263,6 @@ async def _stop_psp(subject: Subject, begin: float, end: float) -> None:
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
             await _control(subject, {"down": False})
-
-
-async def _settle(subject: Subject) -> bool:
-    """Wait until all work has ended. Returns whether that was in time."""
-    if subject.database_url is None:
-        await trio.sleep(1.0)
-        return True
-    async with open_session(subject.database_url) as connection:
-        with trio.move_on_after(SETTLE_SECONDS):
-            while not await _is_settled(connection):  # noqa: ASYNC110 - a database sends no event when its work has ended
-                await trio.sleep(0.1)
-            return True
-    return False
-
-
-async def _is_settled(connection: Connection) -> bool:
-    rows = await connection.query(
-        """
-        SELECT NOT EXISTS (SELECT FROM payment_requests WHERE due_at IS NOT NULL AND status IN ('PENDING', 'UNKNOWN'))
-           AND NOT EXISTS (SELECT FROM deliveries WHERE due_at IS NOT NULL)
-        """
-    )
-    return bool(rows[0][0])
 
 
 def _latency(load: Load, name: str) -> Latency:

@@ -29,6 +29,9 @@ def show(found: Report) -> None:
             console.print(f"{'met' if verdict.is_met else 'MISSED'}: {verdict.target}: {verdict.found}", markup=False)
         for note in one.notes:
             console.print(f"careful: {note}", markup=False)
+    console.print(found.machine.python, markup=False)
+    if "PGO" not in found.machine.python:
+        console.print("careful: a Python without PGO takes a sixth more: use Debian's (/usr/bin/python3 -m venv)", markup=False)
     broken = {text for one in found.measurements for text in one.broken_promises or []}
     unknown = all(one.broken_promises is None for one in found.measurements)
     console.print("promises: not checked" if unknown else "all promises are kept" if not broken else "BROKEN PROMISES:")

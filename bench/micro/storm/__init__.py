@@ -1,0 +1,1 @@
+"""Many websockets on one worker, and a storm of reconnections."""
