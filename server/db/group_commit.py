@@ -31,8 +31,8 @@ from core.errors import DatabaseRefused, DatabaseUnavailable, Overloaded
 from server.db.connection import Connection
 
 GROUP_MAX = 256
-BUSY_ITEMS = 4
-"""A writer whose last group was smaller adds no delay."""
+BUSY_ITEMS = 16
+"""A writer whose last group was smaller adds no delay; with 4 it would add some at half of the load that it can take."""
 
 QUEUE_MAX = 4_096
 REPLAN_SECONDS = 60.0
