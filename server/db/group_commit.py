@@ -136,6 +136,11 @@ class Committer(Generic[I, Result]):
             self._hurry.set()
 
     @property
+    def waiting(self) -> int:
+        """The number of items that wait to be written."""
+        return len(self._queue)
+
+    @property
     def is_idle(self) -> bool:
         """True if nothing waits to be written."""
         return not self._queue and not self._is_writing
@@ -160,9 +165,11 @@ class Committer(Generic[I, Result]):
                 await self._write_next()
                 if self._queue:
                     self._wakeup.set()
+                    self._hurry.set()
         finally:
-            with trio.CancelScope(shield=True):
-                while self._queue:  # this ends, because submitters are gone or parked and every group has a deadline
+            ends_at = trio.current_time() + GROUP_SECONDS
+            with trio.CancelScope(shield=True):  # every group has a deadline of its own
+                while self._queue and trio.current_time() < ends_at:
                     await self._write_next()
             self._disconnect()
 

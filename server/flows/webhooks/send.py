@@ -92,14 +92,14 @@ class Sender:
         self._now = now
         self._publish = publish
         # That an endpoint is disabled is read anew each time, because deliveries given up for that reason stay given up. Since
-        # when one has been failing is changed by all workers, and is no setting.
+        # when one has been failing is changed by all workers, and is no setting; an old secret ends without a change.
         self._destinations = SingleFlightCache[tuple[MerchantId, EndpointId], Destination | DisabledReason](
             self._find,
             seconds=ENDPOINT_CACHE_SECONDS,
             most=ENDPOINT_CACHE_MAX,
             keeps=lambda found: isinstance(found, Destination),
             validity=validity,
-            lasts=lambda found: isinstance(found, Destination) and found.failing_since is None,
+            lasts=lambda found: isinstance(found, Destination) and found.failing_since is None and len(found.keys) == 1,
         )
 
     async def attempt(self, claimed: ClaimedDelivery, *, too_old_at: float, now: float) -> Attempted | NotMade:
@@ -169,7 +169,8 @@ class Sender:
             await self._note_failure(destination)
             return self._failed(claimed, began, error=said, was_slow=True)
         if 200 <= response.status < 300:
-            if destination.failing_since is not None:
+            # After a failure, which another worker may have noted, what is cached here may not say so.
+            if destination.failing_since is not None or claimed.attempt > 1:
                 await self._note(destination, None)
             took = _milliseconds(began)
             return Attempted(

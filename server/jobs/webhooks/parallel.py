@@ -3,9 +3,9 @@
 Deliveries that this worker commits arrive through `notify` and are sent within milliseconds. Other due ones (retries, a dead
 worker's deliveries) are claimed from the table, endpoint by endpoint. Invariants:
 
-- At most `IN_FLIGHT_MAX` attempts run, of which at most `SUSPECT_IN_FLIGHT_MAX` go to endpoints that do not answer, so that there
-  is always room for the others. At most `QUEUE_MAX` wait in memory. Excess deliveries stay in the table and are claimed later,
-  and none is claimed for an endpoint that takes nothing at the moment.
+- At most `IN_FLIGHT_MAX` attempts run or have a result that is not yet written. At most `SUSPECT_IN_FLIGHT_MAX` of them go to
+  endpoints that do not answer, so that there is always room for the others. At most `QUEUE_MAX` wait in memory. Excess deliveries
+  stay in the table and are claimed later, and none is claimed for an endpoint that takes nothing at the moment.
 - A claim that cannot be attempted soon is released without counting an attempt.
 - An attempt ends well inside its lease, and its result is written in a group: a failure at once, a success within a fraction of
   a second; until then it is in memory only, and what a killed worker had delivered is delivered again.
@@ -197,7 +197,7 @@ class Deliverer:
     def _has_room(self, queue: EndpointQueue) -> bool:
         if queue.is_suspect and self._suspects_running >= SUSPECT_IN_FLIGHT_MAX:
             return False
-        return self._running < IN_FLIGHT_MAX
+        return self._running + self._db.delivery_results.waiting < IN_FLIGHT_MAX
 
     async def _attempt(self, attempt: _Attempt) -> None:
         queue, claimed, too_old_at, admission, was_suspect = attempt

@@ -177,3 +177,20 @@ async def test_a_backlog_behind_a_rate_is_sent_at_that_rate_and_counts_no_attemp
         await until_delivered(florin)
         rows = await florin.rows("SELECT max(attempts) AS most FROM deliveries")
         assert (rows[0]["most"], sorted(receiver.seqs)) == (1, list(range(1, 61)))
+
+
+async def test_a_retry_that_succeeds_ends_a_failure_that_another_worker_noted(florin: Florin) -> None:
+    async with receiving() as receiver:
+        endpoint = await add(florin, receiver)
+        await charge(florin)
+        await receiver.until(1)
+        await until_delivered(florin)
+        await florin.connection.execute("UPDATE webhook_endpoints SET failing_since = now() - interval '4 days'")
+        await florin.connection.execute("UPDATE deliveries SET state = 'PENDING', attempts = 1, due_at = now()")
+        await receiver.until(2)
+
+        async def is_sound() -> bool:
+            rows = await florin.rows("SELECT failing_since FROM webhook_endpoints WHERE id = $1::uuid", endpoint["id"][3:])
+            return rows[0]["failing_since"] is None
+
+        assert await eventually(is_sound)
