@@ -45,7 +45,7 @@ PYTHON = (3, 11, 2)
 CALLERS = 32
 MERCHANTS = 4
 """Few, because keys and endpoints are read again every two seconds, in which valgrind lets fewer payments pass."""
-PAYMENTS = 1_024
+PAYMENTS = 640
 REPEATS = 2
 REST = "trio, jobs and the rest"
 IDLE_SECONDS = 6.0

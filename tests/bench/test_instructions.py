@@ -9,7 +9,7 @@ from bench.micro.instructions import BUDGET, CALLERS, PAYMENTS, PYTHON, count
 from server.child_process import allow_many_files
 from tests.conftest import program
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.mark.skipif(sys.version_info[:3] != PYTHON, reason="the budget is for the Python that is counted in CI")
