@@ -21,13 +21,13 @@ from bench.lab.compare import compare as compare_rounds
 from bench.lab.compare import rounds_of, table, warnings
 from bench.lab.growth import SIZE_MAX, grow, sizes_table
 from bench.lab.live import Screen
-from bench.lab.options import BenchError, RunOptions, require_sense
+from bench.lab.options import BenchError, RunOptions, rates_of, require_sense, settings_of
 from bench.lab.page import render
 from bench.lab.profile_run import profile_scenario
 from bench.lab.profiling import hottest
 from bench.lab.results import Report, ReportError, read_report, write_report
 from bench.lab.run import run
-from bench.lab.scenarios import SCENARIOS, describe
+from bench.lab.scenarios import SCENARIOS, Scenario, describe
 from bench.lab.summary import console, is_good, show
 from core.errors import FlorinError, leaves
 from server.child_process import allow_many_files
@@ -63,7 +63,7 @@ PspMs = Annotated[int | None, typer.Option("--psp-ms", min=0, max=60_000, help="
 Sockets = Annotated[int | None, typer.Option(min=1, max=15_000, help="Number of websockets (`stream`).", show_default=False)]
 Items = Annotated[int | None, typer.Option(min=1, max=10_000, help="Items per batch (`batch`).", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="FLORIN_X=Y", help="A setting of the started Florin.")]
-Out = Annotated[Path | None, typer.Option(help="The report's place. Default: bench-results/TIME-SCENARIO.", show_default=False)]
+Out = Annotated[Path | None, typer.Option(help="Report directory. Default: bench-results/TIME-SCENARIO.", show_default=False)]
 
 
 def _scenario_command(name: str) -> None:
@@ -101,7 +101,7 @@ def _scenario_command(name: str) -> None:
             generators=generators,
             rounds=rounds,
             rate=rate,
-            steps=_rates(steps),
+            steps=rates_of(steps),
             arrivals=arrivals,
             callers=callers,
             seconds=seconds,
@@ -111,7 +111,7 @@ def _scenario_command(name: str) -> None:
             psp_ms=psp_ms,
             sockets=sockets,
             items=items,
-            settings=_settings(settings or []),
+            settings=settings_of(settings or []),
         )
         place = _made(out or _place(name))
         report = measured(options)
@@ -128,29 +128,21 @@ def _defaults(name: str) -> str:
     return f"{describe(Arrivals.POISSON, rate=defaults.rate, callers=defaults.callers)}, at most {defaults.seconds:g} s"
 
 
-def _rates(text: str | None) -> list[float]:
-    try:
-        return [float(one) for one in text.split(",")] if text else []
-    except ValueError as error:
-        raise BenchError(f"--steps takes rates separated by commas, like 100,200,400, not {text!r}") from error
-
-
-def _settings(given: list[str]) -> dict[str, str]:
-    pairs = [one.partition("=") for one in given]
-    if wrong := [name for name, is_pair, _ in pairs if not (is_pair and name.startswith("FLORIN_"))]:
-        raise BenchError(f"--set takes FLORIN_NAME=VALUE, not {wrong[0]!r}")
-    return {name: value for name, _, value in pairs}
-
-
 def measured(options: RunOptions) -> Report:
     """Carry out a run, showing its progress."""
+    scenario = _prepared(options)
+    seconds = options.seconds or scenario.defaults.seconds
+    with Screen(f"florin bench {options.scenario}", seconds) as screen:
+        return trio.run(run, options, scenario, screen.tell)
+
+
+def _prepared(options: RunOptions) -> Scenario:
+    """Check the options, and set this process up for a run. Returns the scenario."""
     scenario = SCENARIOS[options.scenario]
     require_sense(options, scenario)
     configure_logs("error")
     allow_many_files()
-    seconds = options.seconds or scenario.defaults.seconds
-    with Screen(f"florin bench {options.scenario}", seconds) as screen:
-        return trio.run(run, options, scenario, screen.tell)
+    return scenario
 
 
 @app.command()
@@ -229,13 +221,11 @@ def capacity(
         seconds=seconds,
         merchants=merchants,
         psp_ms=psp_ms,
-        settings=_settings(settings or []),
+        settings=settings_of(settings or []),
     )
-    require_sense(options, SCENARIOS[scenario])
-    configure_logs("error")
-    allow_many_files()
+    wanted = _prepared(options)
     with Screen("florin bench capacity", seconds) as screen:
-        found, left_out, broken = trio.run(find_capacity, options, SCENARIOS[scenario], p99_ms, screen.tell)
+        found, left_out, broken = trio.run(find_capacity, options, wanted, p99_ms, screen.tell)
     console.print(capacities(found, p99_ms))
     for name, why in left_out.items():
         console.print(f"{name} was left out: {why}", markup=False)

@@ -11,10 +11,10 @@ from functools import partial
 
 from rich.table import Table
 
-from bench.lab.load import Load, open_generators
-from bench.lab.options import BenchError, RunOptions
+from bench.lab.load import open_generators
+from bench.lab.options import RunOptions
 from bench.lab.results import Measurement
-from bench.lab.run import checked, measure, open_subjects, prepare, rest, warm_up
+from bench.lab.run import Told, checked, measure, open_subjects, prepare, rest, warm_up
 from bench.lab.scenarios import Scenario
 from bench.lab.subjects import Subject
 
@@ -35,7 +35,7 @@ class Capacity:
 
 
 async def find_capacity(
-    options: RunOptions, scenario: Scenario, p99_ms: float, told: Callable[[str, Load | None], None]
+    options: RunOptions, scenario: Scenario, p99_ms: float, told: Told
 ) -> tuple[list[Capacity], dict[str, str], list[str]]:
     """Find the capacity of each subject. Returns those that were left out, and what the doctor found, as well."""
     found: list[Capacity] = []
@@ -43,8 +43,6 @@ async def find_capacity(
     async with open_generators(options.generators) as generators, AsyncExitStack() as stack:
         told("starting", None)
         subjects = await open_subjects(options, scenario, generators, stack, left_out)
-        if not subjects:
-            raise BenchError("nothing is left to measure: " + "; ".join(left_out.values()))
         for subject in subjects:
             told(f"{subject.name}: warming up", None)
             await prepare(options, scenario, subject)
@@ -58,7 +56,7 @@ async def find_capacity(
 
             found.append(await _search(subject.name, try_rate, p99_ms))
         told("checking every promise", None)
-        broken = await checked(subjects)
+        broken = [text for _, found_broken in (await checked(subjects)).values() for text in found_broken]
     return found, left_out, broken
 
 

@@ -47,6 +47,22 @@ class RunOptions:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
+def rates_of(text: str | None) -> list[float]:
+    """The rates of `--steps`. Raises `BenchError`."""
+    try:
+        return [float(one) for one in text.split(",")] if text else []
+    except ValueError as error:
+        raise BenchError(f"--steps takes rates separated by commas, like 100,200,400, not {text!r}") from error
+
+
+def settings_of(given: Sequence[str]) -> dict[str, str]:
+    """The settings of `--set`. Raises `BenchError`."""
+    pairs = [one.partition("=") for one in given]
+    if wrong := [name for name, is_pair, _ in pairs if not (is_pair and name.startswith("FLORIN_"))]:
+        raise BenchError(f"--set takes FLORIN_NAME=VALUE, not {wrong[0]!r}")
+    return {name: value for name, _, value in pairs}
+
+
 def require_loopback(url: str, *, allow_remote: bool) -> None:
     """Raise `BenchError` for a URL that is not an instance's, or not on this machine."""
     try:

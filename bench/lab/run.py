@@ -47,8 +47,6 @@ async def run(options: RunOptions, scenario: Scenario, told: Told) -> Report:
     async with open_generators(options.generators) as generators, AsyncExitStack() as stack:
         told("starting", None)
         subjects = await open_subjects(options, scenario, generators, stack, left_out)
-        if not subjects:
-            raise BenchError("nothing is left to measure: " + "; ".join(left_out.values()))
         for subject in subjects:
             told(f"{subject.name}: warming up", None)
             await prepare(options, scenario, subject)
@@ -60,8 +58,7 @@ async def run(options: RunOptions, scenario: Scenario, told: Told) -> Report:
                 await rest(subject)
                 measurements.append(await measure(options, scenario, subject, generators, partial(told, title), number=number))
         told("checking every promise", None)
-        for database_url in dict.fromkeys(one.database_url for one in subjects if one.database_url is not None):
-            postgres, broken = await _promises(database_url)
+        for database_url, (postgres, broken) in (await checked(subjects)).items():  # noqa: B007 - used after the loop
             names = {one.name for one in subjects if one.database_url == database_url}
             measurements = [
                 msgspec.structs.replace(one, broken_promises=broken) if one.subject in names else one for one in measurements
@@ -69,10 +66,10 @@ async def run(options: RunOptions, scenario: Scenario, told: Told) -> Report:
     return new_report(command_line(sys.argv[1:]), measurements, left_out, postgres=postgres)
 
 
-async def checked(subjects: Sequence[Subject]) -> list[str]:
-    """The findings of `florin doctor` in the databases of these subjects."""
+async def checked(subjects: Sequence[Subject]) -> dict[str, tuple[str, list[str]]]:
+    """The PostgreSQL of each database of these subjects, and what `florin doctor` finds in it."""
     urls = dict.fromkeys(one.database_url for one in subjects if one.database_url is not None)
-    return [text for url in urls for text in (await _promises(url))[1]]
+    return {url: await _promises(url) for url in urls}
 
 
 async def _promises(database_url: str) -> tuple[str, list[str]]:
@@ -94,7 +91,7 @@ async def rest(subject: Subject) -> None:
 async def open_subjects(
     options: RunOptions, scenario: Scenario, generators: Sequence[Generator], stack: AsyncExitStack, left_out: dict[str, str]
 ) -> list[Subject]:
-    """Start the subjects for as long as the stack is open."""
+    """Start the subjects for as long as the stack is open. Raises `BenchError` if all had to be left out."""
     if options.url is not None:
         return [_existing(options, generators)]
     setup = Setup(
@@ -118,6 +115,8 @@ async def open_subjects(
             if beside is None:  # whose database and PSP it uses
                 beside = await stack.enter_async_context(open_florin(setup, generators))
             found.append(await stack.enter_async_context(open_peer(name, beside, workers=options.workers)))
+    if not found:
+        raise BenchError("nothing is left to measure: " + "; ".join(left_out.values()))
     return found
 
 

@@ -23,9 +23,9 @@ from server.api.parsing import read_query, require_harmless_target
 from server.api.payments.handlers import PaymentsApi
 from server.api.payments.operations import OperationsApi
 from server.api.payments.routes import operation_routes, payment_routes
-from server.api.problems import send_error, send_problem, status_of
+from server.api.problems import new_request_id, send_error, send_problem, status_of
 from server.api.replies import JSON
-from server.api.routing import BODY_BYTES_MAX, Call, Route, Router, allowed, new_request_id
+from server.api.routing import BODY_BYTES_MAX, Call, Route, Router, allowed
 from server.api.webhooks.handlers import EndpointsApi
 from server.api.webhooks.routes import delivery_routes, endpoint_routes, letter_routes
 from server.flows.contexts import Contexts

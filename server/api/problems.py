@@ -77,6 +77,11 @@ _PASSING = frozenset({"idempotency_key_in_flight", "being_opened", "receipt_not_
 """Conflicts that resolve themselves."""
 
 
+def new_request_id() -> str:
+    """A new id for a request whose answer or log names it; most need none."""
+    return f"req_{uuid7().hex}"
+
+
 def status_of(error: FlorinError) -> int:
     """The HTTP status of a failure."""
     return next((_STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _STATUS_BY_ERROR), 500)
@@ -120,7 +125,7 @@ def wire_problem(refusal: Refusal) -> Rendered:
             status, detail = 408, "the body did not arrive in time; nothing was done: repeat the request"
         case _:
             assert_never(refusal)
-    request_id = f"req_{uuid7().hex}"
+    request_id = new_request_id()
     document = problem(status, code=refusal.value, detail=detail, request_id=request_id)
     headers = [(b"retry-after", b"1")] if status == 503 else []
     return Rendered(status, msgspec.json.encode(document), CONTENT_TYPE, headers, request_id)

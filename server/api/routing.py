@@ -12,9 +12,9 @@ from uuid import UUID
 import msgspec
 
 from server.api.parsing import PAGE_DEFAULT, PAGE_MAX, SEQ_MAX, WAIT_SECONDS_MAX
+from server.api.problems import new_request_id
 from server.db.merchants.merchants import Merchant
 from server.http.asgi import Receive, Scope, Send
-from server.uuid7 import uuid7
 
 BODY_BYTES_MAX = 65_536
 
@@ -25,11 +25,6 @@ class Caller(msgspec.Struct, frozen=True):
     merchant: Merchant
     key_id: UUID
     key_requests_per_second_max: int | None = None
-
-
-def new_request_id() -> str:
-    """A new id for a request whose answer or log names it; most need none."""
-    return f"req_{uuid7().hex}"
 
 
 class Call(msgspec.Struct):

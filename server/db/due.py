@@ -25,7 +25,7 @@ class Due(msgspec.Struct, frozen=True):
     open_items: bool
     breakers: bool
     settings: bool
-    snapshot: str
+    snapshot: str | None
 
 
 _FIND = """

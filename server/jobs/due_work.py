@@ -26,7 +26,7 @@ _EVERYTHING = Due(
     open_items=True,
     breakers=True,
     settings=True,
-    snapshot="",
+    snapshot=None,
 )
 _log = structlog.get_logger()
 
@@ -37,7 +37,6 @@ class DueWork:
     def __init__(self, pool: Pool, *, sweep_seconds: float) -> None:
         self._pool = pool
         self._look_seconds = min(sweep_seconds, LOOK_SECONDS_MAX)
-        self._snapshot: str | None = None
         self.now = _EVERYTHING
         self.validity = Validity()
         self.on_settings: Callable[[], None] = lambda: None
@@ -54,13 +53,13 @@ class DueWork:
         began_at = trio.current_time()
         try:
             async with self._pool.connection() as connection:
-                due = await find_due(connection, since=self._snapshot)
+                due = await find_due(connection, since=self.now.snapshot)
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("it is not known what is due", error=str(error))
             due = _EVERYTHING
         if due.settings:
             self.validity.end()
             self.on_settings()
-        self.now, self._snapshot = due, due.snapshot or None
-        if self._snapshot is not None:
+        self.now = due
+        if due.snapshot is not None:
             self.validity.extend(until=began_at + TRUSTED_SECONDS)

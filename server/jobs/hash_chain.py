@@ -23,7 +23,7 @@ async def run(context: Storage, *, sweep_seconds: float, task_status: trio.TaskS
         except (DatabaseUnavailable, Overloaded) as error:
             _log.warning("cannot extend the hash chains", error=str(error))
             chained = 0
-        if chained < ENTRIES_MAX:  # otherwise more of some merchant may be left
+        if chained < min(MERCHANTS_MAX, ENTRIES_MAX):  # otherwise some merchant, or more of one, may be left
             await trio.sleep(sweep_seconds)
 
 

@@ -26,7 +26,7 @@ from server.api.authentication import Authentication
 from server.api.events.bodies import read_ack
 from server.api.events.handlers import read_position, read_types
 from server.api.parsing import read_query
-from server.api.problems import send_error
+from server.api.problems import new_request_id, send_error
 from server.api.routing import Caller
 from server.credentials import key_hash, merchant_of_ticket
 from server.db.events.consumers import use_ticket
@@ -38,7 +38,6 @@ from server.flows.events.envelope import encode_event
 from server.flows.events.live_feeds import Feed, Reader
 from server.http.asgi import Message, Receive, Scope, Send, header
 from server.http.websocket.frame import FRAME_EXTENSION
-from server.uuid7 import uuid7
 
 STREAMS_PER_MERCHANT_MAX = 10_000
 PAGE_EVENTS = 200
@@ -110,7 +109,7 @@ class StreamApi:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one websocket to its end."""
         await receive()
-        request_id = f"req_{uuid7().hex}"
+        request_id = new_request_id()
         try:
             with trio.move_on_after(JOIN_SECONDS) as wait:
                 async with self._joining:  # thousands may reconnect at once, and payments need the database too

@@ -192,10 +192,6 @@ class WebSocket:
         """ASGI's `send`. Raises OSError if the websocket has ended (ASGI 2.4)."""
         kind = message["type"]
         if kind == FRAME_EXTENSION:
-            outbox = self._outbox
-            if self._ended is None and self._is_accepted and not outbox.waiting_bytes and not outbox.is_lost:
-                outbox.write(message["frame"])  # the usual case
-                return
             self._require_open()
             self._offer(message["frame"])
         elif kind == "websocket.send":
