@@ -230,6 +230,12 @@ class PspRejected(PspError):
     code = "psp_rejected"
 
 
+class TokenUnknown(PspRejected):
+    """The PSP does not know the token, so nothing was charged."""
+
+    code = "token_unknown"
+
+
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     """Return the exceptions of a group, without the groups."""
     found: list[BaseException] = []

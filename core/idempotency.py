@@ -7,6 +7,7 @@ stopped.
 """
 
 import hashlib
+import re
 import string
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,7 @@ from core.errors import Malformed
 from core.ids import ResourceId
 
 KEY_LENGTH_MAX = 255
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + string.punctuation + " ")
 
 
@@ -102,9 +104,9 @@ def decide(stored: StoredKey, request_fingerprint: bytes) -> Decision:
 
 
 def parse_key(header: str | None) -> str:
-    """Parse an `Idempotency-Key` header, bare or as a quoted string.
+    """Parse an `Idempotency-Key` header, bare or as a string of RFC 8941, section 3.3.3.
 
-    Raises `Malformed` if it is missing, empty, too long or not printable ASCII.
+    Raises `Malformed` if it is missing, empty, too long, not printable ASCII, or begins like a string and is none.
     """
     if header is None:
         raise Malformed(
@@ -112,8 +114,9 @@ def parse_key(header: str | None) -> str:
             code="idempotency_key_missing",
         )
     text = header.strip()
-    if len(text) >= 2 and text[0] == text[-1] == '"':
-        text = text[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+    if text.startswith('"'):
+        quoted = _QUOTED.fullmatch(text)
+        text = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted is not None else ""
     if not text or len(text) > KEY_LENGTH_MAX or not _KEY_CHARACTERS.issuperset(text):
         raise Malformed(
             f"an Idempotency-Key has 1 to {KEY_LENGTH_MAX} printable ASCII characters", code="idempotency_key_invalid"

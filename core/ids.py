@@ -30,6 +30,8 @@ API_KEY = "key"
 REFUND = "ref"
 PAYOUT = "po"
 ENDPOINT = "we"
+REQUEST = "req"
+"""A request that creates something has the digits of what it creates."""
 
 _HEX_DIGITS = 32
 _DIGITS = re.compile("[0-9a-f]{32}")

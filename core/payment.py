@@ -61,13 +61,20 @@ class PendingOperation(msgspec.Struct, frozen=True, kw_only=True):
     since: datetime
 
 
+class PaysOnce(StrEnum):
+    """For how long a paid payment keeps its order from being paid by another one."""
+
+    ALWAYS = "always"
+    UNLESS_REFUNDED = "unless_refunded"
+
+
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """The terms of a payment, fixed when it is made.
 
     The fee is `fee_basis_points` hundredths of a percent of the captured amount, rounded half up to a minor unit, plus
     `fee_fixed_minor`, and never exceeds the captured amount. It is kept after a refund unless `refunds_fee`. A charge is pending
     for `settlement_delay_seconds`, then available. With `refunds_late`, money that arrives after the payment was over is
-    refunded.
+    refunded. `pays_once`: once it is paid, no other payment of its order is accepted.
     """
 
     fee_basis_points: int = 0
@@ -75,6 +82,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     refunds_fee: bool = False
     settlement_delay_seconds: int = 0
     refunds_late: bool = False
+    pays_once: PaysOnce | None = None
 
     def fee_minor(self, captured_minor: int) -> int:
         """The fee on an amount, in minor units."""

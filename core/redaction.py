@@ -32,7 +32,7 @@ _SECRETS = (
 _SECRET = re.compile("|".join(_SECRETS), re.ASCII)
 _UNPRINTABLE = re.compile(r"[^\x09\x0a\x20-\x7e\u00a0-\ud7ff\ue000-\ufffd]")
 
-PERSONAL = frozenset({"description", "metadata", "return_url", "payment_url", "statement_descriptor", "order_id", "reason"})
+PERSONAL = frozenset({"description", "metadata", "return_url", "payment_url", "statement_descriptor", "reason"})
 """Fields of event data that may contain details of a customer, or lead to a page of theirs."""
 
 

@@ -20,7 +20,7 @@ from typing import Any, assert_never
 
 from msgspec.structs import replace
 
-from core.errors import IllegalTransition
+from core.errors import IllegalTransition, TokenUnknown
 from core.evidence import DISPUTES, FETCHED, Evidence, EvidenceKind, Finding, Source
 from core.matching import matches, mismatch
 from core.payment import CLOSED, UNSETTLED, Change, OperationKind, Payment, PendingOperation, Status
@@ -305,7 +305,8 @@ def _unanswered(payment: Payment, evidence: Evidence, target: Status) -> Payment
         return payment  # another request has opened it meanwhile, or its end is known
     if evidence.kind is EvidenceKind.LOST:
         return replace(payment, status=target)
-    return replace(payment, status=target, decline_code=f"psp_{evidence.kind}")
+    is_told_why = evidence.kind is EvidenceKind.REJECTED and evidence.code == TokenUnknown.code
+    return replace(payment, status=target, decline_code=evidence.code if is_told_why else f"psp_{evidence.kind}")
 
 
 def _counts_as_look(payment: Payment, evidence: Evidence) -> bool:

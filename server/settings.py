@@ -4,25 +4,38 @@ Every setting is a `FLORIN_...` variable. Flags of the command line take precede
 """
 
 import os
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.errors import FlorinError
+from core.nearest import unknown
 
 API_PORT = 8080
 PSP_PORT = 8090
 SHOP_PORT = 8091
 
+_PREFIX = "FLORIN_"
+_OF_COMMANDS = ("FLORIN_DATA_DIR", "FLORIN_API_URL", "FLORIN_API_KEY")
+"""The variables that only commands read."""
+
+_OF_TESTS = "FLORIN_TEST_"
+
 T = TypeVar("T", bound=BaseSettings)
 
 
 def default_data_directory() -> Path:
-    """The default data directory: below /var/lib for root, whose home other users cannot enter, else in the user's home."""
+    """The default data directory: `FLORIN_DATA_DIR`, else below /var/lib for root, whose home other users cannot enter, else in
+    the user's home.
+    """
+    given = environment("DATA_DIR")
+    if given is not None:
+        return Path(given)
     if os.geteuid() == 0:
         return Path("/var/lib/florin")
     return Path.home() / ".local" / "share" / "florin"
@@ -51,6 +64,12 @@ class AlertSettings(BaseSettings):
     )
     alert_mail_from: str = Field(default="", description="sender of alerts by mail")
     alert_mail_to: str = Field(default="", description="recipients of alerts by mail, separated by commas")
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _require_networks(cls, text: str) -> str:
+        parse_networks(text)
+        return text
 
     @model_validator(mode="after")
     def _require_usable_channels(self) -> "AlertSettings":
@@ -97,8 +116,34 @@ class Settings(AlertSettings):
     trusted_proxies: str = Field(
         default="", description="addresses or networks whose X-Forwarded-* is believed, separated by commas"
     )
+    allowed_origins: str = Field(
+        default="",
+        description="origins whose pages may ask for a ticket of the stream and read what is public, like https://shop.example, "
+        "separated by commas",
+    )
     metrics_token: str = Field(default="", description="bearer token for GET /metrics; empty: no access")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _require_proxies(cls, text: str) -> str:
+        parse_networks(text)
+        return text
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _require_origins(cls, text: str) -> str:
+        for origin in parse_list(text):
+            if not _is_web_address(origin) or urlsplit(origin).path or urlsplit(origin).query:
+                raise ValueError(f"{origin!r} is not an origin: write it like https://shop.example")
+        return text
+
+    @field_validator("fraud_url")
+    @classmethod
+    def _require_url(cls, text: str) -> str:
+        if text and not _is_web_address(text):
+            raise ValueError(f"{text!r} is not a URL: write it like https://fraud.example/check")
+        return text
 
     @model_validator(mode="after")
     def _certificate_and_key(self) -> "Settings":
@@ -124,6 +169,7 @@ def load_alert_settings() -> AlertSettings:
 
 
 def _loaded(kind: type[T], given: dict[str, Any]) -> T:
+    _require_known_variables()
     try:
         return kind(**given)
     except ValidationError as error:
@@ -132,22 +178,60 @@ def _loaded(kind: type[T], given: dict[str, Any]) -> T:
 
 def _explained(error: ErrorDetails) -> str:
     name = "_".join(map(str, error["loc"])).upper()
-    return f"FLORIN_{name}: {error['msg']}" if name else error["msg"].removeprefix("Value error, ")
+    said = error["msg"].removeprefix("Value error, ")
+    return f"FLORIN_{name}: {said}" if name else said
 
 
-def webhook_networks(settings: AlertSettings) -> list[IPv4Network | IPv6Network]:
-    """The networks of development. Raises `SettingsError`."""
-    return parse_networks(settings.webhook_networks)
+def parse_list(text: str) -> list[str]:
+    """The parts of a text that are separated by commas, without blanks around them; empty ones do not count."""
+    return [one.strip() for one in text.split(",") if one.strip()]
 
 
 def parse_networks(text: str) -> list[IPv4Network | IPv6Network]:
-    """Parse networks or addresses, separated by commas. Raises `SettingsError`."""
+    """Parse networks or addresses, separated by commas. Raises ValueError with what is wrong."""
+    found = []
+    for one in parse_list(text):
+        try:
+            found.append(ip_network(one))
+        except ValueError as error:
+            advice = "write it like 127.0.0.0/8,::1"
+            try:
+                interface = ip_interface(one)
+                advice = f"it is an address and a network at once: write {interface.network} or {interface.ip}"
+            except ValueError:
+                pass
+            raise ValueError(f"{one!r} is not a network: {advice}") from error
+    return found
+
+
+def environment_networks(name: str) -> list[IPv4Network | IPv6Network] | None:
+    """The networks of one variable, or None if it is not set or empty. Raises `SettingsError`."""
+    text = environment(name)
     try:
-        return [ip_network(one.strip()) for one in text.split(",") if one.strip()]
+        return parse_networks(text) if text is not None else None
     except ValueError as error:
-        raise SettingsError(f"FLORIN_WEBHOOK_NETWORKS: {error}; write it like 127.0.0.0/8,::1") from error
+        raise SettingsError(f"FLORIN_{name}: {error}") from error
 
 
 def environment(name: str) -> str | None:
-    """One variable, for commands that need no others; None if it is not set or empty."""
-    return os.environ.get(f"FLORIN_{name}") or None
+    """One variable, for commands that need no others; None if it is not set or empty. Raises `SettingsError` for an unknown one
+    in the environment.
+    """
+    _require_known_variables()
+    return os.environ.get(f"{_PREFIX}{name}") or None
+
+
+def _require_known_variables() -> None:
+    """Raise `SettingsError` for a variable that nothing reads: most likely it is mistyped."""
+    known = [*(f"{_PREFIX}{name.upper()}" for name in Settings.model_fields), *_OF_COMMANDS]
+    for name in os.environ:
+        if name.startswith(_PREFIX) and not name.startswith(_OF_TESTS) and name not in known:
+            raise SettingsError(unknown("variable", name, known))
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False

@@ -29,6 +29,7 @@ from server.atomic_files import write_private
 from server.clock import utc_now
 from server.credentials import api_key, key_hash
 from server.db.connection import open_session
+from server.db.merchants import api_keys
 from server.db.merchants import merchants as merchants_table
 from server.db.psps.accounts import PspAccount, add_psp_account
 from server.db.webhooks.endpoints import Endpoint, add_endpoint
@@ -196,9 +197,7 @@ async def _provision(setup: Setup, home: Path, database_url: str, generators: Se
             async with connection.atomic():
                 merchant = merchants_table.Merchant(merchant_id, f"Bench {number}", "test", account_id, now)
                 await merchants_table.add_merchant(connection, merchant)
-                await merchants_table.add_api_key(
-                    connection, merchant_id, key_id, secret_sha256=key_hash(key), hint=key[-4:], now=now
-                )
+                await api_keys.add_api_key(connection, merchant_id, key_id, secret_sha256=key_hash(key), hint=key[-4:], now=now)
                 await add_endpoint(
                     connection,
                     Endpoint(

@@ -94,5 +94,5 @@ def _item(merchant_id: MerchantId) -> Item:
     change = apply(payment, evidence, now=now)
     assert change is not None
     creation = Creation(payment=payment, log_id=LogId(uuid7()), key=key, fingerprint=_FINGERPRINT, in_flight_until=now)
-    request = Request(merchant_id=merchant_id, key=key, fingerprint=_FINGERPRINT, reply_status=201)
+    request = Request(id=uuid7(), merchant_id=merchant_id, key=key, fingerprint=_FINGERPRINT, reply_status=201)
     return Item(creation, row_of(change, answering=Answering(request, lambda _: True)))

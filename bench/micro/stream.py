@@ -32,7 +32,7 @@ from server.child_process import allow_many_files
 from server.clock import utc_now
 from server.credentials import api_key, key_hash
 from server.db.connection import open_session
-from server.db.merchants.merchants import add_api_key
+from server.db.merchants.api_keys import add_api_key
 from server.db.payments.changes import Applied
 from server.flows.contexts import Payments
 from server.http.server.listener import bind

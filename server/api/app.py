@@ -1,16 +1,17 @@
 """The API as an ASGI application: it finds the route, authenticates the caller, and turns failures into problems."""
 
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 
 import msgspec
 import structlog
 
 from core.errors import FlorinError, InvalidId, Malformed, NotFound, TooLarge, Unauthenticated, UnsupportedEncoding
-from core.ids import PSP_ACCOUNT, PspAccountId, decode_id
+from core.ids import PSP_ACCOUNT, REQUEST, PspAccountId, decode_id, encode_id
 from server.api.authentication import Authentication
 from server.api.batches.handlers import BatchesApi
 from server.api.batches.routes import batch_routes
+from server.api.cross_origin import granted, preflight
 from server.api.docs import page
 from server.api.events.handlers import EventsApi
 from server.api.events.routes import event_routes
@@ -23,15 +24,16 @@ from server.api.parsing import read_query, require_harmless_target
 from server.api.payments.handlers import PaymentsApi
 from server.api.payments.operations import OperationsApi
 from server.api.payments.routes import operation_routes, payment_routes
-from server.api.problems import new_request_id, send_error, send_problem, status_of
-from server.api.replies import JSON
+from server.api.problems import request_id_header, send_error, send_problem, status_of
+from server.api.replies import JSON, location
 from server.api.routing import BODY_BYTES_MAX, Call, Route, Router, allowed
 from server.api.webhooks.handlers import EndpointsApi
 from server.api.webhooks.routes import delivery_routes, endpoint_routes, letter_routes
 from server.flows.contexts import Contexts
 from server.flows.payments import psp_events as psp_events
-from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
+from server.http.asgi import BodyTooLarge, ClientGone, Message, Receive, Scope, Send, header, read_body, respond
 from server.telemetry import Metrics
+from server.uuid7 import uuid7
 
 STREAM_PATH = "/v1/stream"
 _log = structlog.get_logger()
@@ -40,12 +42,20 @@ _log = structlog.get_logger()
 class Api:
     """The application of one worker. `run` watches over open streams."""
 
-    def __init__(self, contexts: Contexts, metrics: Metrics | None = None, *, metrics_token: str = "") -> None:
+    def __init__(
+        self,
+        contexts: Contexts,
+        metrics: Metrics | None = None,
+        *,
+        metrics_token: str = "",
+        allowed_origins: Set[str] = frozenset(),
+    ) -> None:
         self._payments = payments = contexts.payments
         self._health = contexts.health
         self._limits = contexts.request_limits
         self._metrics = metrics
         self._metrics_token = metrics_token
+        self._origins = allowed_origins
         self._authentication = Authentication(payments.pool, contexts.settings_validity)
         self._stream = StreamApi(contexts.events, self._authentication)
         self._events = EventsApi(contexts.events)
@@ -79,14 +89,19 @@ class Api:
             await self._serve_websocket(scope, receive, send)
             return
         assert scope["type"] == "http"
-        routes, given = self._router.find(scope["path"])
+        made = uuid7()
+        request_id = encode_id(REQUEST, made)
+        send = with_headers(send, [request_id_header(request_id)])
+        routes, given = self._router.find(scope["raw_path"])
         route = routes.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        if self._origins and (more := granted(self._origins, scope, route)):
+            send = with_headers(send, more)
         bytes_max = route.body_bytes_max if route is not None else BODY_BYTES_MAX
         try:
             _require_readable(scope, bytes_max)
             body = b"" if route is not None and route.reads_body else await read_body(receive, bytes_max=bytes_max)
             if route is None:
-                await _refuse(scope, send, routes)
+                await self._refuse(scope, send, routes, request_id=request_id)
                 return
             caller = None if route.is_public else await self._authentication.caller_of(scope)
             if given or scope["query_string"]:
@@ -95,31 +110,47 @@ class Api:
                 if scope["query_string"] and not route.takes_query and not route.is_hidden:
                     read_query(scope)
             if caller is None:
-                await route.handle(Call(scope, body, send, caller, receive), *given)
+                await route.handle(Call(made, scope, body, send, caller, receive), *given)
             else:
                 send = limited(self._limits, caller, send)
                 merchant = caller.merchant
                 require_room(self._limits, merchant)
                 try:
-                    await route.handle(Call(scope, body, send, caller, receive), *given)
+                    await route.handle(Call(made, scope, body, send, caller, receive), *given)
                 finally:
                     self._limits.leave(merchant.id)
         except ClientGone:
             return
         except BodyTooLarge:
-            await send_error(send, _too_large(bytes_max), request_id=new_request_id())
+            await send_error(send, _too_large(bytes_max), request_id=request_id)
         except FlorinError as error:
-            request_id = new_request_id()
             if status_of(error) >= 500:
                 _log.error("a request failed", request_id=request_id, path=scope["path"], error=repr(error))
             await send_error(send, error, request_id=request_id)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].rstrip("/") == STREAM_PATH:
+        if scope["raw_path"] == STREAM_PATH.encode():
             await self._stream.serve(scope, receive, send)
         else:
             await receive()
             await send({"type": "websocket.close"})
+
+    async def _refuse(self, scope: Scope, send: Send, routes: Mapping[str, Route], *, request_id: str) -> None:
+        """Answer a request for an unknown path or with another method. Raises `NotFound`."""
+        method, path = scope["method"], scope["path"]
+        if not routes:
+            other = b"/" + b"/".join(filter(None, scope["raw_path"].split(b"/")))
+            is_near = other != scope["raw_path"] and self._router.find(other)[0]
+            hint = f": did you mean {other.decode('latin-1')[:200]}?" if is_near else ""
+            raise NotFound(f"there is nothing at {path[:200]}{hint}", code="no_such_route")
+        headers = [(b"allow", allowed(routes))]
+        if method == "OPTIONS":
+            asked = routes.get(header(scope, b"access-control-request-method") or "")
+            headers += preflight(self._origins, scope, asked)
+            await respond(send, 204, b"", content_type=JSON, headers=headers)
+            return
+        detail = f"this path does not support {method}: it takes {allowed(routes).decode()}"
+        await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=request_id, headers=headers)
 
     def _own_routes(self) -> list[Route]:
         """The routes outside the merchants' API, and those that describe it."""
@@ -139,6 +170,7 @@ class Api:
         found = [
             route("POST", "/v1/psp/{psp}/{account}/webhooks", self._psp_webhook),
             route("GET", STREAM_PATH, self._want_websocket),
+            route("GET", "/", self._to_docs),
             route("GET", "/livez", self._live),
             route("GET", "/readyz", self._ready),
             route("GET", "/healthz", self._ready),
@@ -171,6 +203,10 @@ class Api:
         detail, headers = "this path is a websocket: send an upgrade request", [(b"upgrade", b"websocket")]
         request_id = call.request_id
         await send_problem(call.send, 426, code="websocket_required", detail=detail, request_id=request_id, headers=headers)
+
+    async def _to_docs(self, call: Call) -> None:
+        """`GET /`: leads to the description of the API."""
+        await respond(call.send, 303, b"see /docs\n", content_type=b"text/plain", headers=[location("/docs")])
 
     async def _describe(self, call: Call) -> None:
         """`GET /openapi.json`."""
@@ -205,6 +241,17 @@ class Api:
         await respond(call.send, 503, msgspec.json.encode({"status": problem}), content_type=JSON, headers=headers)
 
 
+def with_headers(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
+    """The `send` that adds headers to the response."""
+
+    def adding(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *headers]
+        return send(message)
+
+    return adding
+
+
 def _require_readable(scope: Scope, bytes_max: int) -> None:
     """Refuse a body that would be too large, or in an encoding that is not supported, before the client sends it.
 
@@ -219,13 +266,3 @@ def _require_readable(scope: Scope, bytes_max: int) -> None:
 
 def _too_large(bytes_max: int) -> TooLarge:
     return TooLarge(f"a body has at most {bytes_max} bytes")
-
-
-async def _refuse(scope: Scope, send: Send, routes: Mapping[str, Route]) -> None:
-    """Answer a request for an unknown path or with another method. Raises `NotFound`."""
-    method, path = scope["method"], scope["path"]
-    if not routes:
-        raise NotFound(f"there is nothing at {path[:200]}", code="no_such_route")
-    headers = [(b"allow", allowed(routes))]
-    detail = f"this path does not support {method}"
-    await send_problem(send, 405, code="method_not_allowed", detail=detail, request_id=new_request_id(), headers=headers)

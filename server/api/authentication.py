@@ -7,7 +7,7 @@ from core.ids import MerchantId
 from server.api.routing import Caller
 from server.concurrency.single_flight_cache import SingleFlightCache, Validity
 from server.credentials import key_hash, merchant_of_key
-from server.db.merchants.merchants import find_key_owner
+from server.db.merchants.api_keys import find_key_owner
 from server.db.pool import Pool
 from server.http.asgi import Scope, header
 

@@ -8,6 +8,7 @@ import msgspec
 
 from core.events import API_VERSION, EVENT_TYPES
 from server import resources
+from server.api.parsing import UNDOCUMENTED
 from server.api.routing import Parameter, Route
 
 _PROBLEM = "application/problem+json"
@@ -45,6 +46,10 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     shown = [route for route in routes if not route.is_hidden]
     types = [resources.Problem, *dict.fromkeys(one for route in shown for one in _types(route))]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    for schema in components.values():
+        properties = schema.get("properties", {})
+        for name in [name for name, field in properties.items() if UNDOCUMENTED in field]:
+            del properties[name]
     schema_of = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in shown:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote_plus
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from core.card_numbers import DIGITS_MIN, contains_card_number
 from core.errors import Malformed, NotFound, Unprocessable
 from core.events import parse_types
 from core.idempotency import parse_key
+from core.nearest import unknown
 from server.http.asgi import Scope, header
 
 WAIT_SECONDS_MAX = 25
@@ -35,10 +36,9 @@ def read_query(scope: Scope, *allowed: str) -> dict[str, str]:
     except ValueError as error:
         raise Unprocessable("the query string cannot be read", code="invalid_query") from error
     fields = dict(pairs)
-    unknown = next((name for name in fields if name not in allowed), None)
-    if unknown is not None:
-        known = f"this path takes {', '.join(allowed) or 'none'}"
-        raise Unprocessable(f"unknown parameter {unknown[:40]!r}: {known}", code="invalid_query")
+    for name in fields:
+        if name not in allowed and not (name == "event_types" and "types" in allowed):
+            raise Unprocessable(unknown("parameter", name, allowed), code="invalid_query")
     if len(fields) < len(pairs) or any("\x00" in value for value in fields.values()):
         raise Unprocessable("a parameter is repeated or contains the character U+0000", code="invalid_query")
     return fields
@@ -46,10 +46,10 @@ def read_query(scope: Scope, *allowed: str) -> dict[str, str]:
 
 def read_limit(fields: dict[str, str]) -> int:
     """The number of entries of a page."""
-    text = fields.get("limit", str(PAGE_DEFAULT))
-    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= PAGE_MAX and text[0] != "0"):
+    limit = read_number(fields.get("limit", str(PAGE_DEFAULT)))
+    if limit is None or not 1 <= limit <= PAGE_MAX:
         raise Unprocessable(f"limit must be between 1 and {PAGE_MAX}", code="invalid_query", path="limit")
-    return int(text)
+    return limit
 
 
 def read_time(fields: dict[str, str], name: str) -> datetime | None:
@@ -91,17 +91,65 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, *, is_plain: bool
     try:
         decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `")
-        if path:
-            path = path.rstrip("`")
-        elif "field `" in message:
-            path = "$." + message.partition("field `")[2].rstrip("`")
-        raise Unprocessable(message, code="invalid_field", path=path or "$") from error
+        raise _invalid_field(str(error), decoder.type, body) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Malformed(f"the body is not JSON: {error}", code="malformed_json") from error
+    except RecursionError as error:
+        raise _too_deep() from error
     if not is_plain or b"\\" in body or body.count(b":") != msgspec.json.encode(decoded).count(b":"):
         require_unique_names(body)
     return decoded
+
+
+def _invalid_field(said: str, kind: Any, body: bytes) -> Unprocessable:
+    """The problem that msgspec has found, with what would be right."""
+    message, _, path = said.partition(" - at `")
+    path = path.rstrip("`")
+    name = message.partition("field `")[2].rstrip("`")
+    if message.startswith("Object contains unknown field") and not path:
+        message = unknown("field", name, _fields_of(kind, body))
+    elif message.startswith("Expected `int`") and path == "$.amount":
+        message = f"expected an integer number of minor units, 1999 for 19.99{_instead_of(body, 'amount')}"
+    return Unprocessable(message, code="invalid_field", path=path or (f"$.{name}" if name else "$"))
+
+
+def _fields_of(kind: Any, body: bytes) -> list[str]:
+    """The fields that an object may have; in a union of structs, those of the struct that its tag names."""
+    structs = get_args(kind) or (kind,)
+    if len(structs) > 1:
+        tag = structs[0].__struct_config__.tag_field
+        wanted = _members(body).get(tag)
+        structs = tuple(one for one in structs if one.__struct_config__.tag == wanted)
+        return [tag, *(field for one in structs for field in one.__struct_encode_fields__)]
+    fields = list(structs[0].__struct_encode_fields__)
+    return [one for one in fields if one != "types" or "event_types" not in fields]
+
+
+def _instead_of(body: bytes, name: str) -> str:
+    """The value that a field was given, if it may be repeated."""
+    given = _members(body).get(name)
+    if given is None:
+        return ""
+    text = repr(given) if isinstance(given, str) else msgspec.json.encode(given).decode()
+    return "" if contains_card_number(text) else f", instead of {text[:40]}"
+
+
+def _members(body: bytes) -> dict[str, Any]:
+    """The members of an object; empty for what cannot be decoded as a whole."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+
+
+def canonical(decoded: object) -> bytes:
+    """The encoding of a decoded request for its fingerprint: members of objects in an order of their own (RFC 8785, 3.2.3)."""
+    return msgspec.json.encode(decoded, order="deterministic")
+
+
+def if_given(value: T | msgspec.UnsetType) -> T | None:
+    """The value of a field that may be left out, or None if it was."""
+    return None if isinstance(value, msgspec.UnsetType) else value
 
 
 _STRING = re.compile(rb'"((?:[^"\\]|\\.)*+)"([ \t\r\n]*+:)?')
@@ -112,7 +160,14 @@ def require_unique_names(body: bytes) -> None:
     names = [name for name, colon in _STRING.findall(body) if colon]
     if len(set(names)) == len(names) and not any(b"\\" in name for name in names):
         return  # unique in the whole document
-    json.loads(body, object_pairs_hook=_require_unique)
+    try:
+        json.loads(body, object_pairs_hook=_require_unique)
+    except RecursionError as error:
+        raise _too_deep() from error
+
+
+def _too_deep() -> Malformed:
+    return Malformed("the document is nested too deeply", code="malformed_json")
 
 
 def _require_unique(pairs: list[tuple[str, Any]]) -> None:
@@ -125,7 +180,10 @@ def _require_unique(pairs: list[tuple[str, Any]]) -> None:
 
 def read_key(scope: Scope) -> str:
     """The Idempotency-Key of a request. Raises `Malformed` or `Unprocessable`."""
-    key = parse_key(header(scope, b"idempotency-key"))
+    given = [value for name, value in scope["headers"] if name == b"idempotency-key"]
+    if len(given) > 1:
+        raise Malformed("the Idempotency-Key is given more than once: send one", code="idempotency_key_invalid")
+    key = parse_key(given[0].decode("latin-1") if given else None)
     if contains_card_number(key):
         raise Unprocessable("the Idempotency-Key looks like a card number", code="card_number_refused")
     return key
@@ -155,16 +213,45 @@ def require_harmless(texts: Iterable[tuple[str, str | None]]) -> None:
             raise Unprocessable("text must not contain the character U+0000", code="invalid_field", path=f"$.{name}")
 
 
+UNDOCUMENTED = "x-undocumented"
+"""Marks a field that is accepted and not described: another name of one that is."""
+
 SEQ_MAX = 2**63 - 1
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
 Types = Annotated[
     list[Annotated[str, msgspec.Meta(max_length=60)]],
     msgspec.Meta(max_length=32, description="types like payment.succeeded or payment.*; empty for all"),
 ]
 
 
-def require_types(types: list[str]) -> None:
-    """Raise `Unprocessable` for unknown event types."""
-    parse_types(types, path="$.event_types")
+TypesToo = Annotated[list[str] | msgspec.UnsetType, msgspec.Meta(extra_json_schema={UNDOCUMENTED: True})]
+"""`event_types` under the name that it has in queries."""
+
+
+class _Typed(Protocol):
+    """A body that selects event types."""
+
+    @property
+    def event_types(self) -> Any: ...
+
+    @property
+    def types(self) -> Any: ...
+
+
+Typed = TypeVar("Typed", bound=_Typed)
+
+
+def with_types(body: Typed) -> Typed:
+    """The body with its event types under one name. Raises `Unprocessable` if it has both names, or for unknown types."""
+    types = if_given(body.types)
+    if types is None:
+        if not isinstance(body.event_types, msgspec.UnsetType):
+            parse_types(body.event_types, path="$.event_types")
+        return body
+    if body.event_types:
+        raise Unprocessable("types is another name of event_types: give one of them", code="invalid_field", path="$.types")
+    parse_types(types, path="$.types")
+    return msgspec.structs.replace(body, event_types=types, types=msgspec.UNSET)  # type: ignore[type-var]  # all are structs
 
 
 def encode_cursor(last: UUID) -> str:
@@ -175,15 +262,26 @@ def encode_cursor(last: UUID) -> str:
 def decode_cursor(text: str) -> UUID:
     """The id from which a page continues. Raises `Unprocessable`."""
     try:
-        return UUID(bytes=base64.urlsafe_b64decode(text.encode("ascii") + b"=="))
-    except (ValueError, binascii.Error) as error:
-        raise Unprocessable("this cursor is not one that a page returned", code="invalid_query", path="cursor") from error
+        last = UUID(bytes=base64.b64decode(text.encode("ascii") + b"==", altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error):
+        last = None
+    if last is None or encode_cursor(last) != text:
+        raise Unprocessable("this cursor is not one that a page returned", code="invalid_query", path="cursor")
+    return last
 
 
 def decode_seq(text: str) -> int:
     """The number of an event in a path. Raises `NotFound`."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+    seq = read_number(text)
+    if seq is None:
         raise NotFound("no such event")
+    return seq
+
+
+def read_number(text: str) -> int | None:
+    """A number up to `SEQ_MAX` as it is written out, without a sign or leading zeros, or None if the text is none."""
+    if _NUMBER.fullmatch(text) is None or int(text) > SEQ_MAX:
+        return None
     return int(text)
 
 
@@ -192,6 +290,7 @@ def read_seq(fields: dict[str, str], name: str) -> int | None:
     text = fields.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= SEQ_MAX):
+    seq = read_number(text)
+    if seq is None:
         raise Unprocessable(f"{name} must be the number of an event", code="invalid_query", path=name)
-    return int(text)
+    return seq

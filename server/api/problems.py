@@ -28,6 +28,7 @@ from core.errors import (
     Unprocessable,
     UnsupportedEncoding,
 )
+from core.ids import REQUEST, encode_id
 from server.http.asgi import Send, respond
 from server.http.refusal import Refusal, Rendered
 from server.uuid7 import uuid7
@@ -77,9 +78,9 @@ _PASSING = frozenset({"idempotency_key_in_flight", "being_opened", "receipt_not_
 """Conflicts that resolve themselves."""
 
 
-def new_request_id() -> str:
-    """A new id for a request whose answer or log names it; most need none."""
-    return f"req_{uuid7().hex}"
+def request_id_header(request_id: str) -> tuple[bytes, bytes]:
+    """The header in which every response names its request."""
+    return (b"request-id", request_id.encode())
 
 
 def status_of(error: FlorinError) -> int:
@@ -125,9 +126,9 @@ def wire_problem(refusal: Refusal) -> Rendered:
             status, detail = 408, "the body did not arrive in time; nothing was done: repeat the request"
         case _:
             assert_never(refusal)
-    request_id = new_request_id()
+    request_id = encode_id(REQUEST, uuid7())
     document = problem(status, code=refusal.value, detail=detail, request_id=request_id)
-    headers = [(b"retry-after", b"1")] if status == 503 else []
+    headers = [request_id_header(request_id), *([(b"retry-after", b"1")] if status == 503 else [])]
     return Rendered(status, msgspec.json.encode(document), CONTENT_TYPE, headers, request_id)
 
 

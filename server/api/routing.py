@@ -7,12 +7,13 @@ table that routes requests, so they cannot disagree.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 from uuid import UUID
 
 import msgspec
 
+from core.ids import REQUEST, encode_id
 from server.api.parsing import PAGE_DEFAULT, PAGE_MAX, SEQ_MAX, WAIT_SECONDS_MAX
-from server.api.problems import new_request_id
 from server.db.merchants.merchants import Merchant
 from server.http.asgi import Receive, Scope, Send
 
@@ -28,8 +29,9 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct):
-    """A request whose body was read. `caller` is None only for public routes."""
+    """A request whose body was read. `caller` is None only for public routes. What the request creates gets its `id`."""
 
+    id: UUID
     scope: Scope
     body: bytes
     send: Send
@@ -37,14 +39,10 @@ class Call(msgspec.Struct):
     receive: Receive | None = None
     """After the body it only reports that the client has disconnected."""
 
-    _request_id: str | None = None
-
     @property
     def request_id(self) -> str:
-        """The id of the request, drawn when it is first asked for."""
-        if self._request_id is None:
-            self._request_id = new_request_id()
-        return self._request_id
+        """The public form of the request's id."""
+        return encode_id(REQUEST, self.id)
 
     async def until_gone(self) -> None:
         """Wait until the client has disconnected."""
@@ -75,7 +73,7 @@ class Route:
 
     `reads_body`: the handler reads the body itself, after authentication, because it may be large. `tells_lines`: a client that
     accepts `application/x-ndjson` gets that. `body` is the type that validates the request's body. `needs_key`: an
-    Idempotency-Key is required.
+    Idempotency-Key is required. `is_cross_origin`: pages of allowed origins may use it.
     """
 
     method: str
@@ -92,6 +90,7 @@ class Route:
     reads_body: bool = False
     tells_lines: bool = False
     is_public: bool = False
+    is_cross_origin: bool = False
     is_hidden: bool = False
 
     @property
@@ -101,7 +100,11 @@ class Route:
 
 
 class Router:
-    """Finds routes by path, segment by segment."""
+    """Finds routes by path, segment by segment.
+
+    A path has exactly one form: a proxy in front that allows some paths only must see what is served (RFC 9110, 17.1). So empty
+    segments do not count as absent, percent-encoding is undone in variable segments only, and never makes a separator.
+    """
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self._root: dict[str, Any] = {}
@@ -111,16 +114,20 @@ class Router:
                 node = node.setdefault("{}" if segment.startswith("{") else segment, {})
             node.setdefault("/", {})[route.method] = route
 
-    def find(self, path: str) -> tuple[Mapping[str, Route], list[str]]:
-        """The routes of a path by method, and its variable segments. Empty if the path is unknown."""
+    def find(self, raw_path: bytes) -> tuple[Mapping[str, Route], list[str]]:
+        """The routes of a path as it was sent, by method, and its variable segments. Empty if the path is unknown."""
         node = self._root
         given: list[str] = []
-        for segment in path.strip("/").split("/"):
+        for segment in raw_path.decode("latin-1")[1:].split("/"):
             following = node.get(segment) if segment != "{}" else None
             if following is None:
                 following = node.get("{}")
                 if following is None or not segment:
                     return {}, given
+                if "%" in segment:
+                    segment = unquote(segment)
+                    if "/" in segment:
+                        return {}, given
                 given.append(segment)
             node = following
         return node.get("/", {}), given
@@ -128,7 +135,7 @@ class Router:
 
 def allowed(routes: Mapping[str, Route]) -> bytes:
     """The value of an Allow header."""
-    methods = sorted({*routes, *(["HEAD"] if "GET" in routes else [])})
+    methods = sorted({*routes, "OPTIONS", *(["HEAD"] if "GET" in routes else [])})
     return ", ".join(methods).encode()
 
 

@@ -17,7 +17,7 @@ from server.db.connection import Connection
 from server.flows.alerts import Channels
 from server.flows.webhooks.destinations import Destinations
 from server.process.alert_channels import channels_of
-from server.settings import load_alert_settings, webhook_networks
+from server.settings import load_alert_settings, parse_networks
 
 app = typer.Typer(help="List alerts, and send one to see that it arrives.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -53,7 +53,7 @@ def show_all(
 def test() -> None:
     """Send a test alert on every channel that the environment configures (FLORIN_ALERT_…), as the workers would."""
     settings = load_alert_settings()
-    channels = channels_of(settings, Destinations(webhook_networks(settings)))
+    channels = channels_of(settings, Destinations(parse_networks(settings.webhook_networks)))
     if len(channels.names) == 1:
         raise NoAlertChannel(
             "alerts go to the log only: set FLORIN_ALERT_WEBHOOK_URL, or FLORIN_ALERT_SMTP_URL, _MAIL_FROM and _MAIL_TO"

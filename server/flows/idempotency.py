@@ -29,7 +29,6 @@ from server.db.payments.idempotency_keys import (
 )
 from server.flows.contexts import Keys, SealedKeys
 from server.psp.turn import Turn
-from server.uuid7 import uuid7
 
 IN_FLIGHT_MARGIN_SECONDS = 5.0
 CALLS_MAX = 4
@@ -45,9 +44,12 @@ _PLACE = "idempotency_keys.reply"
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A merchant's request: its key and fingerprint, and how long it waits for another request with the same key.
 
+    What it creates gets its `id`, so one request is passed to a flow once.
+
     `reply_status` is the HTTP status of its definitive reply, decided by the API and stored with the reply.
     """
 
+    id: UUID
     merchant_id: MerchantId
     key: str
     fingerprint: bytes
@@ -187,7 +189,7 @@ async def once(
     concerned, or None for a new one. An exception of `work` is not a definitive reply. Replies are stored sealed: they may
     contain a secret that is shown only to requests with this key.
     """
-    made = uuid7()
+    made = request.id
     outcome = await claim(
         context, request, ResourceId(about or made), operation=KeyedOperation.ENDPOINT, made_id=ResourceId(made)
     )

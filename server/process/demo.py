@@ -18,7 +18,7 @@ from core.signing import standard_secret
 from server.atomic_files import write_private
 from server.credentials import api_key, key_hash
 from server.db.connection import Connection
-from server.db.merchants import merchants
+from server.db.merchants import api_keys, merchants
 from server.db.psps.accounts import PspAccount, add_psp_account
 from server.db.webhooks.endpoints import Endpoint, add_endpoint, move_endpoint
 from server.psp.providers import PROVIDERS
@@ -84,7 +84,7 @@ async def provision(connection: Connection, demo: Demo, sealer: Sealer, *, psp_u
     if await merchants.find_merchant(connection, merchant_id) is None:
         async with connection.atomic():
             await merchants.add_merchant(connection, merchants.Merchant(merchant_id, "Demo shop", _MODE, account_id, now))
-            await merchants.add_api_key(
+            await api_keys.add_api_key(
                 connection,
                 merchant_id,
                 demo.api_key_id,

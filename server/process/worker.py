@@ -45,7 +45,6 @@ from server.flows.webhooks.send import RESPONSE_BYTES_MAX, Sender
 from server.http.client.client import Client, ClientOptions, open_client
 from server.http.client.dial import AddressCheck
 from server.http.reaper import TICK_SECONDS
-from server.http.server.forwarded import networks
 from server.http.server.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
 from server.jobs import (
@@ -70,7 +69,7 @@ from server.process.psp_adapters import Accounts
 from server.psp.routing import Routing
 from server.psp.transport import Deadlines
 from server.sealing import Sealer
-from server.settings import Settings, SettingsError, webhook_networks
+from server.settings import Settings, SettingsError, parse_list, parse_networks
 from server.telemetry import Metrics
 from server.uuid7 import uuid7
 
@@ -109,7 +108,7 @@ async def open_worker(
     sealer = Sealer.from_file(settings.key_file)
     metrics, clock, workers, place = Metrics(), DatabaseClock(), WorkerCount(), place or Place()
     now, worker_id = now or clock.now, place.worker_id
-    destinations = Destinations(webhook_networks(settings))
+    destinations = Destinations(parse_networks(settings.webhook_networks))
     async with (
         open_database(
             settings.database_url,
@@ -140,7 +139,8 @@ async def open_worker(
         heartbeat = Heartbeat(
             settings.database_url, worker_id, clock, workers, health, flights, went_back.wake, place.predecessor
         )
-        api = Api(contexts, metrics, metrics_token=settings.metrics_token)
+        origins = frozenset(map(str.lower, parse_list(settings.allowed_origins)))
+        api = Api(contexts, metrics, metrics_token=settings.metrics_token, allowed_origins=origins)
         listener = Listener(api, listening, listener_options(settings))
         batches = Batches(contexts.batches, contexts.payments, sweep_seconds=settings.sweep_seconds, work=work)
         async with trio.open_nursery() as jobs:
@@ -339,7 +339,7 @@ def listener_options(settings: Settings) -> ListenerOptions:
             render=wire_problem,
             tls=server_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None,
             proxy_protocol=settings.proxy_protocol,
-            trusted_proxies=networks(filter(None, settings.trusted_proxies.split(","))),
+            trusted_proxies=tuple(parse_networks(settings.trusted_proxies)),
             websockets=True,
         )
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError

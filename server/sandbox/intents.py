@@ -34,12 +34,17 @@ TOKENS = {
 }
 """Tokens that a merchant can send instead of a card, and their decline codes. Every account knows them."""
 
+UNKNOWN_TOKEN = "unknown_token"  # noqa: S105 - the code of an error
 ISSUED_BY = "_of_"
 """A token with this and an account's name is known to that account only, as real tokens are."""
 
 AUTHORIZATION_SECONDS = 7 * 86_400
 
 FINAL = frozenset({"captured", "expired", "canceled", "declined"})
+
+
+class UnknownToken(ValueError):
+    """The account does not know the token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +106,9 @@ class Intents:
         """The intent after its token was charged, in one step with opening it."""
         token, _, issuer = token.partition(ISSUED_BY)
         if issuer not in ("", self._account):
-            raise ValueError("unknown token: another account has issued it")
+            raise UnknownToken("unknown token: another account has issued it")
         if token not in TOKENS:
-            raise ValueError(f"unknown token: the sandbox has {', '.join(TOKENS)}")
+            raise UnknownToken(f"unknown token: the sandbox has {', '.join(TOKENS)}")
         code = TOKENS[token]
         if token == CHALLENGED_TOKEN:
             return {**intent, "challenge": "token", "attempts": 1}

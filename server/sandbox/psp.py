@@ -19,7 +19,16 @@ import msgspec
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
 from server.sandbox.control import control
 from server.sandbox.faults import Answer, Faults, Unavailable
-from server.sandbox.intents import CHALLENGED_CARD, LAST_CARD, PAID_CARD, REFUSED_CARDS, Intents, Step
+from server.sandbox.intents import (
+    CHALLENGED_CARD,
+    LAST_CARD,
+    PAID_CARD,
+    REFUSED_CARDS,
+    UNKNOWN_TOKEN,
+    Intents,
+    Step,
+    UnknownToken,
+)
 from server.sandbox.pages import FORM_BYTES_MAX, form, query, redirect, send_page
 from server.sandbox.webhooks import Webhooks
 
@@ -83,7 +92,9 @@ class Psp:
             return known[1] if same else (422, {"error": "this Idempotency-Key was used for a different request"})
         try:
             answer = self._act(scope, path, msgspec.json.decode(body) if body else {})
-        except (ValueError, KeyError, TypeError, AttributeError, msgspec.DecodeError) as error:
+        except UnknownToken as error:
+            return 422, {"error": str(error), "code": UNKNOWN_TOKEN}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.DecodeError) as error:
             return 422, {"error": str(error)}
         if key is not None and answer[0] < 300:
             self._answers[key] = fingerprint, answer

@@ -87,3 +87,8 @@ async def send_event(florin: Florin, event: dict[str, Any]) -> None:
 
 def metrics(florin: Florin) -> str:
     return florin.payments.metrics.exposition().decode()
+
+
+async def reference_of(florin: Florin, payment: dict[str, Any]) -> str:
+    reference: str = (await florin.row(payment["id"]))["reference"]
+    return reference

@@ -21,7 +21,7 @@ from core.batch import (
 )
 from core.errors import InvalidId, InvalidItems, ItemError, RequestError, Unprocessable
 from core.ids import PAYMENT, REFUND, PaymentId, decode_id, encode_id
-from server.api.parsing import LongText, Text, decode_body, require_harmless, require_unique_names
+from server.api.parsing import LongText, Text, canonical, decode_body, if_given, require_harmless, require_unique_names
 from server.api.payments.bodies import METADATA_MAX, CreatePayment, Descriptor, MetadataKey, MetadataValue, new_payment
 from server.flows.batches.batch import Standing, Terms
 from server.flows.batches.item import Item
@@ -57,17 +57,17 @@ class VerifyItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class CaptureItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="capture"):
-    """Capture an authorized payment, or `amount` of it."""
+    """Capture an authorized payment, or `amount` of it; null is refused."""
 
     payment_id: str
-    amount: Amount | None = None
+    amount: Amount | msgspec.UnsetType = msgspec.UNSET
 
 
 class RefundItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="refund"):
-    """Refund all that is left of a payment, or `amount` of it."""
+    """Refund all that is left of a payment, or `amount` of it; null is refused."""
 
     payment_id: str
-    amount: Amount | None = None
+    amount: Amount | msgspec.UnsetType = msgspec.UNSET
     reason: Text | None = None
 
 
@@ -111,7 +111,7 @@ async def _decode_envelope(body: bytes) -> _Envelope:
     """Decode the envelope. Its items are checked for repeated names one by one, and its own names only if one may be repeated."""
     try:
         envelope = _envelope.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return decode_body(_envelope, body)  # for its error
     if any(body.count(b'"%b"' % name.encode()) > 1 for name in _Envelope.__struct_fields__) or b"\\u" in body:
         await trio.to_thread.run_sync(require_unique_names, body)
@@ -144,7 +144,7 @@ async def read_batch(body: bytes) -> tuple[list[Item], Terms, bytes]:
     if errors:
         raise InvalidItems(sorted(errors, key=lambda one: one.item), count=len(envelope.items))
     terms = Terms(deadline_seconds=envelope.deadline_seconds, concurrency=envelope.concurrency)
-    return list(items.values()), terms, msgspec.json.encode([bodies, terms])
+    return list(items.values()), terms, canonical([bodies, terms])
 
 
 def read_item(body: AnyItem) -> Item:
@@ -156,11 +156,14 @@ def read_item(body: AnyItem) -> Item:
         case VerifyItem():
             return Item(type=ItemType.VERIFY, payment_id=_payment_id(body.payment_id))
         case CaptureItem():
-            return Item(type=ItemType.CAPTURE, payment_id=_payment_id(body.payment_id), amount_minor=body.amount)
+            return Item(type=ItemType.CAPTURE, payment_id=_payment_id(body.payment_id), amount_minor=if_given(body.amount))
         case RefundItem():
             require_harmless([("reason", body.reason)])
             return Item(
-                type=ItemType.REFUND, payment_id=_payment_id(body.payment_id), amount_minor=body.amount, reason=body.reason
+                type=ItemType.REFUND,
+                payment_id=_payment_id(body.payment_id),
+                amount_minor=if_given(body.amount),
+                reason=body.reason,
             )
 
 

@@ -18,9 +18,9 @@ from core.errors import BodyTooLate, InvalidId, NotFound, Overloaded, Unprocessa
 from core.idempotency import Mismatch, fingerprint
 from core.ids import MerchantId, decode_id, encode_id
 from server.api.batches.bodies import BODY_BYTES_MAX, batch_data, item_data, never_started, read_batch, read_resumption
-from server.api.parsing import decode_cursor, encode_cursor, read_key, read_limit, read_query, reply_within_seconds
+from server.api.parsing import decode_cursor, encode_cursor, read_key, read_limit, read_number, read_query, reply_within_seconds
 from server.api.problems import problem, send_problem
-from server.api.replies import ACCEPTED, JSON, OK, send_decision
+from server.api.replies import ACCEPTED, JSON, OK, location, replayed, send_decision
 from server.api.routing import Call
 from server.db.batches.batches import Batch, list_batches
 from server.flows.batches import batch as flow
@@ -42,13 +42,13 @@ READING_MAX, READING_PER_MERCHANT_MAX = 16, 4
 
 READ_SECONDS = 60.0
 
+POSITION_MAX = 999_999_999
 PROGRESS_SECONDS = 5.0
 LINES = 50
 """The number of lines of a stream that are sent at once."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 Lines = Sequence[dict[str, Any]]
-REPLAYED = (b"idempotent-replayed", b"true")
 
 
 class BatchesApi:
@@ -74,7 +74,7 @@ class BatchesApi:
             await send_decision(call.send, accepted)
             return
         batch, is_known = accepted
-        await self._answer(call, batch, replayed=is_known)
+        await self._answer(call, batch, is_known=is_known)
 
     async def resume(self, call: Call, batch_text: str) -> None:
         """`POST /v1/batches/{id}/resume`. The token is good for one resumption, so this needs no key."""
@@ -145,6 +145,7 @@ class BatchesApi:
             items, terms, canonical = await read_batch(body)
         self._require_room(call)
         request = Request(
+            id=call.id,
             merchant_id=call.merchant.id,
             key=key,
             fingerprint=fingerprint("POST", "/v1/batches", canonical),
@@ -176,8 +177,8 @@ class BatchesApi:
                 "too many batches are being followed here: try again, or send the request without `Accept: application/x-ndjson`"
             )
 
-    async def _answer(self, call: Call, batch: Batch, *, replayed: bool = False) -> None:
-        headers = [REPLAYED] if replayed else []
+    async def _answer(self, call: Call, batch: Batch, *, is_known: bool = False) -> None:
+        headers = [location(f"/v1/batches/{encode_id(BATCH, batch.id)}"), *replayed(is_known)]
         if _wants_lines(call):
             await self._stream(call, batch, after=batch.run_position, headers=headers)
             return
@@ -212,7 +213,6 @@ class BatchesApi:
         """Send the batch, with every item if it has ended."""
         data = batch_data(standing)
         if standing.batch.status is BatchStatus.RUNNING:
-            headers = [*headers, (b"location", f"/v1/batches/{data['id']}".encode())]
             await respond(call.send, ACCEPTED, msgspec.json.encode(data), content_type=JSON, headers=headers)
             return
         items = await self._all_items(standing.batch)
@@ -303,10 +303,10 @@ def _wants_lines(call: Call) -> bool:
 
 
 def _read_position(fields: dict[str, str]) -> int:
-    text = fields.get("after", "0")
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+    position = read_number(fields.get("after", "0"))
+    if position is None or position > POSITION_MAX:
         raise Unprocessable("after must be the position of the last item that you have", code="invalid_query", path="after")
-    return int(text)
+    return position
 
 
 def _said(standing: Standing) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from server.api.parsing import SEQ_MAX, Types, decode_body, require_types
+from server.api.parsing import SEQ_MAX, Types, TypesToo, decode_body, with_types
 
 ORIGIN_PATTERN = r"^https?://[A-Za-z0-9.\[\]:-]{1,253}\Z"
 CONSUMER_PATTERN = r"^[A-Za-z0-9_.-]{1,64}\Z"
@@ -24,6 +24,7 @@ class CreateTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     origin: Annotated[str, msgspec.Meta(pattern=ORIGIN_PATTERN, description="like https://shop.example")]
     event_types: Types = []
     consumer: ConsumerName | None = None
+    types: TypesToo = msgspec.UNSET
 
 
 class Ack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,9 +45,7 @@ def read_place_consumer(body: bytes) -> PlaceConsumer:
 
 def read_ticket(body: bytes) -> CreateTicket:
     """Decode the request."""
-    request = decode_body(_ticket, body)
-    require_types(request.event_types)
-    return request
+    return with_types(decode_body(_ticket, body))
 
 
 def read_ack(text: str) -> Ack:

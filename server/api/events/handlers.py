@@ -22,7 +22,7 @@ from server.db.events.events import Event, find_event, list_events
 from server.flows.contexts import Events
 from server.flows.events.cursors import Position, begin, place
 from server.flows.events.envelope import encode_event
-from server.http.asgi import respond
+from server.http.asgi import Scope, header, respond
 from server.http.client.errors import NotSent
 from server.http.client.url import parse_origin
 
@@ -117,7 +117,8 @@ class EventsApi:
             if await count_tickets(connection, call.merchant.id, now=self._context.now()) >= TICKETS_MAX:
                 raise Overloaded(f"{TICKETS_MAX} tickets are unused: use them, or wait {TICKET_SECONDS} s")
             await add_ticket(connection, ticket, ticket_sha256=key_hash(text))
-        shape = resources.StreamTicket(ticket=text, url=f"/v1/stream?ticket={text}", expires_at=ticket.expires_at)
+        url = f"{_websocket_origin(call.scope)}/v1/stream?ticket={text}"
+        shape = resources.StreamTicket(ticket=text, url=url, expires_at=ticket.expires_at)
         headers = [(b"cache-control", b"no-store")]
         await respond(call.send, 201, msgspec.json.encode(shape), content_type=JSON, headers=headers)
 
@@ -171,6 +172,12 @@ class EventsApi:
                 del self._waiting[merchant_id]
 
 
+def _websocket_origin(scope: Scope) -> str:
+    """The origin at which the client has reached this server, for a websocket."""
+    scheme = "wss" if scope["scheme"] in ("https", "wss") else "ws"
+    return f"{scheme}://{header(scope, b'host') or 'localhost'}"
+
+
 async def _cancel_when_gone(call: Call, scope: trio.CancelScope) -> None:
     await call.until_gone()
     scope.cancel()
@@ -193,7 +200,9 @@ def read_position(fields: dict[str, str]) -> Position:
 
 def read_types(fields: dict[str, str]) -> tuple[str, ...] | None:
     """Read a reader's event types from a query, separated by commas. Raises `Unprocessable`."""
-    text = fields.get("types", "")
+    if "types" in fields and "event_types" in fields:
+        raise Unprocessable("event_types is another name of types: give one of them", code="invalid_query", path="event_types")
+    text = fields.get("types", fields.get("event_types", ""))
     return parse_types([one.strip() for one in text.split(",") if one.strip()], path="types")
 
 

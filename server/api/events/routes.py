@@ -55,5 +55,6 @@ def event_routes(events: EventsApi) -> Sequence[Route]:
             {201: resources.StreamTicket},
             body=CreateTicket,
             needs_key=False,
+            is_cross_origin=True,
         ),
     ]

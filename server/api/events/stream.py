@@ -20,24 +20,25 @@ import trio
 
 from core.errors import DatabaseUnavailable, FlorinError, NotFound, Overloaded, RequestError, Unauthenticated
 from core.events import API_VERSION, is_wanted
-from core.ids import MerchantId
+from core.ids import REQUEST, MerchantId, encode_id
 from core.resumption import Resumption, Sequence
 from server.api.authentication import Authentication
 from server.api.events.bodies import read_ack
 from server.api.events.handlers import read_position, read_types
 from server.api.parsing import read_query
-from server.api.problems import new_request_id, send_error
+from server.api.problems import request_id_header, send_error
 from server.api.routing import Caller
 from server.credentials import key_hash, merchant_of_ticket
 from server.db.events.consumers import use_ticket
 from server.db.events.events import list_events
-from server.db.merchants.merchants import revoked_keys
+from server.db.merchants.api_keys import revoked_keys
 from server.flows.contexts import Events
 from server.flows.events.cursors import Position, begin
 from server.flows.events.envelope import encode_event
 from server.flows.events.live_feeds import Feed, Reader
 from server.http.asgi import Message, Receive, Scope, Send, header
 from server.http.websocket.frame import FRAME_EXTENSION
+from server.uuid7 import uuid7
 
 STREAMS_PER_MERCHANT_MAX = 10_000
 PAGE_EVENTS = 200
@@ -109,7 +110,7 @@ class StreamApi:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one websocket to its end."""
         await receive()
-        request_id = new_request_id()
+        request_id = encode_id(REQUEST, uuid7())
         try:
             with trio.move_on_after(JOIN_SECONDS) as wait:
                 async with self._joining:  # thousands may reconnect at once, and payments need the database too
@@ -120,11 +121,11 @@ class StreamApi:
             if self._open.get(admitted.merchant_id, 0) >= STREAMS_PER_MERCHANT_MAX:
                 raise Overloaded(f"a merchant has at most {STREAMS_PER_MERCHANT_MAX} streams open here")
         except FlorinError as error:
-            await send_error(partial(_deny, send), error, request_id=request_id)
+            await send_error(partial(_deny, send, request_id), error, request_id=request_id)
             return
         with self._counted(admitted, send) as ends:
             try:
-                await send({"type": "websocket.accept"})
+                await send({"type": "websocket.accept", "headers": [request_id_header(request_id)]})
                 await self._serve(receive, send, admitted, (sequence, resumption), ends)
             except OSError:
                 return  # the peer is gone
@@ -140,7 +141,7 @@ class StreamApi:
             caller: Caller = await self._authentication.caller_of(scope)
             key = (caller.merchant.id, caller.key_id)
             return _Admitted(caller.merchant.id, key, read_types(fields), read_position(fields))
-        if "types" in fields or "consumer" in fields:
+        if fields.keys() & {"types", "event_types", "consumer"}:
             raise Unauthenticated("with a ticket, types and consumer are those of the ticket", code="ticket_scope")
         merchant_id = merchant_of_ticket(fields["ticket"])
         ticket = None
@@ -269,8 +270,10 @@ class StreamApi:
                         ends.end(KEY_REVOKED, "the API key was revoked")
 
 
-async def _deny(send: Send, message: Message) -> None:
+async def _deny(send: Send, request_id: str, message: Message) -> None:
     """Answer the handshake with a problem instead (ASGI's extension websocket.http.response)."""
+    if message["type"] == "http.response.start":
+        message["headers"] = [*message["headers"], request_id_header(request_id)]
     await send({**message, "type": "websocket." + message["type"]})
 
 

@@ -48,9 +48,9 @@ class CreatePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 
 class CapturePayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The body of `POST /v1/payments/{id}/capture`. Without `amount`, all that is authorized is captured."""
+    """The body of `POST /v1/payments/{id}/capture`. Without `amount`, all that is authorized is captured; null is refused."""
 
-    amount: int | None = None
+    amount: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class CancelPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -58,9 +58,9 @@ class CancelPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 
 class RefundPayment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The body of `POST /v1/payments/{id}/refunds`. Without `amount`, all that is left is refunded."""
+    """The body of `POST /v1/payments/{id}/refunds`. Without `amount`, all that is left is refunded; null is refused."""
 
-    amount: int | None = None
+    amount: int | msgspec.UnsetType = msgspec.UNSET
     reason: Text | None = None
 
 
@@ -113,7 +113,7 @@ def read_refund(body: bytes) -> RefundPayment:
     """Decode the request. Raises `Malformed` or `Unprocessable`."""
     request = decode_body(_refund, body or b"{}")
     require_harmless([("reason", request.reason)])
-    if request.amount is not None and request.amount <= 0:
+    if not isinstance(request.amount, msgspec.UnsetType) and request.amount <= 0:
         raise Unprocessable("a refund is at least 1 minor unit", code="invalid_amount", path="$.amount")
     return request
 
@@ -142,10 +142,11 @@ def _issuer(text: str | None) -> PspAccountId | None:
 
 
 def _money(amount: int, currency: str) -> Money:
+    code = currency.upper()
     try:
-        return payable(amount, currency)
+        return payable(amount, code)
     except InvalidMoney as error:
-        path = "$.amount" if currency in CURRENCY_EXPONENTS else "$.currency"
+        path = "$.amount" if code in CURRENCY_EXPONENTS else "$.currency"
         raise Unprocessable(str(error), code="invalid_money", path=path) from error
 
 

@@ -5,25 +5,34 @@ from typing import Any
 import msgspec
 import trio
 
-from core.errors import InvalidId, NotFound, Unprocessable
+from core.errors import InvalidId, NotFound, TokenUnknown, Unprocessable
 from core.evidence import Source
 from core.idempotency import fingerprint
-from core.ids import PAYMENT, PaymentId, decode_id, encode_id
+from core.ids import PAYMENT, REFUND, PaymentId, RefundId, decode_id, encode_id
 from core.payment import UNSETTLED, Payment, Status
 from server import resources
-from server.api.parsing import decode_cursor, encode_cursor, read_key, read_limit, read_query, read_time, reply_within_seconds
+from server.api.parsing import (
+    canonical,
+    decode_cursor,
+    encode_cursor,
+    read_key,
+    read_limit,
+    read_query,
+    read_time,
+    reply_within_seconds,
+)
 from server.api.payments.bodies import read_create
 from server.api.problems import retry_after_header, send_problem
-from server.api.replies import ACCEPTED, CREATED, JSON, send_decision
+from server.api.replies import ACCEPTED, CREATED, JSON, location, replayed, send_decision
 from server.api.routing import Call
 from server.db.merchants.merchants import Merchant
 from server.db.payments.log import list_logs
 from server.db.payments.payments import Filter, find_payment, list_payments
-from server.db.payments.refunds import list_refunds
+from server.db.payments.refunds import find_refund, list_refunds
 from server.flows.contexts import Payments, Storage
 from server.flows.idempotency import Request
 from server.flows.payments.create import Opened, create
-from server.flows.payments.settle import encode_payment
+from server.flows.payments.settle import encode_payment, encode_refund
 from server.flows.payments.verify import verify, verify_if_possible
 from server.http.asgi import respond
 
@@ -49,13 +58,15 @@ class PaymentsApi:
         key = read_key(call.scope)
         decoded, wanted = read_create(call.body)
         wait = reply_within_seconds(call.scope)
-        digest = fingerprint("POST", "/v1/payments", msgspec.json.encode(decoded))
-        request = Request(merchant_id=merchant.id, key=key, fingerprint=digest, reply_status=CREATED, wait_seconds=wait or 0.0)
+        digest = fingerprint("POST", "/v1/payments", canonical(decoded))
+        request = Request(
+            id=call.id, merchant_id=merchant.id, key=key, fingerprint=digest, reply_status=CREATED, wait_seconds=wait or 0.0
+        )
         outcome = await create(self._context, merchant, wanted, request, reply_within_seconds=wait)
         if isinstance(outcome, Opened):
             await _send_opened(call, outcome)
         else:
-            await send_decision(call.send, outcome)
+            await send_decision(call.send, outcome, at="/v1/payments")
 
     async def read(self, call: Call, payment_text: str) -> None:
         """`GET /v1/payments/{id}`. An open payment is fetched from the PSP first, so a reader may be ahead of the webhook.
@@ -117,6 +128,15 @@ class PaymentsApi:
         body = msgspec.json.encode({"data": [resources.Refund.of(refund) for refund in refunds]})
         await respond(call.send, 200, body, content_type=JSON)
 
+    async def refund(self, call: Call, payment_text: str, refund_text: str) -> None:
+        """`GET /v1/payments/{id}/refunds/{refund_id}`."""
+        payment_id, refund_id = decode_payment_id(payment_text), _decode_refund_id(refund_text)
+        async with self._context.pool.connection() as connection:
+            refund = await find_refund(connection, call.merchant.id, payment_id, refund_id)
+        if refund is None:
+            raise NotFound("no such refund")
+        await respond(call.send, 200, encode_refund(refund), content_type=JSON)
+
     async def _checked(self, payment: Payment) -> Payment:
         if not self._is_worth_a_check(payment):
             return payment
@@ -162,10 +182,17 @@ def decode_payment_id(text: str) -> PaymentId:
         raise NotFound("no such payment") from error
 
 
+def _decode_refund_id(text: str) -> RefundId:
+    try:
+        return RefundId(decode_id(REFUND, text))
+    except InvalidId as error:
+        raise NotFound("no such refund") from error
+
+
 async def _send_opened(call: Call, opened: Opened) -> None:
     """Send the reply to a create. The outcome at the PSP decides its status."""
     send, payment = call.send, opened.payment
-    headers: list[tuple[bytes, bytes]] = [(b"idempotent-replayed", b"true")] if opened.replayed else []
+    headers = [location(f"/v1/payments/{encode_id(PAYMENT, payment.id)}"), *replayed(opened.replayed)]
 
     async def fail(status: int, **said: Any) -> None:
         payment_now = resources.Payment.of(payment)
@@ -178,8 +205,7 @@ async def _send_opened(call: Call, opened: Opened) -> None:
         return
     match payment.status, payment.decline_code:
         case ((Status.PENDING | Status.UNKNOWN), _) if opened.is_waiting:
-            location = (b"location", f"/v1/payments/{encode_id(PAYMENT, payment.id)}".encode())
-            await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=[*headers, location])
+            await respond(send, ACCEPTED, encode_payment(payment), content_type=JSON, headers=headers)
         case Status.UNKNOWN, _:
             detail = "the payment provider did not answer; the payment is UNKNOWN until it is settled: read it again later"
             await fail(504, code="psp_timeout", detail=detail)
@@ -189,6 +215,12 @@ async def _send_opened(call: Call, opened: Opened) -> None:
         case Status.CANCELED, "psp_rejected":
             detail = "the payment provider refused to open this payment; it is canceled"
             await fail(502, code="psp_rejected", detail=detail)
+        case Status.CANCELED, TokenUnknown.code:
+            detail = (
+                "the payment provider does not know this token: it may be mistyped, used up, or issued to another account; "
+                "nothing was charged, and the payment is canceled: get a new token from the customer and use a new key"
+            )
+            await fail(422, code=TokenUnknown.code, detail=detail)
         case Status.CANCELED, "fraud_denied":
             await fail(402, code="declined", detail="the payment was refused by the fraud check", decline_code="fraud_denied")
         case Status.CANCELED, "fraud_check_unavailable":

@@ -6,13 +6,13 @@ import msgspec
 
 from core.errors import PspError
 from core.idempotency import fingerprint
-from core.ids import PaymentId
+from core.ids import PAYMENT, REFUND, PaymentId, encode_id
 from server import resources
-from server.api.parsing import read_key, reply_within_seconds
+from server.api.parsing import canonical, if_given, read_key, reply_within_seconds
 from server.api.payments.bodies import read_cancel, read_capture, read_refund
 from server.api.payments.handlers import decode_payment_id
 from server.api.problems import retry_after_header, send_problem, status_of
-from server.api.replies import CREATED, JSON, OK, send_decision
+from server.api.replies import CREATED, JSON, OK, location, replayed, send_decision
 from server.api.routing import Call
 from server.flows.contexts import Payments
 from server.flows.idempotency import Request
@@ -33,7 +33,7 @@ class OperationsApi:
         """`POST /v1/payments/{id}/capture`."""
         payment_id, wanted = decode_payment_id(payment_text), read_capture(call.body)
         request = _request(call, payment_id, "capture", wanted, reply_status=OK)
-        outcome = await capture(self._context, request, payment_id, wanted.amount)
+        outcome = await capture(self._context, request, payment_id, if_given(wanted.amount))
         if isinstance(outcome, Done):
             await _send_done(call.send, outcome, request_id=call.request_id)
         else:
@@ -53,17 +53,23 @@ class OperationsApi:
         """`POST /v1/payments/{id}/refunds`."""
         payment_id, wanted = decode_payment_id(payment_text), read_refund(call.body)
         request = _request(call, payment_id, "refunds", wanted, reply_status=CREATED)
-        outcome = await refund(self._context, request, payment_id, amount_minor=wanted.amount, reason=wanted.reason)
+        outcome = await refund(self._context, request, payment_id, amount_minor=if_given(wanted.amount), reason=wanted.reason)
         if isinstance(outcome, Refunded):
             await _send_refunded(call.send, outcome, request_id=call.request_id)
         else:
-            await send_decision(call.send, outcome)
+            await send_decision(call.send, outcome, at=refunds_path(payment_id))
+
+
+def refunds_path(payment_id: PaymentId) -> str:
+    """The path of a payment's refunds."""
+    return f"/v1/payments/{encode_id(PAYMENT, payment_id)}/refunds"
 
 
 def _request(call: Call, payment_id: PaymentId, verb: str, wanted: msgspec.Struct, *, reply_status: int) -> Request:
     key = read_key(call.scope)
-    digest = fingerprint("POST", f"/v1/payments/{payment_id.hex}/{verb}", msgspec.json.encode(wanted))
+    digest = fingerprint("POST", f"/v1/payments/{payment_id.hex}/{verb}", canonical(wanted))
     return Request(
+        id=call.id,
         merchant_id=call.merchant.id,
         key=key,
         fingerprint=digest,
@@ -72,12 +78,8 @@ def _request(call: Call, payment_id: PaymentId, verb: str, wanted: msgspec.Struc
     )
 
 
-def _replayed(was_replayed: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 - the only argument
-    return [(b"idempotent-replayed", b"true")] if was_replayed else []
-
-
 async def _send_done(send: Send, done: Done, *, request_id: str) -> None:
-    headers = _replayed(done.replayed)
+    headers = replayed(done.replayed)
     if done.failure is None:
         await respond(send, OK, encode_payment(done.payment), content_type=JSON, headers=headers)
         return
@@ -86,7 +88,8 @@ async def _send_done(send: Send, done: Done, *, request_id: str) -> None:
 
 
 async def _send_refunded(send: Send, refunded: Refunded, *, request_id: str) -> None:
-    headers = _replayed(refunded.replayed)
+    made = refunded.refund
+    headers = [location(f"{refunds_path(made.payment_id)}/{encode_id(REFUND, made.id)}"), *replayed(refunded.replayed)]
     if refunded.failure is None:
         await respond(send, CREATED, encode_refund(refunded.refund), content_type=JSON, headers=headers)
         return

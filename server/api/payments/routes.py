@@ -51,6 +51,7 @@ def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
         get(
             f"{PAYMENT_PATH}/refunds", payments.refunds, PAYMENTS, "A payment's refunds", resources.Whole[Refund], problems=[404]
         ),
+        get(f"{PAYMENT_PATH}/refunds/{{refund_id}}", payments.refund, PAYMENTS, "Read a refund", Refund, problems=[404]),
         Route(
             method="POST",
             path=f"{PAYMENT_PATH}/verify",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from core.errors import Unprocessable
-from server.api.parsing import SEQ_MAX, Types, decode_body, require_harmless, require_types
+from server.api.parsing import SEQ_MAX, Types, TypesToo, decode_body, require_harmless, with_types
 from server.flows.webhooks.destinations import URL_LENGTH_MAX
 
 OVERLAP_SECONDS_DEFAULT = 86_400
@@ -26,6 +26,7 @@ class CreateEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     description: Description = ""
     requests_per_second_max: Rate | None = None
     concurrency_max: Concurrency = 32
+    types: TypesToo = msgspec.UNSET
 
 
 class ChangeEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,6 +41,7 @@ class ChangeEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_second_max: Rate | msgspec.UnsetType | None = msgspec.UNSET
     concurrency_max: Concurrency | msgspec.UnsetType = msgspec.UNSET
     enabled: bool | msgspec.UnsetType = msgspec.UNSET
+    types: TypesToo = msgspec.UNSET
 
 
 class RotateSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -71,17 +73,14 @@ _letters = msgspec.json.Decoder(SelectLetters)
 
 def read_create_endpoint(body: bytes) -> CreateEndpoint:
     """Decode the request. Raises `Malformed` or `Unprocessable`, like all of these."""
-    request = decode_body(_create, body)
-    require_types(request.event_types)
+    request = with_types(decode_body(_create, body))
     require_harmless([("description", request.description), ("url", request.url)])
     return request
 
 
 def read_change_endpoint(body: bytes) -> ChangeEndpoint:
     """Decode the request."""
-    request = decode_body(_change, body)
-    if not isinstance(request.event_types, msgspec.UnsetType):
-        require_types(request.event_types)
+    request = with_types(decode_body(_change, body))
     given = [("description", request.description), ("url", request.url)]
     require_harmless((name, text) for name, text in given if not isinstance(text, msgspec.UnsetType))
     return request

@@ -13,8 +13,8 @@ from core.idempotency import Reply, fingerprint
 from core.ids import ENDPOINT, EVENT, EndpointId, decode_id, encode_id
 from core.redaction import REDACTED, redacted_data, redacted_url
 from server import resources
-from server.api.parsing import decode_seq, read_key, read_limit, read_query, read_seq, reply_within_seconds
-from server.api.replies import ACCEPTED, CREATED, JSON, OK, send_decision
+from server.api.parsing import canonical, decode_seq, read_key, read_limit, read_query, read_seq, reply_within_seconds
+from server.api.replies import ACCEPTED, CREATED, JSON, OK, locations, send_decision
 from server.api.routing import Call
 from server.api.webhooks.bodies import (
     ChangeEndpoint,
@@ -61,7 +61,7 @@ class EndpointsApi:
             endpoint, secret = await endpoints.make(self._context, call.merchant, new, made)
             return msgspec.json.encode(endpoint_shape(endpoint, secret=secret))
 
-        await self._once(call, CREATED, wanted, work)
+        await self._once(call, CREATED, wanted, work, at="/v1/webhook-endpoints")
 
     async def list_all(self, call: Call) -> None:
         """`GET /v1/webhook-endpoints`."""
@@ -221,10 +221,13 @@ class EndpointsApi:
         work: Callable[[UUID], Awaitable[bytes]],
         *,
         about: UUID | None = None,
+        at: str | None = None,
     ) -> None:
+        """Carry out a request once; `at` is the path below which it creates something."""
         key = read_key(call.scope)
-        digest = fingerprint("POST", call.scope["path"].strip("/"), msgspec.json.encode(wanted))
+        digest = fingerprint("POST", call.scope["path"].strip("/"), canonical(wanted))
         request = Request(
+            id=call.id,
             merchant_id=call.merchant.id,
             key=key,
             fingerprint=digest,
@@ -233,9 +236,10 @@ class EndpointsApi:
         )
         outcome = await once(self._context, request, work, about=about)
         if isinstance(outcome, Reply):
-            await respond(call.send, outcome.status, outcome.body, content_type=JSON)
+            headers = locations(at, outcome.body)
+            await respond(call.send, outcome.status, outcome.body, content_type=JSON, headers=headers)
         else:
-            await send_decision(call.send, outcome)
+            await send_decision(call.send, outcome, at=at)
 
 
 def endpoint_shape(endpoint: Endpoint, *, secret: str | None = None) -> resources.Endpoint:

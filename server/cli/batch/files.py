@@ -19,8 +19,10 @@ import msgspec
 import trio
 
 from core.batch import COUNT_MAX
-from core.errors import FlorinError, InvalidItems
+from core.errors import FlorinError, InvalidItems, Malformed
+from core.nearest import unknown
 from server.api.batches.bodies import BODY_BYTES_MAX, read_batch
+from server.api.parsing import require_unique_names
 
 NOT_STARTED, NOT_KNOWN = MISSING = ("NOT_STARTED", "NOT_KNOWN")
 FILE_BYTES_MAX = 64 * 1_048_576
@@ -129,10 +131,6 @@ def errors_of(rows: Rows, errors: Sequence[dict[str, Any]]) -> list[tuple[int, s
     for one in errors:
         name = one["path"].partition("].")[2]
         detail = re.sub(r"^item (\d+) has", lambda match: f"line {rows.line(int(match[1]))} has", one["detail"])
-        if name == "amount" and isinstance(rows.items[one["item"] - 1].get("amount"), str):
-            detail = (
-                f"an integer number of minor units, 1999 for 19.99, instead of {rows.items[one['item'] - 1]['amount'][:40]!r}"
-            )
         found.append((rows.line(one["item"]), f"{name}: {detail}" if name else detail))
     return found
 
@@ -152,8 +150,12 @@ def _json_rows(text: str, errors: list[tuple[int, str]]) -> Iterator[tuple[int, 
             continue
         try:
             row = msgspec.json.decode(said)
+            require_unique_names(said.encode())
         except (msgspec.DecodeError, UnicodeError) as error:
             errors.append((line, f"not JSON: {error}"))
+            continue
+        except (Malformed, RecursionError) as error:
+            errors.append((line, str(error)))
             continue
         if isinstance(row, dict):
             yield line, {"type": "charge", **row}
@@ -162,33 +164,51 @@ def _json_rows(text: str, errors: list[tuple[int, str]]) -> Iterator[tuple[int, 
 
 
 def _csv_rows(path: Path, text: str, errors: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    names, rows = _read_csv(path, text)
+    for begins, cells in rows:
+        # A line that was cut would ask for something else: a refund without its amount is one of everything.
+        if len(cells) != len(names):
+            errors.append((begins, f"this line has {len(cells)} cells, the header line {len(names)}"))
+        elif begins == rows[-1][0] and not cells[-1].strip() and not text.endswith(("\n", "\r")):
+            errors.append((begins, "the file ends in this line, without a line break: it may have been cut"))
+        else:
+            yield begins, _item(dict(zip(names, cells, strict=True)))
+
+
+def _read_csv(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of the columns, and the line and the cells of each row that is not blank. Raises `BadFile`."""
     heading = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=heading.count)
     csv.field_size_limit(FILE_BYTES_MAX)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[tuple[int, list[str]]] = []
     try:
-        names = [name.strip().lower() for name in next(reader, [])]
+        names = [_column_name(name) for name in next(reader, [])]
         _require_columns(path, names)
         begins = reader.line_num + 1
         for cells in reader:
-            if len(cells) > len(names):
-                errors.append((begins, f"this line has {len(cells)} cells, the header line {len(names)}"))
-            elif any(cell.strip() for cell in cells):
-                yield begins, _item(dict(zip(names, cells, strict=False)))
+            if any(cell.strip() for cell in cells):
+                rows.append((begins, cells))
             begins = reader.line_num + 1
     except csv.Error as error:
         raise BadFile(f"{path}, line {reader.line_num}: {error}") from error
+    return names, rows
 
 
 def _require_columns(path: Path, names: list[str]) -> None:
     if not names:
         raise BadFile(f"{path} is empty: the first line must name the columns, e.g. order_id,amount,currency,token")
-    unknown = [name for name in names if name not in COLUMNS and not name.startswith(METADATA_PREFIX)]
-    if unknown:
-        named = ", ".join(repr(name[:40]) for name in unknown[:10])
-        raise BadFile(f"{path}, line 1: unknown column {named}: expected {', '.join(COLUMNS)} or metadata.NAME")
+    for name in names:
+        if name not in COLUMNS and not name.startswith(METADATA_PREFIX):
+            raise BadFile(f"{path}, line 1: {unknown('column', name, [*COLUMNS, f'{METADATA_PREFIX}NAME'])}")
     if len(set(names)) < len(names):
         raise BadFile(f"{path}, line 1: a column name is repeated")
+
+
+def _column_name(text: str) -> str:
+    """The name of a column, whose case matters only in metadata, where the name is the merchant's."""
+    prefix, dot, name = text.strip().partition(".")
+    return f"{METADATA_PREFIX}{name}" if dot and f"{prefix.lower()}." == METADATA_PREFIX else text.strip().lower()
 
 
 def _item(cells: dict[str, str]) -> dict[str, Any]:

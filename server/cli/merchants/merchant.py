@@ -26,13 +26,13 @@ from server.cli.options import (
 from server.clock import utc_now
 from server.credentials import api_key, key_hash
 from server.db.connection import Connection
-from server.db.merchants import merchants
+from server.db.merchants import api_keys, merchants
 from server.db.psps.accounts import list_psp_accounts
 from server.db.webhooks.endpoints import Endpoint, add_endpoint
 from server.flows.webhooks.destinations import Destinations
 from server.process.instance import LOOPBACK
 from server.sealing import Sealer
-from server.settings import environment, parse_networks
+from server.settings import environment_networks, parse_networks
 from server.uuid7 import uuid7
 
 app = typer.Typer(help="Add, list and show merchants, set their terms, and manage their API keys.", no_args_is_help=True)
@@ -48,6 +48,7 @@ def add(
         str | None, typer.Option("--webhook-url", help="URL for its events: https, or http for a test merchant.")
     ] = None,
     mode: Annotated[Mode, typer.Option(help="A live merchant needs a live PSP account.")] = Mode.TEST,
+    return_hosts: terms.ReturnHosts = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
     key_file: KeyFile = None,
@@ -61,7 +62,7 @@ def add(
     async def work(connection: Connection) -> tuple[MerchantId, str, str | None]:
         now = utc_now()
         if webhook_url is not None:
-            networks = parse_networks(environment("WEBHOOK_NETWORKS") or (LOOPBACK if mode is Mode.TEST else ""))
+            networks = environment_networks("WEBHOOK_NETWORKS") or parse_networks(LOOPBACK if mode is Mode.TEST else "")
             await Destinations(networks).require(webhook_url, is_live=mode is Mode.LIVE, path="--webhook-url")
         accounts = [one for one in await list_psp_accounts(connection) if one.mode == mode]
         if not accounts:
@@ -72,7 +73,9 @@ def add(
         account = accounts[0]
         if sealer is not None:  # a secret sealed with another key than the workers' could never be used
             sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id)
-        merchant = merchants.Merchant(MerchantId(uuid7()), name, mode.value, account.id, now)
+        merchant = merchants.Merchant(
+            MerchantId(uuid7()), name, mode.value, account.id, now, return_hosts=tuple(terms.parse_hosts(return_hosts or ""))
+        )
         secret = None
         async with connection.atomic():
             await merchants.add_merchant(connection, merchant)
@@ -139,10 +142,10 @@ def key_list(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir:
     merchant_id = merchant_id_of(merchant)
     url = find_database(data_dir, database_url)
 
-    async def work(connection: Connection) -> list[merchants.ApiKey]:
+    async def work(connection: Connection) -> list[api_keys.ApiKey]:
         if await merchants.find_merchant(connection, merchant_id) is None:
             raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
-        return await merchants.list_api_keys(connection, merchant_id)
+        return await api_keys.list_api_keys(connection, merchant_id)
 
     found = with_database(url, work)
     if not found:
@@ -166,7 +169,7 @@ def key_revoke(
     merchant_id = merchant_id_of(merchant)
     key_id = decode_id(API_KEY, key)
     url = find_database(data_dir, database_url)
-    revoked = with_database(url, lambda connection: merchants.revoke_api_key(connection, merchant_id, key_id, now=utc_now()))
+    revoked = with_database(url, lambda connection: api_keys.revoke_api_key(connection, merchant_id, key_id, now=utc_now()))
     if not revoked:
         raise NotFound("this merchant has no such key, or it was revoked before")
     _console.print(f"revoked {key}")
@@ -175,7 +178,7 @@ def key_revoke(
 async def _add_key(connection: Connection, merchant: merchants.Merchant, *, requests_per_second: int | None = None) -> str:
     mode: Literal["test", "live"] = "live" if merchant.mode == Mode.LIVE else "test"
     key = api_key(mode, merchant.id)
-    await merchants.add_api_key(
+    await api_keys.add_api_key(
         connection,
         merchant.id,
         uuid7(),

@@ -13,18 +13,49 @@ from core.errors import NotFound, Unprocessable
 from core.ids import MERCHANT, encode_id
 from core.money import CURRENCY_EXPONENTS, Money
 from server.cli.operators import Operator, act
-from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
+from server.cli.options import (
+    DatabaseUrl,
+    DataDirectory,
+    MerchantText,
+    Mode,
+    find_database,
+    merchant_id_of,
+    with_database,
+)
 from server.db.connection import Connection
 from server.db.merchants import merchants
 
 _console = Console(highlight=False, soft_wrap=True)
 _FEE = re.compile(r"([A-Z]{3}):(\d{1,5})(?:\+(\d{1,12}))?")
+_HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{1,63}|localhost|[0-9a-f]*:[0-9a-f:]+")
 _LIMIT = re.compile(r"([A-Z]{3}):(\d{1,12})")
 
 OneLivePayment = Annotated[
     bool | None,
     typer.Option(
-        "--one-live-payment-per-order/--many-payments-per-order", help="Refuse a second live payment of the same order."
+        "--one-live-payment-per-order/--many-payments-per-order",
+        help="Refuse another payment of an order while one is PENDING, AUTHORIZED or UNKNOWN. A paid order can be paid again.",
+    ),
+]
+OnePaidPayment = Annotated[
+    bool | None,
+    typer.Option(
+        "--one-paid-payment-per-order/--no-one-paid-payment-per-order",
+        help="Refuse another payment of an order while one is live, and for ever once one has paid it.",
+    ),
+]
+PaysRefundedAgain = Annotated[
+    bool | None,
+    typer.Option(
+        "--pay-refunded-orders-again/--no-pay-refunded-orders-again",
+        help="With --one-paid-payment-per-order: an order that was refunded in full can be paid again.",
+    ),
+]
+ReturnHosts = Annotated[
+    str | None,
+    typer.Option(
+        "--return-hosts",
+        help="Hosts that a return_url in live mode may name, like shop.example,*.shop.example; empty for none.",
     ),
 ]
 Fee = Annotated[
@@ -74,6 +105,9 @@ def change(
         bool | None, typer.Option("--payments/--no-payments", help="Take new payments, or stop them: the kill switch.")
     ] = None,
     one_live_payment_per_order: OneLivePayment = None,
+    one_paid_payment_per_order: OnePaidPayment = None,
+    pay_refunded_orders_again: PaysRefundedAgain = None,
+    return_hosts: ReturnHosts = None,
     statement_descriptor: Annotated[
         str | None, typer.Option(help="Text on customers' statements, up to 22 characters; empty for none.")
     ] = None,
@@ -98,6 +132,9 @@ def change(
     wanted = merchants.NewTerms(
         accepts_payments=payments,
         one_live_payment_per_order=one_live_payment_per_order,
+        one_paid_payment_per_order=one_paid_payment_per_order,
+        pays_refunded_orders_again=pay_refunded_orders_again,
+        return_hosts=None if return_hosts is None else parse_hosts(return_hosts),
         statement_descriptor=statement_descriptor,
         refunds_late=None if late is None else late is Late.REFUND,
         refunds_fee=refund_fee,
@@ -132,6 +169,17 @@ def _fee(text: str) -> tuple[str, int, int]:
     return match[1], int(match[2]), int(match[3] or 0)
 
 
+def parse_hosts(text: str) -> list[str]:
+    """Return hosts, separated by commas. Raises `Unprocessable`."""
+    hosts = [one.strip().lower() for one in text.split(",") if one.strip()]
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise Unprocessable(
+                f"--return-hosts takes names like shop.example or *.shop.example, without scheme, port or path, not {host!r}"
+            )
+    return hosts
+
+
 def _limit(option: str, text: str) -> tuple[str, int]:
     match = _LIMIT.fullmatch(text)
     if match is None or match[1] not in CURRENCY_EXPONENTS:
@@ -139,12 +187,21 @@ def _limit(option: str, text: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
+def _per_order(merchant: merchants.Merchant) -> str:
+    if merchant.one_paid_payment_per_order:
+        again = "until it is refunded in full" if merchant.pays_refunded_orders_again else "for ever"
+        return f"one that is live or has paid it, {again}"
+    return "one that is live; a paid order can be paid again" if merchant.one_live_payment_per_order else "any number"
+
+
 def _print(merchant: merchants.Merchant) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("merchant", encode_id(MERCHANT, merchant.id))
     table.add_row("name", escape(merchant.name))
     table.add_row("payments", "taken" if merchant.accepts_payments else "stopped")
-    table.add_row("live payments per order", "one" if merchant.one_live_payment_per_order else "many")
+    table.add_row("payments per order", _per_order(merchant))
+    if merchant.mode == Mode.LIVE:
+        table.add_row("return hosts", ", ".join(merchant.return_hosts) or "none: every return_url is refused")
     table.add_row("statement descriptor", escape(merchant.statement_descriptor or "none"))
     table.add_row("late money", "refunded" if merchant.refunds_late else "kept")
     delay = merchant.settlement_delay_seconds

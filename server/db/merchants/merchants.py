@@ -1,4 +1,4 @@
-"""Merchants, their terms and their API keys."""
+"""Merchants and their terms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -8,12 +8,9 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
 from core.ids import MerchantId, PspAccountId
 from core.money import Money
-from core.payment import NO_TERMS, Terms
-from server.db import json_records
+from core.payment import NO_TERMS, PaysOnce, Terms
 from server.db.connection import Connection
 from server.db.merchants.audit import Act, record_act
 from server.db.psps.accounts import Route
@@ -30,6 +27,9 @@ class Merchant:
     created_at: datetime
     accepts_payments: bool = True
     one_live_payment_per_order: bool = False
+    one_paid_payment_per_order: bool = False
+    pays_refunded_orders_again: bool = False
+    return_hosts: tuple[str, ...] = ()
     statement_descriptor: str | None = None
     refunds_late: bool = False
     refunds_fee: bool = False
@@ -58,6 +58,18 @@ class Merchant:
         """The amount up to which a payment passes while the fraud check does not answer."""
         return next((one.fallback_limit_minor for one in self.currencies if one.currency == currency), 0)
 
+    @property
+    def _pays_once(self) -> PaysOnce | None:
+        if not self.one_paid_payment_per_order:
+            return None
+        return PaysOnce.UNLESS_REFUNDED if self.pays_refunded_orders_again else PaysOnce.ALWAYS
+
+    def may_return_to(self, host: str) -> bool:
+        """Return whether customers may be sent back to a host: any in test mode, and in live mode those of `return_hosts`."""
+        if self.mode != "live":
+            return True
+        return any(host == one or (one.startswith("*.") and host.endswith(one[1:])) for one in self.return_hosts)
+
     def terms_in(self, currency: str) -> Terms:
         """The terms of a payment made now."""
         fee = next((one for one in self.currencies if one.currency == currency), _NO_FEE)
@@ -67,6 +79,7 @@ class Merchant:
             refunds_fee=self.refunds_fee,
             settlement_delay_seconds=self.settlement_delay_seconds,
             refunds_late=self.refunds_late,
+            pays_once=self._pays_once,
         )
         return NO_TERMS if terms == NO_TERMS else terms
 
@@ -95,6 +108,9 @@ class NewTerms:
 
     accepts_payments: bool | None = None
     one_live_payment_per_order: bool | None = None
+    one_paid_payment_per_order: bool | None = None
+    pays_refunded_orders_again: bool | None = None
+    return_hosts: list[str] | None = None
     statement_descriptor: str | None = None
     refunds_late: bool | None = None
     refunds_fee: bool | None = None
@@ -108,17 +124,10 @@ class NewTerms:
     def summary(self) -> str:
         """The changed terms as text, for the audit log."""
         given = ((one.name, getattr(self, one.name)) for one in fields(self))
-        return ", ".join(f"{name}={value}" for name, value in given if value not in (None, []))
+        return ", ".join(f"{name}={value}" for name, value in given if value is not None and (value or name not in _LISTS))
 
 
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """An API key as it can be shown: only a hash of its secret is stored."""
-
-    id: UUID
-    hint: str
-    created_at: datetime
-    revoked_at: datetime | None
+_LISTS = frozenset({"fees", "negative_limits", "fallback_limits"})
 
 
 _COLUMN_BY_FIELD = {
@@ -129,6 +138,9 @@ _COLUMN_BY_FIELD = {
     "created_at": "m.created_at",
     "accepts_payments": "m.accepts_payments",
     "one_live_payment_per_order": "m.one_live_payment_per_order",
+    "one_paid_payment_per_order": "m.one_paid_payment_per_order",
+    "pays_refunded_orders_again": "m.pays_refunded_orders_again",
+    "return_hosts": "m.return_hosts",
     "statement_descriptor": "m.statement_descriptor",
     "refunds_late": "m.refunds_late",
     "refunds_fee": "m.refunds_fee",
@@ -148,11 +160,13 @@ _COLUMN_BY_FIELD = {
                 ORDER BY r.position)
            FROM psp_routes r WHERE r.merchant_id = m.merchant_id)""",
 }
-_MERCHANT = ", ".join(_COLUMN_BY_FIELD.values())
+MERCHANT_COLUMNS = ", ".join(_COLUMN_BY_FIELD.values())
 
 
-def _merchant(row: Sequence[Any]) -> Merchant:
+def merchant_of(row: Sequence[Any]) -> Merchant:
+    """The merchant of a row of `MERCHANT_COLUMNS`."""
     values = dict(zip(_COLUMN_BY_FIELD, row, strict=True))
+    values["return_hosts"] = tuple(values["return_hosts"])
     values["currencies"] = tuple(CurrencyTerms(**one) for one in values["currencies"] or ())
     values["routes"] = tuple(
         Route(**{**one, "psp_account_id": PspAccountId(UUID(one["psp_account_id"]))}) for one in values["routes"] or ()
@@ -163,30 +177,34 @@ def _merchant(row: Sequence[Any]) -> Merchant:
 async def add_merchant(connection: Connection, merchant: Merchant) -> None:
     """Store a new merchant."""
     await connection.run(
-        "INSERT INTO merchants (merchant_id, name, mode, psp_account_id, created_at) VALUES ($1, $2, $3, $4, $5)",
+        """
+        INSERT INTO merchants (merchant_id, name, mode, psp_account_id, created_at, return_hosts)
+        VALUES ($1, $2, $3, $4, $5, $6)
+        """,
         merchant.id,
         merchant.name,
         merchant.mode,
         merchant.psp_account_id,
         merchant.created_at,
+        list(merchant.return_hosts),
     )
 
 
 async def list_merchants(connection: Connection) -> list[Merchant]:
     """All merchants, oldest first."""
     rows = await connection.query(
-        f"SELECT {_MERCHANT} FROM merchants m ORDER BY created_at, merchant_id"  # noqa: S608 - own columns
+        f"SELECT {MERCHANT_COLUMNS} FROM merchants m ORDER BY created_at, merchant_id"  # noqa: S608 - own columns
     )
-    return [_merchant(row) for row in rows]
+    return [merchant_of(row) for row in rows]
 
 
 async def find_merchant(connection: Connection, merchant_id: MerchantId) -> Merchant | None:
     """Return the merchant of that id."""
     rows = await connection.query(
-        f"SELECT {_MERCHANT} FROM merchants m WHERE merchant_id = $1",  # noqa: S608 - own columns
+        f"SELECT {MERCHANT_COLUMNS} FROM merchants m WHERE merchant_id = $1",  # noqa: S608 - own columns
         merchant_id,
     )
-    return _merchant(rows[0]) if rows else None
+    return merchant_of(rows[0]) if rows else None
 
 
 async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTerms, act: Act) -> Merchant | None:
@@ -201,7 +219,10 @@ async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTer
                    refunds_late = coalesce($5, refunds_late), refunds_fee = coalesce($6, refunds_fee),
                    settlement_delay_seconds = coalesce($7, settlement_delay_seconds),
                    requests_per_second_max = CASE WHEN $8::integer IS NULL THEN requests_per_second_max ELSE nullif($8, 0) END,
-                   requests_in_flight_max = CASE WHEN $9::integer IS NULL THEN requests_in_flight_max ELSE nullif($9, 0) END
+                   requests_in_flight_max = CASE WHEN $9::integer IS NULL THEN requests_in_flight_max ELSE nullif($9, 0) END,
+                   one_paid_payment_per_order = coalesce($10, one_paid_payment_per_order),
+                   pays_refunded_orders_again = coalesce($11, pays_refunded_orders_again),
+                   return_hosts = coalesce($12::text[], return_hosts)
              WHERE merchant_id = $1
             """,
             merchant_id,
@@ -213,115 +234,38 @@ async def set_terms(connection: Connection, merchant_id: MerchantId, new: NewTer
             new.settlement_delay_seconds,
             new.requests_per_second_max,
             new.requests_in_flight_max,
+            new.one_paid_payment_per_order,
+            new.pays_refunded_orders_again,
+            new.return_hosts,
         )
         if not touched:
             return None
-        for currency, basis_points, fixed_minor in new.fees:
-            await connection.run(
-                """
-                INSERT INTO merchant_currencies (merchant_id, currency, fee_basis_points, fee_fixed_minor) VALUES ($1, $2, $3, $4)
-                ON CONFLICT (merchant_id, currency)
-                DO UPDATE SET fee_basis_points = excluded.fee_basis_points, fee_fixed_minor = excluded.fee_fixed_minor
-                """,
-                merchant_id,
-                currency,
-                basis_points,
-                fixed_minor,
-            )
-        for column, limits in (("negative_limit_minor", new.negative_limits), ("fallback_limit_minor", new.fallback_limits)):
-            for currency, limit_minor in limits:
-                await connection.run(
-                    f"""
-                    INSERT INTO merchant_currencies (merchant_id, currency, {column}) VALUES ($1, $2, $3)
-                    ON CONFLICT (merchant_id, currency) DO UPDATE SET {column} = excluded.{column}
-                    """,  # noqa: S608 - own columns
-                    merchant_id,
-                    currency,
-                    limit_minor,
-                )
+        await _set_currencies(connection, merchant_id, new)
         await record_act(connection, act)
     return await find_merchant(connection, merchant_id)
 
 
-async def add_api_key(
-    connection: Connection,
-    merchant_id: MerchantId,
-    key_id: UUID,
-    *,
-    secret_sha256: bytes,
-    hint: str,
-    now: datetime,
-    requests_per_second_max: int | None = None,
-) -> None:
-    """Store a key's hash."""
-    await connection.run(
-        """
-        INSERT INTO api_keys (merchant_id, id, secret_sha256, hint, created_at, requests_per_second_max)
-        VALUES ($1, $2, $3, $4, $5, $6)
-        """,
-        merchant_id,
-        key_id,
-        secret_sha256,
-        hint,
-        now,
-        requests_per_second_max,
-    )
-
-
-async def list_api_keys(connection: Connection, merchant_id: MerchantId) -> list[ApiKey]:
-    """A merchant's keys, oldest first."""
-    rows = await connection.query(
-        "SELECT id, hint, created_at, revoked_at FROM api_keys WHERE merchant_id = $1 ORDER BY created_at, id",
-        merchant_id,
-    )
-    return [ApiKey(*row) for row in rows]
-
-
-async def revoke_api_key(connection: Connection, merchant_id: MerchantId, key_id: UUID, *, now: datetime) -> bool:
-    """Revoke a key. Returns False if the merchant has no such key or it was revoked before."""
-    touched = await connection.run(
-        "UPDATE api_keys SET revoked_at = $3 WHERE merchant_id = $1 AND id = $2 AND revoked_at IS NULL",
-        merchant_id,
-        key_id,
-        now,
-    )
-    return touched == 1
-
-
-async def find_key_owner(
-    connection: Connection, merchant_id: MerchantId, *, secret_sha256: bytes
-) -> tuple[Merchant, UUID, int | None] | None:
-    """The merchant whose unrevoked key has this hash, the key's id, and its own rate, if it has one."""
-    rows = await connection.query(
-        f"""
-        SELECT {_MERCHANT}, k.id, k.requests_per_second_max
-          FROM api_keys k JOIN merchants m ON m.merchant_id = k.merchant_id
-         WHERE k.merchant_id = $1 AND k.secret_sha256 = $2 AND k.revoked_at IS NULL
-        """,  # noqa: S608 - own columns
-        merchant_id,
-        secret_sha256,
-    )
-    for *merchant, key_id, per_second in rows:
-        return _merchant(merchant), key_id, per_second
-    return None
-
-
-class KeyRecord(msgspec.Struct, frozen=True):
-    """An API key, by its ids."""
-
-    merchant_id: UUID
-    id: UUID
-
-
-async def revoked_keys(connection: Connection, keys: Sequence[tuple[MerchantId, UUID]]) -> set[UUID]:
-    """Return which of these keys are revoked."""
-    rows = await connection.query(
-        f"""
-        SELECT k.id FROM api_keys k
-          JOIN json_to_recordset($1::json) AS i ({json_records.columns(KeyRecord)})
-            ON (k.merchant_id, k.id) = (i.merchant_id, i.id)
-         WHERE k.revoked_at IS NOT NULL
-        """,  # noqa: S608 - own columns
-        json_records.encode([KeyRecord(*one) for one in keys]),
-    )
-    return {row[0] for row in rows}
+async def _set_currencies(connection: Connection, merchant_id: MerchantId, new: NewTerms) -> None:
+    for currency, basis_points, fixed_minor in new.fees:
+        await connection.run(
+            """
+            INSERT INTO merchant_currencies (merchant_id, currency, fee_basis_points, fee_fixed_minor) VALUES ($1, $2, $3, $4)
+            ON CONFLICT (merchant_id, currency)
+            DO UPDATE SET fee_basis_points = excluded.fee_basis_points, fee_fixed_minor = excluded.fee_fixed_minor
+            """,
+            merchant_id,
+            currency,
+            basis_points,
+            fixed_minor,
+        )
+    for column, limits in (("negative_limit_minor", new.negative_limits), ("fallback_limit_minor", new.fallback_limits)):
+        for currency, limit_minor in limits:
+            await connection.run(
+                f"""
+                INSERT INTO merchant_currencies (merchant_id, currency, {column}) VALUES ($1, $2, $3)
+                ON CONFLICT (merchant_id, currency) DO UPDATE SET {column} = excluded.{column}
+                """,  # noqa: S608 - own columns
+                merchant_id,
+                currency,
+                limit_minor,
+            )

@@ -31,7 +31,11 @@ WITH input AS MATERIALIZED (
     UPDATE payment_requests p
        SET status = i.status, version = p.version + 1, reference = i.reference, payment_url = i.payment_url,
            captured_minor = coalesce(i.captured_minor, 0), due_at = i.due_at, updated_at = i.now,
-           live_order_id = CASE WHEN i.status IN ('PENDING', 'UNKNOWN', 'AUTHORIZED') THEN p.live_order_id END,
+           live_order_id = CASE WHEN i.status IN ('PENDING', 'UNKNOWN', 'AUTHORIZED') THEN p.live_order_id
+                                WHEN i.status = 'SUCCEEDED' AND (
+                                     p.pays_once = 'always' OR (
+                                     p.pays_once = 'unless_refunded' AND coalesce(i.refunded_minor, 0) < i.captured_minor))
+                                THEN p.live_order_id END,
            late = coalesce(i.late, false), suspended = coalesce(i.suspended, false), decline_code = i.decline_code,
            did_check_again = coalesce(i.did_check_again, false), checks = coalesce(i.checks, 0),
            refunded_minor = coalesce(i.refunded_minor, 0), disputed_minor = coalesce(i.disputed_minor, 0),

@@ -1,8 +1,10 @@
 """Transaction 1 of a payment, for a whole group: idempotency key, payment, its operation at the PSP and the first log row.
 
 The key decides: a creation whose key exists writes nothing, and its caller gets what is stored under the key. The same goes for
-one whose order has a live payment, if the merchant allows only one. The operation is committed here, before the first byte goes
-to the PSP, and its id is the PSP's idempotency key (promise:one-effect).
+one whose order has a live payment, if the merchant allows only one, or is paid, if it can be paid only once. A payment that pays
+its order once keeps its place in the unique index of live orders, so nothing can come in between; one that was paid late, when
+its place was gone, is found by its order. The operation is committed here, before the first byte goes to the PSP, and its id is
+the PSP's idempotency key (promise:one-effect).
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -32,7 +34,7 @@ class Creation(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class OrderIsLive:
-    """Another payment of the same order is live, and the merchant allows only one."""
+    """Another payment of the same order is live or has paid it, and the merchant allows only one."""
 
 
 class CreationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,6 +69,7 @@ class CreationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     refunds_fee: bool = False
     settlement_delay_seconds: int = 0
     refunds_late: bool = False
+    pays_once: str | None = None
 
 
 _WRITE = f"""
@@ -78,7 +81,11 @@ WITH input AS (
     SELECT merchant_id, key, decode(fingerprint, 'base64'), payment_id, in_flight_until, created_at, $2
       FROM input i
      WHERE i.live_order_id IS NULL OR NOT EXISTS (
-            SELECT FROM payment_requests p WHERE p.merchant_id = i.merchant_id AND p.live_order_id = i.live_order_id)
+            SELECT 1 FROM payment_requests p WHERE p.merchant_id = i.merchant_id AND p.live_order_id = i.live_order_id
+             UNION ALL
+            SELECT 1 FROM payment_requests p
+             WHERE p.merchant_id = i.merchant_id AND p.order_id = i.order_id AND p.status = 'SUCCEEDED'
+               AND (i.pays_once = 'always' OR (i.pays_once = 'unless_refunded' AND p.refunded_minor < p.captured_minor)))
      ORDER BY merchant_id, key
     ON CONFLICT (merchant_id, key) DO NOTHING
     RETURNING payment_id
@@ -87,11 +94,11 @@ WITH input AS (
         merchant_id, id, psp_account_id, operation_id, order_id, amount_minor, currency, status, version,
         return_url, description, idempotency_key, expires_at, due_at, created_at, updated_at, capture, is_sync,
         live_order_id, statement_descriptor, metadata, fee_basis_points, fee_fixed_minor, refunds_fee,
-        settlement_delay_seconds, refunds_late)
+        settlement_delay_seconds, refunds_late, pays_once)
     SELECT merchant_id, payment_id, psp_account_id, operation_id, order_id, amount_minor, currency, 'PENDING', 1,
            return_url, description, key, expires_at, due_at, created_at, created_at, capture, is_sync,
            live_order_id, statement_descriptor, metadata, coalesce(fee_basis_points, 0), coalesce(fee_fixed_minor, 0),
-           coalesce(refunds_fee, false), coalesce(settlement_delay_seconds, 0), coalesce(refunds_late, false)
+           coalesce(refunds_fee, false), coalesce(settlement_delay_seconds, 0), coalesce(refunds_late, false), pays_once
       FROM input JOIN keys USING (payment_id)
 ), operations AS (
     INSERT INTO psp_operations (

@@ -11,7 +11,7 @@ import msgspec
 from core.evidence import Risk
 from core.ids import MerchantId, OperationId, PaymentId, PspAccountId
 from core.money import Money
-from core.payment import NO_TERMS, Capture, OperationKind, Payment, PendingOperation, Status, Terms
+from core.payment import NO_TERMS, Capture, OperationKind, Payment, PaysOnce, PendingOperation, Status, Terms
 from server.db import json_records
 from server.db.connection import Connection
 
@@ -65,6 +65,7 @@ class StoredPayment(msgspec.Struct, frozen=True):
     refunds_fee: bool
     settlement_delay_seconds: int
     refunds_late: bool
+    pays_once: str | None
     risk: str | None
 
 
@@ -138,6 +139,7 @@ def _terms(record: StoredPayment) -> Terms:
         refunds_fee=record.refunds_fee,
         settlement_delay_seconds=record.settlement_delay_seconds,
         refunds_late=record.refunds_late,
+        pays_once=PaysOnce(record.pays_once) if record.pays_once else None,
     )
     return NO_TERMS if terms == NO_TERMS else terms
 
@@ -150,6 +152,19 @@ async def find_payment(connection: Connection, merchant_id: MerchantId, payment_
         payment_id,
     )
     return _payment(rows[0]) if rows else None
+
+
+async def find_paid(connection: Connection, merchant_id: MerchantId, order_id: str) -> PaymentId | None:
+    """The latest payment that has paid an order and was not refunded in full, else one that was, or None."""
+    rows = await connection.query(
+        """
+        SELECT id FROM payment_requests WHERE merchant_id = $1 AND order_id = $2 AND status = 'SUCCEEDED'
+         ORDER BY refunded_minor < captured_minor DESC, id DESC LIMIT 1
+        """,
+        merchant_id,
+        order_id,
+    )
+    return PaymentId(rows[0][0]) if rows else None
 
 
 async def find_owner(connection: Connection, payment_id: UUID) -> MerchantId | None:

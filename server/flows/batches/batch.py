@@ -21,7 +21,6 @@ from server.flows.batches.item import Item
 from server.flows.contexts import Batches
 from server.flows.idempotency import Request
 from server.sealing import SealError
-from server.uuid7 import uuid7
 
 RUNNING_MAX = 4
 """The most batches of one merchant that may run at the same time."""
@@ -56,7 +55,7 @@ async def accept(context: Batches, request: Request, items: Sequence[Item], term
     now = context.now()
     batch = Batch(
         merchant_id=request.merchant_id,
-        id=BatchId(uuid7()),
+        id=BatchId(request.id),
         status=BatchStatus.RUNNING,
         count=len(items),
         concurrency=terms.concurrency,

@@ -51,6 +51,7 @@ from server.flows.payments.choose import NewPayment
 from server.flows.payments.create import Opened, create
 from server.flows.payments.refund import Refunded, refund
 from server.flows.payments.verify import verify_if_possible, verify_or_wait
+from server.uuid7 import uuid7
 
 BUSY_SECONDS, BUSY_SECONDS_MAX = 0.5, 8.0
 IN_FLIGHT_SECONDS = 0.5
@@ -100,6 +101,7 @@ class Place:
         """The request as which it is carried out."""
         key = item_key(self.batch_id, self.number, attempt=attempt)
         return Request(
+            id=uuid7(),
             merchant_id=self.merchant_id,
             key=key,
             fingerprint=fingerprint("BATCH", item.type.value, key.encode()),
@@ -187,7 +189,7 @@ async def _charge(context: Payments, place: Place, item: Item) -> Payment:
     assert item.charge is not None
     attempt = 1
     while True:
-        payment = await _open(context, place, item.charge, place.request(item, attempt=attempt))
+        payment = await _open(context, place, item.charge, partial(place.request, item, attempt=attempt))
         payment = await _found_out(context, payment)
         if attempt == ATTEMPTS_MAX or not was_never_received(payment):
             return payment
@@ -218,9 +220,10 @@ async def _pause(place: Place, seconds: float) -> None:
         raise _GivenUp
 
 
-async def _open(context: Payments, place: Place, wanted: NewPayment, request: Request) -> Payment:
+async def _open(context: Payments, place: Place, wanted: NewPayment, new_request: Callable[[], Request]) -> Payment:
     wait_seconds = BUSY_SECONDS
     while True:
+        request = new_request()
         try:
             outcome = await create(context, place.merchant(), wanted, request)
             if isinstance(outcome, Replay):
@@ -260,9 +263,8 @@ async def _verify(context: Payments, place: Place, item: Item, bare: ItemResult)
     result = of_payment(bare, verified.payment)
     if verified.failure is None:
         return result
-    return replace(
-        result, status=ItemStatus.UNKNOWN, code=verified.failure.code, detail=str(verified.failure)[:DETAIL_LENGTH_MAX]
-    )
+    detail = str(verified.failure)[:DETAIL_LENGTH_MAX]
+    return replace(result, status=ItemStatus.UNKNOWN, code=verified.failure.code, detail=detail)
 
 
 async def _payment_of(context: Payments, merchant_id: MerchantId, item: Item) -> Payment:
@@ -280,25 +282,23 @@ async def _payment_of(context: Payments, merchant_id: MerchantId, item: Item) ->
 
 
 async def _capture(context: Payments, place: Place, item: Item, bare: ItemResult) -> ItemResult:
-    assert item.payment_id is not None
-    request = place.request(item)
-
-    ask = partial(capture, context, request, item.payment_id, item.amount_minor)
-    done = await _repeated(place, ask)
+    payment_id = item.payment_id
+    assert payment_id is not None
+    done = await _repeated(place, lambda: capture(context, place.request(item), payment_id, item.amount_minor))
     if isinstance(done, Done):
         return _failed(of_payment(bare, done.payment), done.failure, is_pending=done.payment.pending is not None)
     return of_payment(bare, await _payment_of(context, place.merchant_id, item))
 
 
 async def _refund(context: Payments, place: Place, item: Item, bare: ItemResult) -> ItemResult:
-    assert item.payment_id is not None
-    request = place.request(item)
+    payment_id = item.payment_id
+    assert payment_id is not None
 
-    ask = partial(refund, context, request, item.payment_id, amount_minor=item.amount_minor, reason=item.reason)
-    done = await _repeated(place, ask)
+    ask = partial(refund, context, payment_id=payment_id, amount_minor=item.amount_minor, reason=item.reason)
+    done = await _repeated(place, lambda: ask(request=place.request(item)))
     if isinstance(done, Refunded):
         return _failed(of_refund(bare, done.refund), done.failure, is_pending=done.refund.status is not RefundStatus.FAILED)
-    return of_refund(bare, await _made(context, request, item.payment_id))
+    return of_refund(bare, await _made(context, place.request(item), payment_id))
 
 
 def of_refund(bare: ItemResult, refund: Refund) -> ItemResult:

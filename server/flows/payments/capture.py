@@ -29,7 +29,6 @@ from server.flows.payments.choose import reserve
 from server.flows.payments.settle import Answering, encode_payment, settle
 from server.flows.payments.submit import key_lifetime
 from server.flows.payments.verify import load, look, read
-from server.uuid7 import uuid7
 
 _log = structlog.get_logger()
 
@@ -71,7 +70,7 @@ async def capture(context: Psps, request: Request, payment_id: PaymentId, amount
             payment = await read(context, request, payment_id)
             money = Money(amount, payment.money.currency)
             wanted = evidence_about(
-                payment, EvidenceKind.CAPTURE_REQUESTED, Source.MERCHANT, requested_id=OperationId(uuid7()), money=money
+                payment, EvidenceKind.CAPTURE_REQUESTED, Source.MERCHANT, requested_id=OperationId(request.id), money=money
             )
             return await _operate(context, request, claimed, payment, wanted)
 

@@ -7,21 +7,22 @@ with its key, or by the follow-up job: both fetch or repeat with the operation's
 
 from datetime import timedelta
 from functools import partial
+from urllib.parse import urlsplit
 
 import msgspec
 import trio
 from msgspec.structs import replace
 
-from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, PspBusy
+from core.errors import Conflict, DatabaseRefused, DatabaseUnavailable, Forbidden, PspBusy, Unprocessable
 from core.evidence import EvidenceKind, Source
 from core.idempotency import InFlight, Mismatch, Replay, Reply, Resume, StoredKey, decide
-from core.ids import LogId, MerchantId, OperationId, PaymentId, PspAccountId
-from core.payment import FINAL, UNSETTLED, Payment, Status, evidence_about, is_provisionally_declined
+from core.ids import PAYMENT, LogId, MerchantId, OperationId, PaymentId, PspAccountId, encode_id
+from core.payment import FINAL, UNSETTLED, Payment, PaysOnce, Status, evidence_about, is_provisionally_declined
 from core.schedule import first_due_at
 from server.concurrency.background import Work
 from server.db.merchants.merchants import Merchant
 from server.db.payments.creations import Creation, OrderIsLive, is_own
-from server.db.payments.payments import find_payment
+from server.db.payments.payments import find_paid, find_payment
 from server.flows.contexts import Payments
 from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, Request, answer, end_failed_flight, end_flight, wait_for_reply
 from server.flows.payments.choose import NewPayment, choose, is_known
@@ -64,13 +65,15 @@ async def create(
     reserved before anything is written: a token that finds none in time is refused, a page is opened later. With
     `reply_within_seconds` the payment is returned after that time, while the PSP is still being asked; None waits for the PSP. If
     it is canceled, a retry or the follow-up job completes it. Raises `PspBusy`, `Overloaded`, `DatabaseUnavailable`, `Forbidden`
-    if the merchant's payments are stopped, `Conflict` if the order has a live payment, `Unprocessable` if no account takes such a
-    payment.
+    if the merchant's payments are stopped, `Conflict` if the order has a live payment or is paid and the merchant allows one,
+    `Unprocessable` if no account takes such a payment or its customer may not be sent back to `return_url`.
     """
     if not merchant.accepts_payments and not await is_known(context, request):
         raise Forbidden(
             "new payments of this merchant are stopped; reading, refunding and canceling still work", code="payments_stopped"
         )
+    if wanted.return_url is not None and merchant.mode == "live":
+        await _require_return_host(context, merchant, wanted.return_url, request)
     reply_by = None
     if reply_within_seconds is not None:
         context.background.require_room()
@@ -162,10 +165,33 @@ async def _accept(context: Payments, request: Request, creation: Creation) -> St
         await end_failed_flight(context, request, error, in_flight_until=creation.in_flight_until)  # noqa: ASYNC120 - shielded there
         raise
     if isinstance(stored, OrderIsLive):
-        raise Conflict(
-            "another payment of this order is live: cancel it first, or wait until it has ended", code="order_has_live_payment"
-        )
+        raise await _order_taken(context, creation.payment)
     return None if is_own(stored, creation) else stored
+
+
+async def _order_taken(context: Payments, payment: Payment) -> Conflict:
+    """The conflict of a payment whose order has a live payment or a paid one, and the merchant allows only one."""
+    async with context.pool.connection() as connection:
+        paid_id = await find_paid(connection, payment.merchant_id, payment.order_id)
+    if payment.terms.pays_once is not None and paid_id is not None:
+        until = "refund that one in full first" if payment.terms.pays_once is PaysOnce.UNLESS_REFUNDED else "it is paid once"
+        return Conflict(f"{encode_id(PAYMENT, paid_id)} has paid this order: {until}", code="order_is_paid")
+    return Conflict(
+        "another payment of this order is live: cancel it first, or wait until it has ended", code="order_has_live_payment"
+    )
+
+
+async def _require_return_host(context: Payments, merchant: Merchant, return_url: str, request: Request) -> None:
+    """Raise `Unprocessable` for a return_url on a host that is not on the merchant's list, unless its key is known."""
+    host = urlsplit(return_url).hostname or ""
+    if not merchant.may_return_to(host) and not await is_known(context, request):
+        allowed = ", ".join(merchant.return_hosts) or "none yet"
+        raise Unprocessable(
+            f"customers may not be sent back to {host}: the merchant's return hosts are {allowed}; an operator sets them with "
+            "`florin merchant set --return-hosts`",
+            code="return_host_not_allowed",
+            path="$.return_url",
+        )
 
 
 async def _reply_within(work: Work[Payment], accepted: Payment, *, seconds: float) -> Opened:
@@ -235,7 +261,7 @@ def _creation(context: Payments, merchant: Merchant, wanted: NewPayment, request
     expires_in_seconds = wanted.expires_in_seconds if wanted.token is None else SYNC_EXPIRES_SECONDS
     expires_at = now + timedelta(seconds=expires_in_seconds)
     payment = Payment(
-        id=PaymentId(uuid7()),
+        id=PaymentId(request.id),
         merchant_id=merchant.id,
         psp_account_id=account_id,
         operation_id=OperationId(uuid7()),
@@ -251,7 +277,7 @@ def _creation(context: Payments, merchant: Merchant, wanted: NewPayment, request
         description=wanted.description,
         capture=wanted.capture,
         is_sync=wanted.token is not None,
-        is_exclusive=merchant.one_live_payment_per_order,
+        is_exclusive=merchant.one_live_payment_per_order or merchant.one_paid_payment_per_order,
         statement_descriptor=wanted.statement_descriptor or merchant.statement_descriptor,
         metadata=wanted.metadata,
         terms=merchant.terms_in(wanted.money.currency),

@@ -28,7 +28,6 @@ from server.flows.payments.settle import Answering, encode_refund, row_of, settl
 from server.flows.payments.submit import key_lifetime
 from server.flows.payments.verify import load
 from server.psp.adapter import Adapter
-from server.uuid7 import uuid7
 
 _log = structlog.get_logger()
 
@@ -58,7 +57,7 @@ async def refund(
         raise Conflict(f"a payment that is {payment.status} has no money to refund", code="not_refundable")
     with context.turn(payment.merchant_id) as turn:
         await reserve(context, request, payment, turn)
-        made_id = ResourceId(uuid7())
+        made_id = ResourceId(request.id)
         claimed = await claim(
             context, request, ResourceId(payment_id), operation=KeyedOperation.REFUND, made_id=made_id, turn=turn
         )

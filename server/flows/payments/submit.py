@@ -13,10 +13,11 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from core.errors import PspBusy, PspOutcomeUnknown, PspRejected, PspUnreachable
+from core.errors import PspBusy, PspOutcomeUnknown, PspRejected, PspUnreachable, TokenUnknown
 from core.evidence import Evidence, EvidenceKind, Risk, Source
 from core.ids import PSP_ACCOUNT, OperationId, PspAccountId, encode_id
 from core.payment import CLOSED, UNSETTLED, Change, Payment, Status, evidence_about, is_provisionally_declined
+from core.refund_transition import REFUSED
 from server.db.payments.payments import postpone
 from server.flows.contexts import Payments, Psps
 from server.flows.idempotency import Request, answer
@@ -204,7 +205,7 @@ async def _ask(context: Payments, payment: Payment, opening: Opening, risk: Risk
         return payment, evidence_about(payment, EvidenceKind.UNREACHABLE, Source.CREATE) if is_first else None
     except PspRejected as error:
         _log.warning("the PSP refused a payment", payment=str(payment.id), error=str(error))
-        code = "refused_by_the_psp"
+        code = error.code if isinstance(error, TokenUnknown) else REFUSED
         return payment, evidence_about(payment, EvidenceKind.REJECTED, Source.CREATE, code=code) if is_first else None
     except (PspOutcomeUnknown, trio.TooSlowError):
         return payment, evidence_about(payment, EvidenceKind.LOST, Source.CREATE)

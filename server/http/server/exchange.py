@@ -18,6 +18,9 @@ STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode("ascii") for status in HTTPStatus if status.value >= 200
 }
 _BODILESS = frozenset({204, 304})
+_VARYING = frozenset({b"request-id", b"location"})
+"""Headers that no two responses share: they would only push others out of the cache."""
+
 _LAST_CHUNK = b"0\r\n\r\n"
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -207,7 +210,7 @@ class Exchange:
         lines = [status_line, self._wire.date_header]
         length: bytes | None = None
         for name, value in headers:
-            lowered, line = _field(name, value)
+            lowered, line = _field(name, value) if name not in _VARYING else _made_field(name, value)
             if lowered == b"content-length":
                 if length is not None or not value.isdigit():
                     raise RuntimeError("a response has one content-length, of digits")
@@ -249,15 +252,15 @@ def _unknown_status_line(status: int) -> bytes:
     return b"HTTP/1.1 %d " % status
 
 
-@lru_cache(maxsize=1_024)
-def _field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """A header's name in lower case, and its line. Raises `RuntimeError` for an invalid header.
-
-    The result is cached, because most responses repeat the same headers.
-    """
+def _made_field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A header's name in lower case, and its line. Raises `RuntimeError` for an invalid header."""
     lowered = name.lower()
     if not name or not _TOKEN.issuperset(name) or lowered == b"transfer-encoding":
         raise RuntimeError(f"{name!r} is not a header that an application may set")
     if b"\n" in value or b"\r" in value or b"\0" in value:
         raise RuntimeError(f"the value of {name!r} contains a line break")
     return lowered, name + b": " + value
+
+
+_field = lru_cache(maxsize=1_024)(_made_field)
+"""Cached, because most responses repeat the same headers."""

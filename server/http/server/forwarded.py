@@ -8,7 +8,7 @@ configured; then every connection must begin with it. Source: the PROXY protocol
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from server.http.server.parser import BadRequest
 
@@ -31,11 +31,6 @@ class Addresses:
     scheme: str
 
 
-def networks(texts: Iterable[str]) -> Networks:
-    """Parse configured proxies, as addresses or networks. Raises ValueError."""
-    return tuple(ip_network(text.strip()) for text in texts)
-
-
 def forwarded(addresses: Addresses, headers: Iterable[tuple[bytes, bytes]], trusted: Networks) -> Addresses:
     """The addresses of X-Forwarded-For and X-Forwarded-Proto, if the peer is a trusted proxy."""
     if addresses.client is None or not _is_in(addresses.client[0], trusted):
@@ -47,10 +42,13 @@ def forwarded(addresses: Addresses, headers: Iterable[tuple[bytes, bytes]], trus
             chain += [part.strip() for part in value.decode("latin-1").split(",")]
         elif name == b"x-forwarded-proto" and value.strip().lower() in (b"http", b"https"):
             scheme = value.strip().lower().decode()
-    client = next((one for one in reversed(chain) if not _is_in(one, trusted)), None)
-    if client is None or not _is_address(client):
-        return replace(addresses, scheme=scheme)
-    return replace(addresses, client=(client, 0), scheme=scheme)
+    for text in reversed(chain):
+        client = _address(text)
+        if client is None:
+            break  # whoever wrote this is not known, so nothing before it is believed
+        if not any(client in network for network in trusted):
+            return replace(addresses, client=(str(client), 0), scheme=scheme)
+    return replace(addresses, scheme=scheme)
 
 
 def proxy_length(head: bytes) -> int:
@@ -75,17 +73,21 @@ def proxied(addresses: Addresses, head: bytes, rest: bytes) -> Addresses:
     return replace(addresses, client=(client, client_port), server=(server, server_port))
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _is_in(text: str, trusted: Networks) -> bool:
+    address = _address(text)
+    return address is not None and any(address in network for network in trusted)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """An address as proxies write it, with or without its port, or None. An IPv4 address that is mapped into IPv6 is that."""
+    host = text
+    if text.startswith("["):
+        host = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        host = text.partition(":")[0]
     try:
-        address = ip_address(text)
+        address = ip_address(host)
     except ValueError:
-        return False
-    return any(address in network for network in trusted)
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address

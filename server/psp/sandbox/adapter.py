@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from core.errors import InvalidSignature, Malformed, PspOutcomeUnknown, Unprocessable
+from core.errors import InvalidSignature, Malformed, PspOutcomeUnknown, TokenUnknown, Unprocessable
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import OperationId, PspAccountId
 from core.money import Money
@@ -18,11 +18,23 @@ from core.signing import verify_timestamped
 from server.http.client.response import Response
 from server.psp.adapter import Capabilities, Notice, Seen
 from server.psp.guard import Guard
-from server.psp.sandbox.objects import Event, EventList, Intent, IntentList, evidence_of, listed, notice_of, refund_evidence, seen
+from server.psp.sandbox.objects import (
+    UNKNOWN_TOKEN,
+    Event,
+    EventList,
+    Intent,
+    IntentList,
+    Refusal,
+    evidence_of,
+    listed,
+    notice_of,
+    refund_evidence,
+    seen,
+)
 from server.psp.transport import Answer, PspCall, PspTransport
 
 SIGNATURE_HEADER = b"sandbox-signature"
-NOT_FOUND = 404
+NOT_FOUND, UNPROCESSABLE = 404, 422
 CAPABILITIES = Capabilities(arrival_seconds=30.0, key_lifetime=timedelta(hours=23))
 PAGE = 100
 PAGES_MAX = 1_000
@@ -67,6 +79,8 @@ class SandboxAdapter:
         """See `Adapter`."""
         body = {**_wanted(payment), "token": token}
         answer = await self._ask(PspCall.CHARGE, "POST", "/v1/intents", body, key=payment.operation_id)
+        if answer.response.status == UNPROCESSABLE and not answer.after_loss and _says_unknown_token(answer.response):
+            raise TokenUnknown("the sandbox PSP does not know this token")
         return self._evidence(answer, Source.CREATE)
 
     async def capture(self, payment: Payment, operation: PendingOperation) -> Evidence:
@@ -191,6 +205,10 @@ class SandboxAdapter:
         headers = [("idempotency-key", str(key))] if key is not None else []
         is_keyed = key is not None or call is PspCall.CLOSE  # closing twice is the same as closing once
         return await self.transport.call(call, method, path, body=content, headers=headers, is_keyed=is_keyed)
+
+
+def _says_unknown_token(response: Response) -> bool:
+    return _read(response, Refusal).code == UNKNOWN_TOKEN
 
 
 def _path(payment: Payment) -> str:

@@ -37,6 +37,15 @@ _OF_THE_INTENT = frozenset(f"intent.{end}" for end in ("captured", "expired", "c
 _REFUSALS = frozenset({EvidenceKind.ATTEMPT_FAILED, EvidenceKind.DECLINED})
 
 
+UNKNOWN_TOKEN = "unknown_token"  # noqa: S105 - the code of an error
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The body of a refused request. Only its code is passed on, because its text may repeat what must not be logged."""
+
+    code: str | None = None
+
+
 class Intent(msgspec.Struct, frozen=True):
     """A payment intent. `refunds` are keyed by Florin's id, or by the PSP's own for those made there."""
 

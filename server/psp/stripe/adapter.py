@@ -13,12 +13,13 @@ from urllib.parse import quote
 
 from msgspec.structs import replace
 
-from core.errors import Malformed, PspOutcomeUnknown, PspRejected
+from core.errors import Malformed, PspOutcomeUnknown, PspRejected, TokenUnknown
 from core.evidence import Evidence, EvidenceKind, Source
 from core.ids import OperationId, PaymentId, PspAccountId
 from core.money import Money
 from core.payment import Capture, Payment, PendingOperation
 from core.refund import Refund, made_at_the_psp
+from server.http.client.response import Response
 from server.psp.adapter import Capabilities, Notice, Seen
 from server.psp.guard import Guard
 from server.psp.stripe import events
@@ -32,6 +33,7 @@ from server.psp.stripe.objects import (
     descriptor_suffix,
     ids_of,
     intent_evidence,
+    is_about_token,
     metadata_of,
     moment,
     refund_evidence,
@@ -127,6 +129,8 @@ class StripeAdapter:
             "metadata": metadata_of(payment),
         }
         answer = await self.api.post(PspCall.INTENT, "/v1/payment_intents", wanted, key=f"{payment.operation_id}-create")
+        if not answer.after_loss and _is_about_token(answer.response):
+            raise TokenUnknown("Stripe does not know this token")
         return self._of_intent(read(answer, PaymentIntent), payment, Source.CREATE)
 
     async def charge(self, payment: Payment, token: str) -> Evidence:
@@ -328,6 +332,13 @@ class StripeAdapter:
 
 _CLOSED = frozenset({EvidenceKind.EXPIRED, EvidenceKind.CANCELED})
 _NOBODYS = OperationId(events.UNRESOLVED)
+
+
+def _is_about_token(response: Response) -> bool:
+    """Return whether a PaymentIntent was refused because of its token, the only thing that it refers to."""
+    if response.status == 400:
+        return is_about_token(decode(response, ErrorBody))
+    return response.status == 404
 
 
 def _amount(money: Money) -> int:

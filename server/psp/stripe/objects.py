@@ -49,12 +49,16 @@ DECLINE_CODES = {
 """Our decline codes by Stripe's. All others are `card_declined`."""
 
 
+_TOKEN_CODES = frozenset({"token_already_used", "token_in_use", "payment_method_unexpected_state"})
+
+
 class ApiError(msgspec.Struct, frozen=True):
     """The error of a response."""
 
     type: str = ""
     code: str | None = None
     decline_code: str | None = None
+    param: str | None = None
     payment_intent: "PaymentIntent | None" = None
 
 
@@ -185,6 +189,15 @@ def ids_of(metadata: dict[str, str] | None) -> tuple[MerchantId, PaymentId, Oper
         return MerchantId(merchant), PaymentId(payment), OperationId(UUID(given["florin_operation"]))
     except (KeyError, ValueError):
         return None
+
+
+def is_about_token(body: ErrorBody) -> bool:
+    """Return whether Stripe refused a PaymentIntent because it does not know the token, or no longer takes it.
+
+    Sources: the error codes `resource_missing`, `token_already_used`, `token_in_use` and `payment_method_unexpected_state`.
+    """
+    error = body.error
+    return error.code in _TOKEN_CODES or (error.code == "resource_missing" and (error.param or "").startswith("payment_method"))
 
 
 def decline_code(error: ApiError | None) -> str:

@@ -12,7 +12,8 @@ from core.ids import MerchantId
 from server.clock import utc_now
 from server.concurrency.request_limits import RequestLimits
 from server.credentials import api_key, key_hash
-from server.db.merchants.merchants import Merchant, add_api_key, add_merchant
+from server.db.merchants.api_keys import add_api_key
+from server.db.merchants.merchants import Merchant, add_merchant
 from server.db.merchants.usage import share_usage
 from server.http.client.client import Client, open_client
 from server.uuid7 import uuid7

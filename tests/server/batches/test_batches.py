@@ -12,7 +12,8 @@ from core.ids import MerchantId, PspAccountId, decode_id
 from server.api.batches import bodies
 from server.clock import utc_now
 from server.credentials import api_key, key_hash
-from server.db.merchants.merchants import Merchant, add_api_key, add_merchant
+from server.db.merchants.api_keys import add_api_key
+from server.db.merchants.merchants import Merchant, add_merchant
 from server.flows.batches.batch import RUNNING_MAX
 from server.jobs import prune
 from server.uuid7 import uuid7

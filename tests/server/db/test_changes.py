@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from core.evidence import EvidenceKind, Risk
 from core.ids import EventId, LogId, MerchantId, OperationId, PspAccountId
-from core.payment import Capture, OperationKind, Payment, PendingOperation, Status, Terms
+from core.payment import Capture, OperationKind, Payment, PaysOnce, PendingOperation, Status, Terms
 from server.clock import utc_now
 from server.db.connection import Connection
 from server.db.payments.changes import Applied, ChangeGroup, Lost
@@ -30,7 +30,14 @@ async def test_the_loser_of_a_compare_and_set_writes_nothing(database_url: str, 
 
 async def test_a_creation_writes_every_field_that_is_set_then(connection: Connection) -> None:
     """A field that is not written, or not read, comes back as its column's default."""
-    terms = Terms(fee_basis_points=150, fee_fixed_minor=25, refunds_fee=True, settlement_delay_seconds=60, refunds_late=True)
+    terms = Terms(
+        fee_basis_points=150,
+        fee_fixed_minor=25,
+        refunds_fee=True,
+        settlement_delay_seconds=60,
+        refunds_late=True,
+        pays_once=PaysOnce.ALWAYS,
+    )
     created: dict[str, object] = {
         "return_url": "https://shop.example/thanks",
         "description": "two cups",

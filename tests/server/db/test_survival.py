@@ -89,7 +89,7 @@ async def test_create_and_settle_cancelled_at_every_checkpoint(florin: Florin) -
 
 async def _one_cancelled(florin: Florin, merchant: Merchant, step: int, token: str | None, how: Capture) -> bool:
     key = uuid4().hex
-    request = Request(merchant_id=merchant.id, key=key, fingerprint=os.urandom(32), reply_status=201)
+    request = Request(id=uuid7(), merchant_id=merchant.id, key=key, fingerprint=os.urandom(32), reply_status=201)
     wanted = NewPayment(
         money=Money(100, "EUR"),
         order_id=key,
@@ -128,7 +128,7 @@ async def test_operations_cancelled_at_every_checkpoint(florin: Florin, verb: st
         how = "manual" if verb == "capture" else "automatic"
         made = (await florin.post(order(confirm=True, token="tok_paid", capture=how, order_id=uuid4().hex))).json()
         payment_id = PaymentId(decode_id(PAYMENT, made["id"]))
-        request = Request(merchant_id=merchant.id, key=uuid4().hex, fingerprint=os.urandom(32), reply_status=200)
+        request = Request(id=uuid7(), merchant_id=merchant.id, key=uuid4().hex, fingerprint=os.urandom(32), reply_status=200)
 
         async def call(payment_id: PaymentId = payment_id, request: Request = request) -> object:
             if verb == "capture":

@@ -16,7 +16,7 @@ import trio_websocket as tw
 from core.ids import MerchantId
 from core.resumption import Sequence, resume
 from server.api.events import stream
-from server.db.merchants.merchants import list_api_keys
+from server.db.merchants.api_keys import list_api_keys
 from server.flows.events import live_feeds as feeds_module
 from server.http.server.listener import bind
 from server.process.worker import open_worker

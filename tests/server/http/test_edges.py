@@ -12,9 +12,9 @@ import trio
 from server.http.asgi import Receive, Scope, Send, read_body, respond
 from server.http.client.client import ClientOptions, open_client
 from server.http.client.errors import NotSent
-from server.http.server.forwarded import networks
 from server.http.server.listener import Listener, ListenerOptions, bind, bind_unix
 from server.http.tls import server_tls
+from server.settings import parse_networks
 from tests.support.http import GET, echo, request, talk
 
 
@@ -101,7 +101,7 @@ async def test_the_proxy_protocol_where_it_is_configured(monkeypatch: pytest.Mon
     ],
 )
 async def test_only_trusted_proxies_are_believed(trusted: list[str], headers: list[str], seen: bytes) -> None:
-    listener = Listener(who, bind("127.0.0.1", 0), ListenerOptions(trusted_proxies=networks(trusted)))
+    listener = Listener(who, bind("127.0.0.1", 0), ListenerOptions(trusted_proxies=tuple(parse_networks(",".join(trusted)))))
     async with listening(listener):
         assert seen in await talk(listener.port, request("GET / HTTP/1.1", "Host: a", *headers))
 

@@ -14,14 +14,13 @@ from server.clock import utc_now
 from server.db.alerts import REPEAT_SECONDS, Alert, list_alerts, note_alert
 from server.flows.alerts import Channels, Mail
 from server.flows.webhooks.destinations import Destinations
-from server.http.server.forwarded import networks
 from server.jobs import overdue
 from server.jobs.alerts import send_due
-from server.settings import Settings, SettingsError, load_settings
+from server.settings import Settings, SettingsError, load_settings, parse_networks
 from tests.support.florin import Florin, eventually, open_florin
 from tests.support.receiver import Receiver, receiving
 
-LOOPBACK = Destinations(networks(["127.0.0.0/8"]))
+LOOPBACK = Destinations(parse_networks("127.0.0.0/8"))
 
 
 def an_alert(key: str = "batch:1", **fields: object) -> Alert:

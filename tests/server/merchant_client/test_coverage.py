@@ -91,6 +91,7 @@ async def _use_payments(client: AsyncFlorin) -> None:
     assert (taken.status, taken.captured_amount) == ("SUCCEEDED", 1_000)
     refund = await client.payments.refund(taken.id, amount=100)
     assert await client.payments.refunds(taken.id) == (refund,)
+    assert await client.payments.get_refund(taken.id, refund.id) == refund
     assert (await client.payments.verify(taken.id)).refunded_amount == 100
     assert (await client.payments.get(taken.id, wait_seconds=1)).id == taken.id
     assert [one.id async for one in client.payments.list(order_id="held")] == [held.id]
@@ -161,6 +162,7 @@ def _block_on_payments(client: Florin) -> None:
     taken = client.payments.capture(held.id)
     refund = client.payments.refund(taken.id, amount=100)
     assert client.payments.refunds(taken.id) == (refund,)
+    assert client.payments.get_refund(taken.id, refund.id) == refund
     assert client.payments.verify(taken.id) == client.payments.get(taken.id)
     assert len(list(client.payments.list())) == 2
     assert len(client.payments.logs(taken.id)) >= 2

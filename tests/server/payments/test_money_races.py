@@ -13,12 +13,7 @@ from core.signing import sign_timestamped
 from server.clock import utc_now
 from server.db.payments import payments
 from tests.support.florin import Florin, eventually
-from tests.support.payments import act, balances, charge, get, set_merchant, until_chained
-
-
-async def reference_of(florin: Florin, payment: dict[str, Any]) -> str:
-    reference: str = (await florin.row(payment["id"]))["reference"]
-    return reference
+from tests.support.payments import act, balances, charge, get, reference_of, set_merchant, until_chained
 
 
 async def tell_dispute(florin: Florin, payment: dict[str, Any], end: str, dispute: dict[str, Any]) -> httpx2.Response:

@@ -228,7 +228,7 @@ async def test_a_token_that_is_bound_to_an_account_is_charged_there(florin: Flor
         here = await florin.post(order(confirm=True, token=bound_here, psp_account=account))
         assert (here.status_code, await account_of(florin, here.json()["id"])) == (201, demo.psp_account_id)
         foreign = await florin.post(order(confirm=True, token=bound_here))
-        assert (foreign.status_code, foreign.json()["payment"]["status"]) == (502, "CANCELED"), foreign.text
+        assert (foreign.status_code, foreign.json()["payment"]["status"]) == (422, "CANCELED"), foreign.text
 
 
 @pytest.mark.parametrize(("fault", "token", "status"), [("throttle", "tok_paid", 503), ("answer", "tok_declined", 402)])

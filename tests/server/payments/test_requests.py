@@ -162,5 +162,5 @@ async def test_bad_creations(florin: Florin, fields: dict[str, Any], path: str) 
 
 async def test_a_token_that_the_psp_does_not_know(florin: Florin) -> None:
     response = await florin.post(order(confirm=True, token="tok_nonsense"))
-    assert (response.status_code, response.json()["code"]) == (502, "psp_rejected")
+    assert (response.status_code, response.json()["code"]) == (422, "token_unknown")
     assert response.json()["payment"]["status"] == "CANCELED"

@@ -22,6 +22,7 @@ from server.psp.sandbox.objects import Event, notice_of
 from server.sealing import Sealer
 from server.uuid7 import uuid7
 from tests.support.florin import Florin, eventually, order
+from tests.support.payments import reference_of
 
 
 async def tell(
@@ -38,10 +39,6 @@ async def charge(florin: Florin, **fields: Any) -> dict[str, Any]:
     assert response.status_code == 201, response.text
     payment: dict[str, Any] = response.json()
     return payment
-
-
-async def reference_of(florin: Florin, payment: dict[str, Any]) -> str:
-    return str((await florin.row(payment["id"]))["reference"])
 
 
 async def balances(florin: Florin) -> dict[str, int]:

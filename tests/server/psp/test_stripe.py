@@ -130,7 +130,7 @@ async def test_a_declined_card_is_looked_at_again(at_stripe: Stripe) -> None:
 
 async def test_an_unknown_token_is_refused(at_stripe: Stripe) -> None:
     response = await at_stripe.charge("pm_of_nobody")
-    assert (response.status_code, response.json()["code"]) == (502, "psp_rejected")
+    assert (response.status_code, response.json()["code"]) == (422, "token_unknown")
     assert response.json()["payment"]["status"] == "CANCELED"
 
 

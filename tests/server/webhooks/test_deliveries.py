@@ -92,10 +92,11 @@ async def test_the_log_shows_requests_and_replies_without_secrets(florin: Florin
         assert (row["state"], row["attempts"], row["last_error"]) == ("PENDING", 1, "the endpoint answered 500")
         detail = (await call(florin, "GET", f"{path}/{row['seq']}")).json()
         text = json.dumps(detail)
-        for secret in ("ada@", "Lovelace", "abcdef123456", "4242", "order-1", endpoint["secret"]):
+        for secret in ("ada@", "Lovelace", "abcdef123456", "4242", endpoint["secret"]):
             assert secret not in text
         assert detail["request"]["headers"]["webhook-id"] == row["event_id"]
         assert detail["request"]["body"]["data"]["amount"] == 1_990
+        assert detail["request"]["body"]["data"]["order_id"] == "order-1", "the merchant's own"
         assert detail["log"][0]["response"].startswith('{"error": "user [redacted]')
         assert len(detail["log"][0]["response"]) <= 500
         assert (await call(florin, "GET", f"{path}?state=DEAD")).json()["data"] == []

@@ -123,6 +123,10 @@ class Payments:
         """Return the refunds of a payment, oldest first."""
         return whole(self._transport, f"{_path(payment_id)}/refunds", Refund)
 
+    def get_refund(self, payment_id: str, refund_id: str) -> Refund:
+        """Return one refund of a payment."""
+        return self._transport.call(Request("GET", f"{_path(payment_id)}/refunds/{segment(refund_id)}", Refund))
+
     def logs(self, payment_id: str) -> tuple[Log, ...]:
         """Return every change of a payment, oldest first."""
         return whole(self._transport, f"{_path(payment_id)}/logs", Log)

@@ -1,0 +1,19 @@
+"""The known name that is nearest to a mistyped one, for messages about unknown names."""
+
+import difflib
+from collections.abc import Iterable
+
+SHOWN_LENGTH_MAX = 60
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """A message about an unknown name: the nearest one, if one is near, and all that are known."""
+    names = list(known)
+    by_folded = {_folded(name): name for name in reversed(names)}
+    near = difflib.get_close_matches(_folded(given[:SHOWN_LENGTH_MAX]), by_folded, n=1)
+    hint = f": did you mean {by_folded[near[0]]}?" if near else ":"
+    return f"unknown {what} {given[:SHOWN_LENGTH_MAX]!r}{hint} known are {', '.join(names) or 'none'}"
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_")
