@@ -13,6 +13,7 @@ from psycopg import conninfo
 
 from core.errors import DatabaseRefused, DatabaseUnavailable, NotFound
 from server.cli.options import DatabaseUrl, DataDirectory, find_database
+from server.db.conninfo import parse
 from server.db.roles import Role
 
 _ROLES = {"read": Role.READ, "console": Role.CONSOLE}
@@ -36,7 +37,7 @@ def command(
     """Open the database with psql. Its password is neither shown nor visible to other users."""
     if role not in _ROLES:
         raise NotFound(f"there is no role {role!r} here: choose {' or '.join(_ROLES)}")
-    given = conninfo.conninfo_to_dict(find_database(data_dir, database_url))
+    given = parse(find_database(data_dir, database_url))
     given["options"] = f"{given.get('options') or ''} -c role={_ROLES[role]}".strip()
     _require_role(given, _ROLES[role])
     # psql asks for the password of a client's key by itself: on the command line all users could read it.
@@ -70,13 +71,3 @@ def _program() -> Path:
         if own.exists():
             return own
     raise NotFound("there is no psql: install PostgreSQL's client")
-
-
-def without_password(url: str) -> str:
-    """A database's address that may be shown."""
-    given = conninfo.conninfo_to_dict(url)
-    where = str(given.get("host") or "")
-    port = f":{given['port']}" if given.get("port") and not where.startswith("/") else ""
-    host = f"{where}{port}" if not where.startswith("/") else ""
-    tail = f"?host={where}&port={given.get('port', 5432)}" if where.startswith("/") else ""
-    return f"postgresql://{given.get('user', '')}@{host}/{given.get('dbname', '')}{tail}"

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from server.cli.options import DataDirectory, data_directory
-from server.cli.psql import without_password
 from server.cli.signals import stop_on_signal
+from server.db.conninfo import without_password
 from server.process.instance import Instance, Options, open_instance
 from server.settings import API_PORT, PSP_PORT, SHOP_PORT, SettingsError, environment, load_settings
 from server.telemetry import configure_logs

@@ -18,12 +18,14 @@ class Health:
     """The health of this worker. `written_at`: trio's time when the last committed heartbeat began.
 
     `failure` is why this worker must not serve any more; `failed` is set with it. `is_draining`: it is about to end,
-    and `is_hurried`: without lingering.
+    and `is_hurried`: without lingering. `is_doubted`: another session has found the database read-only, so the next heartbeat
+    looks on a new one.
     """
 
     written_at: float = float("-inf")
     is_draining: bool = False
     is_hurried: bool = False
+    is_doubted: bool = False
     failure: FlorinError | None = None
     failed: trio.Event = field(default_factory=trio.Event)
 
@@ -31,6 +33,10 @@ class Health:
         """End the worker for this reason."""
         self.failure = self.failure or failure
         self.failed.set()
+
+    def doubt(self) -> None:
+        """Have the next heartbeat find out on a new session whether the database can be written."""
+        self.is_doubted = True
 
     @property
     def problem(self) -> str | None:

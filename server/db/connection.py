@@ -7,7 +7,8 @@ Invariants:
 - A connection is used by one task at a time; a second one gets `InterfaceError`, not a queue.
 - When a task is canceled in the middle of a query, the query is canceled on the server within a time limit; a connection that
   is still busy after that is closed. A connection that is not closed is therefore usable.
-- Names are resolved by trio, never by libpq, which would block the loop.
+- Every session has the settings that Florin depends on (`SESSION_SETTINGS`), whatever the server, the database or the login user
+  has for a default; and one that is to write can write.
 
 `_connect_gen`, `_cancel_gen` and the signature of `wait` are private to psycopg, so its minor version is pinned.
 """
@@ -27,17 +28,50 @@ from psycopg.abc import PQGen, PQGenConn
 from psycopg.rows import TupleRow
 
 from core.errors import DatabaseRefused, DatabaseUnavailable
+from server.db.conninfo import attempts, parse
 
 RV = TypeVar("RV")
 
 CANCEL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0
+CONNECT_SECONDS_MIN = 2.0
+"""The shortest time that one of several addresses gets."""
+
 COMMIT_SECONDS = 10.0
 
+SESSION_SETTINGS = {
+    "client_encoding": "UTF8",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "search_path": "public",
+    "standard_conforming_strings": "on",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+}
+"""The settings that decide the meaning of statements and the form of their results. Time limits are Florin's own."""
+
+_COMMITS_TO_DISK = """
+SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply'
+                                             ELSE 'on' END, false)
+"""
+"""What is acknowledged is on disk, here and at the synchronous standbys, if there are any."""
+
+_TOO_SLOW = f"PostgreSQL did not answer within {CONNECT_SECONDS:.0f} s"
 _ROLE_ADVICE = "run `florin migrate`, and make the login user a member of that role"
 _READ = psycopg.waiting.Wait.R
 _WRITE = psycopg.waiting.Wait.W
 _POLL_READ = select.POLLIN | select.POLLERR | select.POLLHUP
+
+
+class ReadOnly(DatabaseUnavailable):
+    """The database answers and cannot be written."""
 
 
 class _OneUser:
@@ -66,54 +100,68 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.cursor_factory = psycopg.AsyncRawCursor
 
     @classmethod
-    async def open(cls, conninfo: str, *, application_name: str = "florin", role: str | None = None, **options: str) -> Self:
-        """Connect, in autocommit mode.
+    async def open(
+        cls, address: str, *, application_name: str = "florin", role: str | None = None, writes: bool = False, **options: str
+    ) -> Self:
+        """Connect, in autocommit mode, to the first address that answers and, if the session `writes`, can be written.
 
         `role` is the role of the session (`server.db.roles`), by default the login user; `options` are server settings of the
         session, e.g. `plan_cache_mode="force_custom_plan"`. Raises `DatabaseUnavailable` if no server answers within
-        `CONNECT_SECONDS` or it refuses the connection, `DatabaseRefused` if it refuses the role.
+        `CONNECT_SECONDS`, or all refuse the connection or are read-only, `DatabaseRefused` if one refuses the role.
         """
-        try:
-            params = libpq_conninfo.conninfo_to_dict(conninfo, application_name=application_name)
-        except psycopg.ProgrammingError as error:
-            raise DatabaseUnavailable(f"not a PostgreSQL address: {str(error).strip()}") from error
-        try:
-            with trio.fail_after(CONNECT_SECONDS):
-                params = await _resolved(params)
-                connection = await _drive_connecting(cls._connect_gen(libpq_conninfo.make_conninfo("", **params)))
-                connection._autocommit = True
+        params = parse(address)
+        settings = {**SESSION_SETTINGS, **options}
+        if "search_path" in str(params.get("options") or ""):
+            del settings["search_path"]  # whoever wrote the address has chosen a schema
+        failures: dict[str, Exception] = {}
+        with trio.move_on_after(CONNECT_SECONDS):
+            left = [*await attempts({**params, "application_name": application_name, "client_encoding": "UTF8"})]
+            seconds = max(CONNECT_SECONDS / len(left), CONNECT_SECONDS_MIN)
+            for one in left:
                 try:
-                    await connection._set_up(role, options)
-                except BaseException:
-                    connection.discard()
-                    raise
-        except psycopg.Error as error:
-            said = str(error).strip()
-            if role is not None and f'"{role}"' in said:
-                raise DatabaseRefused(f"cannot use the role {role}: {said}; {_ROLE_ADVICE}") from error
-            raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {said}") from error
-        except trio.TooSlowError as error:
-            raise DatabaseUnavailable(f"PostgreSQL did not answer within {CONNECT_SECONDS:.0f} s") from error
+                    with trio.fail_after(seconds):
+                        return await cls._open_one(one, role, settings, writes=writes)
+                except psycopg.Error as error:
+                    said = str(error).strip()
+                    if role is not None and f'"{role}"' in said:
+                        raise DatabaseRefused(f"cannot use the role {role}: {said}; {_ROLE_ADVICE}") from error
+                    failures[f"cannot connect to PostgreSQL: {said}"] = error
+                except DatabaseUnavailable as error:
+                    failures[str(error)] = error
+                except trio.TooSlowError as error:
+                    failures[_TOO_SLOW] = error
+        kind = ReadOnly if any(isinstance(error, ReadOnly) for error in failures.values()) else DatabaseUnavailable
+        raise kind("; ".join(failures or [_TOO_SLOW])) from next(iter(failures.values()), None)
+
+    @classmethod
+    async def _open_one(cls, params: dict[str, Any], role: str | None, settings: Mapping[str, str], *, writes: bool) -> Self:
+        connection = await _drive_connecting(cls._connect_gen(libpq_conninfo.make_conninfo("", **params)))
+        connection._autocommit = True
+        try:
+            await connection._set_up(role, settings, writes=writes)
+        except BaseException:
+            connection.discard()
+            raise
         return connection
 
-    async def _set_up(self, role: str | None, options: Mapping[str, str]) -> None:
+    async def _set_up(self, role: str | None, settings: Mapping[str, str], *, writes: bool) -> None:
         """Set the session's role and settings, and check that it has them, in one round trip.
 
         They are statements and not options of the connection, which a pooler in between may drop without a word.
         """
-        if role is None and not options:
-            return
-        wanted = [("role", role), *options.items()] if role is not None else list(options.items())
-        statements = [f"SET {name} = '{value}'" for name, value in wanted]
-        check = ", ".join(["current_user", *(f"current_setting('{name}')" for name in options)])
-        cursor = await self.execute("; ".join([*statements, f"SELECT {check}"]))
+        wanted = {**({"role": role} if role is not None else {}), **settings}
+        statements = [f"SET {name} = '{value}'" for name, value in wanted.items()]
+        checks = ["current_user", *(f"current_setting('{name}')" for name in ("transaction_read_only", *settings))]
+        cursor = await self.execute("; ".join([_COMMITS_TO_DISK, *statements, f"SELECT {', '.join(checks)}"]))
         while cursor.nextset():
             pass
         (row,) = await cursor.fetchall()
-        found = dict(zip(["role", *options], row, strict=True))
-        wrong = [name for name, value in wanted if not _is_same(found[name], str(value))]
+        found = dict(zip(["role", "read_only", *settings], row, strict=True))
+        wrong = [name for name, value in wanted.items() if not _is_same(found[name], value)]
         if wrong:
-            raise DatabaseRefused(f"the session did not get {', '.join(f'{one} = {dict(wanted)[one]}' for one in wrong)}")
+            raise DatabaseRefused(f"the session did not get {', '.join(f'{one} = {wanted[one]}' for one in wrong)}")
+        if writes and found["read_only"] == "on":
+            raise ReadOnly("the database is read-only: a standby, or set so by an administrator")
 
     async def wait(
         self,
@@ -202,7 +250,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
 
 def _is_same(found: str, wanted: str) -> bool:
-    """Return whether a setting has a value, which the server may write in another way."""
+    """Return whether a setting has a value, which the server may write in another way, as `10s` for `10`."""
     return found == wanted or {found, wanted} in ({"on", "1"}, {"off", "0"}) or (found, wanted) == (f"{wanted}s", wanted)
 
 
@@ -220,18 +268,6 @@ async def open_session(
         raise DatabaseRefused(f"the database refused: {str(error).strip()}") from error
     finally:
         connection.discard()
-
-
-async def _resolved(params: dict[str, Any]) -> dict[str, Any]:
-    host = params.get("host")
-    if not host or str(host).startswith("/") or params.get("hostaddr"):
-        return params
-    try:
-        found = await trio.socket.getaddrinfo(host, params.get("port") or 5432, type=trio.socket.SOCK_STREAM)
-    except (OSError, ValueError) as error:
-        raise DatabaseUnavailable(f"cannot resolve {host}: {error}") from error
-    addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
-    return {**params, "hostaddr": ",".join(addresses), "host": ",".join([host] * len(addresses))}
 
 
 async def _drive_connecting(gen: PQGenConn[RV]) -> RV:

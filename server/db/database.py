@@ -41,17 +41,22 @@ async def open_database(
     delivery_lease_seconds: float,
     observe: Callable[[str, int, float], None] | None = None,
     pause_seconds: Callable[[], float] = lambda: 0.0,
+    found_read_only: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Database]:
     """Open the pool and run the committers. At the end of the block queued items are written before the committers close.
 
-    `worker_id` owns the idempotency keys of new payments. `pause_seconds` is that of busy committers.
+    `worker_id` owns the idempotency keys of new payments. `pause_seconds` is that of busy committers. `found_read_only` is called
+    when a session turns out to be read-only.
     `observe` is called for every group with the committer's name, the number of items and the seconds it took.
     """
 
     def observed(committer: str) -> Observe | None:
         return partial(observe, committer) if observe is not None else None
 
-    async with open_pool(conninfo, size=pool_size, role=Role.APP) as pool, trio.open_nursery() as committers:
+    async with (
+        open_pool(conninfo, size=pool_size, role=Role.APP, found_read_only=found_read_only) as pool,
+        trio.open_nursery() as committers,
+    ):
         change_group = ChangeGroup(delivery_lease_seconds=delivery_lease_seconds)
         database = Database(
             pool,

@@ -270,7 +270,7 @@ class Committer(Generic[I, Result]):
                 _log.warning("what nobody waited for could not be written", error=str(result.error))
 
     async def _connected(self) -> Connection:
-        """The writer's connection. It commits to disk, whatever the server's default is.
+        """The writer's connection.
 
         PostgreSQL takes longer to plan a group than to write a small one, and a plan cannot depend on the number of rows in the
         document, which the planner does not see. So plans are kept until the tables have grown, because a plan made while a table
@@ -288,6 +288,7 @@ class Committer(Generic[I, Result]):
             self._conninfo,
             application_name="florin committer",
             role=self._role,
+            writes=True,
             plan_cache_mode="force_generic_plan",
             jit="off",
             enable_seqscan="off",
@@ -295,8 +296,6 @@ class Committer(Generic[I, Result]):
             cpu_tuple_cost="1",
         )
         self._planned_at, self._planned_items = now, self.items
-        if (await connection.query("SHOW synchronous_commit"))[0][0] in ("off", "local"):
-            await connection.execute("SET synchronous_commit = on")
         return connection
 
     def _disconnect(self) -> None:
@@ -309,7 +308,10 @@ def _is_lost(error: Exception) -> bool:
     """Return whether the connection, or the server behind it, has failed."""
     if isinstance(error, psycopg.OperationalError):
         return error.sqlstate is None or error.sqlstate[:2] in _CONNECTION_CLASSES
-    return isinstance(error, psycopg.InterfaceError | DatabaseUnavailable | trio.TooSlowError)
+    # A session that is read-only stays so even after the database can be written again.
+    return isinstance(
+        error, psycopg.InterfaceError | psycopg.errors.ReadOnlySqlTransaction | DatabaseUnavailable | trio.TooSlowError
+    )
 
 
 def _refusal(error: psycopg.Error) -> DatabaseRefused:

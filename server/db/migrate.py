@@ -52,12 +52,23 @@ def migrations() -> list[Migration]:
     return sorted(found, key=lambda migration: migration.number)
 
 
+async def require_unicode(connection: Connection) -> None:
+    """Raise `MigrationError` for a database that cannot hold every character of a customer's text."""
+    encoding = (await connection.query("SELECT current_setting('server_encoding')"))[0][0]
+    if encoding != "UTF8":
+        raise MigrationError(
+            f"the database's encoding is {encoding}, in which not every text can be stored: make another one with "
+            "`CREATE DATABASE florin ENCODING 'UTF8' TEMPLATE template0`"
+        )
+
+
 async def migrate(connection: Connection) -> list[str]:
     """Bring the database up to date. Returns the names of the files applied now.
 
     A user without special rights may ask whether the database is up to date. Raises `MigrationError` if an applied file has
     changed or the database knows a file that this code does not.
     """
+    await require_unicode(connection)
     is_current = not _pending(await applied(connection))
     if is_current and not (await connection.query(_MAY_CREATE_ROLES))[0][0]:
         return []
@@ -137,7 +148,8 @@ def _pending(done: dict[int, str]) -> list[Migration]:
 
 
 async def require_current(connection: Connection) -> None:
-    """Raise `MigrationError` unless every migration has been applied."""
+    """Raise `MigrationError` unless every migration has been applied, to a database that Florin can use."""
+    await require_unicode(connection)
     pending = _pending(await applied(connection))
     if pending:
         raise MigrationError(f"the database lacks migration {pending[0].name}: run `florin migrate`")

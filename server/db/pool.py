@@ -5,14 +5,14 @@ for one, and further callers get `Overloaded`; a connection is checked before it
 or in a transaction is closed.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import psycopg
 import trio
 
 from core.errors import DatabaseUnavailable, Overloaded
-from server.db.connection import Connection
+from server.db.connection import Connection, ReadOnly
 
 WAITERS_MAX = 1_024
 ACQUIRE_SECONDS = 5.0
@@ -21,11 +21,23 @@ USE_SECONDS = 30.0
 
 
 class Pool:
-    """Connections to one database, opened as needed. Use as `async with open_pool(...) as pool`."""
+    """Connections to one database, opened as needed. Use as `async with open_pool(...) as pool`.
 
-    def __init__(self, conninfo: str, *, size: int, role: str | None = None, waiters_max: int = WAITERS_MAX) -> None:
+    `found_read_only` is called when a session turns out to be read-only; a pool that has it opens none that is.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        *,
+        size: int,
+        role: str | None = None,
+        waiters_max: int = WAITERS_MAX,
+        found_read_only: Callable[[], None] | None = None,
+    ) -> None:
         self._conninfo = conninfo
         self._role = role
+        self._found_read_only = found_read_only
         self._idle: list[Connection] = []
         self._slots = trio.Semaphore(size)
         self._waiters_max = waiters_max
@@ -43,7 +55,12 @@ class Pool:
             try:
                 with trio.fail_after(USE_SECONDS):  # noqa: ASYNC100 - the caller's block awaits
                     yield connection
-            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
+            except psycopg.errors.ReadOnlySqlTransaction as error:
+                connection.discard()  # it stays so even after the database can be written again
+                if self._found_read_only is not None:
+                    self._found_read_only()
+                raise DatabaseUnavailable(f"the database is read-only: {str(error).strip()}") from error
+            except psycopg.OperationalError as error:
                 raise DatabaseUnavailable(f"the connection to the database was lost: {str(error).strip()}") from error
             except psycopg.Error:
                 connection.discard()  # a statement that was prepared before a migration would fail forever
@@ -69,7 +86,12 @@ class Pool:
             if connection.is_usable():
                 return connection
             connection.discard()
-        return await Connection.open(self._conninfo, role=self._role)
+        try:
+            return await Connection.open(self._conninfo, role=self._role, writes=self._found_read_only is not None)
+        except ReadOnly:
+            assert self._found_read_only is not None
+            self._found_read_only()
+            raise
 
     def _put_back(self, connection: Connection) -> None:
         if connection.is_usable():
@@ -84,9 +106,16 @@ class Pool:
 
 
 @asynccontextmanager
-async def open_pool(conninfo: str, *, size: int, role: str | None = None, waiters_max: int = WAITERS_MAX) -> AsyncIterator[Pool]:
+async def open_pool(
+    conninfo: str,
+    *,
+    size: int,
+    role: str | None = None,
+    waiters_max: int = WAITERS_MAX,
+    found_read_only: Callable[[], None] | None = None,
+) -> AsyncIterator[Pool]:
     """A pool that is closed at the end of the block. Its sessions work as `role`."""
-    pool = Pool(conninfo, size=size, role=role, waiters_max=waiters_max)
+    pool = Pool(conninfo, size=size, role=role, waiters_max=waiters_max, found_read_only=found_read_only)
     try:
         yield pool
     finally:

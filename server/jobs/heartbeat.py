@@ -76,11 +76,14 @@ class Heartbeat:
             connection.discard()
 
     async def _opened(self) -> Connection:
-        return await Connection.open(self.database_url, application_name="florin heartbeat", role=Role.APP)
+        return await Connection.open(self.database_url, application_name="florin heartbeat", role=Role.APP, writes=True)
 
     async def _surely(self, connection: Connection, work: Callable[[Connection], Awaitable[None]]) -> Connection:
         """Do it, on another connection if this one is lost. Returns the connection to go on with."""
         try:
+            if self.health.is_doubted:
+                self.health.is_doubted = False
+                connection.discard()
             if connection.closed:
                 connection = await self._opened()
             with trio.fail_after(ANSWER_SECONDS):

