@@ -4,6 +4,7 @@ A command is imported when it runs, so `--help` and `--version` answer at once. 
 and a test compares the two.
 """
 
+import errno
 import io
 import os
 import sys
@@ -56,7 +57,7 @@ COMMANDS = {
 def load(name: str) -> "Command":
     """Import a command. Raises `KeyError` for an unknown one."""
     module = import_module(f"server.cli.{COMMANDS[name].module}")
-    parent = typer.Typer(add_completion=False)
+    parent = typer.Typer(add_completion=False, rich_markup_mode=None)
     if hasattr(module, "app"):
         parent.add_typer(module.app, name=name)
     else:
@@ -80,7 +81,7 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-app = typer.Typer(name="florin", cls=Commands, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(name="florin", cls=Commands, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True)
@@ -96,13 +97,16 @@ def version(
 
 
 def main() -> None:
-    """Run the command. A Florin error becomes one line on standard error and exit code 1."""
+    """Run the command. A Florin error becomes one line on standard error and exit code 1, and so does one of the system."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        app()
-    except (FlorinError, KeyboardInterrupt, BrokenPipeError) as error:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # at the interpreter's end a failure would be a traceback
+    except (FlorinError, KeyboardInterrupt, OSError) as error:
         end([error])
         raise
     except BaseExceptionGroup as group:
@@ -119,13 +123,31 @@ def end(errors: list[BaseException]) -> None:
             raise error
         if isinstance(error, KeyboardInterrupt):
             sys.exit(130)
-        if isinstance(error, BrokenPipeError):  # the reader of our output has left; Python must not try to flush it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader of our output has left
+            forget_output()
             sys.exit(1)
+    systems = [error for error in errors if isinstance(error, OSError)]
+    if systems and len(systems) == len(errors):
+        forget_output()
+        fail([FlorinError(_explained(error)) for error in systems])
+
+
+def forget_output() -> None:
+    """Print to nowhere from now on: Python would try again, at its end, to write what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explained(error: OSError) -> str:
+    """An error of the system in a line, with what to do about it."""
+    said = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"cannot write any more: {said}; free some space, or choose another place, and start again" if is_full else said
 
 
 def fail(errors: Sequence[FlorinError]) -> NoReturn:
     """Print an error and exit: with 2 if a check could not be made at all, else with 1."""
+    from server.cli.output import shown  # not at the start: `--help` needs no rich
+
     for text in dict.fromkeys(str(error) for error in errors):
-        print("florin: " + "; ".join(text.split("\n")), file=sys.stderr)
+        print("florin: " + "; ".join(map(shown, text.split("\n"))), file=sys.stderr)
     sys.exit(2 if any(isinstance(error, NotChecked) for error in errors) else 1)

@@ -1,16 +1,13 @@
 """`florin alert`: the latest alerts, and a test of the channels."""
 
-import sys
 from typing import Annotated
 
 import trio
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from core.errors import FlorinError
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
+from server.cli.output import Output, Rows, shown
 from server.clock import utc_now
 from server.db.alerts import Alert, NotedAlert, list_alerts
 from server.db.connection import Connection
@@ -20,7 +17,7 @@ from server.process.alert_channels import channels_of
 from server.settings import load_alert_settings, parse_networks
 
 app = typer.Typer(help="List alerts, and send one to see that it arrives.", no_args_is_help=True)
-_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+_console = Output()
 
 
 class NoAlertChannel(FlorinError):
@@ -42,10 +39,10 @@ def show_all(
     if not found:
         _console.print("There are no alerts.")
         return
-    table = Table(Column("last", no_wrap=True), "times", "sent", "what", box=None, pad_edge=False)
+    table = Rows("last", "times", "sent", "what")
     for one in found:
-        sent = f"{one.sent_at:%Y-%m-%d %H:%M:%S}" if one.sent_at is not None else escape(one.last_error or "not yet")
-        table.add_row(f"{one.last_at:%Y-%m-%d %H:%M:%S}", str(one.times), sent, escape(one.alert.title))
+        sent = f"{one.sent_at:%Y-%m-%d %H:%M:%S}" if one.sent_at is not None else shown(one.last_error or "not yet")
+        table.add(f"{one.last_at:%Y-%m-%d %H:%M:%S}", str(one.times), sent, shown(one.alert.title))
     _console.print(table)
 
 
@@ -59,7 +56,7 @@ def test() -> None:
             "alerts go to the log only: set FLORIN_ALERT_WEBHOOK_URL, or FLORIN_ALERT_SMTP_URL, _MAIL_FROM and _MAIL_TO"
         )
     trio.run(_send, channels)
-    _console.print(f"sent: {escape(', '.join(channels.names[1:]))}")
+    _console.print(f"sent: {shown(', '.join(channels.names[1:]))}")
 
 
 async def _send(channels: Channels) -> None:

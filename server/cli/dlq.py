@@ -1,18 +1,15 @@
 """`florin dlq`: dead letters, both webhooks to merchants and PSP events: show, retry or drop them."""
 
-import sys
 from typing import Annotated
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from core.errors import InvalidId, NotFound, Unprocessable
 from core.ids import ENDPOINT, MERCHANT, EndpointId, MerchantId, decode_id, encode_id
 from server.cli.operators import Operator, act
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, merchant_id_of, with_database
+from server.cli.output import Output, Rows, shown
 from server.db.connection import Connection
 from server.db.merchants.audit import record_act
 from server.db.psps.inbox import NOBODY, InboxItem, InboxState, list_events, move_event
@@ -23,7 +20,7 @@ from server.flows.webhooks import dead_letters
 from server.flows.webhooks.dead_letters import Verb
 
 app = typer.Typer(help="List, show, retry and drop dead letters.", no_args_is_help=True)
-_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+_console = Output()
 
 Letter = Annotated[
     str | None, typer.Argument(help="A delivery as we_…/N, by endpoint and event number, or a PSP event.", metavar="LETTER")
@@ -52,13 +49,13 @@ def show_all(
     if not found and not of_psps:
         _console.print("There are no dead letters.")
         return
-    table = Table(Column("letter", no_wrap=True), "what", "died", "attempts", "why", box=None, pad_edge=False)
+    table = Rows("letter", "what", "died", "attempts", "why")
     for one in found:
-        died, why = f"{one.died_at:%Y-%m-%d %H:%M:%S}", escape(one.last_error or "")
-        table.add_row(_name(one.endpoint_id, one.seq), one.event_type, died, str(one.attempts), why)
+        died, why = f"{one.died_at:%Y-%m-%d %H:%M:%S}", shown(one.last_error or "")
+        table.add(_name(one.endpoint_id, one.seq), one.event_type, died, str(one.attempts), why)
     for event in of_psps:
         received = f"{event.received_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(escape(event.event_id), escape(event.type), received, str(event.attempts), escape(event.last_error))
+        table.add(shown(event.event_id), shown(event.type), received, str(event.attempts), shown(event.last_error))
     _console.print(table)
 
 
@@ -85,10 +82,10 @@ def show(letter: Letter, database_url: DatabaseUrl = None, data_dir: DataDirecto
         raise NotFound(f"there is no delivery {letter}: `florin dlq list` shows them")
     _console.print(f"{letter} of {encode_id(MERCHANT, owner)} is {state}")
     if found is not None:
-        _console.print(f"{found.event_type}, given up {found.died_at:%Y-%m-%d %H:%M:%S}: {escape(found.last_error or '')}")
+        _console.print(f"{found.event_type}, given up {found.died_at:%Y-%m-%d %H:%M:%S}: {shown(found.last_error or '')}")
     for one in attempts:
-        said = f", reply: {escape(one.response)}" if one.response else ""
-        _console.print(f"{one.created_at:%Y-%m-%d %H:%M:%S}  attempt {one.attempt}: {escape(one.error)}{said}")
+        said = f", reply: {shown(one.response)}" if one.response else ""
+        _console.print(f"{one.created_at:%Y-%m-%d %H:%M:%S}  attempt {one.attempt}: {shown(one.error)}{said}")
 
 
 @app.command("retry")

@@ -1,6 +1,5 @@
 """`florin doctor`: checks every promise on a database, read-only, while it is in use."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core.errors import FlorinError, NotChecked
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
+from server.cli.output import Output, shown
 from server.db.doctor.check import Promise
 from server.db.doctor.run import CHECKS, ROWS_MAX, Observe, Violation, broken_promises
 from server.db.roles import Role
 
-
-class _Console(Console):
-    """A console whose reader may leave, as `head` does: the rest is not printed, and the exit code still tells the result."""
-
-    def on_broken_pipe(self) -> None:
-        """Print to nowhere from now on."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-_console = _Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 def command(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
@@ -53,15 +43,15 @@ def _progress() -> Iterator[Observe]:
         yield lambda check: bar.update(task, advance=1, description=check.name)
 
 
-def print_diagnosis(violations: list[Violation], console: Console) -> None:
+def print_diagnosis(violations: list[Violation], console: Output) -> None:
     """Print one line per check, and the rows that break it."""
     broken = {violation.check.name: violation for violation in violations}
     for check in sorted(CHECKS, key=lambda check: list(Promise).index(check.promise)):
         violation = broken.get(check.name)
-        console.print(f"{'BROKEN' if violation else 'kept  '}  {check.promise:<20}  {check.name}", markup=False)
+        console.print(f"{'BROKEN' if violation else 'kept  '}  {check.promise:<20}  {check.name}")
         for row in violation.rows if violation else ():
             fields = zip(violation.columns if violation else (), row, strict=True)
-            console.print("          " + ", ".join(f"{name}={value}" for name, value in fields), markup=False)
+            console.print("          " + ", ".join(f"{name}={shown(value)}" for name, value in fields))
         if violation and len(violation.rows) == ROWS_MAX:
             console.print(f"          (the first {ROWS_MAX} rows)")
     verdict = f"{len(violations)} of {len(CHECKS)} checks found broken promises" if violations else "all promises are kept"

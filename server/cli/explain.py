@@ -3,17 +3,17 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from core.errors import NotFound
 from core.ids import PAYMENT, PaymentId, decode_id
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
+from server.cli.output import Output, shown
 from server.db.connection import Connection
 from server.db.payments.payments import find_owner
 from server.db.payments.timeline import Entry, timeline
 from server.db.roles import Role
 
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 def command(
@@ -33,8 +33,8 @@ def command(
     print_timeline(with_database(find_database(data_dir, database_url), work, role=Role.READ), _console)
 
 
-def print_timeline(entries: list[Entry], console: Console) -> None:
+def print_timeline(entries: list[Entry], console: Output) -> None:
     """Print one line per entry, with the time since the first."""
     for entry in entries:
         since = (entry.at - entries[0].at).total_seconds()
-        console.print(f"{entry.at:%Y-%m-%d %H:%M:%S} +{since:8.3f} s  {entry.where:<13}  {entry.what}", markup=False)
+        console.print(f"{entry.at:%Y-%m-%d %H:%M:%S} +{since:8.3f} s  {entry.where:<13}  {shown(entry.what)}")

@@ -3,13 +3,12 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
+from server.cli.output import Output, Rows
 from server.db.migrate import migrate, status
 
-_console = Console(highlight=False)
+_console = Output()
 
 
 def command(
@@ -31,9 +30,9 @@ def command(
 
 def _show(url: str) -> None:
     found = with_database(url, status, role=None)
-    table = Table("migration", "applied", box=None, pad_edge=False)
+    table = Rows("migration", "applied")
     for name, applied_at in found:
-        table.add_row(name, applied_at.isoformat(timespec="seconds") if applied_at else "pending")
+        table.add(name, applied_at.isoformat(timespec="seconds") if applied_at else "pending")
     _console.print(table)
     if any(applied_at is None for _, applied_at in found):
         raise typer.Exit(1)

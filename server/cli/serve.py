@@ -9,8 +9,8 @@ from typing import Annotated
 
 import trio
 import typer
-from rich.console import Console
 
+from server.cli.output import Output
 from server.cli.signals import stop_on_signal
 from server.db.connection import open_session
 from server.db.migrate import require_current
@@ -23,7 +23,7 @@ from server.sealing import Sealer
 from server.settings import API_PORT, Settings, SettingsError, load_settings
 from server.telemetry import configure_logs
 
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 def command(

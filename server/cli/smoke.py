@@ -14,13 +14,13 @@ from uuid import uuid4
 import msgspec
 import trio
 import typer
-from rich.console import Console
 
 from core.errors import FlorinError
 from core.ids import PAYMENT, PaymentId, decode_id
 from server.cli.doctor import print_diagnosis
 from server.cli.explain import print_timeline
 from server.cli.options import DataDirectory, data_directory, running_instance
+from server.cli.output import Output
 from server.db.connection import Connection, open_session
 from server.db.doctor.run import broken_promises
 from server.db.payments.payments import find_owner
@@ -34,7 +34,7 @@ from server.sandbox.intents import PAID_CARD, REFUSED_CARDS, TOKENS
 
 TIMEOUT_SECONDS = 20.0
 POLL_SECONDS = 0.1
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 class SmokeFailed(FlorinError):
@@ -198,7 +198,7 @@ async def _smoke(running: Running, demo: Demo) -> bool:
                 await _print_trail(connection, await outcome(customer))
             except FlorinError as error:
                 failures += 1
-                _console.print(f"FAILED  {error}", markup=False)
+                _console.print(f"FAILED  {error}")
         _console.rule("promises", align="left", style="none")
         violations = await broken_promises(connection)
     print_diagnosis(violations, _console)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import trio
 import typer
-from rich.console import Console
 
 from server.cli.options import DataDirectory, data_directory
+from server.cli.output import Output
 from server.cli.signals import stop_on_signal
 from server.db.conninfo import without_password
 from server.process.instance import Instance, Options, open_instance
@@ -19,7 +19,7 @@ from server.settings import API_PORT, PSP_PORT, SHOP_PORT, SettingsError, enviro
 from server.telemetry import configure_logs
 
 INTERRUPTED = 130
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 def command(
@@ -106,7 +106,7 @@ def _show(instance: Instance, options: Options) -> None:
         "workers": f"{options.workers}, pids {', '.join(map(str, instance.supervisor.pids))}",
     }
     for name, value in lines.items():
-        _console.print(f"{name:<15} {value}", markup=False)
+        _console.print(f"{name:<15} {value}")
     _console.print("ready")
 
 

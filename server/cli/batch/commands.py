@@ -16,8 +16,6 @@ from uuid import uuid4
 import msgspec
 import trio
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from core.batch import BATCH, CONCURRENCY_DEFAULT, CONCURRENCY_MAX, DEADLINE_SECONDS_DEFAULT, DEADLINE_SECONDS_MAX
 from core.errors import FlorinError
@@ -40,13 +38,14 @@ from server.cli.batch.files import (
 from server.cli.batch.progress import Progress
 from server.cli.events.listen import address
 from server.cli.options import DataDirectory
+from server.cli.output import Output, shown
 from server.credentials import merchant_of_key
 
 ALL_SETTLED, SOME_DECLINED, DEADLINE_PASSED, INTERRUPTED = 0, 3, 4, 130
 STATE_SUFFIX = ".batch.json"
 BEGIN_SECONDS = 5.0
-_console = Console(highlight=False, soft_wrap=True)
-_errors = Console(highlight=False, soft_wrap=True, stderr=True)
+_console = Output()
+_errors = Output(stderr=True)
 app = typer.Typer(
     help="Run a file of payments as a batch under one deadline, resume it, list and stop batches.", no_args_is_help=True
 )
@@ -113,7 +112,7 @@ def run(
             _require_nothing_there(results_path, state_path, again=again)
         if not rows.items:
             write_results(results_path, rows, {}, missing=NOT_STARTED)
-            _errors.print(f"{escape(str(file))} has no rows: nothing to do")
+            _errors.print(f"{shown(str(file))} has no rows: nothing to do")
             return
         url, key = address(api_url, api_key, data_dir)
         terms = {"deadline_seconds": deadline, "concurrency": concurrency}
@@ -127,7 +126,7 @@ def run(
         job = _Job(rows, results_path, state_path, state, terms, is_resumed=resume)
         code = trio.run(job.run, client)
     except BadFile as error:
-        _errors.print(f"florin: {escape(str(error))}")
+        _errors.print(f"florin: {shown(str(error))}")
         code = 1
     sys.exit(code)
 
@@ -222,7 +221,7 @@ def _require_same_place(state: _State, url: str, key: str) -> None:
     if state.batch_id is None and state.api_url != url:
         raise NotBegun(f"this run was started at {state.api_url}: continue there, with --api-url")
     if state.api_url != url:
-        _errors.print(f"continuing at {escape(url)}; this run was started at {escape(state.api_url)}")
+        _errors.print(f"continuing at {shown(url)}; this run was started at {shown(state.api_url)}")
 
 
 @dataclass(slots=True)
@@ -314,7 +313,7 @@ class _Job:
         statuses = [self.results.get(number, {}).get("status", missing) for number in range(1, len(self.rows.items) + 1)]
         counts = {status: statuses.count(status) for status in sorted(set(statuses))}
         said = ", ".join(f"{count:,} {status}" for status, count in counts.items())
-        _console.print(f"{said}; results in {escape(str(self.results_path))}")
+        _console.print(f"{said}; results in {shown(str(self.results_path))}")
         if self.ended is not None and self.ended["resume_token"] is None:
             self.state_path.unlink(missing_ok=True)
         else:

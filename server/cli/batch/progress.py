@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from server.cli.output import Output
+
 TOLD_SECONDS = 10.0
 _COLOURS = {"SUCCEEDED": "green", "DECLINED": "yellow", "PENDING": "cyan", "UNKNOWN": "magenta", "FAILED": "red"}
 
@@ -29,6 +31,7 @@ class Progress:
 
     def __init__(self, count: int) -> None:
         console = Console(stderr=True)
+        self._lines = Output(stderr=True)
         self._bar = Bar(
             BarColumn(),
             MofNCompleteColumn(),
@@ -61,7 +64,7 @@ class Progress:
             self._told_at = time.monotonic()
             with suppress(OSError):  # nobody may read it
                 outcomes = self._outcomes("{many:,} {one}", ", ")
-                self._console.print(f"{done:,} of {self._total:,}: {outcomes}", soft_wrap=True, highlight=False)
+                self._lines.print(f"{done:,} of {self._total:,}: {outcomes}")
 
     def _outcomes(self, form: str, between: str) -> str:
         counts = Counter(self._statuses.values())

@@ -1,17 +1,15 @@
 """`florin batch list | show | stop`: batches as their merchant sees them, through the API."""
 
-import sys
 from typing import Any
 
 import httpx2
 import msgspec
-from rich.console import Console
-from rich.table import Column, Table
 
 from server.cli.batch.client import BatchFailed, BatchRefused
+from server.cli.output import Output, Rows
 
 SECONDS = 30.0
-_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+_console = Output()
 
 
 def ask(url: str, api_key: str, method: str, path: str) -> dict[str, Any]:
@@ -32,20 +30,18 @@ def show_all(page: dict[str, Any]) -> None:
     if not page["data"]:
         _console.print("There are no batches.")
         return
-    table = Table(Column("batch", no_wrap=True), "began", "status", "items", "outcomes", box=None, pad_edge=False)
+    table = Rows("batch", "began", "status", "items", "outcomes")
     for batch in page["data"]:
-        table.add_row(
-            batch["id"], batch["started_at"][:19].replace("T", " "), batch["status"], str(batch["count"]), _outcomes(batch)
-        )
+        table.add(batch["id"], batch["started_at"][:19].replace("T", " "), batch["status"], str(batch["count"]), _outcomes(batch))
     _console.print(table)
 
 
 def show(batch: dict[str, Any]) -> None:
     """Print one batch."""
     _console.print(f"{batch['id']} is {batch['status']}: {_outcomes(batch)}")
-    _console.print(f"started {batch['started_at'][:19]}, run {batch['run']}, deadline {batch['deadline_at'][:19]}", markup=False)
+    _console.print(f"started {batch['started_at'][:19]}, run {batch['run']}, deadline {batch['deadline_at'][:19]}")
     if batch["resume_token"] is not None:
-        _console.print(f"can be resumed: POST /v1/batches/{batch['id']}/resume with {batch['resume_token']}", markup=False)
+        _console.print(f"can be resumed: POST /v1/batches/{batch['id']}/resume with {batch['resume_token']}")
 
 
 def _outcomes(batch: dict[str, Any]) -> str:

@@ -12,14 +12,14 @@ import msgspec
 import trio
 import trio_websocket as tw
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from core.errors import Unauthenticated, Unprocessable, leaves
 from core.events import parse_types
 from core.money import CURRENCY_EXPONENTS
 from core.signing import StandardKey, sign_standard, standard_secret
 from server.cli.options import DataDirectory, data_directory, running_instance
+from server.cli.output import Output, json_shown, shown
 from server.http.client.client import Client, open_client
 from server.http.client.errors import ClientError
 from server.http.client.url import parse_origin, split
@@ -33,8 +33,8 @@ RECONNECT_DELAYS_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 KEY_REVOKED = 4401
 _HOPELESS = (400, 401, 403, 404, 409, 422)
 _LOST = (tw.HandshakeError, tw.ConnectionClosed, OSError, trio.TooSlowError)
-_console = Console(highlight=False, soft_wrap=True)
-_errors = Console(highlight=False, soft_wrap=True, stderr=True)
+_console = Output()
+_errors = Output(stderr=True)
 
 
 def command(
@@ -126,7 +126,7 @@ class EventListener:
         """Listen until canceled. Raises `FlorinError` if listening again would not help."""
         self._secret = forwarding_secret(self.api_key)
         if self.forward is not None:
-            _errors.print(f"forwarding to {escape(self.forward)}, signed with {self._secret}")
+            _errors.print(f"forwarding to {shown(self.forward)}, signed with {self._secret}")
         failures = 0
         async with open_client() as http:
             while True:
@@ -134,7 +134,7 @@ class EventListener:
                 lost = await self._listen(http)
                 failures = 0 if trio.current_time() - began > PING_SECONDS else failures + 1
                 seconds = RECONNECT_DELAYS_SECONDS[min(failures, len(RECONNECT_DELAYS_SECONDS)) - 1] if failures else 0.2
-                _errors.print(f"disconnected ({escape(lost)}); reconnecting in {seconds:g} s")
+                _errors.print(f"disconnected ({shown(lost)}); reconnecting in {seconds:g} s")
                 await trio.sleep(seconds)
 
     def print_position(self) -> None:
@@ -192,7 +192,7 @@ class EventListener:
         hello = msgspec.json.decode(await socket.get_message())
         if self._epoch is None or not hello["recovered"]:
             begin = "events from now on" if self.seq is None else f"events after no. {hello['seq']}"
-            _errors.print(f"listening to {escape(self.url)}: {begin}")
+            _errors.print(f"listening to {shown(self.url)}: {begin}")
         if self.seq is not None and not hello["recovered"]:
             _errors.print(f"events after no. {self.seq} are no longer available; continuing after no. {hello['seq']}")
         self.seq, self._epoch = hello["seq"], hello["epoch"]
@@ -201,19 +201,19 @@ class EventListener:
             body = message.encode() if isinstance(message, str) else message
             event = msgspec.json.decode(body)
             self._is_busy = True  # while this event is handled, nothing after it is read, pongs included
-            answer = await self._forward(http, event, body) if self.forward is not None else ""
+            answer = await self._forward(http, event, body) if self.forward is not None else Text()
             self._is_busy = False
             if self.as_json:
-                print(body.decode(), flush=True)
+                print(json_shown(body.decode()), flush=True)
             else:
-                _console.print(f"{_line(event)}{answer}")
+                _console.print(Text.assemble(_line(event), answer))
             if answer and self.as_json:
-                _errors.print(f"no. {event['seq']}{answer}")
+                _errors.print(Text.assemble(f"no. {event['seq']}", answer))
             self.seq = event["seq"]
             if "consumer" in self.query:
                 await socket.send_message(msgspec.json.encode({"ack": self.seq}).decode())
 
-    async def _forward(self, http: Client, event: dict[str, Any], body: bytes) -> str:
+    async def _forward(self, http: Client, event: dict[str, Any], body: bytes) -> Text:
         """Send an event as a webhook. Returns the result as text."""
         assert self.forward is not None
         timestamp = int(time.time())
@@ -231,9 +231,10 @@ class EventListener:
                 "POST", self.forward, headers=headers, body=body, idempotent=True, total_seconds=FORWARD_SECONDS
             )
         except ClientError as error:
-            return f"  [red]→ {escape(str(error))}[/]"
+            return Text(f"  → {shown(error)}", "red")
         colour = "green" if 200 <= response.status < 300 else "red"
-        return f"  [{colour}]→ {response.status}[/] in {(trio.current_time() - began) * 1_000:.0f} ms"
+        took = f" in {(trio.current_time() - began) * 1_000:.0f} ms"
+        return Text.assemble((f"  → {response.status}", colour), took)
 
     def _refused(self, error: tw.ConnectionRejected) -> None:
         """Raise if the same request would be refused again."""
@@ -248,14 +249,14 @@ class EventListener:
             raise Unprocessable(detail or f"the server answered {error.status_code}: check that {self.url} is a Florin")
 
 
-def _line(event: dict[str, Any]) -> str:
+def _line(event: dict[str, Any]) -> Text:
     data = event["data"]
-    words = [str(data.get("id", ""))]
+    words = [shown(data.get("id", ""))]
     if isinstance(data.get("amount"), int):
-        words.append(_money(data["amount"], str(data.get("currency"))))
-    words += [escape(str(data[name])) for name in ("order_id", "decline_code", "disabled_reason") if data.get(name)]
-    moment = str(event["timestamp"])[11:19]
-    return f"{moment}  no. {event['seq']}  [bold]{escape(event['type'])}[/]  {'  '.join(words)}"
+        words.append(_money(data["amount"], shown(data.get("currency"))))
+    words += [shown(data[name]) for name in ("order_id", "decline_code", "disabled_reason") if data.get(name)]
+    moment = shown(event["timestamp"])[11:19]
+    return Text.assemble(f"{moment}  no. {event['seq']}  ", (shown(event["type"]), "bold"), f"  {'  '.join(words)}")
 
 
 def _money(amount_minor: int, currency: str) -> str:

@@ -8,11 +8,11 @@ from uuid import uuid4
 import msgspec
 import trio
 import typer
-from rich.console import Console
 
 from core.errors import FlorinError, Unprocessable
 from core.ids import PAYMENT, decode_id
 from server.cli.options import DataDirectory, data_directory, running_instance
+from server.cli.output import Output
 from server.db.connection import open_session
 from server.db.roles import Role
 from server.http.client.client import Client, open_client
@@ -24,7 +24,7 @@ TIMEOUT_SECONDS = 20.0
 CLEANUP_SECONDS = 3.0
 AMOUNT_MINOR = 1_990
 _PAID = next(iter(TOKENS))
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 class NotTriggered(FlorinError):

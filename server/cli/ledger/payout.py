@@ -3,9 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from core.errors import InvalidMoney, NotFound, Unprocessable
 from core.ids import MERCHANT, PAYOUT, PayoutId, decode_id, encode_id
@@ -13,6 +10,7 @@ from core.money import payable
 from core.payout import Payout, PayoutStatus
 from server.cli.operators import Operator, act, operator_name
 from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
+from server.cli.output import Output, Rows, shown
 from server.clock import utc_now
 from server.db.connection import Connection
 from server.db.ledger import payouts
@@ -20,8 +18,7 @@ from server.db.merchants.merchants import find_merchant
 from server.uuid7 import uuid7
 
 app = typer.Typer(help="Request, approve and end payouts to merchants' banks.", no_args_is_help=True)
-_console = Console(highlight=False, soft_wrap=True)
-_wide_console = Console(highlight=False, width=240)  # ids are for copying: never truncated
+_console = Output()
 
 PayoutText = Annotated[str, typer.Argument(help="The payout's id, po_…", metavar="PAYOUT")]
 Reference = Annotated[str | None, typer.Option(help="The bank's reference.")]
@@ -121,20 +118,20 @@ def show(
     if not found:
         _console.print("There are no payouts: request one with `florin payout request MERCHANT AMOUNT CURRENCY`.")
         return
-    table = Table(box=None, pad_edge=False)
+    table = Rows()
     for column in ("payout", "merchant", "amount", "status", "requested by", "approved by", "since"):
         table.add_column(column, no_wrap=True)
     for one in found:
-        table.add_row(
+        table.add(
             encode_id(PAYOUT, one.id),
             encode_id(MERCHANT, one.merchant_id),
             str(one.money),
-            one.status.value + (f" ({escape(one.failure)})" if one.failure else ""),
-            escape(one.requested_by),
-            escape(one.approved_by or ""),
+            one.status.value + (f" ({shown(one.failure)})" if one.failure else ""),
+            shown(one.requested_by),
+            shown(one.approved_by or ""),
             one.created_at.isoformat(timespec="seconds"),
         )
-    _wide_console.print(table)
+    _console.print(table)
 
 
 def _end(

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 
 from core.errors import Unprocessable
 from core.money import Money
+from server.cli.output import Output
 from server.flows.ledger.receipt import read
 
 app = typer.Typer(help="Verify receipts offline.", no_args_is_help=True)
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 class _KeySet(msgspec.Struct):
@@ -36,9 +36,7 @@ def verify(
     except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise Unprocessable(f"cannot read the receipt or the keys: {error}") from error
     found = read(text, key_set.keys)
-    _console.print(f"genuine: payment {found.payment['id']}, issued {found.issued_at:%Y-%m-%d %H:%M:%S %Z}", markup=False)
+    _console.print(f"genuine: payment {found.payment['id']}, issued {found.issued_at:%Y-%m-%d %H:%M:%S %Z}")
     for entry in found.entries:
         money = Money(entry.amount_minor, entry.currency)
-        _console.print(
-            f"{entry.created_at:%Y-%m-%d %H:%M:%S}  no. {entry.seq}  {entry.kind}  {money}  {entry.account}", markup=False
-        )
+        _console.print(f"{entry.created_at:%Y-%m-%d %H:%M:%S}  no. {entry.seq}  {entry.kind}  {money}  {entry.account}")

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import trio
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from core.errors import NotFound, Unprocessable
 from core.ids import MerchantId
 from core.money import CURRENCY_EXPONENTS, Money
 from server.cli.operators import Operator, act
 from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
+from server.cli.output import Output, Rows
 from server.db.connection import Connection
 from server.db.ledger.account_statement import Period
 from server.db.ledger.wallets import Correction, Wallet, list_wallets, rebuild_wallets, wallets_at
@@ -23,7 +22,7 @@ from server.db.roles import Role
 from server.flows.ledger.account_statement import Format, statement
 
 app = typer.Typer(help="Show wallets, write account statements, rebuild wallets from the ledger.", no_args_is_help=True)
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 Moment = Annotated[str | None, typer.Option(help="A time like 2026-11-21T08:00:00Z.", show_default=False)]
 
@@ -43,9 +42,9 @@ def show(merchant: MerchantText, at: Moment = None, database_url: DatabaseUrl = 
     if not found:
         _console.print("This merchant has no wallets: it has received no payments" + (" by then." if at else " yet."))
         return
-    table = Table("wallet", "balance", box=None, pad_edge=False)
+    table = Rows("wallet", "balance")
     for wallet in found:
-        table.add_row(wallet.kind, str(Money(wallet.balance, wallet.currency)))
+        table.add(wallet.kind, str(Money(wallet.balance, wallet.currency)))
     _console.print(table)
 
 

@@ -4,9 +4,6 @@ import secrets
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from core.errors import NotFound, Unprocessable
 from core.ids import API_KEY, MERCHANT, EndpointId, MerchantId, decode_id, encode_id
@@ -23,6 +20,7 @@ from server.cli.options import (
     merchant_id_of,
     with_database,
 )
+from server.cli.output import Output, Rows, shown
 from server.clock import utc_now
 from server.credentials import api_key, key_hash
 from server.db.connection import Connection
@@ -38,7 +36,7 @@ from server.uuid7 import uuid7
 app = typer.Typer(help="Add, list and show merchants, set their terms, and manage their API keys.", no_args_is_help=True)
 keys = typer.Typer(help="Add, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="key")
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 @app.command("add")
@@ -109,10 +107,10 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
     if not found:
         _console.print("There are no merchants yet: add one with `florin merchant add NAME`.")
         return
-    table = Table("merchant", "name", "mode", "since", box=None, pad_edge=False)
+    table = Rows("merchant", "name", "mode", "since")
     for merchant in found:
         since = merchant.created_at.date().isoformat()
-        table.add_row(encode_id(MERCHANT, merchant.id), escape(merchant.name), merchant.mode, since)
+        table.add(encode_id(MERCHANT, merchant.id), shown(merchant.name), merchant.mode, since)
     _console.print(table)
 
 
@@ -151,10 +149,10 @@ def key_list(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir:
     if not found:
         _console.print("This merchant has no API keys: add one with `florin merchant key add`.")
         return
-    table = Table("key", "ends in", "since", "revoked", box=None, pad_edge=False)
+    table = Rows("key", "ends in", "since", "revoked")
     for key in found:
         revoked = key.revoked_at.isoformat(timespec="seconds") if key.revoked_at else ""
-        table.add_row(encode_id(API_KEY, key.id), key.hint, key.created_at.date().isoformat(), revoked)
+        table.add(encode_id(API_KEY, key.id), key.hint, key.created_at.date().isoformat(), revoked)
     _console.print(table)
 
 

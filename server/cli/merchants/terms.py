@@ -5,9 +5,6 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from core.errors import NotFound, Unprocessable
 from core.ids import MERCHANT, encode_id
@@ -22,10 +19,11 @@ from server.cli.options import (
     merchant_id_of,
     with_database,
 )
+from server.cli.output import Output, Rows, shown
 from server.db.connection import Connection
 from server.db.merchants import merchants
 
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 _FEE = re.compile(r"([A-Z]{3}):(\d{1,5})(?:\+(\d{1,12}))?")
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{1,63}|localhost|[0-9a-f]*:[0-9a-f:]+")
 _LIMIT = re.compile(r"([A-Z]{3}):(\d{1,12})")
@@ -195,24 +193,24 @@ def _per_order(merchant: merchants.Merchant) -> str:
 
 
 def _print(merchant: merchants.Merchant) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("merchant", encode_id(MERCHANT, merchant.id))
-    table.add_row("name", escape(merchant.name))
-    table.add_row("payments", "taken" if merchant.accepts_payments else "stopped")
-    table.add_row("payments per order", _per_order(merchant))
+    table = Rows()
+    table.add("merchant", encode_id(MERCHANT, merchant.id))
+    table.add("name", shown(merchant.name))
+    table.add("payments", "taken" if merchant.accepts_payments else "stopped")
+    table.add("payments per order", _per_order(merchant))
     if merchant.mode == Mode.LIVE:
-        table.add_row("return hosts", ", ".join(merchant.return_hosts) or "none: every return_url is refused")
-    table.add_row("statement descriptor", escape(merchant.statement_descriptor or "none"))
-    table.add_row("late money", "refunded" if merchant.refunds_late else "kept")
+        table.add("return hosts", ", ".join(merchant.return_hosts) or "none: every return_url is refused")
+    table.add("statement descriptor", shown(merchant.statement_descriptor or "none"))
+    table.add("late money", "refunded" if merchant.refunds_late else "kept")
     delay = merchant.settlement_delay_seconds
-    table.add_row("available", f"{delay} s after the charge" if delay else "at once")
-    table.add_row("requests per second", str(merchant.requests_per_second_max or "the default"))
-    table.add_row("requests in flight", str(merchant.requests_in_flight_max or "the default"))
-    table.add_row("fee of a refunded payment", "given back" if merchant.refunds_fee else "kept")
+    table.add("available", f"{delay} s after the charge" if delay else "at once")
+    table.add("requests per second", str(merchant.requests_per_second_max or "the default"))
+    table.add("requests in flight", str(merchant.requests_in_flight_max or "the default"))
+    table.add("fee of a refunded payment", "given back" if merchant.refunds_fee else "kept")
     for one in merchant.currencies:
         percent = f"{one.fee_basis_points / 100:g} % + {Money(one.fee_fixed_minor, one.currency)}"
         limit = Money(-one.negative_limit_minor, one.currency)
         fallback = Money(one.fallback_limit_minor, one.currency)
         without = f"; without a fraud check up to {fallback}" if one.fallback_limit_minor else ""
-        table.add_row(f"in {one.currency}", f"fee {percent}; refunds may take the wallet to {limit}{without}")
+        table.add(f"in {one.currency}", f"fee {percent}; refunds may take the wallet to {limit}{without}")
     _console.print(table)

@@ -1,15 +1,11 @@
 """`florin psp`: accounts at payment service providers, the routes of payments to them, and events that could not be applied."""
 
 import secrets as random_secrets
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from core.errors import NotFound, Unprocessable
 from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
@@ -24,6 +20,7 @@ from server.cli.options import (
     psp_account_id_of,
     with_database,
 )
+from server.cli.output import Output, Rows, shown
 from server.cli.psp.events import events
 from server.cli.psp.routes import route
 from server.cli.psp.secrets import read_secret
@@ -49,7 +46,7 @@ WIDTH = 200
 app = typer.Typer(help="Manage accounts at payment service providers: add, limit, stop and route.", no_args_is_help=True)
 app.add_typer(events, name="events")
 app.command("route")(route)
-_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+_console = Output()
 
 _ADDED = {name: one for name, one in PROVIDERS.items() if one.is_added}
 
@@ -137,16 +134,15 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
     if not accounts:
         _console.print("There are no accounts yet: add one with `florin psp add`; `florin up` adds the sandbox's.")
         return
-    account = Column("account", no_wrap=True, min_width=len(encode_id(PSP_ACCOUNT, accounts[0].id)))
-    table = Table(account, "psp", "mode", "name", "payments", "at once", "per s", "address", box=None, pad_edge=False)
+    table = Rows("account", "psp", "mode", "name", "payments", "at once", "per s", "address")
     for one in accounts:
         state = "stopped" if not one.enabled else "failing: breaker open" if one.id in opened else "taken"
         rate = str(one.requests_per_second_max or "no limit")
-        table.add_row(
+        table.add(
             encode_id(PSP_ACCOUNT, one.id),
             one.psp,
             one.mode,
-            escape(one.name),
+            shown(one.name),
             state,
             str(one.concurrency_max),
             rate,

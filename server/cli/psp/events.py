@@ -1,22 +1,19 @@
 """`florin psp events`: PSP events that could not be applied. They are retried automatically; these commands are for the rest."""
 
-import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from core.errors import NotFound
 from server.cli.operators import Operator, act
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
+from server.cli.output import Output, Rows, shown
 from server.db.connection import Connection
 from server.db.merchants.audit import record_act
 from server.db.psps.inbox import NOBODY, InboxItem, InboxState, list_events, move_event
 
 events = typer.Typer(help="List, retry and drop PSP events that could not be applied.", no_args_is_help=True)
-_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+_console = Output()
 
 EventId = Annotated[str, typer.Argument(help="The provider's id of the event.", metavar="EVENT")]
 
@@ -37,10 +34,10 @@ def show(
     if not found:
         _console.print(f"There are no {state} events.")
         return
-    table = Table(Column("event", no_wrap=True, min_width=36), "type", "received", "attempts", "why", box=None, pad_edge=False)
+    table = Rows("event", "type", "received", "attempts", "why")
     for one in found:
         received = f"{one.received_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(escape(one.event_id), escape(one.type), received, str(one.attempts), escape(one.last_error))
+        table.add(shown(one.event_id), shown(one.type), received, str(one.attempts), shown(one.last_error))
     _console.print(table)
 
 

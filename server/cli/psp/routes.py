@@ -4,8 +4,6 @@ import re
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from core.errors import NotFound, Unprocessable
 from core.ids import MERCHANT, PSP_ACCOUNT, PspAccountId, encode_id
@@ -20,13 +18,14 @@ from server.cli.options import (
     psp_account_id_of,
     with_database,
 )
+from server.cli.output import Output, Rows
 from server.db.connection import Connection
 from server.db.merchants.merchants import find_merchant
 from server.db.psps.accounts import Route, list_psp_accounts, set_routes
 
 WEIGHT_MAX = 1_000
 _RULE = re.compile(r"(acct_[0-9a-f]{32})(?::([A-Z]{3})(?::(\d{1,15})?-(\d{1,15})?)?)?(?:=(\d{1,6}))?")
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 def route(
@@ -70,15 +69,13 @@ def route(
         return list(found.routes), found.psp_account_id
 
     rules, fallback = with_database(find_database(data_dir, database_url), work)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("merchant", encode_id(MERCHANT, merchant_id))
+    table = Rows()
+    table.add("merchant", encode_id(MERCHANT, merchant_id))
     for position, one in enumerate(rules, start=1):
         amounts = f"{one.amount_minor_min or 1} to {one.amount_minor_max or 'any'}" if one.currency else ""
         weight = f"weight {one.weight}" if one.weight else ""
-        table.add_row(
-            f"rule {position}", encode_id(PSP_ACCOUNT, one.psp_account_id), one.currency or "any currency", amounts, weight
-        )
-    table.add_row("then", encode_id(PSP_ACCOUNT, fallback))
+        table.add(f"rule {position}", encode_id(PSP_ACCOUNT, one.psp_account_id), one.currency or "any currency", amounts, weight)
+    table.add("then", encode_id(PSP_ACCOUNT, fallback))
     _console.print(table)
 
 

@@ -1,0 +1,36 @@
+"""The entry point of the command `florin`, and of `python -m server`. Ctrl-C ends it quietly from its first moment to its last.
+
+Imports take most of a second, and a traceback would be the answer to a Ctrl-C meanwhile.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command of the command line. Exits with 130 after Ctrl-C, unless the command has said otherwise."""
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as behind nohup
+    if not is_ignored:
+        signal.signal(signal.SIGINT, _leave)
+    from server.cli import main as run
+
+    try:
+        if not is_ignored:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        run()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)  # nothing has begun
+
+
+if __name__ == "__main__":
+    main()
