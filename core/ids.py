@@ -30,6 +30,7 @@ API_KEY = "key"
 REFUND = "ref"
 PAYOUT = "po"
 ENDPOINT = "we"
+OPERATION = "op"
 REQUEST = "req"
 """A request that creates something has the digits of what it creates."""
 

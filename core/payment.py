@@ -13,7 +13,7 @@ from uuid import uuid5
 import msgspec
 
 from core.evidence import Evidence, EvidenceKind, Finding, Risk, Source
-from core.ids import MerchantId, OperationId, PaymentId, PspAccountId, RefundId
+from core.ids import PAYMENT, MerchantId, OperationId, PaymentId, PspAccountId, RefundId, encode_id
 from core.money import Money
 from core.refund import Refund
 
@@ -139,6 +139,11 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     terms: Terms = NO_TERMS
     risk: Risk | None = None
+
+    @property
+    def public_id(self) -> str:
+        """The public form of the payment's id."""
+        return encode_id(PAYMENT, self.id)
 
     @property
     def refundable_minor(self) -> int:

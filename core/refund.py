@@ -11,7 +11,7 @@ from uuid import uuid5
 
 import msgspec
 
-from core.ids import MerchantId, PaymentId, PspAccountId, RefundId
+from core.ids import REFUND, MerchantId, PaymentId, PspAccountId, RefundId, encode_id
 from core.money import Money
 
 
@@ -52,3 +52,8 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
     failure_code: str | None = None
     is_accepted: bool = False
     checks: int = 0
+
+    @property
+    def public_id(self) -> str:
+        """The public form of the refund's id."""
+        return encode_id(REFUND, self.id)

@@ -11,19 +11,20 @@ def write_private(path: Path, content: bytes) -> None:
     _sync(path.parent)
 
 
-def create_private(path: Path, content: bytes) -> None:
-    """Write a file unless it exists."""
+def create_private(path: Path, content: bytes) -> bool:
+    """Write a file unless it exists. Returns whether it was written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        return
+        return False
     unfinished = _written(path, content)
     try:
         path.hardlink_to(unfinished)
     except FileExistsError:
-        pass
+        return False
     finally:
         unfinished.unlink()
     _sync(path.parent)
+    return True
 
 
 def _written(path: Path, content: bytes) -> Path:

@@ -37,7 +37,7 @@ class Sealer:
 
     def __init__(self, key: bytes) -> None:
         if len(key) != _KEY_BYTES:
-            raise SealError(f"a sealing key has {_KEY_BYTES} bytes, this one has {len(key)}")
+            raise SealError(f"it has {len(key)} bytes")
         self._cipher = AESGCM(key)
         self._key = key
 
@@ -47,7 +47,11 @@ class Sealer:
         try:
             return cls(base64.b64decode(path.read_text().strip(), validate=True))
         except (OSError, binascii.Error, UnicodeDecodeError, SealError) as error:
-            raise SealError(f"cannot use the sealing key {path}: {error}. Restore it from your copy") from error
+            said = error.strerror if isinstance(error, OSError) else error
+            raise SealError(
+                f"cannot use the sealing key {path}: {said}. A key is a file with {_KEY_BYTES} random bytes in base64: "
+                "`florin key new FILE` makes one for a new database; for another one restore your copy"
+            ) from error
 
     def receipt_key(self) -> Ed25519PrivateKey:
         """The key that signs receipts. It is derived (RFC 5869), so it is neither stored nor lost apart from the sealing key."""
@@ -73,9 +77,9 @@ class Sealer:
             raise SealError(f"a secret in {table} was sealed with another key: check that this is the right key file") from error
 
 
-def create_key_file(path: Path) -> None:
-    """Create a new key, readable by its owner only, unless the file exists."""
-    create_private(path, base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
+def create_key_file(path: Path) -> bool:
+    """Create a new key, readable by its owner only, unless the file exists. Returns whether it was created."""
+    return create_private(path, base64.b64encode(secrets.token_bytes(_KEY_BYTES)) + b"\n")
 
 
 def _place(table: str, row: UUID, merchant: UUID) -> bytes:

@@ -4,13 +4,15 @@ Every setting is a `FLORIN_...` variable. Flags of the command line take precede
 """
 
 import os
+import tempfile
+from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.errors import FlorinError
@@ -21,7 +23,7 @@ PSP_PORT = 8090
 SHOP_PORT = 8091
 
 _PREFIX = "FLORIN_"
-_OF_COMMANDS = ("FLORIN_DATA_DIR", "FLORIN_API_URL", "FLORIN_API_KEY")
+_OF_COMMANDS = ("FLORIN_SETTINGS", "FLORIN_DATA_DIR", "FLORIN_API_URL", "FLORIN_API_KEY")
 """The variables that only commands read."""
 
 _OF_TESTS = "FLORIN_TEST_"
@@ -39,6 +41,18 @@ def default_data_directory() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/florin")
     return Path.home() / ".local" / "share" / "florin"
+
+
+def runtime_directories() -> list[Path]:
+    """The places for files that live as long as a process of this user, the best one first; not all need exist.
+
+    Source: XDG Base Directory Specification, `XDG_RUNTIME_DIR`.
+    """
+    uid = os.geteuid()
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    usual = Path("/run" if uid == 0 else f"/run/user/{uid}")
+    parents = [one for one in (Path(given) if given else usual, usual) if one.is_dir()]
+    return [*(one / "florin" for one in parents), Path(tempfile.gettempdir()) / f"florin-{uid}"]
 
 
 class SettingsError(FlorinError):
@@ -202,6 +216,49 @@ def parse_networks(text: str) -> list[IPv4Network | IPv6Network]:
                 pass
             raise ValueError(f"{one!r} is not a network: {advice}") from error
     return found
+
+
+def settings_file(what: str, given: Mapping[str, str], *, with_all: bool) -> str:
+    """The text of a file of settings, for `florin --settings` and for systemd's EnvironmentFile.
+
+    `with_all`: every other setting of a worker stands there too, commented out, with its meaning and default.
+    """
+    lines = [
+        f"# Settings {what}. Use them by `florin --settings FILE COMMAND`, or as systemd's EnvironmentFile.",
+        "# They contain secrets.",
+    ]
+    for name, field in Settings.model_fields.items() if with_all else ():
+        if name.upper() not in given:
+            default = "" if field.default is PydanticUndefined else str(field.default)
+            said = field.description or ""
+            lines += ["", f"# {said[:1].upper()}{said[1:]}.", f"#{_PREFIX}{name.upper()}={default}"]
+    return "\n".join([*lines[:2], "", *(f"{_PREFIX}{name}={value}" for name, value in given.items()), *lines[2:], ""])
+
+
+def read_settings_file(path: Path) -> None:
+    """Set the variables of a file of settings in the environment, in which those that are set already take precedence.
+
+    A line is `NAME=VALUE`, with or without quotes around the value, or a comment. Raises `SettingsError` with the line.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the settings in {path}: {error}") from error
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith(("#", ";")):
+            continue
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if not equals or not name.startswith(_PREFIX):
+            raise SettingsError(f"{path}, line {number}: expected {_PREFIX}NAME=VALUE")
+        if name in found:
+            raise SettingsError(f"{path}, line {number}: {name} is set a second time")
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        found[name] = value
+    for name, value in found.items():
+        os.environ.setdefault(name, value)
+    _require_known_variables()
 
 
 def environment_networks(name: str) -> list[IPv4Network | IPv6Network] | None:

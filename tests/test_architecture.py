@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from server import docs
-from server.cli import haproxy
+from server.cli.deploy import haproxy
 from server.db.doctor.check import Promise
 from server.db.doctor.run import CHECKS
 
@@ -50,6 +50,7 @@ _DOMAIN = {
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "server": set(),
+    "server.__main__": {"server.cli"},
     "core": set(),
     "server.clock": {"core"},
     "server.uuid7": set(),
@@ -76,7 +77,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.process.demo": {"core", "server.db", "server.http", "server.psp", *_TOOLS},
     "server.process.part": {"core", "server.child_process"},
     "server.process.postgres_user": {"core", "server.child_process"},
-    "server.process.embedded_postgres": {"core", "server.db", "server.process.part", "server.process.postgres_user", *_TOOLS},
+    "server.process.postgres_setup": {"server.child_process", "server.process.postgres_user"},
+    "server.process.running": {"core", *_TOOLS},
+    "server.process.embedded_postgres": {
+        "core",
+        "server.db",
+        "server.process.part",
+        "server.process.postgres_setup",
+        "server.process.postgres_user",
+        *_TOOLS,
+    },
     "server.process.worker": {
         "server.api",
         "server.flows",

@@ -35,7 +35,7 @@ from server.db.psps.accounts import PspAccount, add_psp_account
 from server.db.webhooks.endpoints import Endpoint, add_endpoint
 from server.process.demo import Demo
 from server.process.embedded_postgres import owner_url
-from server.process.instance import Running, running_file
+from server.process.running import Running, running_file
 from server.sealing import Sealer
 from server.uuid7 import uuid7
 

@@ -4,17 +4,17 @@ from collections.abc import Awaitable, Callable
 
 import trio
 import typer
-from rich.console import Console
 
 from bench.measure import scratch_directory
 from server.child_process import allow_many_files
 from server.cli.doctor import print_diagnosis
+from server.cli.output import Output
 from server.db.connection import open_session
 from server.db.doctor.run import Violation, broken_promises
 from server.process.instance import Instance, Options, open_instance
 from server.telemetry import configure_logs
 
-_console = Console(highlight=False, soft_wrap=True)
+_console = Output()
 
 
 def measure_instance(measure: Callable[[Instance], Awaitable[None]]) -> None:

@@ -10,12 +10,14 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from core.errors import FlorinError, NotChecked, leaves
+from server.cli.groups import Group
 
 if TYPE_CHECKING:
     from typer._click import Command, Context
@@ -30,8 +32,12 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "up": Entry("up", "Start PostgreSQL, the sandbox PSP, a demo shop and the workers; Ctrl-C stops them all."),
-    "serve": Entry("serve", "Run the workers until SIGTERM or Ctrl-C."),
-    "migrate": Entry("migrate", "Apply pending database migrations."),
+    "init": Entry(
+        "deploy.init", "Make a directory with all that a production instance needs: key, roles, settings and systemd unit."
+    ),
+    "key": Entry("deploy.key", "Make the key that seals secrets at rest."),
+    "migrate": Entry("deploy.migrate", "Apply pending database migrations."),
+    "serve": Entry("deploy.serve", "Run the workers until SIGTERM or Ctrl-C."),
     "listen": Entry(
         "events.listen", "Print events as they happen, until Ctrl-C; with --forward, also send them to your program."
     ),
@@ -40,7 +46,7 @@ COMMANDS = {
     "explain": Entry("explain", "Show everything that happened to a payment: requests, the PSP, ledger, events and deliveries."),
     "doctor": Entry("doctor", "Check every promise and print offending rows."),
     "psql": Entry("psql", "Open the database with psql. Its password is neither shown nor visible to other users."),
-    "haproxy": Entry("haproxy", "Print a configuration for HAProxy."),
+    "haproxy": Entry("deploy.haproxy", "Print a configuration for HAProxy."),
     "bench": Entry("bench", "Measure a Florin under load, alone or beside its peers: see `florin bench --help`."),
     "merchant": Entry("merchants.merchant", "Add, list and show merchants, set their terms, and manage their API keys."),
     "psp": Entry("psp.commands", "Manage accounts at payment service providers: add, limit, stop and route."),
@@ -66,7 +72,7 @@ def load(name: str) -> "Command":
     return found.commands[name] if isinstance(found, TyperGroup) else found
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """Lists every command, and imports the one that runs."""
 
     def __init__(self, **attributes: Any) -> None:
@@ -85,13 +91,26 @@ app = typer.Typer(name="florin", cls=Commands, pretty_exceptions_enable=False, r
 
 
 @app.callback(invoke_without_command=True)
-def version(
-    context: typer.Context, show: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False
+def begin(
+    context: typer.Context,
+    show: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            "--settings",
+            envvar="FLORIN_SETTINGS",
+            help="A file of settings, as `florin init` makes. Variables take precedence.",
+        ),
+    ] = None,
 ) -> None:
     """A payment server: takes payments, keeps the ledger and the wallets, notifies merchants."""
     if show:
         typer.echo(f"florin {metadata.version('florin')}")
         raise typer.Exit
+    if settings is not None:
+        from server.settings import read_settings_file  # not at the start: `--help` needs no pydantic
+
+        read_settings_file(settings)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -140,7 +159,7 @@ def forget_output() -> None:
 def _explained(error: OSError) -> str:
     """An error of the system in a line, with what to do about it."""
     said = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return f"cannot write any more: {said}; free some space, or choose another place, and start again" if is_full else said
 
 

@@ -6,6 +6,7 @@ import trio
 import typer
 
 from core.errors import FlorinError
+from server.cli.groups import group
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
 from server.cli.output import Output, Rows, shown
 from server.clock import utc_now
@@ -16,7 +17,7 @@ from server.flows.webhooks.destinations import Destinations
 from server.process.alert_channels import channels_of
 from server.settings import load_alert_settings, parse_networks
 
-app = typer.Typer(help="List alerts, and send one to see that it arrives.", no_args_is_help=True)
+app = group("List alerts, and send one to see that it arrives.")
 _console = Output()
 
 

@@ -7,6 +7,7 @@ import typer
 
 from core.errors import InvalidId, NotFound, Unprocessable
 from core.ids import ENDPOINT, MERCHANT, EndpointId, MerchantId, decode_id, encode_id
+from server.cli.groups import group
 from server.cli.operators import Operator, act
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, merchant_id_of, with_database
 from server.cli.output import Output, Rows, shown
@@ -19,7 +20,7 @@ from server.db.webhooks.endpoints import find_endpoint_owner
 from server.flows.webhooks import dead_letters
 from server.flows.webhooks.dead_letters import Verb
 
-app = typer.Typer(help="List, show, retry and drop dead letters.", no_args_is_help=True)
+app = group("List, show, retry and drop dead letters.")
 _console = Output()
 
 Letter = Annotated[

@@ -1,19 +1,20 @@
 """Options that commands share, and how a command finds its database: a flag, the environment, or the running instance."""
 
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import msgspec
 import trio
 import typer
 
-from core.errors import FlorinError, InvalidId
+from core.errors import InvalidId
 from core.ids import MERCHANT, PSP_ACCOUNT, MerchantId, PspAccountId, decode_id
 from server.db.connection import Connection, open_session
 from server.db.roles import Role
-from server.process.instance import Running, running_file
+from server.process.demo import Demo, load_or_generate
+from server.process.running import NoRunningInstance, Running, read_running, running_file, running_instances
 from server.settings import default_data_directory, environment
 
 T = TypeVar("T")
@@ -28,8 +29,20 @@ class Mode(StrEnum):
 
 DataDirectory = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Data directory. Default: /var/lib/florin as root, else ~/.local/share/florin."),
+    typer.Option(
+        "--data-dir",
+        help="Data directory. Default: FLORIN_DATA_DIR, else /var/lib/florin as root, else ~/.local/share/florin.",
+    ),
 ]
+
+
+def _require_host(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("it is empty: give an address, like 127.0.0.1, or 0.0.0.0 for all IPv4 addresses")
+    return text.strip()
+
+
+Host = Annotated[str, typer.Option("--host", help="The address to listen on.", callback=_require_host)]
 MerchantText = Annotated[str, typer.Argument(help="The merchant's id, mer_…", metavar="MERCHANT")]
 DatabaseUrl = Annotated[
     str | None,
@@ -49,12 +62,6 @@ KeyFile = Annotated[
 ]
 
 
-class NoRunningInstance(FlorinError):
-    """The command needs a running instance or an address."""
-
-    code = "nothing_runs"
-
-
 def data_directory(given: Path | None) -> Path:
     """The data directory, as an absolute path."""
     if given == Path():
@@ -63,17 +70,46 @@ def data_directory(given: Path | None) -> Path:
 
 
 def running_instance(directory: Path | None) -> Running:
-    """The running instance of this data directory. Raises `NoRunningInstance`."""
+    """The running instance of this data directory; None stands for `FLORIN_DATA_DIR`, or for the only one that runs on this
+    machine, which is asked for if there are several. Raises `NoRunningInstance`.
+    """
+    if directory is None and environment("DATA_DIR") is None:
+        found = running_instances()
+        if found:
+            return found[0] if len(found) == 1 else _chosen(found)
     path = running_file(data_directory(directory))
-    try:
-        running = msgspec.json.decode(path.read_bytes(), type=Running)
-    except (OSError, msgspec.DecodeError):
+    running = read_running(path)
+    if running is None:
         raise NoRunningInstance(
             f"no Florin is running on {path.parent}: start one with `florin up`, or give its --data-dir or a --database-url"
-        ) from None
-    if not Path(f"/proc/{running.pid}").exists():
+        )
+    if not running.is_alive:
         raise NoRunningInstance(f"the Florin on {path.parent} has stopped: start it again with `florin up`")
     return running
+
+
+def _chosen(found: Sequence[Running]) -> Running:
+    """The instance that is meant, by a question if somebody is there to answer it."""
+    names = [f"{number}) {one.name}" for number, one in enumerate(found, start=1)]
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise NoRunningInstance(
+            f"{len(found)} Florins run here: choose one with --data-dir or --database-url: {'; '.join(names)}"
+        )
+    typer.echo("\n".join([f"{len(found)} Florins run here:", *names]), err=True)
+    while True:
+        number: int = typer.prompt("Which one", type=int, err=True)
+        if 1 <= number <= len(found):
+            return found[number - 1]
+
+
+def demo_instance(directory: Path | None) -> tuple[Running, Demo]:
+    """A running instance with its demo merchant. Raises `NoRunningInstance`."""
+    running = running_instance(directory)
+    if not running.data_directory:
+        raise NoRunningInstance(
+            "the Florin that runs here has no demo merchant and no sandbox, which `florin up` has: give --api-url and --api-key"
+        )
+    return running, load_or_generate(Path(running.data_directory) / "demo.json")
 
 
 def find_database(directory: Path | None, database_url: str | None) -> str:
@@ -85,11 +121,15 @@ def find_database(directory: Path | None, database_url: str | None) -> str:
     return environment("DATABASE_URL") or running_instance(None).database_url
 
 
-def find_key_file(directory: Path | None, key_file: Path | None) -> Path:
-    """The sealing key to use, found like the database. Raises `NoRunningInstance`."""
-    if key_file or directory is not None:
-        return key_file or Path(running_instance(directory).key_file)
-    return Path(environment("KEY_FILE") or running_instance(None).key_file)
+def find_key_file(directory: Path | None, key_file: Path | None, database_url: str | None) -> Path:
+    """The sealing key to use: that of the database that was found in the same way. Raises `NoRunningInstance`."""
+    if key_file is not None:
+        return key_file
+    if directory is None and (given := environment("KEY_FILE")) is not None:
+        return Path(given)
+    if database_url or (directory is None and environment("DATABASE_URL")):
+        raise NoRunningInstance("give --key-file, or set FLORIN_KEY_FILE: the key with which the workers of this database seal")
+    return Path(running_instance(directory).key_file)
 
 
 def with_database(url: str, work: Callable[[Connection], Awaitable[T]], *, role: Role | None = Role.CONSOLE) -> T:

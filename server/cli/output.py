@@ -40,9 +40,13 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 class Output(Console):
-    """Standard output, or standard error. Its reader may leave, as `head` does: the rest is not printed."""
+    """Standard output, or standard error. If its reader leaves, as `head` does, the command ends.
 
-    def __init__(self, *, stderr: bool = False) -> None:
+    `goes_on_unread`: it goes on and prints nothing more, because its exit code tells the result.
+    """
+
+    def __init__(self, *, stderr: bool = False, goes_on_unread: bool = False) -> None:
+        self._goes_on_unread = goes_on_unread
         stream = sys.stderr if stderr else sys.stdout
         width = None if stream.isatty() else PIPE_WIDTH
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
@@ -52,7 +56,9 @@ class Output(Console):
         super().print(*(lines_shown(one) if isinstance(one, str) else one for one in objects), **options)
 
     def on_broken_pipe(self) -> None:
-        """Print to nowhere from now on; the exit code still tells the result."""
+        """Print to nowhere from now on, or end."""
+        if not self._goes_on_unread:
+            super().on_broken_pipe()
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -66,6 +72,6 @@ class Rows(Table):
 
     def add(self, *cells: object) -> None:
         """Add a row."""
-        while len(self.columns) < len(cells):
-            self.add_column(overflow="fold")
         self.add_row(*(Text(shown(one)) for one in cells))
+        for column in self.columns:
+            column.overflow = "fold"

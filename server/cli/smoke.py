@@ -19,7 +19,7 @@ from core.errors import FlorinError
 from core.ids import PAYMENT, PaymentId, decode_id
 from server.cli.doctor import print_diagnosis
 from server.cli.explain import print_timeline
-from server.cli.options import DataDirectory, data_directory, running_instance
+from server.cli.options import DataDirectory, demo_instance
 from server.cli.output import Output
 from server.db.connection import Connection, open_session
 from server.db.doctor.run import broken_promises
@@ -28,8 +28,8 @@ from server.db.payments.timeline import Entry, timeline
 from server.db.roles import Role
 from server.http.client.client import Client, open_client
 from server.http.client.response import Response
-from server.process.demo import Demo, load_or_generate
-from server.process.instance import Running
+from server.process.demo import Demo
+from server.process.running import Running
 from server.sandbox.intents import PAID_CARD, REFUSED_CARDS, TOKENS
 
 TIMEOUT_SECONDS = 20.0
@@ -45,8 +45,7 @@ class SmokeFailed(FlorinError):
 
 def command(data_dir: DataDirectory = None) -> None:
     """Take six typical payments and check every promise; exit code 0 only if everything passes."""
-    running = running_instance(data_dir)
-    demo = load_or_generate(data_directory(data_dir) / "demo.json")
+    running, demo = demo_instance(data_dir)
     if not trio.run(_smoke, running, demo):
         raise typer.Exit(1)
 

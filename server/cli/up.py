@@ -10,7 +10,7 @@ from typing import Annotated
 import trio
 import typer
 
-from server.cli.options import DataDirectory, data_directory
+from server.cli.options import DataDirectory, Host, data_directory
 from server.cli.output import Output
 from server.cli.signals import stop_on_signal
 from server.db.conninfo import without_password
@@ -36,7 +36,7 @@ def command(
     workers: Annotated[
         int | None, typer.Option(min=1, max=64, help="Number of workers. Default: one per core.", show_default=False)
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 means any free one.")] = API_PORT,
     psp_port: Annotated[int, typer.Option(min=0, max=65535, help="The sandbox PSP's port.")] = PSP_PORT,
     shop_port: Annotated[int, typer.Option(min=0, max=65535, help="The demo shop's port.")] = SHOP_PORT,

@@ -61,7 +61,7 @@ _COMMITS_TO_DISK = """
 SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply'
                                              ELSE 'on' END, false)
 """
-"""What is acknowledged is on disk, here and at the synchronous standbys, if there are any."""
+"""A commit is acknowledged once it is on disk, here and at the synchronous standbys, if there are any."""
 
 _TOO_SLOW = f"PostgreSQL did not answer within {CONNECT_SECONDS:.0f} s"
 _ROLE_ADVICE = "run `florin migrate`, and make the login user a member of that role"

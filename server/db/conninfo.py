@@ -7,7 +7,7 @@ environment has an effect: what is not in the address has libpq's default. Sourc
 import os
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
 import trio
@@ -21,7 +21,7 @@ _FORM = "write it like postgresql://user:password@host:5432/database"
 _ENCODED = "in a URL %, @, /, ? and # within a name or a password are written %25, %40, %2F, %3F and %23"
 
 for _name in [name for name in os.environ if name.startswith("PG")]:
-    del os.environ[_name]  # libpq reads them at every connection, and so do the server's programs
+    os.environ.pop(_name)  # libpq reads them at every connection, and so do the server's programs
 
 
 class BadAddress(DatabaseUnavailable):
@@ -61,6 +61,22 @@ def without_password(address: str) -> str:
     hosts = where.split(",")
     named = [f"{host}:{one}" if one else host for host, one in zip(hosts, ports * len(hosts), strict=False)]
     return f"postgresql://{user}@{','.join(named)}/{given.get('dbname', '')}"
+
+
+def with_login(address: str, user: str, password: str) -> str:
+    """A URL of the same database for another login. Raises `BadAddress`."""
+    given = {name: value for name, value in parse(address).items() if name not in ("user", "password") and value}
+    hosts, ports = str(given.pop("host", "") or "").split(","), str(given.pop("port", "") or "").split(",")
+    database = quote(str(given.pop("dbname", "")), safe="")
+    more = {name: str(value) for name, value in given.items()}
+    if any(one.startswith("/") for one in hosts):
+        more |= {"host": ",".join(hosts), **({"port": ",".join(ports)} if any(ports) else {})}
+        where = ""
+    else:
+        named = [f"[{host}]" if ":" in host else host for host in hosts]
+        where = ",".join(f"{host}:{port}" if port else host for host, port in zip(named, ports * len(hosts), strict=False))
+    query = f"?{urlencode(more)}" if more else ""
+    return f"postgresql://{quote(user, safe='')}:{quote(password, safe='')}@{where}/{database}{query}"
 
 
 async def attempts(params: dict[str, Any]) -> Sequence[dict[str, Any]]:

@@ -97,11 +97,11 @@ async def _follow_up(context: Payments, payment: Payment) -> None:
         except PspBusy:
             pass  # the PSP was not asked: the lease brings it back, and it does not count as a fetch
         except (PspError, trio.TooSlowError) as error:
-            _log.warning("a due payment could not be checked", payment=str(payment.id), error=str(error))
+            _log.warning("a due payment could not be checked", payment=payment.public_id, error=str(error))
             unanswered = evidence_about(payment, EvidenceKind.UNANSWERED, Source.RECHECK)
             await settle(context, payment.merchant_id, payment.id, unanswered, known=payment, only_if_unchanged=True)
     except Exception:  # noqa: BLE001 - one payment must not end the job; its lease brings it back
-        _log.exception("a due payment could not be followed up", payment=str(payment.id))
+        _log.exception("a due payment could not be followed up", payment=payment.public_id)
 
 
 async def _follow_up_refund(context: Payments, refund: Refund) -> None:
@@ -111,10 +111,10 @@ async def _follow_up_refund(context: Payments, refund: Refund) -> None:
         except PspBusy:
             pass  # as above
         except (PspError, trio.TooSlowError) as error:
-            _log.warning("a due refund could not be checked", refund=str(refund.id), error=str(error))
+            _log.warning("a due refund could not be checked", refund=refund.public_id, error=str(error))
             await count_failed_fetch(context, refund)
     except Exception:  # noqa: BLE001 - one refund must not end the job; its lease brings it back
-        _log.exception("a due refund could not be followed up", refund=str(refund.id))
+        _log.exception("a due refund could not be followed up", refund=refund.public_id)
 
 
 async def _look(context: Payments, payment: Payment) -> None:

@@ -29,6 +29,7 @@ from server.http.server.listener import bind_shared
 from server.process.demo import Demo, load_or_generate, provision
 from server.process.embedded_postgres import EmbeddedPart, Login, ensure_logins, open_embedded
 from server.process.part import Part
+from server.process.running import Running, announced
 from server.process.supervisor import Supervisor
 from server.sandbox.program import SandboxConfiguration
 from server.sealing import Sealer, SealError, create_key_file
@@ -63,17 +64,6 @@ class Options:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-class Running(msgspec.Struct, frozen=True):
-    """The addresses of a running instance for other commands, in `running.json` in the data directory."""
-
-    pid: int
-    api_urls: list[str]
-    psp_url: str
-    shop_url: str
-    database_url: str
-    key_file: str
-
-
 @dataclass(frozen=True, slots=True)
 class Instance:
     """A running instance. `database_url` is that of whoever has set it up: the superuser of an embedded PostgreSQL."""
@@ -89,11 +79,6 @@ class Instance:
     def api_url(self) -> str:
         """The API of the first worker; with one shared port it is the API of all."""
         return self.running.api_urls[0]
-
-
-def running_file(data_directory: Path) -> Path:
-    """The file that describes a running instance."""
-    return data_directory / "running.json"
 
 
 @asynccontextmanager
@@ -114,6 +99,7 @@ async def open_instance(options: Options) -> AsyncIterator[Instance]:
                 shop_url=_url(shop_socket),
                 database_url=urls.operator,
                 key_file=str(key_file),
+                data_directory=str(directory),
             )
             demo = load_or_generate(directory / "demo.json")
             await _prepare(running, demo, urls.owner, postgres)
@@ -129,11 +115,10 @@ async def open_instance(options: Options) -> AsyncIterator[Instance]:
                     if postgres is not None:
                         nursery.start_soon(postgres.keep)
                     await nursery.start(supervisor.run)
-                    write_private(running_file(directory), msgspec.json.encode(running))
                     try:
-                        yield Instance(running, urls.owner, demo, supervisor, sandbox, postgres)
+                        with announced(running):
+                            yield Instance(running, urls.owner, demo, supervisor, sandbox, postgres)
                     finally:
-                        running_file(directory).unlink(missing_ok=True)
                         nursery.cancel_scope.cancel()
 
 

@@ -16,13 +16,14 @@ from server import child_process
 from server.process.postgres_user import EmbeddedPostgresError, can, give, nobody
 
 INITDB_SECONDS = 120
-_NO_SPACE = "No space left on device"
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 def advised(said: str) -> str:
-    """What PostgreSQL has said, in one line, with what to do about it if that is known."""
+    """A message of PostgreSQL in one line, with what to do about it if that is known."""
     line = "; ".join(filter(None, map(str.strip, said.splitlines())))
-    return f"{line}: free some space, or choose another --data-dir, and start again" if _NO_SPACE in line else line
+    is_full = any(one in line for one in _NO_SPACE)
+    return f"{line}: free some space, or choose another --data-dir, and start again" if is_full else line
 
 
 def make_directory(cluster: Path, user: child_process.User | None) -> None:
@@ -102,7 +103,8 @@ def initialize(binaries: Path, cluster: Path, *, superuser: str, password: str, 
     finally:
         password_file.unlink(missing_ok=True)
     if child.returncode != 0:
-        raise EmbeddedPostgresError(f"initdb failed: {advised(said.decode(errors='replace'))}")
+        reason = advised(said.decode(errors="replace")) or f"it ended with code {child.returncode}"
+        raise EmbeddedPostgresError(f"initdb failed: {reason}")
     if user is not None:
         give(initial, user)
     (initial / "data").rename(cluster / "data")

@@ -218,7 +218,7 @@ def test_a_database_is_not_shared_by_two_keys(directory: Path, database_url: str
         added = ("merchant", "add", "x", "--webhook-url", "http://127.0.0.1:9/", "--key-file", str(wrong))
         assert "another key" in run(*added, "--database-url", database_url, code=1)
     (second / "keys" / "sealing.key").write_text("")
-    assert "Restore it" in run("up", "--data-dir", str(second), "--database-url", database_url, "--port", "0", code=1)
+    assert "restore your copy" in run("up", "--data-dir", str(second), "--database-url", database_url, "--port", "0", code=1)
 
 
 def test_serve_speaks_tls_or_says_why_not(directory: Path, database_url: str, certificate: tuple[str, str]) -> None:

@@ -19,7 +19,7 @@ import trio
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from server.cli import haproxy
+from server.cli.deploy import haproxy
 from server.db.connection import Connection
 from server.db.doctor.run import broken_promises
 from server.http.client.client import Client, open_client

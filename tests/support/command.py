@@ -1,10 +1,15 @@
 """The command `florin` as a person runs it: a process with output."""
 
+import fcntl
 import json
 import os
+import pty
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +94,32 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
             yield process
         finally:
             process.kill()
+
+
+def on_a_terminal(command: Sequence[str], *, answers: Sequence[str] = (), columns: int = 80) -> str:
+    """Run a command on a terminal of its own, of so many columns, and type the answers. Returns all that was printed."""
+    pid, screen = pty.fork()
+    if pid == 0:
+        time.sleep(0.1)  # until the size is set
+        os.environ.pop("COLUMNS", None)
+        os.execv(command[0], list(command))
+    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    said = b""
+    left = list(answers)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        readable, _, _ = select.select([screen], [], [], 0.3)
+        if readable:
+            try:
+                part = os.read(screen, 65_536)
+            except OSError:
+                break
+            said += part
+        elif left:
+            os.write(screen, left.pop(0).encode() + b"\n")
+    os.waitpid(pid, 0)
+    os.close(screen)
+    return said.decode()
 
 
 def run(*arguments: str, code: int = 0) -> str:

@@ -37,6 +37,7 @@ from server.cli.batch.files import (
 )
 from server.cli.batch.progress import Progress
 from server.cli.events.listen import address
+from server.cli.groups import group
 from server.cli.options import DataDirectory
 from server.cli.output import Output, shown
 from server.credentials import merchant_of_key
@@ -46,9 +47,7 @@ STATE_SUFFIX = ".batch.json"
 BEGIN_SECONDS = 5.0
 _console = Output()
 _errors = Output(stderr=True)
-app = typer.Typer(
-    help="Run a file of payments as a batch under one deadline, resume it, list and stop batches.", no_args_is_help=True
-)
+app = group("Run a file of payments as a batch under one deadline, resume it, list and stop batches.")
 
 BatchText = Annotated[str, typer.Argument(help="The batch's id, bat_….", metavar="BATCH")]
 ApiUrl = Annotated[

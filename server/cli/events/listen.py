@@ -18,12 +18,11 @@ from core.errors import Unauthenticated, Unprocessable, leaves
 from core.events import parse_types
 from core.money import CURRENCY_EXPONENTS
 from core.signing import StandardKey, sign_standard, standard_secret
-from server.cli.options import DataDirectory, data_directory, running_instance
+from server.cli.options import DataDirectory, demo_instance, running_instance
 from server.cli.output import Output, json_shown, shown
 from server.http.client.client import Client, open_client
 from server.http.client.errors import ClientError
 from server.http.client.url import parse_origin, split
-from server.process.demo import load_or_generate
 from server.settings import environment
 
 FORWARD_SECONDS = 30.0
@@ -90,8 +89,10 @@ def address(api_url: str | None, api_key: str | None, data_dir: Any) -> tuple[st
         if key is None:
             raise Unprocessable("another Florin needs a key of its own: give --api-key, or set FLORIN_API_KEY")
         return api_url.rstrip("/"), key
-    running = running_instance(data_dir)
-    return running.api_urls[0], key or load_or_generate(data_directory(data_dir) / "demo.json").api_key
+    if key is not None:
+        return running_instance(data_dir).api_urls[0], key
+    running, demo = demo_instance(data_dir)
+    return running.api_urls[0], demo.api_key
 
 
 def forwarding_secret(api_key: str) -> str:

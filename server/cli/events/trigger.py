@@ -11,13 +11,13 @@ import typer
 
 from core.errors import FlorinError, Unprocessable
 from core.ids import PAYMENT, decode_id
-from server.cli.options import DataDirectory, data_directory, running_instance
+from server.cli.options import DataDirectory, demo_instance
 from server.cli.output import Output
 from server.db.connection import open_session
 from server.db.roles import Role
 from server.http.client.client import Client, open_client
-from server.process.demo import Demo, load_or_generate
-from server.process.instance import Running
+from server.process.demo import Demo
+from server.process.running import Running
 from server.sandbox.intents import TOKENS
 
 TIMEOUT_SECONDS = 20.0
@@ -41,8 +41,7 @@ def command(
     do = WAYS.get(event_type)
     if do is None:
         raise Unprocessable(f"{event_type!r} cannot be triggered: expected one of {', '.join(sorted(WAYS))}")
-    running = running_instance(data_dir)
-    demo = load_or_generate(data_directory(data_dir) / "demo.json")
+    running, demo = demo_instance(data_dir)
     event = trio.run(_trigger, running, demo, event_type, do)
     _console.print(f"no. {event['seq']}  {event['type']}  {event['data'].get('id')}")
 

@@ -8,6 +8,7 @@ from core.errors import InvalidMoney, NotFound, Unprocessable
 from core.ids import MERCHANT, PAYOUT, PayoutId, decode_id, encode_id
 from core.money import payable
 from core.payout import Payout, PayoutStatus
+from server.cli.groups import group
 from server.cli.operators import Operator, act, operator_name
 from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
 from server.cli.output import Output, Rows, shown
@@ -17,7 +18,7 @@ from server.db.ledger import payouts
 from server.db.merchants.merchants import find_merchant
 from server.uuid7 import uuid7
 
-app = typer.Typer(help="Request, approve and end payouts to merchants' banks.", no_args_is_help=True)
+app = group("Request, approve and end payouts to merchants' banks.")
 _console = Output()
 
 PayoutText = Annotated[str, typer.Argument(help="The payout's id, po_…", metavar="PAYOUT")]

@@ -8,10 +8,11 @@ import typer
 
 from core.errors import Unprocessable
 from core.money import Money
+from server.cli.groups import group
 from server.cli.output import Output
 from server.flows.ledger.receipt import read
 
-app = typer.Typer(help="Verify receipts offline.", no_args_is_help=True)
+app = group("Verify receipts offline.")
 _console = Output()
 
 

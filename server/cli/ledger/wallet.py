@@ -10,6 +10,7 @@ import typer
 from core.errors import NotFound, Unprocessable
 from core.ids import MerchantId
 from core.money import CURRENCY_EXPONENTS, Money
+from server.cli.groups import group
 from server.cli.operators import Operator, act
 from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
 from server.cli.output import Output, Rows
@@ -21,7 +22,7 @@ from server.db.pool import open_pool
 from server.db.roles import Role
 from server.flows.ledger.account_statement import Format, statement
 
-app = typer.Typer(help="Show wallets, write account statements, rebuild wallets from the ledger.", no_args_is_help=True)
+app = group("Show wallets, write account statements, rebuild wallets from the ledger.")
 _console = Output()
 
 Moment = Annotated[str | None, typer.Option(help="A time like 2026-11-21T08:00:00Z.", show_default=False)]

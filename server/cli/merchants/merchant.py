@@ -8,6 +8,7 @@ import typer
 from core.errors import NotFound, Unprocessable
 from core.ids import API_KEY, MERCHANT, EndpointId, MerchantId, decode_id, encode_id
 from core.signing import standard_secret
+from server.cli.groups import group
 from server.cli.merchants import terms
 from server.cli.options import (
     DatabaseUrl,
@@ -33,8 +34,8 @@ from server.sealing import Sealer
 from server.settings import environment_networks, parse_networks
 from server.uuid7 import uuid7
 
-app = typer.Typer(help="Add, list and show merchants, set their terms, and manage their API keys.", no_args_is_help=True)
-keys = typer.Typer(help="Add, list and revoke API keys.", no_args_is_help=True)
+app = group("Add, list and show merchants, set their terms, and manage their API keys.")
+keys = group("Add, list and revoke API keys.")
 app.add_typer(keys, name="key")
 _console = Output()
 
@@ -55,7 +56,7 @@ def add(
     if not 1 <= len(name) <= 200 or not name.isprintable():
         raise Unprocessable("a merchant's name has 1 to 200 printable characters")
     url = find_database(data_dir, database_url)
-    sealer = Sealer.from_file(find_key_file(data_dir, key_file)) if webhook_url else None
+    sealer = Sealer.from_file(find_key_file(data_dir, key_file, database_url)) if webhook_url else None
 
     async def work(connection: Connection) -> tuple[MerchantId, str, str | None]:
         now = utc_now()

@@ -9,6 +9,7 @@ import typer
 
 from core.errors import NotFound, Unprocessable
 from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
+from server.cli.groups import group
 from server.cli.operators import Operator, act
 from server.cli.options import (
     DatabaseUrl,
@@ -43,7 +44,7 @@ from server.uuid7 import uuid7
 WIDTH = 200
 """The width of tables that go to a file or a program, so that nothing is truncated."""
 
-app = typer.Typer(help="Manage accounts at payment service providers: add, limit, stop and route.", no_args_is_help=True)
+app = group("Manage accounts at payment service providers: add, limit, stop and route.")
 app.add_typer(events, name="events")
 app.command("route")(route)
 _console = Output()
@@ -91,7 +92,7 @@ def add(
     provider = _provider(psp)
     base_url = base_url or provider.base_url
     _require_address(base_url, mode, provider)
-    url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
+    url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file, database_url))
     api_key, webhook_secret = _read_secrets(provider, mode, api_key_file, webhook_secret_file)
     drawn = webhook_secret or f"{provider.webhook_secret_prefix}{random_secrets.token_urlsafe(32)}"
     account_id = PspAccountId(uuid7())
@@ -171,7 +172,7 @@ def change(
     if (payments, concurrency, rate, name, base_url, tokens_of, api_key_file) == (None,) * 7:
         raise Unprocessable("nothing to change: `florin psp set --help` lists the options")
     url = find_database(data_dir, database_url)
-    sealer = Sealer.from_file(find_key_file(data_dir, key_file)) if api_key_file is not None else None
+    sealer = Sealer.from_file(find_key_file(data_dir, key_file, database_url)) if api_key_file is not None else None
     api_key = read_secret(api_key_file, "API key") if api_key_file is not None else None
     issuer_id = psp_account_id_of(tokens_of) if tokens_of is not None else None
     given = {"payments": payments, "concurrency": concurrency, "rate": rate, "name": name, "base_url": base_url}
@@ -218,7 +219,7 @@ def rotate(
 ) -> None:
     """Replace the webhook secret; the old one stays valid for a while, so that no event is lost."""
     account_id = psp_account_id_of(account)
-    url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file))
+    url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file, database_url))
     secret = read_secret(webhook_secret_file, "new webhook signing secret")
     sealed = sealer.seal(secret, table="psp_accounts.webhook_secret", row=account_id)
     done = act(operator, NOBODY, "psp.rotate_secret", account)

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from core.errors import NotFound
+from server.cli.groups import group
 from server.cli.operators import Operator, act
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
 from server.cli.output import Output, Rows, shown
@@ -12,7 +13,7 @@ from server.db.connection import Connection
 from server.db.merchants.audit import record_act
 from server.db.psps.inbox import NOBODY, InboxItem, InboxState, list_events, move_event
 
-events = typer.Typer(help="List, retry and drop PSP events that could not be applied.", no_args_is_help=True)
+events = group("List, retry and drop PSP events that could not be applied.")
 _console = Output()
 
 EventId = Annotated[str, typer.Argument(help="The provider's id of the event.", metavar="EVENT")]

@@ -26,7 +26,8 @@ SELECT at, place, what FROM (
        AND k.key = (SELECT idempotency_key FROM payment_requests WHERE merchant_id = $1 AND id = $2)
     UNION ALL
     SELECT first_sent_at, 2, 'psp operation',
-           kind || ' ' || id || ' of ' || amount_minor || ' ' || currency || ' (minor units): ' || state
+           kind || ' op_' || replace(id::text, '-', '') || ' of ' || amount_minor || ' ' || currency
+           || ' (minor units): ' || state
       FROM psp_operations WHERE merchant_id = $1 AND payment_id = $2
     UNION ALL
     SELECT received_at, 3, 'psp webhook', type || ' ' || event_id || ': ' || replace(outcome, '_', ' ')

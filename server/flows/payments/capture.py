@@ -140,7 +140,7 @@ async def carry_out(context: Psps, payment: Payment, *, answering: Answering | N
     except PspUnreachable as error:
         return Done(payment, failure=error)
     except PspRejected as error:
-        _log.warning("the PSP refused an operation", payment=str(payment.id), operation=operation.kind, error=str(error))
+        _log.warning("the PSP refused an operation", payment=payment.public_id, operation=operation.kind, error=str(error))
         failure, evidence = error, await _after_rejection(context, payment, operation)
     except (PspOutcomeUnknown, trio.TooSlowError) as error:
         failure = error if isinstance(error, PspError) else PspOutcomeUnknown("the PSP did not answer in time")
@@ -188,7 +188,7 @@ async def _after_rejection(context: Psps, payment: Payment, operation: PendingOp
     try:
         seen = await look(context, payment, source=Source.RECHECK)
     except PspError as error:
-        _log.warning("a refused operation could not be checked", payment=str(payment.id), error=str(error))
+        _log.warning("a refused operation could not be checked", payment=payment.public_id, error=str(error))
         return evidence_about(payment, EvidenceKind.LOST, Source.MERCHANT)
     is_over = seen.kind in (EvidenceKind.CAPTURED, EvidenceKind.CANCELED, EvidenceKind.EXPIRED)
     return (

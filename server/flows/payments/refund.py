@@ -186,7 +186,7 @@ async def send(context: Psps, payment: Payment, accepted: Refund, *, answering: 
     except PspUnreachable as error:
         return Refunded(accepted, failure=error)
     except PspRejected as error:
-        _log.warning("the PSP refused a refund", refund=str(accepted.id), error=str(error))
+        _log.warning("the PSP refused a refund", refund=accepted.public_id, error=str(error))
         evidence = evidence_about(
             payment,
             EvidenceKind.REFUND_FAILED,

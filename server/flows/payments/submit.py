@@ -204,7 +204,7 @@ async def _ask(context: Payments, payment: Payment, opening: Opening, risk: Risk
         # An earlier request may have reached the PSP before it died; then this one's failure proves nothing.
         return payment, evidence_about(payment, EvidenceKind.UNREACHABLE, Source.CREATE) if is_first else None
     except PspRejected as error:
-        _log.warning("the PSP refused a payment", payment=str(payment.id), error=str(error))
+        _log.warning("the PSP refused a payment", payment=payment.public_id, error=str(error))
         code = error.code if isinstance(error, TokenUnknown) else REFUSED
         return payment, evidence_about(payment, EvidenceKind.REJECTED, Source.CREATE, code=code) if is_first else None
     except (PspOutcomeUnknown, trio.TooSlowError):
@@ -237,7 +237,7 @@ async def reroute(
     if settled is None or not settled.changed:
         return None
     context.metrics.failed_over(payment.psp_account_id, account_id)
-    _log.warning("a payment goes to another PSP", payment=str(payment.id), psp_account=encode_id(PSP_ACCOUNT, account_id))
+    _log.warning("a payment goes to another PSP", payment=payment.public_id, psp_account=encode_id(PSP_ACCOUNT, account_id))
     return settled.payment
 
 

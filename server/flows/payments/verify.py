@@ -119,7 +119,7 @@ async def _close_declined(context: Psps, payment: Payment) -> None:
     try:
         context.background.start(partial(close_ended_payment, context, payment))
     except Overloaded:
-        _log.warning("a declined payment is left open at its PSP", payment=str(payment.id))
+        _log.warning("a declined payment is left open at its PSP", payment=payment.public_id)
 
 
 async def close_ended_payment(context: Psps, payment: Payment) -> None:
@@ -129,7 +129,7 @@ async def close_ended_payment(context: Psps, payment: Payment) -> None:
             adapter = await context.psps.of(payment.psp_account_id)
             evidence = await adapter.close(payment, as_kind=EvidenceKind.CANCELED, source=Source.CREATE)
         except PspError as error:
-            _log.warning("a payment that is over is left open at its PSP", payment=str(payment.id), error=str(error))
+            _log.warning("a payment that is over is left open at its PSP", payment=payment.public_id, error=str(error))
             return
         await settle(context, payment.merchant_id, payment.id, evidence, known=payment)
 

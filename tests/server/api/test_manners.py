@@ -5,7 +5,7 @@ import pytest
 import trio
 
 from server.api.parsing import WAIT_SECONDS_MAX
-from server.cli import haproxy
+from server.cli.deploy import haproxy
 from server.http.server import connection
 from tests.support.florin import Florin, order
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import trio
 import typer
 
+from server.cli.options import Host
 from server.cli.output import Output
 from server.cli.signals import stop_on_signal
 from server.db.connection import open_session
@@ -17,6 +18,7 @@ from server.db.migrate import require_current
 from server.http.server.listener import bind_shared, bind_unix
 from server.http.tls import server_tls
 from server.process.instance import InstanceError, cannot_listen
+from server.process.running import Running, announced
 from server.process.supervisor import Supervisor
 from server.process.worker import listener_options
 from server.sealing import Sealer
@@ -34,7 +36,7 @@ def command(
     workers: Annotated[
         int | None, typer.Option(min=1, max=64, help="Number of workers. Default: one per core.", show_default=False)
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port.")] = API_PORT,
     unix_socket: Annotated[
         Path | None, typer.Option("--unix-socket", help="Listen on this unix socket instead, for a proxy on this machine.")
@@ -71,7 +73,11 @@ def command(
             drain_seconds=settings.linger_seconds + settings.drain_seconds,
             stand_in=listener_options(settings),
         )
-        trio.run(_run, supervisor, settings, where)
+        scheme = "https" if tls_cert else "http"
+        ports = [f"{port + number}" for number in range(count if port_per_worker else 1)]
+        urls = [f"unix:{unix_socket}"] if unix_socket else [f"{scheme}://{host}:{one}" for one in ports]
+        running = Running(os.getpid(), urls, "", "", database_url, str(key_file.absolute()))
+        trio.run(_run, supervisor, settings, where, running)
 
 
 @contextmanager
@@ -104,12 +110,13 @@ def _require_certificate(settings: Settings) -> None:
             raise SettingsError(f"cannot serve TLS (--tls-cert, --tls-key): {error}") from error
 
 
-async def _run(supervisor: Supervisor, settings: Settings, where: str) -> None:
+async def _run(supervisor: Supervisor, settings: Settings, where: str, running: Running) -> None:
     Sealer.from_file(settings.key_file)
     async with open_session(settings.database_url) as connection:
         await require_current(connection)
     async with stop_on_signal() as asked, trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
         _console.print(f"ready: {len(supervisor.pids)} worker(s) on {where}, pids {', '.join(map(str, supervisor.pids))}")
-        await asked.wait()
+        with announced(running):
+            await asked.wait()
         nursery.cancel_scope.cancel()

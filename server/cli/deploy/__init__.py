@@ -1,0 +1,1 @@
+"""`florin init`, `key`, `migrate`, `serve` and `haproxy`: a production instance."""
