@@ -1,5 +1,5 @@
-"""The number of workers, by which they divide limits among themselves. The job that reports this worker's life keeps it up to
-date.
+"""The number of workers, and this one's place among them, by which they divide limits. The job that reports this worker's life
+keeps it up to date.
 """
 
 from dataclasses import dataclass
@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class WorkerCount:
-    """`count` includes this worker."""
+    """`count` includes this worker; `rank` is its place among them, from 0. `clock_seconds` is the time of the clock that they
+    share when trio's is 0.
+    """
 
     count: int = 1
+    rank: int = 0
+    clock_seconds: float = 0.0

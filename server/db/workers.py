@@ -21,12 +21,13 @@ ALIVE = f"seen_at BETWEEN now() - interval '{ALIVE_SECONDS} s' AND now() + inter
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A heartbeat that was committed: the number of living workers, and the database's time.
+    """A heartbeat that was committed: the number of living workers, this one's place among them, and the database's time.
 
     `went_back`: the database's clock is behind the time of an earlier heartbeat.
     """
 
     workers: int
+    rank: int
     database_now: datetime
     went_back: bool
 
@@ -44,7 +45,9 @@ WITH clock AS (
 ), beat AS (
     INSERT INTO workers (id, seen_at) VALUES ($1, now()) ON CONFLICT (id) DO UPDATE SET seen_at = now()
 )
-SELECT (SELECT count(*) FROM workers WHERE {ALIVE} AND id <> $1) + 1, clock_timestamp(),
+SELECT (SELECT count(*) FROM workers WHERE {ALIVE} AND id <> $1) + 1,
+       (SELECT count(*) FROM workers WHERE {ALIVE} AND id < $1),
+       clock_timestamp(),
        coalesce((SELECT seen_at > now() + interval '{STEP_SECONDS} s' FROM clock), false)
 """  # noqa: S608 - numbers of ours
 

@@ -98,7 +98,8 @@ class Heartbeat:
         began_at, asked_at = trio.current_time(), self.clock.monotonic()
         beaten = await beat(connection, self.worker_id)
         measured = self.clock.adopt(beaten.database_now, asked_at=asked_at)
-        self.workers.count = beaten.workers
+        self.workers.count, self.workers.rank = beaten.workers, beaten.rank
+        self.workers.clock_seconds = beaten.database_now.timestamp() - trio.current_time()
         self.health.written_at = began_at
         if abs(measured.step_seconds) > STEP_SECONDS:
             _log.warning("the database's clock has jumped", seconds=round(measured.step_seconds, 1))

@@ -15,6 +15,7 @@ from core.events import EVENT_TYPES, is_wanted, parse_types
 from core.ids import EndpointId, MerchantId
 from core.redaction import EXCERPT_LENGTH_MAX, excerpt, redacted_data, redacted_url
 from core.retry import retry_after_seconds
+from server.concurrency.worker_count import WorkerCount
 from server.db.webhooks.endpoints import Endpoint
 from server.jobs.webhooks.endpoint_queue import CONCURRENCY_AT_FIRST, EndpointQueue
 from server.uuid7 import uuid7
@@ -194,7 +195,7 @@ def test_retry_after(header: str, seconds: float | None) -> None:
 def a_queue(**settings: object) -> EndpointQueue:
     """A queue of an endpoint with these settings."""
     queue = EndpointQueue(MerchantId(uuid7()), EndpointId(uuid7()))
-    queue.configure(an_endpoint(queue, **settings), workers=2)
+    queue.configure(an_endpoint(queue, **settings), workers=WorkerCount(2))
     return queue
 
 
@@ -214,7 +215,7 @@ def run(queue: EndpointQueue, now: float, *, delivered: bool, took_seconds: floa
 def test_a_queue_without_settings_is_careful() -> None:
     queue = EndpointQueue(MerchantId(uuid7()), EndpointId(uuid7()))
     assert queue.room(now=0.0) == 1
-    queue.configure(an_endpoint(queue, concurrency_max=4), workers=1)
+    queue.configure(an_endpoint(queue, concurrency_max=4), workers=WorkerCount(1))
     assert queue.room(now=0.0) == 4
     assert a_queue(concurrency_max=200).room(now=0.0) == CONCURRENCY_AT_FIRST
 
@@ -260,7 +261,7 @@ def test_a_new_address_resets_the_queue() -> None:
     queue = a_queue()
     while not queue.held_seconds(now=0.0):
         run(queue, 0.0, delivered=False)
-    queue.configure(an_endpoint(queue, url="https://b"), workers=1)
+    queue.configure(an_endpoint(queue, url="https://b"), workers=WorkerCount(1))
     assert queue.room(now=0.0) == CONCURRENCY_AT_FIRST
 
 

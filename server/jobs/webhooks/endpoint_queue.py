@@ -3,6 +3,9 @@
 Concurrency adapts: every delivery raises it a little, and an endpoint that does not answer halves it. The breaker opens when half
 of at least 20 attempts within 30 seconds have failed, for 10 seconds and then twice as long each time, up to five minutes; one
 attempt probes. A Retry-After of the endpoint holds it as well. Nothing here waits; times are trio's.
+
+The workers share a rate by taking turns: the time that they share is cut into slots, one for each attempt, and each slot belongs
+to one worker by its number. So even a rate of one a second is kept evenly, without asking anybody.
 """
 
 from collections import deque
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from core.breaker import OPEN_SECONDS, Admission, Breaker, BreakerState
 from core.ids import EndpointId, MerchantId
 from core.throttling import AdaptiveLimit
+from server.concurrency.worker_count import WorkerCount
 from server.db.webhooks.deliveries import ClaimedDelivery
 from server.db.webhooks.endpoints import Endpoint
 
@@ -20,6 +24,15 @@ ASKED_SECONDS_MAX = 3_600.0
 SLOW_SECONDS = 2.0
 BURST_SECONDS = 0.05
 """The most unused rate that may be used at once."""
+
+TURNS_PER_SECOND_MAX = 20
+"""The highest rate at which workers take turns: slots of a higher one would be shorter than a busy worker is late."""
+
+LATE_SHARE_MAX = 0.4
+"""The part of a slot in which its attempt may begin, so that it is not close to the next slot's."""
+
+CLOCK_SECONDS = 0.01
+"""The most by which the clock that workers share may move between two looks."""
 
 Waiting = tuple[ClaimedDelivery, float]
 """A claim, and when it is too old to be attempted."""
@@ -38,10 +51,12 @@ class EndpointQueue:
 
     __slots__ = (
         "_breaker",
+        "_first_slot_at",
         "_held_until",
         "_interval_seconds",
         "_limit",
         "_next_at",
+        "_slot_seconds",
         "_times_opened",
         "_url",
         "endpoint_id",
@@ -66,10 +81,10 @@ class EndpointQueue:
         self._breaker = Breaker()
         self._times_opened = 0
         self._held_until = self._next_at = float("-inf")
-        self._interval_seconds = 0.0
+        self._interval_seconds = self._slot_seconds = self._first_slot_at = 0.0
 
-    def configure(self, endpoint: Endpoint, *, workers: int) -> None:
-        """Apply the merchant's settings. The rate is divided among the workers."""
+    def configure(self, endpoint: Endpoint, *, workers: WorkerCount) -> None:
+        """Apply the merchant's settings, and this worker's share of the rate."""
         if endpoint.url != self._url:  # another program may answer there: reset
             self._url = endpoint.url
             self._limit = AdaptiveLimit(endpoint.concurrency_max, float(min(CONCURRENCY_AT_FIRST, endpoint.concurrency_max)))
@@ -77,7 +92,20 @@ class EndpointQueue:
         elif endpoint.concurrency_max != self._limit.ceiling:
             self._limit.set_ceiling(endpoint.concurrency_max)
         rate = endpoint.requests_per_second_max
-        self._interval_seconds = workers / rate if rate else 0.0
+        self._interval_seconds = workers.count / rate if rate else 0.0
+        takes_turns = rate is not None and rate <= TURNS_PER_SECOND_MAX and workers.count > 1
+        self._slot_seconds = self._interval_seconds / workers.count if takes_turns else 0.0
+        self._first_slot_at = workers.rank * self._slot_seconds - workers.clock_seconds
+
+    @property
+    def is_configured(self) -> bool:
+        """Return whether its settings are known."""
+        return bool(self._url)
+
+    @property
+    def has_rate(self) -> bool:
+        """Return whether its merchant limits the rate."""
+        return bool(self._interval_seconds)
 
     def held_seconds(self, *, now: float) -> float:
         """The seconds for which nothing may be sent to it."""
@@ -107,12 +135,20 @@ class EndpointQueue:
 
     def may_start(self, *, now: float) -> bool:
         """Return whether one more attempt may begin now."""
-        return now >= self._next_at and self.room(now=now) > 0
+        if now < self._next_at or (self._slot_seconds and now - self._slot_before(now) > LATE_SHARE_MAX * self._slot_seconds):
+            return False
+        return self.room(now=now) > 0
+
+    def _slot_before(self, now: float) -> float:
+        """The time at which the last slot of this worker's began."""
+        return now - (now - self._first_slot_at) % self._interval_seconds
 
     def start(self, *, now: float) -> Admission:
         """Begin an attempt. The caller passes its result to `end`, or calls `withdraw`."""
         self.running += 1
-        if self._interval_seconds:
+        if self._slot_seconds:
+            self._next_at = self._slot_before(now) + self._interval_seconds - CLOCK_SECONDS
+        elif self._interval_seconds:
             self._next_at = max(self._next_at, now - BURST_SECONDS) + self._interval_seconds
         return self._breaker.admit(now=now)
 

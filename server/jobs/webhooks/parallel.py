@@ -33,7 +33,7 @@ from server.db.webhooks.deliveries import (
     endpoints_with_deliveries,
     give_up_deliveries,
 )
-from server.flows.webhooks.send import NotMade, Sender
+from server.flows.webhooks.send import Destination, NotMade, Sender
 from server.jobs.webhooks.endpoint_queue import EndpointQueue, Timing
 from server.jobs.webhooks.ordered import MARGIN, OrderedEndpoints
 from server.jobs.webhooks.returned_claims import ReturnedClaims
@@ -80,9 +80,7 @@ class Deliverer:
         self._queues: dict[EndpointId, EndpointQueue] = {}
         self._running = self._suspects_running = self._waiting = 0
         self._blocked: set[EndpointQueue] = set()
-        """Queues with a waiting delivery that could not begin, because of their rate or because too many attempts are
-        under way.
-        """
+        """Queues whose next delivery could not begin: because of their rate, or of too many attempts under way."""
         self._wants_claims: set[EndpointQueue] = set()
         """Queues that could take more than was claimed for them."""
         self._ordered = OrderedEndpoints(db, sender, metrics, lease_seconds=timing.lease_seconds)
@@ -151,7 +149,7 @@ class Deliverer:
                 self._forget_queues()
             queue = self._queues[endpoint_id] = EndpointQueue(merchant_id, endpoint_id)
             if destination := self._sender.known(merchant_id, endpoint_id):
-                queue.configure(destination.endpoint, workers=self._workers.count)
+                queue.configure(destination.endpoint, workers=self._workers)
         return queue
 
     def _forget_queues(self) -> None:
@@ -201,6 +199,13 @@ class Deliverer:
 
     async def _attempt(self, attempt: _Attempt) -> None:
         queue, claimed, too_old_at, admission, was_suspect = attempt
+        if not queue.is_configured and await self._has_rate(queue):
+            queue.withdraw(admission)
+            self._running -= 1
+            queue.waiting.appendleft((claimed, too_old_at))
+            self._waiting += 1
+            self._start(queue)
+            return
         began = now = trio.current_time()
         attempted = await self._sender.attempt(claimed, too_old_at=too_old_at, now=began)
         if isinstance(attempted, NotMade):
@@ -218,9 +223,9 @@ class Deliverer:
             )
             self._metrics.webhook_attempted(result.status, delivered=result.delivered)
             if attempted.endpoint is not None:
-                queue.configure(attempted.endpoint, workers=self._workers.count)
+                queue.configure(attempted.endpoint, workers=self._workers)
             elif destination := self._sender.known(queue.merchant_id, queue.endpoint_id):
-                queue.configure(destination.endpoint, workers=self._workers.count)
+                queue.configure(destination.endpoint, workers=self._workers)
             try:
                 self._db.delivery_results.deposit(result, at_once=not result.delivered)
             except Overloaded as error:
@@ -233,6 +238,16 @@ class Deliverer:
         self._start(queue)
         if queue.has_more:
             self._want_more(queue)
+
+    async def _has_rate(self, queue: EndpointQueue) -> bool:
+        """Learn the settings of an endpoint that is new to this worker. Returns whether its attempts have to wait for a rate."""
+        try:
+            destination = await self._sender.destination(queue.merchant_id, queue.endpoint_id)
+        except Exception:  # noqa: BLE001 - the attempt meets it again, and records it
+            return False
+        if isinstance(destination, Destination):
+            queue.configure(destination.endpoint, workers=self._workers)
+        return queue.has_rate
 
     def _empty(self, queue: EndpointQueue, held_seconds: float) -> None:
         """Release the waiting claims of an endpoint to which nothing may be sent for a while."""
