@@ -9,12 +9,14 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import trio
 import typer
 
+from bench import INSTALL
 from bench.generator.arrivals import Arrivals
 from bench.lab.capacity import capacities, find_capacity
 from bench.lab.compare import compare as compare_rounds
@@ -25,20 +27,23 @@ from bench.lab.options import BenchError, RunOptions, rates_of, require_sense, s
 from bench.lab.page import render
 from bench.lab.profile_run import profile_scenario
 from bench.lab.profiling import hottest
-from bench.lab.results import Report, ReportError, read_report, write_report
+from bench.lab.results import Report, ReportError, read_report, report_directory, write_report
 from bench.lab.run import run
 from bench.lab.scenarios import SCENARIOS, Scenario, describe
 from bench.lab.summary import console, is_good, show
 from core.errors import FlorinError, leaves
 from server.child_process import allow_many_files
+from server.cli.groups import Group
 from server.telemetry import configure_logs
 
 app = typer.Typer(
     name="bench",
     help="Measure a Florin under load, alone or beside its peers, and write a report.",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 Url = Annotated[str | None, typer.Option(help="A running instance. Default: one is started for the run.")]
 Key = Annotated[
@@ -113,9 +118,9 @@ def _scenario_command(name: str) -> None:
             items=items,
             settings=settings_of(settings or []),
         )
-        place = _made(out or _place(name))
-        report = measured(options)
-        _keep(report, place)
+        with report_directory(out or _place(name)) as place:
+            report = measured(options)
+            _keep(report, place)
         show(report)
         raise typer.Exit(0 if is_good(report) else 1)
 
@@ -136,9 +141,16 @@ def measured(options: RunOptions) -> Report:
         return trio.run(run, options, scenario, screen.tell)
 
 
+def _require_packages() -> None:
+    """Raise `BenchError` without the packages that only the laboratory needs."""
+    if find_spec("hdrh") is None:
+        raise BenchError(f"the laboratory needs hdrhistogram: {INSTALL}")
+
+
 def _prepared(options: RunOptions) -> Scenario:
     """Check the options, and set this process up for a run. Returns the scenario."""
     scenario = SCENARIOS[options.scenario]
+    _require_packages()
     require_sense(options, scenario)
     configure_logs("error")
     allow_many_files()
@@ -166,13 +178,13 @@ def compare(
         _show_ratios(first, second, a, b)
         return
     shape = RunOptions(scenario=scenario, rounds=rounds, count=count, callers=callers, rate=rate, seconds=seconds)
-    report = measured(replace(shape, subjects=[a, b], workers=workers))
-    _keep(report, out or _place(f"compare-{scenario}"))
+    with report_directory(out or _place(f"compare-{scenario}")) as place:
+        report = measured(replace(shape, subjects=[a, b], workers=workers))
+        _keep(report, place)
     show(report)
-    names = list(dict.fromkeys(one.subject for one in report.measurements))
-    if len(names) < 2:
-        raise BenchError("; ".join(f"{name} was left out: {why}" for name, why in report.left_out.items()))
-    _show_ratios((report, names[0]), (report, names[1]), names[0], names[1])
+    if not report.comparisons:
+        left_out = [f"{name} was left out: {why}" for name, why in report.left_out.items()]
+        raise BenchError("; ".join(left_out) or "too few rounds succeeded to compare")
     raise typer.Exit(0 if is_good(report) else 1)
 
 
@@ -244,6 +256,7 @@ def profile(
     """Show where the time of a payment goes: by part of the flow, by function, and as a flame graph."""
     if scenario not in SCENARIOS or of not in ("worker", "PostgreSQL"):
         raise BenchError(f"the scenario must be one of {', '.join(SCENARIOS)}, and --of worker or PostgreSQL")
+    _require_packages()
     configure_logs("error")
     allow_many_files()
     path = (out or _place(f"profile-{scenario}")) / "flame.svg"
@@ -271,10 +284,12 @@ def growth(
         raise BenchError(f"--sizes takes numbers separated by commas, not {sizes!r}") from error
     if min(wanted) < 1 or max(wanted) > SIZE_MAX:
         raise BenchError(f"--sizes must be between 1 and {SIZE_MAX:,}")
+    _require_packages()
     configure_logs("error")
-    with Screen("florin bench growth", 60.0) as screen:
-        report, found = trio.run(partial(grow, wanted, count=count, rounds=rounds, told=screen.tell))
-    _keep(report, out or _place("growth"))
+    with report_directory(out or _place("growth")) as place:
+        with Screen("florin bench growth", 60.0) as screen:
+            report, found = trio.run(partial(grow, wanted, count=count, rounds=rounds, told=screen.tell))
+        _keep(report, place)
     console.print(sizes_table(found))
 
 
@@ -296,15 +311,6 @@ def report(
 
 def _place(name: str) -> Path:
     return Path("bench-results") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
-
-
-def _made(directory: Path) -> Path:
-    """The directory for the report, checked before the run."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReportError(f"the report cannot be written to {directory}: {error}. Choose another directory with --out") from error
-    return directory
 
 
 def _keep(found: Report, directory: Path) -> None:

@@ -7,6 +7,9 @@ from html import escape
 WIDTH, HEIGHT = 720, 240
 LEFT, RIGHT, TOP, BOTTOM = 70, 150, 26, 36
 COLOURS = ("#2a6fdb", "#d1495b", "#2e8b57", "#b8860b", "#7b52ab", "#008b8b", "#808080")
+MEANINGS = {"ok": "#2e8b57", "failed": "#d1495b"}
+"""The colours of series that mean something good or bad."""
+
 Line = Sequence[tuple[float, float]]
 
 
@@ -25,7 +28,7 @@ def lines(series: Mapping[str, Line], *, x: str, y: str, has_log_x: bool = False
         where = _x(at, least_x, most_x)
         parts.append(f'<text x="{where:.0f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(label)}</text>')
     for number, (name, line) in enumerate(drawn.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        colour = MEANINGS.get(name) or COLOURS[number % len(COLOURS)]
         points = " ".join(f"{_x(scale(at), least_x, most_x):.1f},{_y(value, most_y):.1f}" for at, value in line)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         parts.append(_legend(number, name, colour))

@@ -7,32 +7,14 @@ with its 95 % interval by Student's t. An interval that contains 1 means that th
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from rich.table import Table
 
-from bench.lab.results import Measurement, Report, ReportError
+from bench.lab.results import Comparison, Measurement, Ratio, Report, ReportError
 
 ROUNDS_MIN = 3
 _T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
 """Student's t at 97.5 %, from 1 degree of freedom on; beyond that 1.96 + 2.5 / freedom is close enough."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """B divided by A: the mean, and the bounds of its 95 % interval."""
-
-    what: str
-    a: float
-    b: float
-    middle: float
-    low: float
-    high: float
-
-    @property
-    def is_certain(self) -> bool:
-        """Return whether the difference exceeds the noise."""
-        return not self.low <= 1.0 <= self.high
 
 
 def ratio(what: str, a: Sequence[float], b: Sequence[float]) -> Ratio:
@@ -55,8 +37,8 @@ def compare(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Ratio]:
         raise ReportError(f"{count} rounds are too few to estimate the noise: measure with --rounds {ROUNDS_MIN} or more")
     figures: dict[str, Callable[[Measurement], float]] = {
         "payments/s": lambda one: one.rate,
-        "p50 ms": lambda one: one.latencies["ok"].milliseconds["p50"],
-        "p99 ms": lambda one: one.latencies["ok"].milliseconds["p99"],
+        "p50 ms": lambda one: one.latencies["ok"].at("p50") or 0.0,
+        "p99 ms": lambda one: one.latencies["ok"].at("p99") or 0.0,
     }
     shared = [name for name in a[0].cpu_us if all(name in one.cpu_us for one in (*a, *b))]
     for name in shared:
@@ -66,6 +48,24 @@ def compare(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Ratio]:
         pairs = [(figure(one), figure(other)) for one, other in zip(a[:count], b[:count], strict=True)]
         if all(one > 0 and other > 0 for one, other in pairs):
             found.append(ratio(what, [one for one, _ in pairs], [other for _, other in pairs]))
+    return found
+
+
+def compared(report: Report) -> list[Comparison]:
+    """Every other subject of a run beside the first, if there are rounds enough."""
+    found: list[Comparison] = []
+    for scenario in dict.fromkeys(one.scenario for one in report.measurements):
+        rounds: dict[str, list[Measurement]] = {}
+        for one in report.measurements:
+            if one.scenario == scenario:
+                rounds.setdefault(one.subject, []).append(one)
+        first, *others = rounds
+        for other in others:
+            try:
+                ratios = compare(rounds[first], rounds[other])
+            except ReportError:
+                continue
+            found.append(Comparison(scenario, first, other, ratios))
     return found
 
 

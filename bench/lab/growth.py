@@ -162,6 +162,6 @@ def sizes_table(found: Mapping[int, Sequence[Measurement]]) -> Table:
     shown = Table("stored", "worker µs", "PostgreSQL µs", "p50 ms", "p99 ms", box=None)
     for size, group in found.items():
         cpu = [f"{statistics.median(one.cpu_us[name] for one in group):,.0f}" for name in ("worker", "PostgreSQL")]
-        times = [statistics.median(one.latencies["ok"].milliseconds[label] for one in group) for label in ("p50", "p99")]
+        times = [statistics.median(one.latencies["ok"].at(label) or 0.0 for one in group) for label in ("p50", "p99")]
         shown.add_row(f"{size:,}", *cpu, *[f"{one:,.1f}" for one in times])
     return shown

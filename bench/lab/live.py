@@ -49,7 +49,7 @@ class Screen:
             self._live.update(self._draw(load))
         elif is_new or time.monotonic() - self._told_at >= TOLD_SECONDS:
             self._told_at = time.monotonic()
-            self._console.print(f"{self._title}: {doing}{_line(load)}", markup=False)
+            self._console.print(f"{self._title}: {doing}{_line(load)}", markup=False, soft_wrap=True)
 
     def _draw(self, load: Load | None) -> Group:
         rows = [Text.assemble((self._title, "bold"), "  ", self._doing)]

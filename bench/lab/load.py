@@ -13,10 +13,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
-from hdrh.histogram import HdrHistogram
 
 from bench.generator.journeys import OK
 from bench.generator.plan import Plan, Report, Second, Tally
@@ -32,6 +32,10 @@ SETTLE_SECONDS = 150.0
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
 
+if TYPE_CHECKING:
+    from hdrh.histogram import HdrHistogram
+
+
 class LoadError(FlorinError):
     """The load could not be offered."""
 
@@ -45,7 +49,7 @@ class Load:
     not_begun: int = 0
     seconds: float = 0.0
     told: int = 0
-    histograms: dict[str, HdrHistogram] = field(default_factory=dict)
+    histograms: "dict[str, HdrHistogram]" = field(default_factory=dict)
     series: list[Second] = field(default_factory=list)
 
     @property
@@ -60,6 +64,8 @@ class Load:
 
     def add(self, tally: Tally) -> None:
         """Add one generator's results."""
+        from hdrh.histogram import HdrHistogram  # which `florin bench --help` does not need
+
         for ending, number in tally.ended.items():
             self.ended[ending] = self.ended.get(ending, 0) + number
         self.begun += tally.begun

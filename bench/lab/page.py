@@ -1,16 +1,16 @@
 """A report as one HTML page, readable for people who were not there."""
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from hdrh.histogram import HdrHistogram
 from markupsafe import Markup
 
 from bench.lab.charts import bars, lines
-from bench.lab.results import Measurement, Report, Verdict
+from bench.lab.results import Measurement, Report, Verdict, bears
 
 CAVEATS = (
     (
@@ -37,6 +37,7 @@ def render(report: Report) -> str:
         report=report,
         components=list(dict.fromkeys(name for one in found for name in one.cpu_us)),
         rows=[_row(group) for group in by_subject(found)],
+        comparisons=report.comparisons,
         verdicts=_verdicts(found),
         broken=broken,
         plots=[*_plots(found)],
@@ -60,14 +61,17 @@ def _row(rounds: Sequence[Measurement]) -> dict[str, Any]:
         return statistics.median(known) if known else 0.0
 
     def latency(label: str) -> str:
-        known = [one.latencies["ok"].milliseconds[label] for one in rounds if "ok" in one.latencies]
+        known = [at for one in rounds if "ok" in one.latencies and (at := one.latencies["ok"].at(label)) is not None]
         return f"{middle(known):,.1f}" if known else "–"
+
+    offered = [one.offered for one in rounds if one.offered is not None]
 
     names = dict.fromkeys(name for one in rounds for name in one.cpu_us)
     return {
         "scenario": rounds[0].scenario,
         "subject": rounds[0].subject,
         "rounds": len(rounds),
+        "offered": f"{middle(offered):,.0f}" if offered else "–",
         "rate": f"{middle(one.rate for one in rounds):,.0f}",
         "p50": latency("p50"),
         "p99": latency("p99"),
@@ -82,6 +86,8 @@ def _verdicts(found: Sequence[Measurement]) -> list[Verdict]:
 
 
 def _plots(found: Sequence[Measurement]) -> Iterable[dict[str, Any]]:
+    from hdrh.histogram import HdrHistogram  # which `florin bench --help` does not need
+
     firsts = [rounds[0] for rounds in by_subject(found)]
     several = len(firsts) > 1
     curves = {}
@@ -91,14 +97,15 @@ def _plots(found: Sequence[Measurement]) -> Iterable[dict[str, Any]]:
                 continue
             histogram = HdrHistogram.decode(latency.histogram)
             name = one.subject if mark == "ok" and several else mark
-            curves[name] = [(at, histogram.get_value_at_percentile(at) / 1_000) for at in _PERCENTILES]
+            borne = [at for at in _PERCENTILES if bears(latency.count, at)]
+            curves[name] = [(at, histogram.get_value_at_percentile(at) / 1_000) for at in borne]
     about = "First round. `ok` is the whole journey; other marks are points on its way."
     yield _plot("Latency by percentile", lines(curves, x="percentile", y="ms", has_log_x=True), about)
-    rate = {one.subject: [(float(at.second), float(at.ok)) for at in one.series] for one in firsts}
+    rate = {one.subject if several else "ok": [(float(at.second), float(at.ok)) for at in one.series] for one in firsts}
     if not several:
         rate["failed"] = [(float(at.second), float(at.failed)) for at in firsts[0].series]
     yield _plot("Throughput over time", lines(rate, x="seconds", y="journeys/s"))
-    p99 = {one.subject: [(float(at.second), at.p99_ms) for at in one.series] for one in firsts}
+    p99 = {one.subject: [(float(at.second), at.p99_ms) for at in one.series if at.p99_ms is not None] for one in firsts}
     yield _plot("p99 over time", lines(p99, x="seconds", y="ms"))
     costs = {one.subject: dict(one.cpu_us) for one in firsts if one.cpu_us}
     if costs:
@@ -127,7 +134,7 @@ def _plots(found: Sequence[Measurement]) -> Iterable[dict[str, Any]]:
 
 
 def _plot(title: str, svg: str, about: str = "") -> dict[str, Any]:
-    return {"title": title, "svg": Markup(svg), "about": about}
+    return {"title": title, "svg": Markup(svg), "about": Markup(re.sub("`([^`]+)`", r"<code>\1</code>", about))}
 
 
 def _facts(report: Report) -> dict[str, Any]:
@@ -140,5 +147,14 @@ def _facts(report: Report) -> dict[str, Any]:
         "Python": machine.python,
         "PostgreSQL": machine.postgres,
         "packages": ", ".join(f"{name} {version}" for name, version in machine.packages.items()),
-        **{name: value for name, value in settings.items() if value is not None},
+        **{name.replace("_", " "): _said(value) for name, value in settings.items() if value is not None},
     }
+
+
+def _said(value: Any) -> str:
+    """A setting in words. The stages of a schedule are pairs of seconds and rate."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", then ".join(f"{rate:,g} per second for {seconds:g} s" if rate else f"{seconds:g} s" for seconds, rate in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,g}" if isinstance(value, int | float) else str(value)

@@ -5,6 +5,7 @@ A sample belongs to the part whose code is nearest to the leaf. The shares are m
 µs per payment. Sampling slows the worker by about a tenth: the shares are right, and the sum is taken without the sampler.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from bench import INSTALL
 from core.errors import FlorinError
 
 RATE_HZ = 250
@@ -35,6 +37,9 @@ BUDGETS_US = {"HTTP in": 31, "PSP call": 35, "commits": 45, "notification": 35, 
 ALARMS = {"HTTP in": 6.0, "PSP call": 6.0, "commits": 8.0, "notification": 9.0, REST: 10.0}
 """The cost of a part, in bare HTTP requests of the same run, above which CI fails: half as much again as today."""
 
+_LINE = re.compile(r":\d+\)$")
+"""The line in a frame of py-spy's, `function (file:line)`. Other names may contain colons too."""
+
 Stacks = Counter[tuple[str, ...]]
 
 
@@ -48,7 +53,7 @@ def recorder(component: str, pids: Sequence[int], seconds: float, out: Path) -> 
         beside = Path(sys.executable).parent / "py-spy"
         tool = str(beside) if beside.exists() else shutil.which("py-spy")
         if tool is None:
-            raise ProfileError("py-spy is not installed: pip install 'florin[bench]'")
+            raise ProfileError(f"py-spy is not installed: {INSTALL}")
         options = ["--rate", str(RATE_HZ), "--duration", str(int(seconds)), "--format", "raw", "--output", str(out)]
         return [tool, "record", *options, "--pid", str(pids[0])]
     tool = shutil.which("perf")
@@ -112,7 +117,7 @@ def hottest(stacks: Stacks, most: int) -> list[tuple[str, float]]:
     """The functions with the most samples, and their share."""
     counts: Counter[str] = Counter()
     for stack, count in stacks.items():
-        counts[stack[-1].rpartition(":")[0] or stack[-1]] += count
+        counts[_LINE.sub(")", stack[-1])] += count
     return [(frame, count / counts.total()) for frame, count in counts.most_common(most)]
 
 

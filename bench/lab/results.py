@@ -9,6 +9,8 @@ import platform
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -40,15 +42,29 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """The latency of successful journeys, or up to a mark on their way. `histogram` is HdrHistogram's compressed form, in µs."""
+    """The latency of successful journeys, or up to a mark on their way. `histogram` is HdrHistogram's compressed form, in µs.
+
+    `milliseconds` has the percentiles that so many journeys bear, and always the maximum.
+    """
 
     count: int
     milliseconds: dict[str, float]
     histogram: str
 
+    def at(self, label: str) -> float | None:
+        """A percentile, or None if there were too few journeys for it."""
+        return self.milliseconds.get(label) if bears(self.count, PERCENTILES[label]) else None
+
+
+def bears(count: int, percentile: float) -> bool:
+    """Return whether so many values tell a percentile: at least one of them lies above it."""
+    return percentile >= 100 or count * (100 - percentile) >= 99.99
+
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
-    """One second. `cpu_seconds` and `resident_bytes` are by component; `group_items` is the mean size of a commit's group."""
+    """One whole second. `p99_ms` is None if too few journeys ended in it. `cpu_seconds` and `resident_bytes` are by component;
+    `group_items` is the mean size of a commit's group.
+    """
 
     second: int
     begun: int
@@ -57,7 +73,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     told: int
     p50_ms: float
-    p99_ms: float
+    p99_ms: float | None
     max_ms: float
     cpu_seconds: dict[str, float] = {}
     resident_bytes: dict[str, int] = {}
@@ -76,7 +92,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """One scenario of one subject, once.
 
     `ended`: the number of journeys by result; `not_begun`: those that the schedule asked for and the generator had no room for.
-    `rate` counts successful payments. `broken_promises` must be empty; None if they could not be checked.
+    `rate` counts successful payments; `offered` the journeys that an open loop's schedule asked for; both per second.
+    `broken_promises` must be empty; None if they could not be checked.
     """
 
     scenario: str
@@ -91,6 +108,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     told: int
     payments: int
     rate: float
+    offered: float | None = None
     latencies: dict[str, Latency]
     series: list[Moment]
     cpu_us: dict[str, float]
@@ -99,6 +117,31 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     broken_promises: list[str] | None
     verdicts: list[Verdict]
     notes: list[str]
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """A figure of one subject divided by that of another: the mean, and the bounds of its 95 % interval."""
+
+    what: str
+    a: float
+    b: float
+    middle: float
+    low: float
+    high: float
+
+    @property
+    def is_certain(self) -> bool:
+        """Return whether the difference exceeds the noise."""
+        return not self.low <= 1.0 <= self.high
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Subject `b` beside subject `a`, in one scenario, by interleaved rounds."""
+
+    scenario: str
+    a: str
+    b: str
+    ratios: list[Ratio]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +155,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     measurements: list[Measurement]
     left_out: dict[str, str]
+    comparisons: list[Comparison] = []
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -120,6 +164,22 @@ def write_report(report: Report, path: Path) -> None:
     part = path.with_suffix(".part")
     part.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
     part.replace(path)
+
+
+@contextmanager
+def report_directory(directory: Path) -> Iterator[Path]:
+    """A directory for the report, made before the run; one that stays empty is removed, with those that were made for it."""
+    made = [one for one in (directory, *directory.parents) if not one.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"the report cannot be written to {directory}: {error}. Choose another directory with --out") from error
+    try:
+        yield directory
+    finally:
+        for one in made:
+            if not any(one.iterdir()):
+                one.rmdir()
 
 
 def read_report(path: Path) -> Report:

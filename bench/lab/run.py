@@ -19,11 +19,12 @@ import trio
 
 from bench.generator.arrivals import Arrivals, Stage, steps
 from bench.generator.plan import IN_FLIGHT_MAX, Plan
+from bench.lab.compare import compared
 from bench.lab.load import SETTLE_SECONDS, START_SECONDS, Generator, Load, offer, open_generators, settle
 from bench.lab.options import BenchError, RunOptions, command_line, shown_settings
-from bench.lab.results import PERCENTILES, Latency, Measurement, Moment, Report, new_report
+from bench.lab.results import PERCENTILES, Latency, Measurement, Moment, Report, bears, new_report
 from bench.lab.sampler import Sample, Sampler
-from bench.lab.scenarios import Scenario
+from bench.lab.scenarios import Scenario, counted
 from bench.lab.subjects import ROOT, Merchants, Setup, Subject, missing_peer, open_florin, open_peer, require_alive
 from bench.measure import CpuMeter, percentile
 from server.db.connection import open_session
@@ -31,6 +32,9 @@ from server.db.doctor.run import broken_promises
 from server.http.client.client import open_client
 
 PROMISES_SECONDS = 300.0
+PARTIAL_SECONDS = 0.05
+"""A second that ended so little before its time is whole."""
+
 SLOW_PEERS = {"trio": 10, "asyncio": 2}
 """Expensive scenarios are given a share of the count, so that a round ends."""
 
@@ -63,7 +67,8 @@ async def run(options: RunOptions, scenario: Scenario, told: Told) -> Report:
             measurements = [
                 msgspec.structs.replace(one, broken_promises=broken) if one.subject in names else one for one in measurements
             ]
-    return new_report(command_line(sys.argv[1:]), measurements, left_out, postgres=postgres)
+    report = new_report(command_line(sys.argv[1:]), measurements, left_out, postgres=postgres)
+    return msgspec.structs.replace(report, comparisons=compared(report))
 
 
 async def checked(subjects: Sequence[Subject]) -> dict[str, tuple[str, list[str]]]:
@@ -144,7 +149,7 @@ async def _control(subject: Subject, wanted: Mapping[str, Any]) -> None:
     async with open_client() as http:
         response = await http.request("POST", f"{subject.psp_url}/control", body=msgspec.json.encode(wanted))
     if response.status != 200:
-        raise BenchError(f"the PSP refused {wanted}: {response.status}")
+        raise BenchError(f"the PSP refused {', '.join(wanted)}: it answered {response.status}")
 
 
 def plan_of(options: RunOptions, scenario: Scenario, subject: Subject) -> Plan:
@@ -191,7 +196,7 @@ async def warm_up(options: RunOptions, scenario: Scenario, subject: Subject, gen
     plan = msgspec.structs.replace(plan, stages=stages, count_max=count, items=items)
     load = await offer(generators, plan, subject.merchants.keys)
     if not load.succeeded:
-        raise BenchError(f"{subject.name}: none of {load.begun} {scenario.journey} journeys succeeded: {load.ended}")
+        raise BenchError(f"{subject.name}: none of {load.begun} {scenario.journey} journeys succeeded: {counted(load.ended)}")
     await settle(subject.database_url)
     await _told_late(generators, plan, subject)
 
@@ -236,6 +241,7 @@ async def measure(
         told=load.told,
         payments=payments,
         rate=payments / load.seconds if load.seconds else 0.0,
+        offered=_offered(load, plan),
         latencies={name: _latency(load, name) for name in sorted(load.histograms)},
         series=series,
         cpu_us={name: seconds / payments * 1e6 for name, seconds in used.items()} if payments else {},
@@ -266,9 +272,10 @@ async def _stop_psp(subject: Subject, begin: float, end: float) -> None:
 
 def _latency(load: Load, name: str) -> Latency:
     histogram = load.histograms[name]
+    count = histogram.get_total_count()
     return Latency(
-        count=histogram.get_total_count(),
-        milliseconds={label: load.latency_ms(at, name) for label, at in PERCENTILES.items()},
+        count=count,
+        milliseconds={label: load.latency_ms(at, name) for label, at in PERCENTILES.items() if bears(count, at)},
         histogram=histogram.encode().decode(),
     )
 
@@ -276,6 +283,8 @@ def _latency(load: Load, name: str) -> Latency:
 def _moments(load: Load, samples: Sequence[Sample], began: float) -> list[Moment]:
     found = []
     for second in load.series:
+        if second.number > max(load.seconds + PARTIAL_SECONDS, 1.0):
+            continue  # the load ended in the middle of it, so its figures are not those of a second
         ended = began + START_SECONDS + second.number
         near = [one for one in samples if abs(one.at - ended) <= 0.5]
         sample = near[0] if near else Sample(ended, {}, {}, 0.0)
@@ -290,7 +299,7 @@ def _moments(load: Load, samples: Sequence[Sample], began: float) -> list[Moment
                 in_flight=second.in_flight,
                 told=second.told,
                 p50_ms=percentile(values, 0.5),
-                p99_ms=percentile(values, 0.99),
+                p99_ms=percentile(values, 0.99) if bears(len(values), 99.0) else None,
                 max_ms=second.max_us / 1_000,
                 cpu_seconds=sample.cpu_seconds,
                 resident_bytes=sample.resident_bytes,
@@ -298,6 +307,13 @@ def _moments(load: Load, samples: Sequence[Sample], began: float) -> list[Moment
             )
         )
     return found
+
+
+def _offered(load: Load, plan: Plan) -> float | None:
+    """The journeys per second that the schedule asked for, begun or not; None in a closed loop."""
+    if plan.arrivals is Arrivals.CLOSED or not load.seconds:
+        return None
+    return (load.begun + load.not_begun) / min(sum(stage.seconds for stage in plan.stages), load.seconds)
 
 
 def _settings(options: RunOptions, plan: Plan) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _spike_verdicts(load: Load, series: Sequence[Moment], seconds: float) -> lis
         wrong["not begun"] = load.not_begun
     failed, ok = sum(one.failed for one in last), sum(one.ok for one in last)
     return [
-        Verdict(target="excess requests are refused with 503, and nothing else fails", found=_counted(wrong), is_met=not wrong),
+        Verdict(target="excess requests are refused with 503, and nothing else fails", found=counted(wrong), is_met=not wrong),
         Verdict(
             target="nothing is refused once the spike is over", found=f"{ok} ok, {failed} refused", is_met=ok > 0 and not failed
         ),
@@ -92,7 +92,7 @@ def _outage_verdicts(load: Load, series: Sequence[Moment], seconds: float) -> li
     return [
         Verdict(
             target="during the outage callers get 502, 503 or 504",
-            found=f"{refused} of those; otherwise: {_counted(wrong)}",
+            found=f"{refused} of those; otherwise: {counted(wrong)}",
             is_met=refused > 0 and not wrong,
         ),
         Verdict(
@@ -130,11 +130,12 @@ def _within(series: Sequence[Moment], begin: float, end: float) -> list[Moment]:
 
 def _p99(series: Sequence[Moment]) -> float:
     """The median of the seconds' p99: one bad second of the machine is not a change of the server's."""
-    known = [one.p99_ms for one in series if one.ok]
+    known = [one.max_ms if one.p99_ms is None else one.p99_ms for one in series if one.ok]
     return statistics.median(known) if known else 0.0
 
 
-def _counted(wrong: dict[str, int]) -> str:
+def counted(wrong: dict[str, int]) -> str:
+    """The numbers of journeys by result, as text."""
     return ", ".join(f"{count} x {how}" for how, count in sorted(wrong.items())) or "none"
 
 

@@ -19,6 +19,7 @@ from typing import IO
 import msgspec
 import trio
 
+from bench import INSTALL
 from bench.lab.load import Generator, free_socket
 from bench.measure import process_tree, scratch_directory
 from core.errors import FlorinError
@@ -247,7 +248,7 @@ def missing_peer(name: str) -> str | None:
         return None
     wanted = ("asyncpg", "aiohttp", "starlette", "uvicorn") if name == "asyncio" else ("httpx", "hypercorn", "quart_trio")
     missing = [module for module in wanted if importlib.util.find_spec(module) is None]
-    return f"not installed: {', '.join(missing)} (pip install 'florin[bench]')" if missing else None
+    return f"not installed: {', '.join(missing)} ({INSTALL})" if missing else None
 
 
 def swoole_flags(php: str) -> list[str] | None:

@@ -4,7 +4,9 @@ import sys
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from bench.lab.compare import table
 from bench.lab.page import by_subject
 from bench.lab.results import Report
 
@@ -14,14 +16,29 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 def show(found: Report) -> None:
     """Print the results in short."""
     names = list(dict.fromkeys(name for one in found.measurements for name in one.cpu_us))
-    shown = Table("subject", "round", "ok/s", "p50 ms", "p99 ms", "max ms", *[f"{name} µs" for name in names], "ended", box=None)
+    shown = Table(
+        "subject",
+        "round",
+        "offered/s",
+        "ok/s",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        *[f"{name} µs" for name in names],
+        "ended",
+        box=None,
+    )
     for one in (one for group in by_subject(found.measurements) for one in group):
-        latency = one.latencies["ok"].milliseconds if "ok" in one.latencies else {}
-        times = [f"{latency[label]:,.1f}" if label in latency else "–" for label in ("p50", "p99", "max")]
-        ended = ", ".join(f"{count} {how}" for how, count in one.ended.items())
+        latency = one.latencies.get("ok")
+        found_ms = [latency.at(label) if latency is not None else None for label in ("p50", "p99", "max")]
+        times = ["–" if at is None else f"{at:,.1f}" for at in found_ms]
+        ended = Text(", ").join([Text(f"{count} {how}", "green" if how == "ok" else "red") for how, count in one.ended.items()])
+        offered = "–" if one.offered is None else f"{one.offered:,.0f}"
         cpu = [f"{one.cpu_us.get(name, 0):,.0f}" for name in names]
-        shown.add_row(one.subject, str(one.round), f"{one.rate:,.0f}", *times, *cpu, ended)
+        shown.add_row(one.subject, str(one.round), offered, f"{one.rate:,.0f}", *times, *cpu, ended)
     console.print(shown)
+    for comparison in found.comparisons:
+        console.print(table(comparison.ratios, a=comparison.a, b=comparison.b))
     for name, reason in found.left_out.items():
         console.print(f"{name} was left out: {reason}", markup=False)
     for one in found.measurements:

@@ -30,6 +30,7 @@ from rich.table import Table
 from bench.generator.arrivals import Arrivals, Stage
 from bench.generator.plan import Plan
 from bench.lab.load import Generator, free_socket, offer, open_generators, settle
+from bench.lab.scenarios import counted
 from bench.lab.subjects import Setup, Subject, open_florin
 from bench.micro.instructions_worker import PARTS, Given
 from core.errors import FlorinError
@@ -155,7 +156,7 @@ class _Worker:
         )
         load = await offer(generators, plan, self._subject.merchants.keys)
         if load.succeeded != payments:
-            raise InstructionsError(f"only {load.succeeded} of {payments} payments succeeded: {load.ended}")
+            raise InstructionsError(f"only {load.succeeded} of {payments} payments succeeded: {counted(load.ended)}")
         await settle(self._subject.database_url)
         await _until_chained(str(self._subject.database_url))
 

@@ -2,6 +2,7 @@
 
 import typer
 
+from bench import INSTALL
 from core.errors import FlorinError
 
 OPTIONS = {
@@ -16,5 +17,5 @@ def command(context: typer.Context) -> None:
     try:
         from bench.__main__ import main as laboratory
     except ModuleNotFoundError as error:
-        raise FlorinError(f"the laboratory needs {error.name}: pip install 'florin[bench]'") from error
+        raise FlorinError(f"the laboratory needs {error.name}: {INSTALL}") from error
     laboratory(context.args)
