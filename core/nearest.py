@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 SHOWN_LENGTH_MAX = 60
-LISTED_MAX = 24
+LISTED_MAX = 32
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:

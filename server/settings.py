@@ -206,7 +206,7 @@ def parse_networks(text: str) -> list[IPv4Network | IPv6Network]:
     found = []
     for one in parse_list(text):
         try:
-            found.append(ip_network(one))
+            found.append(_unmapped(ip_network(one)))
         except ValueError as error:
             advice = "write it like 127.0.0.0/8,::1"
             try:
@@ -216,6 +216,12 @@ def parse_networks(text: str) -> list[IPv4Network | IPv6Network]:
                 pass
             raise ValueError(f"{one!r} is not a network: {advice}") from error
     return found
+
+
+def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """The network itself, if it is one of IPv4 that is mapped into IPv6: peers are compared by that."""
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) and network.prefixlen >= 96 else None
+    return network if mapped is None else IPv4Network((mapped, network.prefixlen - 96))
 
 
 def settings_file(what: str, given: Mapping[str, str], *, with_all: bool) -> str:

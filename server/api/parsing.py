@@ -19,8 +19,8 @@ from core.idempotency import parse_key
 from core.nearest import unknown
 from server.http.asgi import Scope, header
 
-WAIT_SECONDS_MAX = 25
-"""The longest that a request waits, whatever it asks for: less than balancers' usual limit of 30 s, ours included."""
+WAIT_SECONDS_MAX = 60
+"""The longest that a request waits, whatever it asks for: less than the limit of `florin haproxy`'s configuration."""
 
 PAGE_DEFAULT = 20
 PAGE_MAX = 100

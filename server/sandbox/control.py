@@ -19,8 +19,9 @@ from uuid import uuid4
 
 import msgspec
 
+from core.nearest import unknown
 from server.http.asgi import Send, respond
-from server.sandbox.faults import CALLS, Faults
+from server.sandbox.faults import CALLS, Faults, require_one_of
 from server.sandbox.intents import Intents, Step
 from server.sandbox.webhooks import Webhooks
 
@@ -36,17 +37,17 @@ _KNOWN = frozenset(
     }
 )
 _HOW = ("send", "hold", "release", "reverse", "repeat", "lose", "forge")
+_REFUND_ENDS = ("succeeded", "pending", "failed")
 
 
 async def control(intents: Intents, webhooks: Webhooks, faults: Faults, body: bytes, send: Send) -> None:
     """Carry out a control request; 422 if it is invalid."""
     try:
-        wanted = msgspec.json.decode(body, type=dict[str, Any])
-        _require_known(wanted)
+        wanted = msgspec.json.decode(body or b"{}", type=dict[str, Any])
+        _require_known(intents, wanted)
         faults.set(wanted)
         forged = await _webhooks(webhooks, wanted)
-        if wanted.get("refunds_end_as") in ("succeeded", "pending", "failed"):
-            intents.refunds_end_as = wanted["refunds_end_as"]
+        intents.refunds_end_as = wanted.get("refunds_end_as", intents.refunds_end_as)
         step = _act(intents, wanted)
         if step is not None and step.event_type:
             webhooks.emit(step.event_type, step.intent)
@@ -56,19 +57,22 @@ async def control(intents: Intents, webhooks: Webhooks, faults: Faults, body: by
     await _json(send, 200, {"webhooks_sent": webhooks.sent, "forged": forged, **faults.shown()})
 
 
-def _require_known(wanted: dict[str, Any]) -> None:
-    unknown = wanted.keys() - _KNOWN
-    if unknown:
-        raise ValueError(f"unknown field {min(unknown)!r}: expected one of {', '.join(sorted(_KNOWN))}")
+def _require_known(intents: Intents, wanted: dict[str, Any]) -> None:
+    for name in wanted:
+        if name not in _KNOWN:
+            raise ValueError(unknown("field", name, sorted(_KNOWN)))
+    for name, values in (("webhooks", _HOW), ("refunds_end_as", _REFUND_ENDS)):
+        if name in wanted:
+            require_one_of(name, wanted[name], values)
+    for name in ("of", "refund_at_psp", "expire", "capture_late", "dispute"):
+        if name in wanted:
+            _known(intents, wanted[name])
 
 
 async def _webhooks(webhooks: Webhooks, wanted: dict[str, Any]) -> dict[str, int]:
-    how = wanted.get("webhooks")
-    if how is not None and how not in _HOW:
-        raise ValueError(f"webhooks: one of {', '.join(_HOW)}")
     webhooks.delay_seconds = float(wanted.get("webhook_delay_seconds", webhooks.delay_seconds))
     webhooks.copies = int(wanted.get("webhook_copies", webhooks.copies))
-    match how:
+    match wanted.get("webhooks"):
         case "hold":
             webhooks.are_held = True
         case "release" | "send":
@@ -107,7 +111,7 @@ def _act(intents: Intents, wanted: dict[str, Any]) -> Step | None:
 def _known(intents: Intents, intent_id: str) -> dict[str, Any]:
     intent = intents.find(intent_id)
     if intent is None:
-        raise ValueError("no such intent")
+        raise ValueError(f"there is no intent {str(intent_id)[:60]!r}")
     return intent
 
 

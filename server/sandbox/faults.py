@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import trio
 
+from core.nearest import unknown
 from server.http.asgi import Abort, Send, respond
 
 JSON = b"application/json"
@@ -77,17 +78,21 @@ class Faults:
 
     def set(self, wanted: dict[str, Any]) -> None:
         """Apply a control request. Raises ValueError, having set nothing, for an unknown setting."""
-        wishes = {call: _parse_fault(wanted[call]) for call in CALLS if call in wanted}
+        wishes = {call: _parse_fault(call, wanted[call]) for call in CALLS if call in wanted}
+        require_one_of("count", wanted.get("count", "anew"), ["anew"])
         latency = _latency(self._rng, wanted["latency"]) if "latency" in wanted else self._latency_seconds
         outage = self._outage
         if "outage_seconds" in wanted:
-            outage = Outage(wanted.get("outage", "reset")), trio.current_time() + _seconds(wanted["outage_seconds"])
+            kind = require_one_of("outage", wanted.get("outage", "reset"), Outage)
+            outage = Outage(kind), trio.current_time() + _seconds(wanted["outage_seconds"])
         limit = wanted.get("requests_per_second_max", self._requests_per_second_max)
+        if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or limit < 0):
+            raise ValueError("requests_per_second_max: expected a number, or null for no limit")
         self._set |= wishes
         self._latency_seconds = latency
         self._outage = outage
         self._requests_per_second_max = math.inf if limit is None else float(limit)
-        if wanted.get("count") == "anew":
+        if "count" in wanted:
             self.requests = self.floods = self.requests_per_second_peak = 0
 
     def shown(self) -> dict[str, Any]:
@@ -164,16 +169,27 @@ class Unavailable(Exception):
     """The PSP is in an outage and says so: the caller answers 503."""
 
 
-def _parse_fault(given: object) -> _Set:
+def require_one_of(what: str, given: object, known: Iterable[str]) -> str:
+    """The value, if it is one of those. Raises ValueError, which lists them."""
+    names = list(map(str, known))
+    if isinstance(given, str) and given in names:
+        return given
+    raise ValueError(f"{what}: {unknown('value', str(given), names)}")
+
+
+def _parse_fault(call: str, given: object) -> _Set:
     """Parse a fault by name, or with a number of times: {"fault": "lose", "times": 1}. Raises ValueError."""
-    if isinstance(given, dict):
-        return _Set(Fault(str(given.get("fault"))), float(given.get("times", math.inf)))
-    return _Set(Fault(str(given)))
+    if not isinstance(given, dict):
+        return _Set(Fault(require_one_of(call, given, Fault)))
+    times = given.get("times", math.inf)
+    if given.keys() - {"fault", "times"} or "fault" not in given or not isinstance(times, int | float) or times <= 0:
+        raise ValueError(f'{call}: expected the name of a fault, or {{"fault": NAME, "times": 1}}')
+    return _Set(Fault(require_one_of(call, given["fault"], Fault)), float(times))
 
 
 def _seconds(given: object) -> float:
     if not isinstance(given, int | float) or not 0 <= given <= SECONDS_MAX:
-        raise ValueError(f"seconds must be between 0 and {SECONDS_MAX:.0f}")
+        raise ValueError(f"expected a number of seconds between 0 and {SECONDS_MAX:.0f}, instead of {str(given)[:60]!r}")
     return float(given)
 
 

@@ -122,6 +122,26 @@ def test_files_as_people_have_them(running: Up, tmp_path: Path) -> None:
         (b'order_id,amount\n"a,1\n', "line 2: unexpected end of data"),
         (b"order_id\n\xff\n", "line 2: not UTF-8"),
         (b'{"type": "charge"\n', "line 1: not JSON"),
+        *(
+            (b"type,payment_id,amount\n%s,pay_%s%s" % (kind, b"0" * 32, end), f"line 2: {said}")
+            for kind in (b"refund", b"capture")
+            for end, said in (
+                (b"\n", "this line has 2 cells, the header line 3"),
+                (b"", "this line has 2 cells, the header line 3"),
+                (b",", "the file ends in this line, without a line break: it may have been cut"),
+            )
+        ),
+        *(
+            (
+                b'{"type": "refund", "payment_id": "pay_%s", %s}\n' % (b"0" * 32, twice),
+                f"line 1: the name '{name}' is given twice",
+            )
+            for name, twice in (("amount", b'"amount": 100, "amount": 99999'), ("a", b'"metadata": {"a": "1", "a": "2"}'))
+        ),
+        *(
+            (b'{"type": "verify"}\n{"order_id": "a", %s}\n' % deep, "line 2: ")
+            for deep in (b'"metadata": ' + b"[" * 20_000, b'"metadata": ' + b'{"a":' * 5_000 + b"1" + b"}" * 5_000)
+        ),
         (b"order_id,amount\n" + b"a,1\n" * 10_001, "a batch has at most 10,000"),
     ],
 )
@@ -130,6 +150,12 @@ def test_files_that_cannot_be_read(tmp_path: Path, text: bytes, said: str) -> No
     file.write_bytes(text)
     with pytest.raises(BadFile, match=re.escape(said)):
         read_rows(file)
+
+
+def test_metadata_is_named_as_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "f.csv"
+    file.write_text("Order_ID,AMOUNT,currency,token,metadata.cartId,Metadata.SKU\na,1,EUR,tok_paid,c-1,S-1\n")
+    assert read_rows(file).items[0]["metadata"] == {"cartId": "c-1", "SKU": "S-1"}
 
 
 def test_a_deadline_and_going_on(running: Up, tmp_path: Path) -> None:

@@ -168,6 +168,10 @@ async def _use_balancer(instance: Instance, url: str) -> None:
         # Only a request on its way to the killed worker may fail; it is repeated with its key.
         assert statuses[201] >= 39, statuses
         await _replaced(instance, victim)
+        since = trio.current_time()
+        reply = await http.get(f"{url}/v1/events?types=webhook_endpoint.*&wait=32", headers=headers, timeout=60)
+        assert (reply.status_code, reply.json().get("data")) == (200, []), reply.text
+        assert 31 < trio.current_time() - since < 45  # HAProxy's usual limit is 30 s
     connection = await Connection.open(instance.database_url)
     assert await broken_promises(connection) == []
     connection.discard()

@@ -14,8 +14,11 @@ _TEMPLATE = """\
 defaults
     mode http
     timeout connect 2s
-    timeout client 75s
-    timeout server 30s
+    timeout client 90s
+    # Above the 60 s that a request may wait for an event or an outcome.
+    timeout server 75s
+    # Websockets: both sides send a ping every 25 s.
+    timeout tunnel 75s
     timeout http-request 10s
     timeout http-keep-alive 75s
     timeout check 2s

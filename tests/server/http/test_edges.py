@@ -95,6 +95,12 @@ async def test_the_proxy_protocol_where_it_is_configured(monkeypatch: pytest.Mon
         (["127.0.0.0/8"], ["X-Forwarded-For: 203.0.113.7", "X-Forwarded-Proto: https"], b"203.0.113.7 by https"),
         (["127.0.0.0/8"], ["X-Forwarded-For: 6.6.6.6, 203.0.113.7, 127.0.0.2"], b"203.0.113.7 by http"),
         (["127.0.0.0/8"], ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-For: 203.0.113.7"], b"203.0.113.7 by http"),
+        (["127.0.0.0/8"], ["X-Forwarded-For: 203.0.113.7:4711"], b"203.0.113.7 by http"),
+        (["127.0.0.0/8"], ["X-Forwarded-For: [2001:db8::1]:443"], b"2001:db8::1 by http"),
+        (["127.0.0.0/8"], ["X-Forwarded-For: [2001:db8::1], 127.0.0.2:80"], b"2001:db8::1 by http"),
+        (["127.0.0.0/8"], ["X-Forwarded-For: 203.0.113.7, ::ffff:127.0.0.2"], b"203.0.113.7 by http"),
+        (["127.0.0.0/8"], ["X-Forwarded-For: ::ffff:203.0.113.7"], b"203.0.113.7 by http"),
+        (["::ffff:127.0.0.0/104"], ["X-Forwarded-For: 203.0.113.7"], b"203.0.113.7 by http"),
         (["127.0.0.0/8"], ["X-Forwarded-For: nonsense", "X-Forwarded-Proto: gopher"], b"127.0.0.1 by http"),
         (["10.0.0.0/8"], ["X-Forwarded-For: 203.0.113.7", "X-Forwarded-Proto: https"], b"127.0.0.1 by http"),
         ([], ["X-Forwarded-For: 203.0.113.7"], b"127.0.0.1 by http"),
@@ -104,6 +110,13 @@ async def test_only_trusted_proxies_are_believed(trusted: list[str], headers: li
     listener = Listener(who, bind("127.0.0.1", 0), ListenerOptions(trusted_proxies=tuple(parse_networks(",".join(trusted)))))
     async with listening(listener):
         assert seen in await talk(listener.port, request("GET / HTTP/1.1", "Host: a", *headers))
+
+
+async def test_a_proxy_that_comes_by_ipv4_to_a_listener_on_every_address_is_believed() -> None:
+    options = ListenerOptions(trusted_proxies=tuple(parse_networks("127.0.0.0/8")))
+    async with listening(listener := Listener(who, bind("::", 0), options)):
+        for given, seen in (("203.0.113.7:4711", b"203.0.113.7 by http"), ("127.0.0.2", b"127.0.0.1 by http")):
+            assert seen in await talk(listener.port, request("GET / HTTP/1.1", "Host: a", f"X-Forwarded-For: {given}"))
 
 
 async def test_too_many_requests_at_once_are_turned_away_before_anything_happens() -> None:
