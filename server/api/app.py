@@ -12,7 +12,7 @@ from server.api.authentication import Authentication
 from server.api.batches.handlers import BatchesApi
 from server.api.batches.routes import batch_routes
 from server.api.cross_origin import granted, preflight
-from server.api.docs import page
+from server.api.docs.page import page
 from server.api.events.handlers import EventsApi
 from server.api.events.routes import event_routes
 from server.api.events.stream import StreamApi

@@ -23,6 +23,7 @@ from core.errors import (
     PspOutcomeUnknown,
     RateLimited,
     RequestError,
+    TokenUnknown,
     TooLarge,
     Unauthenticated,
     Unprocessable,
@@ -48,6 +49,7 @@ _STATUS_BY_ERROR: dict[type[FlorinError], int] = {
     RateLimited: 429,
     Overloaded: 503,
     DatabaseUnavailable: 503,
+    TokenUnknown: 422,
     PspOutcomeUnknown: 504,
     PspBusy: 503,
     PspError: 502,
@@ -161,7 +163,7 @@ async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None
     path = error.path if isinstance(error, RequestError) else None
     more = {"errors": error.errors, "more_errors": error.more} if isinstance(error, InvalidItems) else {}
     if status == 500:
-        detail = FAILED_DETAIL
+        code, detail = FlorinError.code, FAILED_DETAIL
     if isinstance(error, DatabaseUnavailable):
         detail = "the database cannot be reached; nothing was acknowledged: repeat the request with the same key"
     await send_problem(send, status, code=code, detail=detail, request_id=request_id, path=path, headers=headers, **more)

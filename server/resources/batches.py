@@ -1,11 +1,11 @@
 """Batches and their items as merchants see them."""
 
-from datetime import datetime
 from typing import Literal
 
 import msgspec
 
 from server.resources.payments import PaymentStatus
+from server.resources.times import Time
 
 ItemStatus = Literal["SUCCEEDED", "DECLINED", "PENDING", "UNKNOWN", "FAILED", "NOT_STARTED"]
 
@@ -46,12 +46,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: dict[str, int]
     concurrency: int
     deadline_seconds: int
-    deadline_at: datetime
+    deadline_at: Time
     run: int
     resume_token: str | None
-    created_at: datetime
-    started_at: datetime
-    finished_at: datetime | None
+    created_at: Time
+    started_at: Time
+    finished_at: Time | None
 
 
 class BatchReport(Batch, frozen=True, kw_only=True):

@@ -1,9 +1,10 @@
 """Events, consumers and tickets for the stream, as merchants see them."""
 
-from datetime import datetime
 from typing import Any
 
 import msgspec
+
+from server.resources.times import Time
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -13,7 +14,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     seq: int
     api_version: str
-    timestamp: datetime
+    timestamp: Time
     data: dict[str, Any]
 
 
@@ -22,8 +23,8 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     acked_seq: int
-    created_at: datetime
-    updated_at: datetime
+    created_at: Time
+    updated_at: Time
 
 
 class StreamTicket(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +32,7 @@ class StreamTicket(msgspec.Struct, frozen=True, kw_only=True):
 
     ticket: str
     url: str
-    expires_at: datetime
+    expires_at: Time
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,6 @@
 """Payments and refunds as merchants see them."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -9,6 +8,7 @@ import msgspec
 from core import payment as domain
 from core import refund as refunds
 from core.ids import PAYMENT, REFUND, encode_id
+from server.resources.times import Time
 
 PaymentStatus = Literal["PENDING", "AUTHORIZED", "SUCCEEDED", "DECLINED", "EXPIRED", "CANCELED", "UNKNOWN"]
 
@@ -32,7 +32,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     disputed_amount: int
     fee_amount: int
     capture: Literal["automatic", "manual"]
-    capture_before: datetime | None
+    capture_before: Time | None
     pending_operation: str | None
     order_id: str
     description: str | None
@@ -44,9 +44,9 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     did_check_again: bool
     late: bool
     risk: str | None
-    expires_at: datetime
-    created_at: datetime
-    updated_at: datetime
+    expires_at: Time
+    created_at: Time
+    updated_at: Time
 
     @classmethod
     def of(cls, payment: domain.Payment) -> "Payment":
@@ -100,8 +100,8 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     reason: str | None
     failure_code: str | None
-    created_at: datetime
-    updated_at: datetime
+    created_at: Time
+    updated_at: Time
 
     @classmethod
     def of(cls, refund: refunds.Refund) -> "Refund":

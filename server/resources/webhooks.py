@@ -1,11 +1,11 @@
 """Webhook endpoints, deliveries and dead letters as merchants see them."""
 
-from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
 
 from core.ids import ENDPOINT, EndpointId, encode_id
+from server.resources.times import Time
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,13 +17,13 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     enabled: bool
     disabled_reason: Literal["merchant", "gone", "failing"] | None
-    failing_since: datetime | None
+    failing_since: Time | None
     mode: Literal["parallel", "ordered"]
     event_types: list[str]
     requests_per_second_max: int | None
     concurrency_max: int
-    old_secret_until: datetime | None
-    created_at: datetime
+    old_secret_until: Time | None
+    created_at: Time
     secret: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -52,7 +52,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt at a delivery. `response` is an excerpt of the reply without secrets."""
 
     number: int
-    at: datetime
+    at: Time
     status: int | None
     error: str | None
     milliseconds: int | None
@@ -77,11 +77,11 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     event_type: str
     state: Literal["PENDING", "DELIVERED", "DEAD", "DROPPED"]
     attempts: int
-    next_attempt_at: datetime | None
+    next_attempt_at: Time | None
     last_status: int | None
     last_error: str | None
-    created_at: datetime
-    updated_at: datetime
+    created_at: Time
+    updated_at: Time
 
 
 class DeliveryDetail(Delivery, frozen=True, kw_only=True):
@@ -101,4 +101,4 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     last_status: int | None
     last_error: str | None
-    died_at: datetime
+    died_at: Time

@@ -60,7 +60,7 @@ class Intents:
 
     def __init__(self, journal: Journal, public_url: str, *, account: str = "") -> None:
         self._journal = journal
-        self._public_url = public_url
+        self.public_url = public_url
         self._account = account
         self.refunds_end_as = "succeeded"
         movements = [one for record in journal.entries.values() for one in record["movements"]]
@@ -81,9 +81,10 @@ class Intents:
             "status": "open",
             "amount_minor": amount,
             "currency": str(fields["currency"]),
-            "payment_url": f"{self._public_url}/pay/{intent_id}",
+            "payment_url": f"{self.public_url}/pay/{intent_id}",
             "return_url": fields.get("return_url"),
             "description": fields.get("description"),
+            "order_id": fields.get("order_id"),
             "merchant_id": str(UUID(fields["merchant_id"])),
             "payment_id": str(UUID(fields["payment_id"])),
             "operation_id": operation_id,

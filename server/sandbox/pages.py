@@ -25,6 +25,7 @@ _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("server.sandbox", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
 )
 _templates.filters["money"] = lambda amount, currency: str(Money(amount, currency))
+_templates.filters["grouped"] = lambda digits: " ".join(digits[at : at + 4] for at in range(0, len(digits), 4))
 
 
 async def send_page(send: Send, template: str, *, status: int = 200, **values: Any) -> None:

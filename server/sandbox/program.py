@@ -35,6 +35,7 @@ class SandboxConfiguration(msgspec.Struct, frozen=True):
     shop_url: str
     shop_api_key: str
     shop_webhook_secret: str
+    business_name: str = "Demo shop"
     directory: str | None = None
 
 
@@ -53,7 +54,7 @@ async def open_sandbox(
             webhooks = Webhooks(http, url=configuration.psp_webhook_url, secret=configuration.psp_webhook_secret)
             api_key = configuration.psp_api_key
             intents = Intents(intents_journal, configuration.psp_url, account=account_name(api_key))
-            psp = Psp(intents, webhooks, api_key=api_key)
+            psp = Psp(intents, webhooks, api_key=api_key, business_name=configuration.business_name)
             shop = Shop(
                 http,
                 orders_journal,

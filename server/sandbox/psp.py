@@ -18,7 +18,7 @@ import msgspec
 
 from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
 from server.sandbox.control import control
-from server.sandbox.faults import Answer, Faults, Unavailable
+from server.sandbox.faults import CALLS, Answer, Fault, Faults, Unavailable
 from server.sandbox.intents import (
     CHALLENGED_CARD,
     LAST_CARD,
@@ -36,13 +36,20 @@ JSON = b"application/json"
 KEYS_MAX = 200_000
 PAGE_MAX = 100
 LATEST = 1 << 40
+_CARDS = {
+    PAID_CARD: "is accepted",
+    CHALLENGED_CARD: "is accepted after the bank has asked (3-D Secure)",
+    **{card: f"is refused: {code.replace('_', ' ')}" for card, code in REFUSED_CARDS.items()},
+    LAST_CARD: "is refused for good",
+}
 _CALL_BY_VERB = {"close": "close", "capture": "capture", "void": "void", "refunds": "refund"}
 
 
 class Psp:
     """The application."""
 
-    def __init__(self, intents: Intents, webhooks: Webhooks, *, api_key: str) -> None:
+    def __init__(self, intents: Intents, webhooks: Webhooks, *, api_key: str, business_name: str) -> None:
+        self._business_name = business_name
         self._intents = intents
         self._webhooks = webhooks
         self._authorization = f"Bearer {api_key}"
@@ -67,6 +74,8 @@ class Psp:
                 await self._pay(intent_id, form(body), send)
             case "POST", ["control"]:
                 await control(self._intents, self._webhooks, self._faults, body, send)
+            case "GET", [""]:
+                await send_page(send, "psp.html", address=self._intents.public_url, known=CALLS, faults=list(Fault))
             case "GET", ["healthz"]:
                 await _json(send, 200, {"status": "ok"})
             case _:
@@ -175,10 +184,8 @@ class Psp:
             is_open=is_open,
             back=_back(intent),
             message=message,
-            paid_card=PAID_CARD,
-            challenged_card=CHALLENGED_CARD,
-            refused_cards=REFUSED_CARDS,
-            last_card=LAST_CARD,
+            business_name=self._business_name,
+            cards=_CARDS,
         )
 
     async def _pay(self, intent_id: str, fields: dict[str, str], send: Send) -> None:
@@ -190,7 +197,7 @@ class Psp:
             if intent.get("challenge") and "confirm" in fields:
                 step = self._intents.confirm(intent, is_customer=fields["confirm"] == "yes")
             else:
-                step = self._intents.pay(intent, fields.get("card", ""))
+                step = self._intents.pay(intent, fields.get("test_card") or fields.get("card", ""))
         except ValueError as error:
             await self._show(intent_id, send, message=str(error), status=422)
             return

@@ -26,6 +26,8 @@ BODY_BYTES_MAX = 65_536
 FLORIN_SECONDS = 20.0
 RETRIES_MAX = 10
 EVENTS_MAX = 10_000
+EVENTS_SHOWN = 50
+REFRESH_SECONDS = 2
 GOODS = {"coffee": ("A kilo of coffee", 1_990), "grinder": ("A hand grinder", 8_900), "cup": ("A cup", 750)}
 CURRENCY = "EUR"
 
@@ -64,7 +66,7 @@ class Shop:
             case "POST", "webhooks":
                 await self._webhook(scope, body, send)
             case "GET", "events":
-                await respond(send, 200, msgspec.json.encode(list(self._events.values())), content_type=JSON)
+                await self._show_events(send, is_page="text/html" in (header(scope, b"accept") or ""))
             case "GET", "healthz":
                 await respond(send, 200, b'{"status":"ok"}', content_type=JSON)
             case _:
@@ -126,7 +128,17 @@ class Shop:
         except (ClientError, trio.TooSlowError, msgspec.DecodeError) as error:
             await send_page(send, "sorry.html", status=502, reason=str(error) or "no answer in time")
             return
-        await send_page(send, "return.html", payment=payment, name=GOODS[order["item"]][0])
+        name = GOODS[order["item"]][0]
+        await send_page(send, "return.html", payment=payment, name=name, refresh_seconds=REFRESH_SECONDS)
+
+    async def _show_events(self, send: Send, *, is_page: bool) -> None:
+        """All events for a program, the last ones for a browser."""
+        events = list(self._events.values())
+        if not is_page:
+            await respond(send, 200, msgspec.json.encode(events), content_type=JSON)
+            return
+        newest = sorted(events, key=lambda event: event["seq"], reverse=True)[:EVENTS_SHOWN]
+        await send_page(send, "events.html", events=newest, count=len(events), refresh_seconds=REFRESH_SECONDS)
 
     async def _webhook(self, scope: Scope, body: bytes, send: Send) -> None:
         message_id = header(scope, b"webhook-id") or ""

@@ -1,8 +1,7 @@
-"""Killed workers, a load balancer in front, a browser: everything with real processes."""
+"""Killed workers and a load balancer in front: everything with real processes."""
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -16,8 +15,6 @@ import httpx2
 import msgspec
 import pytest
 import trio
-from selenium import webdriver
-from selenium.webdriver.common.by import By
 
 from server.cli.deploy import haproxy
 from server.db.connection import Connection
@@ -189,48 +186,6 @@ async def _workers_that_wrote(instance: Instance) -> int:
     connection.discard()
     count: int = rows[0][0]
     return count
-
-
-async def test_a_person_buys_in_a_browser(instance: Instance) -> None:
-    options = webdriver.ChromeOptions()
-    options.binary_location = program("chromium")
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=390,844",
-        "--disable-quic",
-    ):
-        options.add_argument(flag)
-    for flag in ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"):
-        options.add_argument(flag)
-    service = webdriver.ChromeService(executable_path=program("chromedriver"))
-    await trio.to_thread.run_sync(_buy, options, service, instance.running.shop_url)
-    connection = await Connection.open(instance.database_url)
-    assert await connection.query("SELECT status, count(*) FROM payment_requests GROUP BY 1") == [("SUCCEEDED", 1)]
-    assert await broken_promises(connection) == []
-    connection.discard()
-
-
-def _buy(options: webdriver.ChromeOptions, service: webdriver.ChromeService, shop_url: str) -> None:
-    browser = webdriver.Chrome(options=options, service=service)
-    try:
-        browser.set_page_load_timeout(30)
-        browser.implicitly_wait(10)  # a page after a submitted form may need a moment
-        browser.get(shop_url)
-        browser.find_element(By.ID, "buy-coffee").click()
-        card = browser.find_element(By.ID, "card")
-        card.send_keys("4000 0000 0000 0002")
-        card.submit()
-        assert "Try another one" in browser.find_element(By.CSS_SELECTOR, "[role=alert]").text
-        card = browser.find_element(By.ID, "card")
-        card.send_keys("4242 4242 4242 4242")
-        card.submit()
-        assert "Paid. Thank you" in browser.find_element(By.CSS_SELECTOR, "[role=status]").text
-        assert re.fullmatch(r"pay_\w+", browser.find_element(By.ID, "payment").text)
-    finally:
-        browser.quit()
 
 
 def _free_port() -> int:

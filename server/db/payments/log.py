@@ -1,6 +1,7 @@
 """Reads the log of a payment, one row per change."""
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -19,7 +20,7 @@ class Log(msgspec.Struct, frozen=True):
     from_status: str | None
     to_status: str
     code: str | None
-    created_at: datetime
+    created_at: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 async def list_logs(connection: Connection, merchant_id: MerchantId, payment_id: PaymentId) -> list[Log]:

@@ -117,7 +117,7 @@ class Sender:
             _log.warning("a delivery cannot be attempted yet", error=str(error))
             return NotMade()
         except Exception as error:  # noqa: BLE001 - a message that breaks its sender must use up its attempts, not its worker
-            _log.exception("a delivery failed unexpectedly", event=encode_id(EVENT, claimed.event.id))
+            _log.exception("a delivery failed unexpectedly", event_id=encode_id(EVENT, claimed.event.id))
             return self._failed(claimed, began, error=f"{type(error).__name__} while sending")
 
     def known(self, merchant_id: MerchantId, endpoint_id: EndpointId) -> Destination | None:

@@ -222,6 +222,7 @@ def _wanted(payment: Payment) -> dict[str, Any]:
         "currency": payment.money.currency,
         "return_url": payment.return_url,
         "description": payment.description,
+        "order_id": payment.order_id,
         "statement_descriptor": payment.statement_descriptor,
         "capture": payment.capture,
         "merchant_id": payment.merchant_id,

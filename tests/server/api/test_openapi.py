@@ -13,7 +13,7 @@ from core.events import EVENT_TYPES
 from server import resources
 from server.api.app import Api
 from server.api.batches.bodies import AnyItem, CreateBatch
-from server.api.docs import example
+from server.api.docs.samples import example
 from tests.support.florin import Florin, order
 from tests.support.payments import charge
 from tests.support.webhooks import call

@@ -1,0 +1,1 @@
+"""The documentation page at `/docs`: operations with examples, problem codes, events and types."""
