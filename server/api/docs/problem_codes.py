@@ -54,11 +54,11 @@ PROBLEM_CODES: Sequence[ProblemCode] = (
     ProblemCode(
         "order_has_live_payment",
         (409,),
-        "The order has a payment that is open or paid, and the merchant allows one.",
+        "The order has a payment that is not settled yet, and the merchant allows one.",
         "Read the payment by `order_id`; cancel it to start over.",
     ),
     ProblemCode(
-        "order_is_paid", (409,), "The order is paid, and the merchant allows one paid payment.", "Read it by `order_id`."
+        "order_is_paid", (409,), "The order is paid, and the merchant lets no order be paid twice.", "Read it by `order_id`."
     ),
     ProblemCode("not_capturable", (409,), "The payment's state allows no capture.", "Read the payment."),
     ProblemCode("not_cancelable", (409,), "The payment's state allows no cancellation.", "Refund what is paid."),
