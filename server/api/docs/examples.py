@@ -121,7 +121,7 @@ def concrete(path: str, example: Example) -> str:
 
 
 def curl(method: str, path: str, example: Example, *, needs_key: bool) -> str:
-    """The request by curl, which asks for the outcome and shows the reply's headers only if it fails."""
+    """The request by curl."""
     target = concrete(path, example)
     url = f'"$FLORIN_API_URL{target}"'
     lines = [f"curl {'' if method == 'GET' else f'-X {method} '}{url}", '-H "Authorization: Bearer $FLORIN_API_KEY"']
