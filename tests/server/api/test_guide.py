@@ -13,6 +13,7 @@ from tests.conftest import ROOT, program
 from tests.support.florin import Florin
 
 GUIDE = ROOT / "server" / "api" / "README.md"
+NODE_MODULES = ROOT / ".node" / "node_modules"
 SECONDS = 60
 LANGUAGES = {"sh": "sh", "python": "py", "js": "mjs"}
 
@@ -60,6 +61,9 @@ async def test_the_examples_print_what_the_guide_says(florin: Florin, tmp_path: 
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "PYTHONPATH": str(ROOT / "server" / "merchant_client"),
     }
+    if not (NODE_MODULES / "ws").exists():
+        program("npm's ws")
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
     for example in examples():
         file = tmp_path / f"example{example.number}.{LANGUAGES[example.language]}"
         file.write_text(example.code)
