@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 SHOWN_LENGTH_MAX = 60
 LISTED_MAX = 32
+LISTED_WITH_NEAREST_MAX = 16
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
@@ -17,7 +18,7 @@ def unknown(what: str, given: str, known: Iterable[str]) -> str:
 
 
 def _listed(names: list[str], *, is_near: bool) -> str:
-    if len(names) > LISTED_MAX:
+    if len(names) > (LISTED_WITH_NEAREST_MAX if is_near else LISTED_MAX):
         return "" if is_near else f": none of {len(names)} has a name like it"
     return f"{'' if is_near else ':'} known are {', '.join(names) or 'none'}"
 

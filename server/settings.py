@@ -136,7 +136,11 @@ class Settings(AlertSettings):
         "separated by commas",
     )
     metrics_token: str = Field(default="", description="bearer token for GET /metrics; empty: no access")
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_level: str = Field(
+        default="info",
+        pattern="^(debug|info|warning|error)$",
+        description="the least level of the log: debug, info, warning or error",
+    )
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -183,7 +187,7 @@ def load_alert_settings() -> AlertSettings:
 
 
 def _loaded(kind: type[T], given: dict[str, Any]) -> T:
-    _require_known_variables()
+    require_known_variables()
     try:
         return kind(**given)
     except ValidationError as error:
@@ -247,7 +251,7 @@ def read_settings_file(path: Path) -> None:
     A line is `NAME=VALUE`, with or without quotes around the value, or a comment. Raises `SettingsError` with the line.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read the settings in {path}: {error}") from error
     found: dict[str, str] = {}
@@ -255,7 +259,7 @@ def read_settings_file(path: Path) -> None:
         if not line.strip() or line.lstrip().startswith(("#", ";")):
             continue
         name, equals, value = (part.strip() for part in line.partition("="))
-        if not equals or not name.startswith(_PREFIX):
+        if not equals or not name.startswith(_PREFIX) or "\0" in line:
             raise SettingsError(f"{path}, line {number}: expected {_PREFIX}NAME=VALUE")
         if name in found:
             raise SettingsError(f"{path}, line {number}: {name} is set a second time")
@@ -264,7 +268,7 @@ def read_settings_file(path: Path) -> None:
         found[name] = value
     for name, value in found.items():
         os.environ.setdefault(name, value)
-    _require_known_variables()
+    require_known_variables()
 
 
 def environment_networks(name: str) -> list[IPv4Network | IPv6Network] | None:
@@ -280,11 +284,11 @@ def environment(name: str) -> str | None:
     """One variable, for commands that need no others; None if it is not set or empty. Raises `SettingsError` for an unknown one
     in the environment.
     """
-    _require_known_variables()
+    require_known_variables()
     return os.environ.get(f"{_PREFIX}{name}") or None
 
 
-def _require_known_variables() -> None:
+def require_known_variables() -> None:
     """Raise `SettingsError` for a variable that nothing reads: most likely it is mistyped."""
     known = [*(f"{_PREFIX}{name.upper()}" for name in Settings.model_fields), *_OF_COMMANDS]
     for name in os.environ:

@@ -155,7 +155,7 @@ class Api:
     def _own_routes(self) -> list[Route]:
         """The routes outside the merchants' API, and those that describe it."""
 
-        def route(method: str, path: str, handle: Callable[..., Awaitable[None]]) -> Route:
+        def route(method: str, path: str, handle: Callable[..., Awaitable[None]], *, is_cross_origin: bool = False) -> Route:
             return Route(
                 method=method,
                 path=path,
@@ -165,17 +165,18 @@ class Api:
                 replies={},
                 is_public=True,
                 is_hidden=True,
+                is_cross_origin=is_cross_origin,
             )
 
         found = [
             route("POST", "/v1/psp/{psp}/{account}/webhooks", self._psp_webhook),
             route("GET", STREAM_PATH, self._want_websocket),
             route("GET", "/", self._to_docs),
-            route("GET", "/livez", self._live),
-            route("GET", "/readyz", self._ready),
-            route("GET", "/healthz", self._ready),
-            route("GET", "/openapi.json", self._describe),
-            route("GET", "/docs", self._docs),
+            route("GET", "/livez", self._live, is_cross_origin=True),
+            route("GET", "/readyz", self._ready, is_cross_origin=True),
+            route("GET", "/healthz", self._ready, is_cross_origin=True),
+            route("GET", "/openapi.json", self._describe, is_cross_origin=True),
+            route("GET", "/docs", self._docs, is_cross_origin=True),
         ]
         if self._metrics is not None and self._metrics_token:
             found.append(route("GET", "/metrics", self._expose))

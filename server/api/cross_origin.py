@@ -17,7 +17,7 @@ Headers = list[tuple[bytes, bytes]]
 
 def granted(origins: Set[str], scope: Scope, route: Route | None) -> Headers:
     """The headers that let the page that sent a request read the reply; none if it may not."""
-    if route is None or not (route.is_cross_origin or (route.is_public and route.method == "GET")):
+    if route is None or not route.is_cross_origin:
         return []
     origin = header(scope, b"origin")
     varies = (b"vary", b"origin")

@@ -138,7 +138,7 @@ def _members(body: bytes) -> dict[str, Any]:
     """The members of an object; empty for what cannot be decoded as a whole."""
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):  # of which DecodeError and UnicodeDecodeError are two
         return {}
 
 
@@ -161,9 +161,11 @@ def require_unique_names(body: bytes) -> None:
     if len(set(names)) == len(names) and not any(b"\\" in name for name in names):
         return  # unique in the whole document
     try:
-        json.loads(body, object_pairs_hook=_require_unique)
+        json.loads(body, object_pairs_hook=_require_unique, parse_int=str)
     except RecursionError as error:
         raise _too_deep() from error
+    except ValueError as error:
+        raise Malformed("the document is not JSON in UTF-8", code="malformed_json") from error
 
 
 def _too_deep() -> Malformed:

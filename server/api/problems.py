@@ -1,11 +1,14 @@
 """Failures as `application/problem+json` (RFC 9457). The HTTP status of a failure is decided here only."""
 
 import math
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import assert_never
 
 import msgspec
 
+from core.card_numbers import contains_card_number
 from core.errors import (
     BodyTooLate,
     Conflict,
@@ -74,6 +77,7 @@ _TITLES = {
     504: "The payment provider did not answer in time",
 }
 CONTENT_TYPE = b"application/problem+json"
+_DIGIT = re.compile(r"\d")
 FAILED_DETAIL = "an internal error occurred; quote the request id when you ask for help"
 
 _PASSING = frozenset({"idempotency_key_in_flight", "being_opened", "receipt_not_ready"})
@@ -146,8 +150,15 @@ async def send_problem(
     **more: object,
 ) -> None:
     """Send a problem. `more` are extension members."""
-    document = {**problem(status, code=code, detail=detail, request_id=request_id), **({"path": path} if path else {}), **more}
+    document = {**problem(status, code=code, detail=_masked(detail), request_id=request_id), **more}
+    if path:
+        document["path"] = _masked(path)
     await respond(send, status, msgspec.json.encode(document), content_type=CONTENT_TYPE, headers=headers)
+
+
+def _masked(text: str) -> str:
+    """A text that may repeat what was sent, without the digits of what looks like a card number (promise:no-card-data)."""
+    return _DIGIT.sub("*", text) if contains_card_number(text) else text
 
 
 async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None:
@@ -161,7 +172,10 @@ async def send_error(send: Send, error: FlorinError, *, request_id: str) -> None
         headers.append((b"www-authenticate", b'Bearer realm="florin"'))
     code, detail = error.code, str(error)
     path = error.path if isinstance(error, RequestError) else None
-    more = {"errors": error.errors, "more_errors": error.more} if isinstance(error, InvalidItems) else {}
+    more = {}
+    if isinstance(error, InvalidItems):
+        errors = [replace(one, path=_masked(one.path), detail=_masked(one.detail)) for one in error.errors]
+        more = {"errors": errors, "more_errors": error.more}
     if status == 500:
         code, detail = FlorinError.code, FAILED_DETAIL
     if isinstance(error, DatabaseUnavailable):

@@ -4,6 +4,7 @@ A route describes itself completely: path, method, input and replies. The OpenAP
 table that routes requests, so they cannot disagree.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from server.db.merchants.merchants import Merchant
 from server.http.asgi import Receive, Scope, Send
 
 BODY_BYTES_MAX = 65_536
+_UNRESERVED = re.compile(r"%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])")
+"""A letter, digit, hyphen, dot, underscore or tilde that is percent-encoded."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -103,7 +106,8 @@ class Router:
     """Finds routes by path, segment by segment.
 
     A path has exactly one form: a proxy in front that allows some paths only must see what is served (RFC 9110, 17.1). So empty
-    segments do not count as absent, percent-encoding is undone in variable segments only, and never makes a separator.
+    segments do not count as absent, percent-encoding is undone in variable segments only, never makes a separator, and is refused
+    where nothing needs it (RFC 3986, 2.3).
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
@@ -125,8 +129,9 @@ class Router:
                 if following is None or not segment:
                     return {}, given
                 if "%" in segment:
+                    needless = _UNRESERVED.search(segment) is not None
                     segment = unquote(segment)
-                    if "/" in segment:
+                    if needless or "/" in segment:
                         return {}, given
                 given.append(segment)
             node = following

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from typer._click import Command, Context
 
 
+class BadArgument(FlorinError):
+    """An argument cannot be what the command takes."""
+
+    code = "bad_argument"
+
+
 class Entry(NamedTuple):
     """The module of a command, which has a function `command` or a typer `app` of several."""
 
@@ -111,6 +117,10 @@ def begin(
         from server.settings import read_settings_file  # not at the start: `--help` needs no pydantic
 
         read_settings_file(settings)
+    elif any(name.startswith("FLORIN_") for name in os.environ):
+        from server.settings import require_known_variables
+
+        require_known_variables()
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -121,6 +131,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
+        require_utf8(sys.argv)
         try:
             app()
         finally:
@@ -131,6 +142,15 @@ def main() -> None:
     except BaseExceptionGroup as group:
         end(leaves(group))
         raise
+
+
+def require_utf8(arguments: Sequence[str]) -> None:
+    """Raise `BadArgument` for one that is not UTF-8: it names nothing that the database could hold."""
+    for number, one in enumerate(arguments[1:], start=1):
+        try:
+            one.encode()
+        except UnicodeEncodeError as error:
+            raise BadArgument(f"argument {number}, {one!a}, is not UTF-8") from error
 
 
 def end(errors: list[BaseException]) -> None:
@@ -168,5 +188,5 @@ def fail(errors: Sequence[FlorinError]) -> NoReturn:
     from server.cli.output import shown  # not at the start: `--help` needs no rich
 
     for text in dict.fromkeys(str(error) for error in errors):
-        print("florin: " + "; ".join(map(shown, text.split("\n"))), file=sys.stderr)
+        print("florin: " + "; ".join(shown(line.strip()) for line in text.split("\n")), file=sys.stderr)
     sys.exit(2 if any(isinstance(error, NotChecked) for error in errors) else 1)

@@ -69,14 +69,17 @@ def data_directory(given: Path | None) -> Path:
     return (given or default_data_directory()).expanduser().absolute()
 
 
-def running_instance(directory: Path | None) -> Running:
+def running_instance(directory: Path | None, *, flags: str = "--data-dir", is_demo: bool = False) -> Running:
     """The running instance of this data directory; None stands for `FLORIN_DATA_DIR`, or for the only one that runs on this
-    machine, which is asked for if there are several. Raises `NoRunningInstance`.
+    machine, which is asked for if there are several. `flags` are those that choose one; `is_demo`: one with a sandbox is wanted,
+    if there is one. Raises `NoRunningInstance`.
     """
     if directory is None and environment("DATA_DIR") is None:
         found = running_instances()
+        if is_demo:
+            found = [one for one in found if one.data_directory] or found
         if found:
-            return found[0] if len(found) == 1 else _chosen(found)
+            return found[0] if len(found) == 1 else _chosen(found, flags)
     path = running_file(data_directory(directory))
     running = read_running(path)
     if running is None:
@@ -88,13 +91,11 @@ def running_instance(directory: Path | None) -> Running:
     return running
 
 
-def _chosen(found: Sequence[Running]) -> Running:
+def _chosen(found: Sequence[Running], flags: str) -> Running:
     """The instance that is meant, by a question if somebody is there to answer it."""
     names = [f"{number}) {one.name}" for number, one in enumerate(found, start=1)]
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise NoRunningInstance(
-            f"{len(found)} Florins run here: choose one with --data-dir or --database-url: {'; '.join(names)}"
-        )
+        raise NoRunningInstance(f"{len(found)} Florins run here: choose one with {flags}: {'; '.join(names)}")
     typer.echo("\n".join([f"{len(found)} Florins run here:", *names]), err=True)
     while True:
         number: int = typer.prompt("Which one", type=int, err=True)
@@ -104,7 +105,7 @@ def _chosen(found: Sequence[Running]) -> Running:
 
 def demo_instance(directory: Path | None) -> tuple[Running, Demo]:
     """A running instance with its demo merchant. Raises `NoRunningInstance`."""
-    running = running_instance(directory)
+    running = running_instance(directory, is_demo=True)
     if not running.data_directory:
         raise NoRunningInstance(
             "the Florin that runs here has no demo merchant and no sandbox, which `florin up` has: give --api-url and --api-key"
@@ -118,7 +119,7 @@ def find_database(directory: Path | None, database_url: str | None) -> str:
     """
     if database_url or directory is not None:
         return database_url or running_instance(directory).database_url
-    return environment("DATABASE_URL") or running_instance(None).database_url
+    return environment("DATABASE_URL") or running_instance(None, flags="--data-dir or --database-url").database_url
 
 
 def find_key_file(directory: Path | None, key_file: Path | None, database_url: str | None) -> Path:

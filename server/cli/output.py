@@ -55,6 +55,13 @@ class Output(Console):
         """Print texts, or tables. A text may have line breaks of its own; what it contains of others went through `shown`."""
         super().print(*(lines_shown(one) if isinstance(one, str) else one for one in objects), **options)
 
+    def heading(self, text: str) -> None:
+        """Print a heading: a rule across a terminal, else a line."""
+        if self.is_terminal:
+            self.rule(text, align="left", style="none")
+        else:
+            self.print(f"─ {text}")
+
     def on_broken_pipe(self) -> None:
         """Print to nowhere from now on, or end."""
         if not self._goes_on_unread:

@@ -192,13 +192,13 @@ async def _smoke(running: Running, demo: Demo) -> bool:
     async with open_client() as http, open_session(running.database_url, role=Role.READ) as connection:
         customer = Customer(running, demo, http)
         for name, outcome in OUTCOMES.items():
-            _console.rule(name, align="left", style="none")
+            _console.heading(name)
             try:
                 await _print_trail(connection, await outcome(customer))
             except FlorinError as error:
                 failures += 1
                 _console.print(f"FAILED  {error}")
-        _console.rule("promises", align="left", style="none")
+        _console.heading("promises")
         violations = await broken_promises(connection)
     print_diagnosis(violations, _console)
     _console.print(f"smoke: {len(OUTCOMES) - failures} of {len(OUTCOMES)} outcomes as expected")

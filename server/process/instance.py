@@ -195,19 +195,19 @@ async def _prepare(running: Running, demo: Demo, owner_url: str, postgres: Embed
         if postgres is not None:
             await ensure_logins(connection, postgres.server)
         sealer = Sealer.from_file(Path(running.key_file))
-        await _require_own_secrets(connection, sealer, running)
+        await require_own_secrets(connection, sealer, key_file=running.key_file)
         await provision(connection, demo, sealer, psp_url=running.psp_url, shop_url=running.shop_url, now=utc_now())
 
 
-async def _require_own_secrets(connection: Connection, sealer: Sealer, running: Running) -> None:
-    """Refuse, before anything is written, a database whose secrets were sealed with another key."""
+async def require_own_secrets(connection: Connection, sealer: Sealer, *, key_file: str) -> None:
+    """Refuse, before anything is written, a database whose secrets were sealed with another key. Raises `InstanceError`."""
     try:
         for account in await list_psp_accounts(connection):
             sealer.open(account.sealed_api_key, table="psp_accounts.api_key", row=account.id)
     except SealError as error:
         raise InstanceError(
-            f"this database's secrets were sealed with another key than {running.key_file}: "
-            "use the data directory that it was set up with, restore its key file, or choose another database"
+            f"this database's secrets were sealed with another key than {key_file}: "
+            "use its own key file, or the data directory that it was set up with, or choose another database"
         ) from error
 
 

@@ -21,12 +21,14 @@ import msgspec
 
 from core.nearest import unknown
 from server.http.asgi import Send, respond
-from server.sandbox.faults import CALLS, Faults, require_one_of
+from server.sandbox.faults import CALLS, Faults, parse_seconds, require_one_of
 from server.sandbox.intents import Intents, Step
 from server.sandbox.webhooks import Webhooks
 
 REPEATED = 20
 """The number of last events that the PSP sends again on request, or forges."""
+
+COPIES_MAX = 100
 
 _KNOWN = frozenset(
     {
@@ -64,14 +66,19 @@ def _require_known(intents: Intents, wanted: dict[str, Any]) -> None:
     for name, values in (("webhooks", _HOW), ("refunds_end_as", _REFUND_ENDS)):
         if name in wanted:
             require_one_of(name, wanted[name], values)
+    copies = wanted.get("webhook_copies", 1)
+    if type(copies) is not int or not 1 <= copies <= COPIES_MAX:
+        raise ValueError(f"webhook_copies: expected a number from 1 to {COPIES_MAX}")
+    parse_seconds(wanted.get("webhook_delay_seconds", 0))
     for name in ("of", "refund_at_psp", "expire", "capture_late", "dispute"):
         if name in wanted:
             _known(intents, wanted[name])
 
 
 async def _webhooks(webhooks: Webhooks, wanted: dict[str, Any]) -> dict[str, int]:
-    webhooks.delay_seconds = float(wanted.get("webhook_delay_seconds", webhooks.delay_seconds))
-    webhooks.copies = int(wanted.get("webhook_copies", webhooks.copies))
+    if "webhook_delay_seconds" in wanted:
+        webhooks.delay_seconds = parse_seconds(wanted["webhook_delay_seconds"])
+    webhooks.copies = wanted.get("webhook_copies", webhooks.copies)
     match wanted.get("webhooks"):
         case "hold":
             webhooks.are_held = True

@@ -84,7 +84,7 @@ class Faults:
         outage = self._outage
         if "outage_seconds" in wanted:
             kind = require_one_of("outage", wanted.get("outage", "reset"), Outage)
-            outage = Outage(kind), trio.current_time() + _seconds(wanted["outage_seconds"])
+            outage = Outage(kind), trio.current_time() + parse_seconds(wanted["outage_seconds"])
         limit = wanted.get("requests_per_second_max", self._requests_per_second_max)
         if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or limit < 0):
             raise ValueError("requests_per_second_max: expected a number, or null for no limit")
@@ -187,7 +187,8 @@ def _parse_fault(call: str, given: object) -> _Set:
     return _Set(Fault(require_one_of(call, given["fault"], Fault)), float(times))
 
 
-def _seconds(given: object) -> float:
+def parse_seconds(given: object) -> float:
+    """A duration. Raises ValueError."""
     if not isinstance(given, int | float) or not 0 <= given <= SECONDS_MAX:
         raise ValueError(f"expected a number of seconds between 0 and {SECONDS_MAX:.0f}, instead of {str(given)[:60]!r}")
     return float(given)
@@ -201,14 +202,14 @@ def _latency(rng: random.Random, given: dict[str, Any] | None) -> Callable[[], f
         case None:
             return None
         case {"seconds": fixed}:
-            wait = _seconds(fixed)
+            wait = parse_seconds(fixed)
             return lambda: wait
         case {"from_seconds": least, "to_seconds": most}:
-            low, high = _seconds(least), _seconds(most)
+            low, high = parse_seconds(least), parse_seconds(most)
             return lambda: rng.uniform(low, high)
         case {"p50_seconds": median, "p99_seconds": rare}:
-            mu = math.log(max(_seconds(median), 1e-6))
-            sigma = max(math.log(max(_seconds(rare), 1e-6)) - mu, 0.0) / 2.326
+            mu = math.log(max(parse_seconds(median), 1e-6))
+            sigma = max(math.log(max(parse_seconds(rare), 1e-6)) - mu, 0.0) / 2.326
             return lambda: rng.lognormvariate(mu, sigma)
         case _:
             raise ValueError("latency takes seconds, or from_seconds and to_seconds, or p50_seconds and p99_seconds")

@@ -12,6 +12,7 @@ from server.http.asgi import Scope, Send, respond
 
 HTML = b"text/html; charset=utf-8"
 FORM_BYTES_MAX = 16_384
+FIELDS_MAX = 20
 _SECURITY = [
     (
         b"content-security-policy",
@@ -40,8 +41,11 @@ async def redirect(send: Send, location: str) -> None:
 
 
 def form(body: bytes) -> dict[str, str]:
-    """The fields of a submitted form."""
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20))
+    """The fields of a submitted form; none if it is not one of ours, which have few."""
+    try:
+        return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=FIELDS_MAX))
+    except ValueError:
+        return {}
 
 
 def query(scope: Scope) -> dict[str, str]:

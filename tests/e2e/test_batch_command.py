@@ -128,7 +128,8 @@ def test_files_as_people_have_them(running: Up, tmp_path: Path) -> None:
             for end, said in (
                 (b"\n", "this line has 2 cells, the header line 3"),
                 (b"", "this line has 2 cells, the header line 3"),
-                (b",", "the file ends in this line, without a line break: it may have been cut"),
+                (b",", "the file ends in this line's amount, without a line break: it may have been cut"),
+                (b",50", "the file ends in this line's amount, without a line break: it may have been cut"),
             )
         ),
         *(

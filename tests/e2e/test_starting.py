@@ -60,6 +60,14 @@ def serving(settings: Path, port: int) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+def run_roles(administrator_url: str, made: Path, *, code: int = 0) -> str:
+    """Run roles.sql as an administrator's psql does."""
+    command = [str(debian_postgres() / "psql"), "-q", administrator_url, "-f", str(made / "roles.sql")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
 @pytest.fixture
 def empty_database(debian_server: Embedded) -> Iterator[str]:
     """The administrator's address of a new database on Debian's PostgreSQL."""
@@ -76,7 +84,8 @@ def test_a_production_instance_in_the_steps_that_init_says(
     made, port = directory / "etc", free_port()
     host = empty_database.rpartition("@")[2]
     tls = ("--tls-cert", certificate[0], "--tls-key", certificate[1])
-    said = florin("init", str(made), "--database-url", f"postgresql://{host}", "--port", str(port), *tls, code=0)
+    login = ("--login-prefix", prefix := f"init_{uuid4().hex[:12]}")
+    said = florin("init", str(made), "--database-url", f"postgresql://{host}", "--port", str(port), *login, *tls, code=0)
     for step in ("roles.sql", "owner.env migrate", "florin.env serve", "psp add stripe", "merchant add"):
         assert step in said
     assert "exists" in florin("init", str(made), "--database-url", f"postgresql://{host}", code=1)
@@ -87,7 +96,11 @@ def test_a_production_instance_in_the_steps_that_init_says(
     assert "LoadCredential=sealing.key:" in unit
     assert "--tls-cert %d/tls.pem" in unit
 
-    subprocess.run([debian_postgres() / "psql", "-q", empty_database, "-f", made / "roles.sql"], check=True)
+    run_roles(empty_database, made)
+    refused = run_roles(empty_database.replace("/init_", "/postgres?application_name=init_"), made, code=3)
+    assert "this file is for the database init_" in refused
+    assert f"the login {prefix}_owner exists: if it is another Florin's" in run_roles(empty_database, made, code=3)
+    assert f"--host 127.0.0.1 --port {port} --workers" in said
     assert "lacks migration" in florin("--settings", str(made / "florin.env"), "serve", code=1)
     assert "0013" in run("--settings", str(made / "owner.env"), "migrate")
     secrets = directory / "key", directory / "secret"
@@ -99,6 +112,12 @@ def test_a_production_instance_in_the_steps_that_init_says(
     key = re.findall(
         r"fl_live_\w+", run(*operator, "merchant", "add", "Shop", "--mode", "live", "--return-hosts", "shop.example")
     )
+    wrong = florin("--settings", str(made / "operator.env"), "serve", "--port", str(port), code=1)
+    assert "permission denied" in wrong
+    other = directory / "other.key"
+    florin("key", "new", str(other), code=0)
+    wrong = florin("--settings", str(made / "florin.env"), "serve", "--port", str(port), "--key-file", str(other), code=1)
+    assert f"sealed with another key than {other}" in wrong
     with serving(made / "florin.env", port) as process:
         headers = {"authorization": f"Bearer {key[0]}"}
         trust = ssl.create_default_context(cafile=certificate[0])
@@ -123,6 +142,10 @@ def test_init_asks_what_it_was_not_told(directory: Path) -> None:
     [
         (["--database-url", "postgresql://u:SECRET@h/db"], "roles.sql makes Florin's logins"),
         (["--database-url", "postgresql://h"], "has no database"),
+        (["--database-url", "postgresql://h/db", "--login-prefix", "x'y"], "--login-prefix takes lower-case letters"),
+        (["--database-url", "postgresql://h/db?sslpassword=SECRET"], "roles.sql makes Florin's logins"),
+        (["--database-url", "postgresql://h/db", "--user", "root\nX=1"], "control character"),
+        (["--database-url", "postgresql://h/db", "--host", "x\nFLORIN_FRAUD_URL=z"], "control character"),
         (["--database-url", "mysql://h/db"], "its scheme is 'mysql'"),
         (["--database-url", "postgresql://h/db", "--tls-cert", "x"], "go together"),
         (["--database-url", "postgresql://h/db", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"], "TLS cannot be served"),
@@ -182,6 +205,8 @@ def test_settings_with_blanks_and_a_comma_too_many_are_taken(directory: Path, da
         ("FLORIN_KEY_FILE=a\nFLORIN_KEY_FILE=b\n", "line 2: FLORIN_KEY_FILE is set a second time"),
         ("export FLORIN_KEY_FILE=a\n", "line 1: expected FLORIN_NAME=VALUE"),
         ("FLORIN_KEYFILE=a\n", "did you mean FLORIN_KEY_FILE?"),
+        ("\ufeffFLORIN_KEYFILE=a\n", "did you mean FLORIN_KEY_FILE?"),
+        ("FLORIN_KEY_FILE=\0\n", "line 1: expected FLORIN_NAME=VALUE"),
     ):
         settings.write_text(wrong)
         assert said in florin("--settings", str(settings), "serve", code=1)

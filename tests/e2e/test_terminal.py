@@ -126,6 +126,7 @@ def test_explain_takes_any_identifier(running: tuple[Up, tuple[str, str]]) -> No
         said = run("explain", name, *where)
         assert said.splitlines()[0] == payment, name
         assert said.splitlines()[1:] == run("explain", payment, *where).splitlines(), name
+    assert "argument 2, '\\udcff', is not UTF-8" in run("explain", "\udcff", *where, code=1)
     assert "no order, reference, event or key" in run("explain", "nothing", *where, code=1)
     assert "has left nothing here" in run("explain", "req_" + "0" * 32, *where, code=1)
     assert "expected an identifier" in run("explain", "pay_x", *where, code=1)

@@ -118,7 +118,9 @@ PROBLEM_CODES: Sequence[ProblemCode] = (
     ProblemCode("invalid_webhook_url", (422,), "Webhooks are not sent to this URL.", "Use a public https URL."),
     ProblemCode("range_too_large", (422,), "The replay has too many events.", "Replay it in parts."),
     ProblemCode("unprocessable", (422,), "The request breaks a rule.", "Correct what `detail` names."),
-    ProblemCode("websocket_required", (426,), "The path is a websocket.", "Connect with `wss://`, or read `/v1/events`."),
+    ProblemCode(
+        "websocket_required", (426,), "The path is a websocket.", "Connect with a websocket client, or read `/v1/events`."
+    ),
     ProblemCode("rate_limited", (429,), "The key or the merchant sent too many requests.", "Repeat it after `Retry-After`."),
     ProblemCode("too_many_in_flight", (429,), "Too many of the merchant's requests are under way.", "Send fewer at once."),
     ProblemCode(

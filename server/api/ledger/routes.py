@@ -45,5 +45,6 @@ def ledger_routes(ledger: LedgerApi) -> Sequence[Route]:
             "The public keys of receipts, as a JWK set",
             {200: ("application/jwk-set+json",)},
             is_public=True,
+            is_cross_origin=True,
         ),
     ]

@@ -4,6 +4,7 @@ Bodies omit their defaults when they are encoded for a fingerprint, so a new opt
 request that was sent before an upgrade.
 """
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -74,6 +75,8 @@ _refund = msgspec.json.Decoder(RefundPayment)
 def read_create(body: bytes) -> tuple[CreatePayment, NewPayment]:
     """Decode the request, and the payment it asks for. Raises `Malformed` or `Unprocessable`."""
     request = decode_body(_create, body, is_plain=True)
+    if not request.currency.isupper():
+        request = msgspec.structs.replace(request, currency=request.currency.upper())  # the same request, also to its key
     return request, new_payment(request)
 
 
@@ -150,9 +153,17 @@ def _money(amount: int, currency: str) -> Money:
         raise Unprocessable(str(error), code="invalid_money", path=path) from error
 
 
+_WEB_ADDRESS = re.compile(
+    r"https?://(?:\[[0-9a-f:.]+\]|(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)(?::[0-9]{1,5})?(?:[/?#][!-~]*)?",
+    re.IGNORECASE,
+)
+"""Only what every reader takes for the same host: browsers read a backslash as a slash (WHATWG URL, 4.4), others do not."""
+
+
 def _is_web_address(text: str) -> bool:
+    if _WEB_ADDRESS.fullmatch(text) is None or "\\" in text:
+        return False
     try:
-        parts = urlsplit(text)
+        return urlsplit(text).port != 0
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isascii() and text.isprintable()

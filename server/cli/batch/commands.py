@@ -125,7 +125,7 @@ def run(
         job = _Job(rows, results_path, state_path, state, terms, is_resumed=resume)
         code = trio.run(job.run, client)
     except BadFile as error:
-        _errors.print(f"florin: {shown(str(error))}")
+        _errors.print(f"florin: {error}")
         code = 1
     sys.exit(code)
 

@@ -23,6 +23,7 @@ from core.errors import FlorinError, InvalidItems, Malformed
 from core.nearest import unknown
 from server.api.batches.bodies import BODY_BYTES_MAX, read_batch
 from server.api.parsing import require_unique_names
+from server.cli.output import shown
 
 NOT_STARTED, NOT_KNOWN = MISSING = ("NOT_STARTED", "NOT_KNOWN")
 FILE_BYTES_MAX = 64 * 1_048_576
@@ -138,7 +139,7 @@ def errors_of(rows: Rows, errors: Sequence[dict[str, Any]]) -> list[tuple[int, s
 def listed_errors(path: Path, errors: Sequence[tuple[int, str]]) -> str:
     """All errors of a file, by line, or the first of many."""
     count = len(errors)
-    lines = [f"{path}, line {line}: {said[:300]}" for line, said in sorted(errors)[:ERRORS_SHOWN]]
+    lines = [f"{path}, line {line}: {shown(said[:300])}" for line, said in sorted(errors)[:ERRORS_SHOWN]]
     if count > ERRORS_SHOWN:
         lines.append(f"and {count - ERRORS_SHOWN:,} more lines")
     return "\n".join([f"nothing was started: {count:,} line{'s are' if count > 1 else ' is'} invalid", *lines])
@@ -165,12 +166,15 @@ def _json_rows(text: str, errors: list[tuple[int, str]]) -> Iterator[tuple[int, 
 
 def _csv_rows(path: Path, text: str, errors: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
     names, rows = _read_csv(path, text)
+    # What is left of an amount is another amount. A cut name, token or identifier is refused by the server.
+    is_cut = bool(rows) and not text.endswith(("\n", "\r")) and (names[-1] == "amount" or not rows[-1][1][-1].strip())
     for begins, cells in rows:
         # A line that was cut would ask for something else: a refund without its amount is one of everything.
         if len(cells) != len(names):
             errors.append((begins, f"this line has {len(cells)} cells, the header line {len(names)}"))
-        elif begins == rows[-1][0] and not cells[-1].strip() and not text.endswith(("\n", "\r")):
-            errors.append((begins, "the file ends in this line, without a line break: it may have been cut"))
+        elif is_cut and begins == rows[-1][0]:
+            advice = "it may have been cut; add a line break if it is whole"
+            errors.append((begins, f"the file ends in this line's {names[-1]}, without a line break: {advice}"))
         else:
             yield begins, _item(dict(zip(names, cells, strict=True)))
 

@@ -5,6 +5,7 @@ need: the owner's migrates, the worker's serves, the operator's is for commands.
 """
 
 import os
+import re
 import secrets
 import sys
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ from server.db.conninfo import parse, with_login
 from server.http.tls import server_tls
 from server.settings import API_PORT, settings_file
 
-OWNER, WORKER, OPERATOR = "florin_owner", "florin_worker", "florin_operator"
 KEY, ROLES, UNIT = "sealing.key", "roles.sql", "florin.service"
 OWNER_SETTINGS, WORKER_SETTINGS, OPERATOR_SETTINGS = "owner.env", "florin.env", "operator.env"
+_PREFIX = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _console = Output()
 
 
@@ -41,6 +42,7 @@ class Wanted:
     tls_cert: str
     tls_key: str
     user: str
+    login_prefix: str
 
 
 def command(
@@ -61,8 +63,13 @@ def command(
     user: Annotated[
         str, typer.Option("--user", help="The user of the systemd unit. Default: one that systemd draws.", show_default=False)
     ] = "",
+    login_prefix: Annotated[
+        str, typer.Option("--login-prefix", help="The logins are PREFIX_owner, PREFIX_worker and PREFIX_operator.")
+    ] = "florin",
 ) -> None:
     """Make a directory with all that a production instance needs: key, roles, settings and systemd unit."""
+    if directory == Path():
+        raise Unprocessable("the directory is empty: name one, . for the current one")
     made = directory or (Path("/etc/florin") if os.geteuid() == 0 else Path("florin"))
     if database_url is None:
         database_url, host, port, tls_cert, tls_key = _asked(host, port, tls_cert, tls_key)
@@ -75,10 +82,11 @@ def command(
         tls_cert=tls_cert and str(Path(tls_cert).absolute()),
         tls_key=tls_key and str(Path(tls_key).absolute()),
         user=user,
+        login_prefix=login_prefix,
     )
     _require(wanted)
     _write(wanted)
-    _console.print(templates.next_steps(wanted.directory))
+    _console.print(templates.next_steps(wanted.directory, _arguments(wanted)))
 
 
 def _asked(host: str, port: int, tls_cert: str, tls_key: str) -> tuple[str, str, int, str, str]:
@@ -97,12 +105,17 @@ def _asked(host: str, port: int, tls_cert: str, tls_key: str) -> tuple[str, str,
 def _require(wanted: Wanted) -> None:
     """Raise `Unprocessable` or `Conflict` before anything is written."""
     params = parse(wanted.database_url)
-    if params.get("user") or params.get("password"):
+    texts = (str(wanted.directory), wanted.host, wanted.tls_cert, wanted.tls_key, wanted.user)
+    if not all(one.isprintable() and '"' not in one for one in texts):
+        raise Unprocessable("no directory, host, file or user may have a control character or a quotation mark in its name")
+    if any(params.get(name) for name in ("user", "password", "sslpassword")):
         raise Unprocessable(
             "--database-url names only the database, like postgresql://db.example:5432/florin: roles.sql makes Florin's logins"
         )
     if not params.get("dbname"):
         raise Unprocessable("--database-url has no database: write it like postgresql://db.example:5432/florin")
+    if _PREFIX.fullmatch(wanted.login_prefix) is None:
+        raise Unprocessable("--login-prefix takes lower-case letters, digits and underscores, and begins with a letter")
     if bool(wanted.tls_cert) != bool(wanted.tls_key):
         raise Unprocessable("--tls-cert and --tls-key go together: give both or neither")
     if wanted.tls_cert:
@@ -120,17 +133,20 @@ def _write(wanted: Wanted) -> None:
     directory = wanted.directory
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     make_key(directory / KEY)
-    passwords = {login: secrets.token_hex(24) for login in (OWNER, WORKER, OPERATOR)}
-    urls = {login: with_login(wanted.database_url, login, password) for login, password in passwords.items()}
+    passwords = {name: secrets.token_hex(24) for name in templates.ROLES_BY_LOGIN}
+    urls = {
+        name: with_login(wanted.database_url, f"{wanted.login_prefix}_{name}", password) for name, password in passwords.items()
+    }
+    database = str(parse(wanted.database_url)["dbname"])
     sealed = {"KEY_FILE": str(directory / KEY)}
     tls = {"TLS_CERT": wanted.tls_cert, "TLS_KEY": wanted.tls_key} if wanted.tls_cert else {}
     texts = {
-        ROLES: templates.roles(passwords),
-        OWNER_SETTINGS: settings_file("for `florin migrate`", {"DATABASE_URL": urls[OWNER]}, with_all=False),
+        ROLES: templates.roles(passwords, prefix=wanted.login_prefix, database=database),
+        OWNER_SETTINGS: settings_file("for `florin migrate`", {"DATABASE_URL": urls["owner"]}, with_all=False),
         WORKER_SETTINGS: settings_file(
-            "of the workers (`florin serve`)", {"DATABASE_URL": urls[WORKER], **sealed, **tls}, with_all=True
+            "of the workers (`florin serve`)", {"DATABASE_URL": urls["worker"], **sealed, **tls}, with_all=True
         ),
-        OPERATOR_SETTINGS: settings_file("for operators' commands", {"DATABASE_URL": urls[OPERATOR], **sealed}, with_all=False),
+        OPERATOR_SETTINGS: settings_file("for operators' commands", {"DATABASE_URL": urls["operator"], **sealed}, with_all=False),
         UNIT: templates.unit(
             directory, user=wanted.user, arguments=_arguments(wanted), tls=(wanted.tls_cert, wanted.tls_key) if tls else None
         ),

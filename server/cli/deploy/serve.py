@@ -15,9 +15,10 @@ from server.cli.output import Output
 from server.cli.signals import stop_on_signal
 from server.db.connection import open_session
 from server.db.migrate import require_current
+from server.db.roles import Role
 from server.http.server.listener import bind_shared, bind_unix
 from server.http.tls import server_tls
-from server.process.instance import InstanceError, cannot_listen
+from server.process.instance import InstanceError, cannot_listen, require_own_secrets
 from server.process.running import Running, announced
 from server.process.supervisor import Supervisor
 from server.process.worker import listener_options
@@ -111,9 +112,11 @@ def _require_certificate(settings: Settings) -> None:
 
 
 async def _run(supervisor: Supervisor, settings: Settings, where: str, running: Running) -> None:
-    Sealer.from_file(settings.key_file)
+    sealer = Sealer.from_file(settings.key_file)
     async with open_session(settings.database_url) as connection:
         await require_current(connection)
+    async with open_session(settings.database_url, role=Role.APP) as connection:
+        await require_own_secrets(connection, sealer, key_file=str(settings.key_file))
     async with stop_on_signal() as asked, trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
         _console.print(f"ready: {len(supervisor.pids)} worker(s) on {where}, pids {', '.join(map(str, supervisor.pids))}")

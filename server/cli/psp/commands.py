@@ -120,7 +120,10 @@ def add(
     _console.print(f"webhooks        POST …{provider.webhook_path(account_id)} on your public address")
     if not webhook_secret:
         _console.print(f"webhook secret  {drawn}")
-        _console.print("Keep it now: it is not shown again.")
+        _console.print(
+            "Set it at the provider: it is not shown again. If the provider makes the secret itself, as Stripe does, add"
+        )
+        _console.print(f"the address there, and give the secret that it shows to `florin psp rotate-secret {text}`.")
 
 
 @app.command("list")
@@ -173,7 +176,7 @@ def change(
         raise Unprocessable("nothing to change: `florin psp set --help` lists the options")
     url = find_database(data_dir, database_url)
     sealer = Sealer.from_file(find_key_file(data_dir, key_file, database_url)) if api_key_file is not None else None
-    api_key = read_secret(api_key_file, "API key") if api_key_file is not None else None
+    api_key = read_secret(api_key_file, "API key", flag="--api-key-file") if api_key_file is not None else None
     issuer_id = psp_account_id_of(tokens_of) if tokens_of is not None else None
     given = {"payments": payments, "concurrency": concurrency, "rate": rate, "name": name, "base_url": base_url}
     given |= {"tokens_of": tokens_of, "api_key": "new" if api_key else None}
@@ -220,7 +223,7 @@ def rotate(
     """Replace the webhook secret; the old one stays valid for a while, so that no event is lost."""
     account_id = psp_account_id_of(account)
     url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file, database_url))
-    secret = read_secret(webhook_secret_file, "new webhook signing secret")
+    secret = read_secret(webhook_secret_file, "new webhook signing secret", flag="--webhook-secret-file")
     sealed = sealer.seal(secret, table="psp_accounts.webhook_secret", row=account_id)
     done = act(operator, NOBODY, "psp.rotate_secret", account)
     until = utc_now() + timedelta(hours=overlap_hours)
@@ -239,10 +242,14 @@ def _read_secrets(provider: Provider, mode: Mode, api_key_file: Path | None, web
     """The API key, and the webhook secret or None if one is to be drawn."""
     if str(api_key_file) == str(webhook_secret_file) == "-":
         raise Unprocessable("only one of the two secrets can come from standard input: give the other one in a file")
-    api_key = read_secret(api_key_file, "API key")
+    api_key = read_secret(api_key_file, "API key", flag="--api-key-file")
     provider.require_api_key(api_key, mode.value)
     webhook_secret = read_secret(
-        webhook_secret_file, "webhook signing secret (empty: generate one, to be set at the provider)", may_be_empty=True
+        webhook_secret_file,
+        "webhook signing secret",
+        flag="--webhook-secret-file",
+        may_be_empty=True,
+        advice=" (empty if there is none yet)",
     )
     if webhook_secret:
         provider.require_webhook_secret(webhook_secret)

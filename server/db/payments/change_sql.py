@@ -11,6 +11,14 @@ from server.db.payments.change_row import ChangeRecord, OperationRecord, RefundR
 
 _WALLETS = ", ".join(f"'{kind.value}'" for kind in WalletKind)
 
+_UNSETTLED_REFUND = f"""(
+    EXISTS (SELECT FROM json_to_recordset(i.refunds) AS n ({json_records.columns(RefundRecord)})
+             WHERE n.status IN ('PENDING', 'UNKNOWN'))
+    OR EXISTS (SELECT FROM refunds r
+                WHERE r.merchant_id = p.merchant_id AND r.payment_id = p.id AND r.status IN ('PENDING', 'UNKNOWN')
+                  AND r.id NOT IN (SELECT n.id FROM json_to_recordset(i.refunds) AS n ({json_records.columns(RefundRecord)}))))"""  # noqa: S608 - own columns
+"""A refund whose outcome is open after the change: if it fails, the payment has the money after all."""
+
 WRITE_CHANGES = f"""
 /* florin: payments change */
 WITH input AS MATERIALIZED (
@@ -34,7 +42,8 @@ WITH input AS MATERIALIZED (
            live_order_id = CASE WHEN i.status IN ('PENDING', 'UNKNOWN', 'AUTHORIZED') THEN p.live_order_id
                                 WHEN i.status = 'SUCCEEDED' AND (
                                      p.pays_once = 'always' OR (
-                                     p.pays_once = 'unless_refunded' AND coalesce(i.refunded_minor, 0) < i.captured_minor))
+                                     p.pays_once = 'unless_refunded' AND (
+                                         coalesce(i.refunded_minor, 0) < i.captured_minor OR {_UNSETTLED_REFUND})))
                                 THEN p.live_order_id END,
            late = coalesce(i.late, false), suspended = coalesce(i.suspended, false), decline_code = i.decline_code,
            did_check_again = coalesce(i.did_check_again, false), checks = coalesce(i.checks, 0),

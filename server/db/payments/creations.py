@@ -2,9 +2,9 @@
 
 The key decides: a creation whose key exists writes nothing, and its caller gets what is stored under the key. The same goes for
 one whose order has a live payment, if the merchant allows only one, or is paid, if it can be paid only once. A payment that pays
-its order once keeps its place in the unique index of live orders, so nothing can come in between; one that was paid late, when
-its place was gone, is found by its order. The operation is committed here, before the first byte goes to the PSP, and its id is
-the PSP's idempotency key (promise:one-effect).
+its order once keeps its place in the unique index of live orders, so nothing can come in between; one that has no place there,
+because it was paid late or made before the merchant's terms changed, is found by its order. The operation is committed here,
+before the first byte goes to the PSP, and its id is the PSP's idempotency key (promise:one-effect).
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -15,8 +15,8 @@ from uuid import UUID
 import msgspec
 
 from core.idempotency import StoredKey
-from core.ids import LogId
-from core.payment import NO_TERMS, Capture, OperationKind, Payment
+from core.ids import LogId, MerchantId, PaymentId
+from core.payment import NO_TERMS, Capture, OperationKind, Payment, PaysOnce
 from server.db import json_records
 from server.db.connection import Connection
 from server.db.payments.idempotency_keys import find_keys
@@ -72,6 +72,11 @@ class CreationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     pays_once: str | None = None
 
 
+_UNSETTLED_REFUND = """EXISTS (
+                    SELECT FROM refunds r
+                     WHERE r.merchant_id = p.merchant_id AND r.payment_id = p.id AND r.status IN ('PENDING', 'UNKNOWN'))"""
+"""A refund of payment `p` whose outcome is open: if it fails, the payment has the money after all."""
+
 _WRITE = f"""
 /* florin: payments are accepted */
 WITH input AS (
@@ -84,8 +89,10 @@ WITH input AS (
             SELECT 1 FROM payment_requests p WHERE p.merchant_id = i.merchant_id AND p.live_order_id = i.live_order_id
              UNION ALL
             SELECT 1 FROM payment_requests p
-             WHERE p.merchant_id = i.merchant_id AND p.order_id = i.order_id AND p.status = 'SUCCEEDED'
-               AND (i.pays_once = 'always' OR (i.pays_once = 'unless_refunded' AND p.refunded_minor < p.captured_minor)))
+             WHERE p.merchant_id = i.merchant_id AND p.order_id = i.order_id
+               AND (p.status IN ('PENDING', 'UNKNOWN', 'AUTHORIZED') OR (p.status = 'SUCCEEDED' AND (
+                    i.pays_once = 'always' OR (
+                    i.pays_once = 'unless_refunded' AND (p.refunded_minor < p.captured_minor OR {_UNSETTLED_REFUND}))))))
      ORDER BY merchant_id, key
     ON CONFLICT (merchant_id, key) DO NOTHING
     RETURNING payment_id
@@ -141,6 +148,22 @@ class CreationGroup:
         """Find what earlier tries have written: the items' own keys, which `is_own` tells from those of other requests."""
         stored = await find_keys(connection, [(item.payment.merchant_id, item.key) for item in items])
         return [stored.get((item.payment.merchant_id, item.key)) for item in items]
+
+
+async def find_payer(connection: Connection, merchant_id: MerchantId, order_id: str, *, pays_once: PaysOnce) -> PaymentId | None:
+    """The latest payment that has paid an order, and because of which it cannot be paid again, or None."""
+    rows = await connection.query(
+        f"""
+        SELECT p.id FROM payment_requests p
+         WHERE p.merchant_id = $1 AND p.order_id = $2 AND p.status = 'SUCCEEDED'
+           AND ($3 = 'always' OR p.refunded_minor < p.captured_minor OR {_UNSETTLED_REFUND})
+         ORDER BY p.id DESC LIMIT 1
+        """,  # noqa: S608 - our own fragment
+        merchant_id,
+        order_id,
+        pays_once.value,
+    )
+    return PaymentId(rows[0][0]) if rows else None
 
 
 def is_own(stored: StoredKey | OrderIsLive | None, item: Creation) -> bool:

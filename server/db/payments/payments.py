@@ -154,19 +154,6 @@ async def find_payment(connection: Connection, merchant_id: MerchantId, payment_
     return _payment(rows[0]) if rows else None
 
 
-async def find_paid(connection: Connection, merchant_id: MerchantId, order_id: str) -> PaymentId | None:
-    """The latest payment that has paid an order and was not refunded in full, else one that was, or None."""
-    rows = await connection.query(
-        """
-        SELECT id FROM payment_requests WHERE merchant_id = $1 AND order_id = $2 AND status = 'SUCCEEDED'
-         ORDER BY refunded_minor < captured_minor DESC, id DESC LIMIT 1
-        """,
-        merchant_id,
-        order_id,
-    )
-    return PaymentId(rows[0][0]) if rows else None
-
-
 async def find_owner(connection: Connection, payment_id: UUID) -> MerchantId | None:
     """The merchant of a payment, for an operator who has only its id. Probes one key per merchant."""
     rows = await connection.query(

@@ -21,8 +21,8 @@ from core.payment import FINAL, UNSETTLED, Payment, PaysOnce, Status, evidence_a
 from core.schedule import first_due_at
 from server.concurrency.background import Work
 from server.db.merchants.merchants import Merchant
-from server.db.payments.creations import Creation, OrderIsLive, is_own
-from server.db.payments.payments import find_paid, find_payment
+from server.db.payments.creations import Creation, OrderIsLive, find_payer, is_own
+from server.db.payments.payments import find_payment
 from server.flows.contexts import Payments
 from server.flows.idempotency import IN_FLIGHT_MARGIN_SECONDS, Request, answer, end_failed_flight, end_flight, wait_for_reply
 from server.flows.payments.choose import NewPayment, choose, is_known
@@ -171,10 +171,13 @@ async def _accept(context: Payments, request: Request, creation: Creation) -> St
 
 async def _order_taken(context: Payments, payment: Payment) -> Conflict:
     """The conflict of a payment whose order has a live payment or a paid one, and the merchant allows only one."""
-    async with context.pool.connection() as connection:
-        paid_id = await find_paid(connection, payment.merchant_id, payment.order_id)
-    if payment.terms.pays_once is not None and paid_id is not None:
-        until = "refund that one in full first" if payment.terms.pays_once is PaysOnce.UNLESS_REFUNDED else "it is paid once"
+    pays_once, paid_id = payment.terms.pays_once, None
+    if pays_once is not None:
+        async with context.pool.connection() as connection:
+            paid_id = await find_payer(connection, payment.merchant_id, payment.order_id, pays_once=pays_once)
+    if paid_id is not None:
+        is_for_ever = pays_once is PaysOnce.ALWAYS
+        until = "it is paid once" if is_for_ever else "it can be paid again once a refund in full has succeeded"
         return Conflict(f"{encode_id(PAYMENT, paid_id)} has paid this order: {until}", code="order_is_paid")
     return Conflict(
         "another payment of this order is live: cancel it first, or wait until it has ended", code="order_has_live_payment"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.ids import decode_id
+from core.ids import REFUND, decode_id
 from tests.support.florin import Florin, open_florin, order
 from tests.support.payments import act, charge, reference_of, set_merchant
 from tests.support.webhooks import call
@@ -149,6 +149,8 @@ async def test_pages_of_allowed_origins_may_get_tickets_and_read_what_is_public(
             ("GET", "/v1/payments", ORIGIN, ""),
             ("GET", "/v1/wallets", ORIGIN, ""),
             ("GET", "/openapi.json", "null", ""),
+            ("GET", "/metrics", ORIGIN, ""),
+            ("OPTIONS", "/metrics", ORIGIN, "GET"),
         ):
             assert await granted(method, path, origin=origin, asks=asks) is None, (method, path, origin)
 
@@ -179,6 +181,30 @@ async def test_a_refunded_order_is_paid_again_if_the_merchant_says_so(florin: Fl
     assert second["id"] in (await florin.post(order(order_id="a"))).json()["detail"]
 
 
+async def test_an_order_is_not_paid_again_before_its_refund_has_succeeded(florin: Florin) -> None:
+    await set_merchant(florin, one_paid_payment_per_order=True, pays_refunded_orders_again=True)
+    await florin.control(refunds_end_as="pending")
+    for end, status, code in (("failed", 409, "order_is_paid"), ("succeeded", 201, None)):
+        payment = await charge(florin, order_id=end)
+        refund = (await act(florin, payment, "refunds")).json()
+        assert refund["status"] == "PENDING"
+        assert (await florin.post(order(order_id=end))).json()["code"] == "order_is_paid"
+        at_psp = {"end_refund": str(decode_id(REFUND, refund["id"])), "of": await reference_of(florin, payment), "as": end}
+        await florin.control(**at_psp)
+        await florin.until_event(f"refund.{end}", refund["id"])
+        again = await florin.post(order(order_id=end))
+        assert (again.status_code, again.json().get("code")) == (status, code)
+
+
+async def test_a_payment_made_before_the_terms_changed_holds_its_order(florin: Florin) -> None:
+    page = await florin.create(order_id="a")
+    for terms in ({"one_paid_payment_per_order": True}, {"one_live_payment_per_order": True}):
+        await set_merchant(florin, **terms)
+        assert (await florin.post(order(order_id="a"))).json()["code"] == "order_has_live_payment"
+    await act(florin, page, "cancel")
+    assert (await florin.post(order(order_id="a"))).status_code == 201
+
+
 async def test_an_order_that_was_paid_late_or_before_is_paid(florin: Florin) -> None:
     await charge(florin, order_id="before")
     await set_merchant(florin, one_paid_payment_per_order=True)
@@ -205,10 +231,30 @@ async def test_customers_of_a_live_merchant_return_to_its_hosts_only(florin: Flo
     for url in (
         "https://evil.example/",
         "https://shop.example.evil.example/",
-        "https://shop.example@evil.example/",
         "https://pay.example/",
         "https://evilpay.example/",
+        "https://evil.example#@shop.example/",
+        "https://evil.example?@shop.example/",
     ):
         assert await answered(url) == "return_host_not_allowed", url
+    for url in (
+        "https://evil.example\\@shop.example/",
+        "https://evil.example\\.pay.example/",
+        "https://evil.example%5c.pay.example/",
+        "https://evil.example;.pay.example/",
+        "https://evil.example^.pay.example/",
+        "https://.pay.example/",
+        "https://shop.example./",
+        "https://u:p@shop.example/",
+        "https://shop.example@evil.example/",
+        "https://shop.example:x/",
+        "https://shop.example:99999/",
+        " https://shop.example/",
+        "https://shop.example/\\evil",
+        "https:shop.example/",
+        "https:///shop.example/",
+        "https://sh\u00f6p.example/",
+    ):
+        assert await answered(url) == "invalid_field", url
     for url in ("https://shop.example/thanks", "https://SHOP.example:8443/", "https://a.b.pay.example/x?y=z"):
         assert await answered(url) != "return_host_not_allowed", url

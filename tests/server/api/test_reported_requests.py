@@ -99,6 +99,8 @@ async def test_a_path_has_one_form(florin: Florin) -> None:
         ("GET", f"/v1/payments/{name}/"),
         ("GET", f"/V1/payments/{name}"),
         ("GET", "/v1/payments/"),
+        ("GET", f"/v1/payments/%70{name[1:]}"),
+        ("POST", f"/v1/payments/{name[:3]}%5f{name[4:]}/refunds"),
         ("GET", "/readyz/"),
     ):
         port = int(florin.api_url.rpartition(":")[2])
@@ -112,6 +114,35 @@ async def test_a_path_has_one_form(florin: Florin) -> None:
     assert (await florin.read(name))["refunded_amount"] == 0
     said = (await ask(florin, "GET", f"/v1/payments/{name}/")).json()["detail"]
     assert said.endswith(f"did you mean /v1/payments/{name}?")
+
+
+async def test_a_document_that_is_not_utf_8_is_refused(florin: Florin) -> None:
+    payment = await charge(florin)
+    items = b'{"type":"charge","order_id":"%b","amount":%b,"currency":"EUR","token":"%b"}'
+    for path, body in (
+        ("/v1/payments", b'{"amount":"19.90","x":"\xff"}'),
+        ("/v1/payments", b'{"amount":19.9,"\xff":1}'),
+        (f"/v1/payments/{payment['id']}/refunds", b'{"amount":"1","x":"\xff"}'),
+        ("/v1/batches", b'{"items":[{"type":"charge","amount":"1","y":"\xff"}]}'),
+        ("/v1/batches", b'{"items":[%b,%b]}' % (items % (b"\\u0041", b"1", b"t"), items % (b"b", b"1", b"\xff"))),
+        ("/v1/batches", b'{"items":[%b,%b]}' % (items % (b"\\u0041", b"1", b"t"), items % (b"\\u0042", b"9" * 5_000, b"t"))),
+    ):
+        response = await ask(florin, "POST", path, body)
+        assert response.status_code in (400, 422), response.text
+
+
+async def test_a_card_number_is_not_repeated(florin: Florin) -> None:
+    number = "4242424242424242"
+    for path, body in (
+        ("/v1/payments", b'{"%b":1}' % number.encode()),
+        ("/v1/payments", b'{"amount":1,"currency":"EUR","order_id":"1","capture":"%b"}' % number.encode()),
+        ("/v1/payments", b'{"metadata":{"%b":"1","%b":"2"}}' % (number.encode(), number.encode())),
+        ("/v1/batches", b'{"items":[{"type":"%b"},{"%b":1}]}' % (number.encode(), number.encode())),
+        (f"/v1/{number}", b"{}"),
+    ):
+        response = await ask(florin, "POST", path, body)
+        assert response.status_code in (400, 404, 422)
+        assert number not in response.text
 
 
 def nested(count: int, *, of: str) -> bytes:
