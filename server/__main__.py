@@ -11,25 +11,29 @@ from types import FrameType
 INTERRUPTED = 130
 
 
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)  # nothing has begun
+
+
+_IS_IGNORED = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+"""As behind nohup."""
+
+if not _IS_IGNORED:  # when this module is imported, because that is the first moment that is ours
+    signal.signal(signal.SIGINT, _leave)
+
+
 def main() -> None:
     """Run the command of the command line. Exits with 130 after Ctrl-C, unless the command has said otherwise."""
-    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as behind nohup
-    if not is_ignored:
-        signal.signal(signal.SIGINT, _leave)
     from server.cli import main as run
 
     try:
-        if not is_ignored:
+        if not _IS_IGNORED:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         run()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    os._exit(INTERRUPTED)  # nothing has begun
 
 
 if __name__ == "__main__":
