@@ -238,6 +238,8 @@ def test_the_checks_are_clean(hook: str) -> None:
     """The hooks that pre-commit runs, on all files."""
     program, *arguments = shlex.split(HOOKS[hook]["entry"])
     files = [str(file) for _, file in _modules("core", "server", "bench", "tests")]
+    if hook == "flake8-async":  # its rules are about these words only, and it takes a fifth of a second for each file
+        files = [one for one in files if re.search("async|await|trio", Path(one).read_text())]
     pieces = [files[0::2], files[1::2]] if HOOKS[hook].get("pass_filenames", True) else [[]]
     running = [
         subprocess.Popen(
