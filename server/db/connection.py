@@ -40,6 +40,7 @@ CONNECT_SECONDS_MIN = 2.0
 COMMIT_SECONDS = 10.0
 
 SESSION_SETTINGS = {
+    "statement_timeout": "0",  # first: from the next statement on it is in force, and so the others have time
     "client_encoding": "UTF8",
     "DateStyle": "ISO, YMD",
     "IntervalStyle": "postgres",
@@ -50,7 +51,6 @@ SESSION_SETTINGS = {
     "extra_float_digits": "1",
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
-    "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
@@ -149,10 +149,10 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
         They are statements and not options of the connection, which a pooler in between may drop without a word.
         """
-        wanted = {**({"role": role} if role is not None else {}), **settings}
+        wanted = {**settings, **({"role": role} if role is not None else {})}
         statements = [f"SET {name} = '{value}'" for name, value in wanted.items()]
         checks = ["current_user", *(f"current_setting('{name}')" for name in ("transaction_read_only", *settings))]
-        cursor = await self.execute("; ".join([_COMMITS_TO_DISK, *statements, f"SELECT {', '.join(checks)}"]))
+        cursor = await self.execute("; ".join([*statements, _COMMITS_TO_DISK, f"SELECT {', '.join(checks)}"]))
         while cursor.nextset():
             pass
         (row,) = await cursor.fetchall()
