@@ -268,7 +268,6 @@ def read_settings_file(path: Path) -> None:
         found[name] = value
     for name, value in found.items():
         os.environ.setdefault(name, value)
-    require_known_variables()
 
 
 def environment_networks(name: str) -> list[IPv4Network | IPv6Network] | None:
@@ -281,10 +280,7 @@ def environment_networks(name: str) -> list[IPv4Network | IPv6Network] | None:
 
 
 def environment(name: str) -> str | None:
-    """One variable, for commands that need no others; None if it is not set or empty. Raises `SettingsError` for an unknown one
-    in the environment.
-    """
-    require_known_variables()
+    """One variable, for commands that need no others; None if it is not set or empty."""
     return os.environ.get(f"{_PREFIX}{name}") or None
 
 

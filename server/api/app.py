@@ -1,7 +1,7 @@
 """The API as an ASGI application: it finds the route, authenticates the caller, and turns failures into problems."""
 
 import hmac
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 
 import msgspec
 import structlog
@@ -25,13 +25,13 @@ from server.api.payments.handlers import PaymentsApi
 from server.api.payments.operations import OperationsApi
 from server.api.payments.routes import operation_routes, payment_routes
 from server.api.problems import request_id_header, send_error, send_problem, status_of
-from server.api.replies import JSON, location
+from server.api.replies import JSON, location, with_headers
 from server.api.routing import BODY_BYTES_MAX, Call, Route, Router, allowed
 from server.api.webhooks.handlers import EndpointsApi
 from server.api.webhooks.routes import delivery_routes, endpoint_routes, letter_routes
 from server.flows.contexts import Contexts
 from server.flows.payments import psp_events as psp_events
-from server.http.asgi import BodyTooLarge, ClientGone, Message, Receive, Scope, Send, header, read_body, respond
+from server.http.asgi import BodyTooLarge, ClientGone, Receive, Scope, Send, header, read_body, respond
 from server.telemetry import Metrics
 from server.uuid7 import uuid7
 
@@ -240,17 +240,6 @@ class Api:
             return
         headers = [(b"retry-after", b"1")]
         await respond(call.send, 503, msgspec.json.encode({"status": problem}), content_type=JSON, headers=headers)
-
-
-def with_headers(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
-    """The `send` that adds headers to the response."""
-
-    def adding(message: Message) -> Awaitable[None]:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *headers]
-        return send(message)
-
-    return adding
 
 
 def _require_readable(scope: Scope, bytes_max: int) -> None:

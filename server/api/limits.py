@@ -5,10 +5,11 @@ import math
 import trio
 
 from core.errors import RateLimited
+from server.api.replies import with_headers
 from server.api.routing import Caller
 from server.concurrency.request_limits import Quota, RequestLimits
 from server.db.merchants.merchants import Merchant
-from server.http.asgi import Message, Send
+from server.http.asgi import Send
 
 
 def limited(limits: RequestLimits, caller: Caller, send: Send) -> Send:
@@ -34,13 +35,7 @@ def limited(limits: RequestLimits, caller: Caller, send: Send) -> Send:
         )
     if 2 * tightest.remaining > tightest.limit:
         return send  # far from the limit: it is not worth telling
-
-    async def telling(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *_headers(tightest)]
-        await send(message)
-
-    return telling
+    return with_headers(send, _headers(tightest))
 
 
 def _is_tighter(one: Quota, other: Quota) -> bool:

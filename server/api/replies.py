@@ -1,10 +1,12 @@
-"""Replies that several handlers send: a stored one, a conflict of keys."""
+"""Replies that several handlers send, a stored one or a conflict of keys, and their headers."""
+
+from collections.abc import Awaitable, Sequence
 
 import msgspec
 
 from core.errors import Conflict, Unprocessable
 from core.idempotency import InFlight, Mismatch, Replay
-from server.http.asgi import Send, respond
+from server.http.asgi import Message, Send, respond
 
 JSON = b"application/json"
 OK, CREATED, ACCEPTED = 200, 201, 202
@@ -34,6 +36,17 @@ REPLAYED = (b"idempotent-replayed", b"true")
 def replayed(was_replayed: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 - the only argument
     """`REPLAYED`, if the request was carried out before."""
     return [REPLAYED] if was_replayed else []
+
+
+def with_headers(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
+    """The `send` that adds headers to the response."""
+
+    def adding(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *headers]
+        return send(message)
+
+    return adding
 
 
 async def send_decision(send: Send, decision: Replay | Mismatch | InFlight, *, at: str | None = None) -> None:

@@ -16,17 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from core.errors import FlorinError, NotChecked, leaves
+from core.errors import FlorinError, NotChecked, Unprocessable, leaves
 from server.cli.groups import Group
 
 if TYPE_CHECKING:
     from typer._click import Command, Context
-
-
-class BadArgument(FlorinError):
-    """An argument cannot be what the command takes."""
-
-    code = "bad_argument"
 
 
 class Entry(NamedTuple):
@@ -113,13 +107,11 @@ def begin(
     if show:
         typer.echo(f"florin {metadata.version('florin')}")
         raise typer.Exit
-    if settings is not None:
-        from server.settings import read_settings_file  # not at the start: `--help` needs no pydantic
+    if settings is not None or any(name.startswith("FLORIN_") for name in os.environ):
+        from server.settings import read_settings_file, require_known_variables  # `--help` needs no pydantic
 
-        read_settings_file(settings)
-    elif any(name.startswith("FLORIN_") for name in os.environ):
-        from server.settings import require_known_variables
-
+        if settings is not None:
+            read_settings_file(settings)
         require_known_variables()
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -145,12 +137,12 @@ def main() -> None:
 
 
 def require_utf8(arguments: Sequence[str]) -> None:
-    """Raise `BadArgument` for one that is not UTF-8: it names nothing that the database could hold."""
+    """Raise `Unprocessable` for one that is not UTF-8: it names nothing that the database could hold."""
     for number, one in enumerate(arguments[1:], start=1):
         try:
             one.encode()
         except UnicodeEncodeError as error:
-            raise BadArgument(f"argument {number}, {one!a}, is not UTF-8") from error
+            raise Unprocessable(f"argument {number}, {one!a}, is not UTF-8") from error
 
 
 def end(errors: list[BaseException]) -> None:

@@ -76,8 +76,7 @@ def _require_known(intents: Intents, wanted: dict[str, Any]) -> None:
 
 
 async def _webhooks(webhooks: Webhooks, wanted: dict[str, Any]) -> dict[str, int]:
-    if "webhook_delay_seconds" in wanted:
-        webhooks.delay_seconds = parse_seconds(wanted["webhook_delay_seconds"])
+    webhooks.delay_seconds = float(wanted.get("webhook_delay_seconds", webhooks.delay_seconds))
     webhooks.copies = wanted.get("webhook_copies", webhooks.copies)
     match wanted.get("webhooks"):
         case "hold":

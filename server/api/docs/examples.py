@@ -28,11 +28,14 @@ _SEGMENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An example request. `python` is an expression of `florin`, the client; `query` has no question mark."""
+    """An example request. `python` is an expression of `florin`, the client; `yields`: it gives objects one by one. `query` has
+    no question mark.
+    """
 
     python: str
     body: Mapping[str, Any] | None = None
     query: str = ""
+    yields: bool = False
 
 
 _CHARGE = {"type": "charge", "order_id": "1002", "amount": 1990, "currency": "EUR", "token": "tok_paid"}
@@ -44,7 +47,9 @@ EXAMPLES: Mapping[str, Example] = {
         'payments.create(amount=1990, currency="EUR", order_id="1001", return_url="https://shop.example/return")',
         {"amount": 1990, "currency": "EUR", "order_id": "1001", "return_url": "https://shop.example/return"},
     ),
-    "payments_list": Example('payments.list(status="SUCCEEDED", order_id="1001")', query="status=SUCCEEDED&order_id=1001"),
+    "payments_list": Example(
+        'payments.list(status="SUCCEEDED", order_id="1001")', query="status=SUCCEEDED&order_id=1001", yields=True
+    ),
     "payments_read": Example(f'payments.get("{PAYMENT_ID}", wait_seconds=10)'),
     "payments_logs": Example(f'payments.logs("{PAYMENT_ID}")'),
     "payments_refunds": Example(f'payments.refunds("{PAYMENT_ID}")'),
@@ -65,17 +70,17 @@ EXAMPLES: Mapping[str, Example] = {
         ")",
         {"items": [_CHARGE, _REFUND], "deadline_seconds": 300},
     ),
-    "batches_list": Example("batches.list()"),
+    "batches_list": Example("batches.list()", yields=True),
     "batches_read": Example(f'batches.get("{BATCH_ID}", wait_seconds=10)'),
-    "batches_items": Example(f'batches.items("{BATCH_ID}")', query="after=0"),
+    "batches_items": Example(f'batches.items("{BATCH_ID}")', query="after=0", yields=True),
     "batches_stop": Example(f'batches.stop("{BATCH_ID}")'),
     "batches_resume": Example(f'batches.resume("{BATCH_ID}", "{RESUME_TOKEN}")', {"resume_token": RESUME_TOKEN}),
     "ledger_wallets": Example("ledger.wallets()"),
-    "ledger_statement": Example('ledger.statement(currency="EUR")', query="format=csv&currency=EUR"),
+    "ledger_statement": Example('ledger.statement(currency="EUR")', query="format=csv&currency=EUR", yields=True),
     "ledger_receipt": Example(f'payments.receipt("{PAYMENT_ID}")'),
     "ledger_receipt_keys": Example("ledger.receipt_keys()"),
     "events_list_all": Example(
-        f'events.stream(after_seq={SEQ}, event_types=["payment.*"])', query=f"after={SEQ}&types=payment.*&wait=30"
+        f'events.stream(after_seq={SEQ}, event_types=["payment.*"])', query=f"after={SEQ}&types=payment.*&wait=30", yields=True
     ),
     "events_read": Example(f"events.get({SEQ})"),
     "events_consumers": Example("consumers.list()"),
@@ -99,18 +104,20 @@ EXAMPLES: Mapping[str, Example] = {
     "endpoints_replay": Example(
         f'webhook_endpoints.replay("{ENDPOINT_ID}", from_seq=1, to_seq={SEQ})', {"from_seq": 1, "to_seq": SEQ}
     ),
-    "endpoints_deliveries": Example(f'webhook_endpoints.deliveries("{ENDPOINT_ID}", state="DEAD")', query="state=DEAD"),
+    "endpoints_deliveries": Example(
+        f'webhook_endpoints.deliveries("{ENDPOINT_ID}", state="DEAD")', query="state=DEAD", yields=True
+    ),
     "endpoints_delivery": Example(f'webhook_endpoints.delivery("{ENDPOINT_ID}", {SEQ})'),
     "endpoints_resend": Example(f'webhook_endpoints.resend("{ENDPOINT_ID}", {SEQ})'),
-    "endpoints_dead_letters": Example(f'dead_letters.list(endpoint_id="{ENDPOINT_ID}")', query=f"endpoint_id={ENDPOINT_ID}"),
+    "endpoints_dead_letters": Example(
+        f'dead_letters.list(endpoint_id="{ENDPOINT_ID}")', query=f"endpoint_id={ENDPOINT_ID}", yields=True
+    ),
     "endpoints_retry_letters": Example(f'dead_letters.retry(endpoint_id="{ENDPOINT_ID}")', {"endpoint_id": ENDPOINT_ID}),
     "endpoints_drop_letters": Example(
         f'dead_letters.drop(endpoint_id="{ENDPOINT_ID}", seq={SEQ})', {"endpoint_id": ENDPOINT_ID, "seq": SEQ}
     ),
 }
 """By operation id."""
-
-_LISTS = ("list", "items", "statement", "stream", "deliveries")
 
 
 def concrete(path: str, example: Example) -> str:
@@ -157,6 +164,4 @@ def _node_result(method: str, path: str) -> str:
 def python(example: Example) -> str:
     """The call by the client, which draws the idempotency key and repeats what was lost."""
     call = f"florin.{example.python}"
-    verb = example.python.partition("(")[0].rpartition(".")[2]
-    is_many = verb in _LISTS and not example.python.startswith(("webhook_endpoints.list", "consumers.list"))
-    return f"for one in {call}:\n    print(one)" if is_many else f"print({call})"
+    return f"for one in {call}:\n    print(one)" if example.yields else f"print({call})"

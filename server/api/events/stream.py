@@ -27,6 +27,7 @@ from server.api.events.bodies import read_ack
 from server.api.events.handlers import read_position, read_types
 from server.api.parsing import read_query
 from server.api.problems import request_id_header, send_error
+from server.api.replies import with_headers
 from server.api.routing import Caller
 from server.credentials import key_hash, merchant_of_ticket
 from server.db.events.consumers import use_ticket
@@ -121,7 +122,7 @@ class StreamApi:
             if self._open.get(admitted.merchant_id, 0) >= STREAMS_PER_MERCHANT_MAX:
                 raise Overloaded(f"a merchant has at most {STREAMS_PER_MERCHANT_MAX} streams open here")
         except FlorinError as error:
-            await send_error(partial(_deny, send, request_id), error, request_id=request_id)
+            await send_error(with_headers(partial(_deny, send), [request_id_header(request_id)]), error, request_id=request_id)
             return
         with self._counted(admitted, send) as ends:
             try:
@@ -270,10 +271,8 @@ class StreamApi:
                         ends.end(KEY_REVOKED, "the API key was revoked")
 
 
-async def _deny(send: Send, request_id: str, message: Message) -> None:
+async def _deny(send: Send, message: Message) -> None:
     """Answer the handshake with a problem instead (ASGI's extension websocket.http.response)."""
-    if message["type"] == "http.response.start":
-        message["headers"] = [*message["headers"], request_id_header(request_id)]
     await send({**message, "type": "websocket." + message["type"]})
 
 

@@ -6,7 +6,6 @@ request that was sent before an upgrade.
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -16,6 +15,8 @@ from core.money import CURRENCY_EXPONENTS, Money, payable
 from core.payment import Capture
 from server.api.parsing import LongText, Text, decode_body, require_harmless
 from server.flows.payments.choose import NewPayment
+from server.http.client.errors import NotSent
+from server.http.client.url import parse_origin, split
 
 EXPIRES_IN_SECONDS_DEFAULT = 1_800
 EXPIRES_IN_SECONDS_MAX = 604_800
@@ -153,17 +154,13 @@ def _money(amount: int, currency: str) -> Money:
         raise Unprocessable(str(error), code="invalid_money", path=path) from error
 
 
-_WEB_ADDRESS = re.compile(
-    r"https?://(?:\[[0-9a-f:.]+\]|(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)(?::[0-9]{1,5})?(?:[/?#][!-~]*)?",
-    re.IGNORECASE,
-)
-"""Only what every reader takes for the same host: browsers read a backslash as a slash (WHATWG URL, 4.4), others do not."""
+_VISIBLE = re.compile(r"[!-\[\]-~]+")
+"""ASCII without blanks and backslashes, which browsers read as slashes (WHATWG URL, 4.4)."""
 
 
 def _is_web_address(text: str) -> bool:
-    if _WEB_ADDRESS.fullmatch(text) is None or "\\" in text:
-        return False
+    """Return whether every reader takes the same host from a URL, which is that of `server.http.client.url`."""
     try:
-        return urlsplit(text).port != 0
-    except ValueError:
+        return _VISIBLE.fullmatch(text) is not None and not parse_origin(split(text)[0]).host.endswith(".")
+    except NotSent:
         return False

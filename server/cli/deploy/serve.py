@@ -113,7 +113,7 @@ def _require_certificate(settings: Settings) -> None:
 
 async def _run(supervisor: Supervisor, settings: Settings, where: str, running: Running) -> None:
     sealer = Sealer.from_file(settings.key_file)
-    async with open_session(settings.database_url) as connection:
+    async with open_session(settings.database_url) as connection:  # as the login: before the first migration there is no role
         await require_current(connection)
     async with open_session(settings.database_url, role=Role.APP) as connection:
         await require_own_secrets(connection, sealer, key_file=str(settings.key_file))

@@ -8,16 +8,16 @@ from server.db import json_records
 from server.db.events.events import IS_WANTED
 from server.db.ledger.postings import PostingRecord
 from server.db.payments.change_row import ChangeRecord, OperationRecord, RefundRecord
+from server.db.payments.refunds import UNSETTLED_OF
 
 _WALLETS = ", ".join(f"'{kind.value}'" for kind in WalletKind)
 
+_REFUNDS_NOW = f"json_to_recordset(i.refunds) AS n ({json_records.columns(RefundRecord)})"
 _UNSETTLED_REFUND = f"""(
-    EXISTS (SELECT FROM json_to_recordset(i.refunds) AS n ({json_records.columns(RefundRecord)})
-             WHERE n.status IN ('PENDING', 'UNKNOWN'))
-    OR EXISTS (SELECT FROM refunds r
-                WHERE r.merchant_id = p.merchant_id AND r.payment_id = p.id AND r.status IN ('PENDING', 'UNKNOWN')
-                  AND r.id NOT IN (SELECT n.id FROM json_to_recordset(i.refunds) AS n ({json_records.columns(RefundRecord)}))))"""  # noqa: S608 - own columns
-"""A refund whose outcome is open after the change: if it fails, the payment has the money after all."""
+    EXISTS (SELECT FROM {_REFUNDS_NOW} WHERE n.status IN ('PENDING', 'UNKNOWN'))
+    OR EXISTS ({UNSETTLED_OF} AND r.id NOT IN (SELECT n.id FROM {_REFUNDS_NOW})))
+"""  # noqa: S608 - own columns
+"""The payment has a refund whose outcome is open after the change."""
 
 WRITE_CHANGES = f"""
 /* florin: payments change */

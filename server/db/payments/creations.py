@@ -20,6 +20,7 @@ from core.payment import NO_TERMS, Capture, OperationKind, Payment, PaysOnce
 from server.db import json_records
 from server.db.connection import Connection
 from server.db.payments.idempotency_keys import find_keys
+from server.db.payments.refunds import UNSETTLED_OF
 
 
 class Creation(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,10 +73,8 @@ class CreationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     pays_once: str | None = None
 
 
-_UNSETTLED_REFUND = """EXISTS (
-                    SELECT FROM refunds r
-                     WHERE r.merchant_id = p.merchant_id AND r.payment_id = p.id AND r.status IN ('PENDING', 'UNKNOWN'))"""
-"""A refund of payment `p` whose outcome is open: if it fails, the payment has the money after all."""
+_HAS_MONEY = f"(p.refunded_minor < p.captured_minor OR EXISTS ({UNSETTLED_OF}))"
+"""Payment `p`, which succeeded, is not refunded in full for certain."""
 
 _WRITE = f"""
 /* florin: payments are accepted */
@@ -92,7 +91,7 @@ WITH input AS (
              WHERE p.merchant_id = i.merchant_id AND p.order_id = i.order_id
                AND (p.status IN ('PENDING', 'UNKNOWN', 'AUTHORIZED') OR (p.status = 'SUCCEEDED' AND (
                     i.pays_once = 'always' OR (
-                    i.pays_once = 'unless_refunded' AND (p.refunded_minor < p.captured_minor OR {_UNSETTLED_REFUND}))))))
+                    i.pays_once = 'unless_refunded' AND {_HAS_MONEY})))))
      ORDER BY merchant_id, key
     ON CONFLICT (merchant_id, key) DO NOTHING
     RETURNING payment_id
@@ -156,7 +155,7 @@ async def find_payer(connection: Connection, merchant_id: MerchantId, order_id: 
         f"""
         SELECT p.id FROM payment_requests p
          WHERE p.merchant_id = $1 AND p.order_id = $2 AND p.status = 'SUCCEEDED'
-           AND ($3 = 'always' OR p.refunded_minor < p.captured_minor OR {_UNSETTLED_REFUND})
+           AND ($3 = 'always' OR {_HAS_MONEY})
          ORDER BY p.id DESC LIMIT 1
         """,  # noqa: S608 - our own fragment
         merchant_id,

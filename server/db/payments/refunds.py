@@ -15,6 +15,12 @@ from server.db.connection import Connection
 REFUNDS_MAX = 1_000
 """The most refunds of one payment in a list. A refund takes at least one minor unit, so there could be very many."""
 
+UNSETTLED_OF = """
+SELECT r.id FROM refunds r
+ WHERE r.merchant_id = p.merchant_id AND r.payment_id = p.id AND r.status IN ('PENDING', 'UNKNOWN')
+"""
+"""The refunds of payment `p` whose outcome is open, for a condition: if they fail, the payment has the money after all."""
+
 
 class StoredRefund(msgspec.Struct, frozen=True):
     """A refund as it is selected. A field with the name of a refund's field is that field."""

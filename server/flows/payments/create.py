@@ -7,7 +7,6 @@ with its key, or by the follow-up job: both fetch or repeat with the operation's
 
 from datetime import timedelta
 from functools import partial
-from urllib.parse import urlsplit
 
 import msgspec
 import trio
@@ -29,6 +28,7 @@ from server.flows.payments.choose import NewPayment, choose, is_known
 from server.flows.payments.settle import encode_payment, settle
 from server.flows.payments.submit import Opening, answered_by_opening, is_nearly_over, is_opened, key_lifetime, open_payment
 from server.flows.payments.verify import SYNC_EXPIRES_SECONDS, verify_if_possible
+from server.http.client.url import parse_origin, split
 from server.psp.turn import Turn
 from server.uuid7 import uuid7
 
@@ -72,7 +72,7 @@ async def create(
         raise Forbidden(
             "new payments of this merchant are stopped; reading, refunding and canceling still work", code="payments_stopped"
         )
-    if wanted.return_url is not None and merchant.mode == "live":
+    if wanted.return_url is not None:
         await _require_return_host(context, merchant, wanted.return_url, request)
     reply_by = None
     if reply_within_seconds is not None:
@@ -186,7 +186,7 @@ async def _order_taken(context: Payments, payment: Payment) -> Conflict:
 
 async def _require_return_host(context: Payments, merchant: Merchant, return_url: str, request: Request) -> None:
     """Raise `Unprocessable` for a return_url on a host that is not on the merchant's list, unless its key is known."""
-    host = urlsplit(return_url).hostname or ""
+    host = parse_origin(split(return_url)[0]).host
     if not merchant.may_return_to(host) and not await is_known(context, request):
         allowed = ", ".join(merchant.return_hosts) or "none yet"
         raise Unprocessable(
