@@ -9,7 +9,9 @@ Coroutines of a part are resumed inside such steps, one after another, so what o
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import AsyncExitStack
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from server.api.app import Api
 from server.api.payments import handlers
 from server.child_process import allow_many_files
 from server.db.group_commit import Committer
+from server.db.pool import Pool
 from server.flows.events.live_feeds import Feeds
 from server.flows.payments import submit
 from server.flows.webhooks.send import Sender
@@ -42,6 +45,10 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "delivery": [(Deliverer, "notify"), (Sender, "attempt"), (Feeds, "publish")],
 }
 """The functions of each part. What one calls that belongs to another part is that part's."""
+
+SLOWDOWN = 50.0
+"""How many times slower the worker's clock is than the machine's, because so is the worker under valgrind. Otherwise jobs that
+run once a second would execute as much as the payments."""
 
 WAVE_SECONDS = 0.02
 """So long nothing may happen before a group is written: the answers of the PSP arrive one by one."""
@@ -148,6 +155,21 @@ class _Part(Coroutine[Any, Any, Any]):
         self._coroutine.close()
 
 
+class SlowClock(trio.abc.Clock):
+    """A clock of trio's that runs `SLOWDOWN` times slower than the machine's."""
+
+    def start_clock(self) -> None:
+        """See `trio.abc.Clock`."""
+
+    def current_time(self) -> float:
+        """See `trio.abc.Clock`."""
+        return time.perf_counter() / SLOWDOWN
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """See `trio.abc.Clock`."""
+        return (deadline - self.current_time()) * SLOWDOWN
+
+
 def _write_in_waves() -> None:
     """Let a committer write when nothing else can run, so that groups have the same size in every repeat.
 
@@ -162,6 +184,13 @@ def _write_in_waves() -> None:
     Committer._write_next = wait_and_write  # type: ignore[method-assign,assignment]
 
 
+async def _open_all(pool: Pool, size: int) -> None:
+    """Open every connection of the pool: a login costs as much as a hundred payments, and the pool grows when it happens to."""
+    async with AsyncExitStack() as stack:
+        for _ in range(size):
+            await stack.enter_async_context(pool.connection())
+
+
 async def _run(given: Given) -> None:
     settings = Settings(
         database_url=given.database_url,
@@ -171,7 +200,8 @@ async def _run(given: Given) -> None:
     )
     _write_in_waves()
     switch = Switch()
-    async with open_worker(settings, socket.socket(fileno=given.descriptor)):
+    async with open_worker(settings, socket.socket(fileno=given.descriptor)) as (contexts, _):
+        await _open_all(contexts.payments.pool, settings.pool_size)
         settle_memory()
         while True:
             await trio.lowlevel.wait_readable(0)
@@ -189,4 +219,4 @@ async def _run(given: Given) -> None:
 if __name__ == "__main__":
     configure_logs("error")
     allow_many_files()
-    trio.run(_run, msgspec.json.decode(sys.argv[1], type=Given))
+    trio.run(_run, msgspec.json.decode(sys.argv[1], type=Given), clock=SlowClock())

@@ -152,7 +152,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         wanted = {**settings, **({"role": role} if role is not None else {})}
         statements = [f"SET {name} = '{value}'" for name, value in wanted.items()]
         checks = ["current_user", *(f"current_setting('{name}')" for name in ("transaction_read_only", *settings))]
-        cursor = await self.execute("; ".join([*statements, _COMMITS_TO_DISK, f"SELECT {', '.join(checks)}"]))
+        if "synchronous_commit" not in settings:
+            statements.append(_COMMITS_TO_DISK)
+        cursor = await self.execute("; ".join([*statements, f"SELECT {', '.join(checks)}"]))
         while cursor.nextset():
             pass
         (row,) = await cursor.fetchall()

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import trio
 
 from core.errors import DatabaseUnavailable
 from server.db import conninfo
@@ -17,6 +18,7 @@ from server.db.connection import SESSION_SETTINGS, Connection, ReadOnly
 from server.db.conninfo import BadAddress, parse, with_login, without_password
 from server.db.migrate import MigrationError, migrate, require_current
 from server.db.roles import Role
+from server.jobs.event_hints import RECONNECT_SECONDS
 from server.process.embedded_postgres import Embedded
 from tests.conftest import database_of
 from tests.support.florin import Florin, eventually, open_florin, order
@@ -89,6 +91,32 @@ async def test_a_stronger_commit_is_left_alone(database_url: str) -> None:
         connection = await Connection.open(database_url)
         assert (await connection.query("SHOW synchronous_commit"))[0][0] == "remote_apply"
         connection.discard()
+
+
+async def test_a_session_that_loses_nothing_need_not_wait_for_the_disk(database_url: str) -> None:
+    session = await Connection.open(database_url, synchronous_commit="off")
+    try:
+        assert await session.query("SHOW synchronous_commit") == [("off",)]
+    finally:
+        session.discard()
+
+
+async def test_a_worker_keeps_its_sessions(florin: Florin) -> None:
+    async def sessions() -> dict[int, str]:
+        rows = await florin.connection.query(
+            "SELECT pid, application_name FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return dict(rows)
+
+    async def all_are_open() -> dict[int, str] | None:
+        found = await sessions()
+        return found if list(found.values()).count("florin hints") == 2 else None
+
+    opened = await eventually(all_are_open)
+    for _ in range(3):
+        await trio.sleep(RECONNECT_SECONDS)
+        await charge(florin)
+    assert opened.items() <= (await sessions()).items()
 
 
 async def test_a_database_that_turns_read_only_is_unavailable_and_recovers(database_url: str, directory: Path) -> None:

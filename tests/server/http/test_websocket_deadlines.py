@@ -26,7 +26,8 @@ async def test_pings_and_a_peer_that_answers_none(monkeypatch: pytest.MonkeyPatc
             assert not app.ended.is_set(), "its pings are answered"
         app = Recording()
     async with serving(app) as (_, port), connected(port) as peer:
-        assert any(isinstance(event, ws.Ping) for event in await peer.events()), "it was asked"
+        events = await peer.events()
+        assert any(isinstance(event, ws.Ping) for event in events), f"not asked: {events}, {app.messages}, {app.failure}"
         await app.ended.wait()
     assert app.code == 1006
 
