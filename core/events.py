@@ -10,6 +10,9 @@ from core.evidence import EvidenceKind
 from core.payment import Change, Status
 from core.refund import RefundStatus
 
+UNKNOWN_CHECKS = 3
+"""The fetches in vain after which a merchant is told that an outcome is unknown: it has been so for about three minutes."""
+
 API_VERSION = "2026-11-01"
 """The version of the API's documents. Every event carries it."""
 
@@ -28,6 +31,15 @@ EVENT_TYPES = {
     "payment.dispute_lost": "The dispute was decided in the customer's favor.",
     "refund.succeeded": "The refund is on its way to the customer.",
     "refund.failed": "The refund failed. The money is yours again.",
+    "payment.outcome_unknown": "The PSP has not told the outcome for some minutes. It will be settled; do not charge again.",
+    "adjustment.created": "Your available balance was changed for a reason that `reason` tells.",
+    "payout.created": "Money was set aside for a payout to your bank.",
+    "payout.succeeded": "Your bank has the money.",
+    "payout.failed": "The payout failed or was returned. The money is yours again.",
+    "batch.completed": "Every item of the batch has a result.",
+    "batch.timed_out": "The batch's deadline passed before all items had a result.",
+    "batch.stopped": "You have stopped the batch before all items had a result.",
+    "api_key.expiring": "One of your API keys expires within a week.",
     ENDPOINT_DISABLED: "One of your webhook endpoints was disabled: it answered 410, or failed for five days.",
     ENDPOINT_TEST: "You asked for a test of a webhook endpoint.",
 }
@@ -63,11 +75,14 @@ def event_type_of(change: Change) -> str | None:
 
     PENDING and UNKNOWN are not final and make no event.
     """
-    if change.after.status is not change.before.status:
-        return EVENT_TYPE_BY_STATUS.get(change.after.status)
+    before, after = change.before, change.after
+    if after.status is not before.status:
+        return EVENT_TYPE_BY_STATUS.get(after.status)
     if change.refund is not None:
         is_same = change.refund_before is None or change.refund_before.status is change.refund.status
         return None if is_same else _EVENT_TYPE_BY_REFUND_STATUS.get(change.refund.status)
+    if after.status is Status.UNKNOWN and before.checks < UNKNOWN_CHECKS == after.checks:
+        return "payment.outcome_unknown"
     return None if change.is_mismatch else _EVENT_TYPE_BY_KIND.get(change.evidence.kind)
 
 

@@ -69,6 +69,7 @@ class Source(StrEnum):
     EXPIRY = "expiry"
     MERCHANT = "merchant"
     POLICY = "policy"
+    OPERATOR = "operator"
 
 
 FETCHED = frozenset({Source.ACCESS, Source.RECHECK, Source.EXPIRY})
@@ -105,6 +106,7 @@ class Finding(StrEnum):
     LATE_REFUND_FAILED = "late_refund_failed"
     VOID_REFUSED = "void_refused"
     DISPUTE = "dispute"
+    OPERATOR_CONTRADICTED = "operator_contradicted"
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

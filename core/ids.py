@@ -31,6 +31,11 @@ REFUND = "ref"
 PAYOUT = "po"
 ENDPOINT = "we"
 OPERATION = "op"
+FINDING = "fnd"
+OPERATOR_REQUEST = "opr"
+ADJUSTMENT = "adj"
+"""An adjustment has the digits of the request for it."""
+
 REQUEST = "req"
 """A request that creates something has the digits of what it creates."""
 

@@ -13,7 +13,7 @@ import msgspec
 
 from core.errors import UnbalancedTransfer
 from core.evidence import DISPUTES, Evidence, EvidenceKind
-from core.ids import PspAccountId
+from core.ids import PaymentId, PspAccountId
 from core.money import Money
 from core.payment import Change, Payment, Status
 from core.refund import Refund, RefundStatus
@@ -40,6 +40,14 @@ class TransferKind(StrEnum):
     PAYOUT_SUCCESS = "payout_success"
     PAYOUT_REVERSAL = "payout_reversal"
     SUSPENSE = "suspense"
+    SUSPENSE_RETURN = "suspense_return"
+    SUSPENSE_CREDIT = "suspense_credit"
+    OPERATOR_CHARGE = "operator_charge"
+    OPERATOR_CHARGE_REVERSAL = "operator_charge_reversal"
+    OPERATOR_RELEASE = "operator_release"
+    OPERATOR_REFUND_REVERSAL = "operator_refund_reversal"
+    REFUND_AGAIN = "refund_again"
+    ADJUSTMENT = "adjustment"
 
 
 PLATFORM_FEES = "platform_fees"
@@ -47,6 +55,9 @@ PAYOUTS_IN_TRANSIT = "payouts_in_transit"
 BANK = "bank"
 DISPUTED = "disputes"
 SUSPENSE = "suspense"
+GOODWILL = "goodwill"
+CORRECTIONS = "corrections"
+RESERVE = "merchant_reserve"
 
 
 def psp_receivable(account: PspAccountId) -> str:
@@ -105,6 +116,8 @@ def transfer_of(change: Change, *, pending_minor: int = 0) -> Transfer | None:
             return _release(change, pending_minor=pending_minor)
         case kind if kind in DISPUTES:
             return dispute_transfer(change.after, change.evidence)
+        case _ if change.before.captured_minor and not change.after.captured_minor:
+            return _charge_reversal(change.before)
         case _:
             return None
 
@@ -119,11 +132,24 @@ def _charge(change: Change) -> Transfer:
     captured, fee = payment.captured_minor, payment.terms.fee_minor(payment.captured_minor)
     to = WalletKind.PENDING if payment.terms.settlement_delay_seconds else WalletKind.AVAILABLE
     receivable = psp_receivable(change.evidence.psp_account_id)
+    transfer_id, kind = payment.id, TransferKind.CHARGE
+    if payment.is_operators_word:  # it may be reversed and said again, and the PSP's own charge may follow
+        transfer_id, kind = PaymentId(uuid5(payment.id, f"charge:{payment.version}")), TransferKind.OPERATOR_CHARGE
     if not fee:  # the usual case, on the payment path
         money, debit = Money(captured, payment.money.currency), Money(-captured, payment.money.currency)
-        return Transfer(payment.id, TransferKind.CHARGE, (Posting(to, money), Posting(receivable, debit)))
+        return Transfer(transfer_id, kind, (Posting(to, money), Posting(receivable, debit)))
     amounts = {to.value: captured - fee, PLATFORM_FEES: fee, receivable: -captured}
-    return transfer(payment.id, TransferKind.CHARGE, payment.money.currency, **amounts)
+    return transfer(transfer_id, kind, payment.money.currency, **amounts)
+
+
+def _charge_reversal(payment: Payment) -> Transfer:
+    """The reversal of a charge that rested on operators' word."""
+    assert payment.is_operators_word
+    captured, fee = payment.captured_minor, payment.terms.fee_minor(payment.captured_minor)
+    held_in = WalletKind.PENDING if payment.release_at is not None else WalletKind.AVAILABLE
+    amounts = {held_in.value: fee - captured, PLATFORM_FEES: -fee, psp_receivable(payment.psp_account_id): captured}
+    transfer_id = uuid5(payment.id, f"reversal:{payment.version}")
+    return transfer(transfer_id, TransferKind.OPERATOR_CHARGE_REVERSAL, payment.money.currency, **amounts)
 
 
 def _release(change: Change, *, pending_minor: int) -> Transfer | None:
@@ -132,6 +158,9 @@ def _release(change: Change, *, pending_minor: int) -> Transfer | None:
     if not amount:
         return None
     amounts = {WalletKind.AVAILABLE.value: amount, WalletKind.PENDING.value: -amount}
+    if payment.is_operators_word:
+        transfer_id = uuid5(payment.id, f"release:{payment.version}")
+        return transfer(transfer_id, TransferKind.OPERATOR_RELEASE, payment.money.currency, **amounts)
     return transfer(payment.id, TransferKind.RELEASE, payment.money.currency, **amounts)
 
 
@@ -139,12 +168,15 @@ def _refund_transfer(change: Change, refund: Refund) -> Transfer | None:
     if change.refund_before is None:
         kind, sign = TransferKind.REFUND, -1
     elif refund.status is RefundStatus.FAILED and change.refund_before.status is not RefundStatus.FAILED:
-        kind, sign = TransferKind.REFUND_REVERSAL, 1
+        is_word = refund.is_operators_word
+        kind, sign = TransferKind.OPERATOR_REFUND_REVERSAL if is_word else TransferKind.REFUND_REVERSAL, 1
+    elif change.refund_before.status is RefundStatus.FAILED and refund.status is not RefundStatus.FAILED:
+        kind, sign = TransferKind.REFUND_AGAIN, -1
     else:
         return None
     amount = refund.money.amount_minor
     from_pending = refund.from_pending_minor
-    if kind is TransferKind.REFUND_REVERSAL:
+    if sign > 0:
         # Only the payment's own money becomes pending again, because nothing would ever release the rest.
         from_pending = change.before.pending_taken_minor - change.after.pending_taken_minor
     amounts = {

@@ -6,11 +6,12 @@ decided ones. `core.transition` changes payments; `core.schedule` says when a jo
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import uuid5
 
 import msgspec
+from msgspec.structs import replace
 
 from core.evidence import Evidence, EvidenceKind, Finding, Risk, Source
 from core.ids import PAYMENT, MerchantId, OperationId, PaymentId, PspAccountId, RefundId, encode_id
@@ -97,7 +98,8 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a payment. `version` counts its changes; `due_at` is when a job must look at it next.
 
     `release_at` is when its money becomes available, and None once it is. Refunds that did not fail have taken
-    `pending_taken_minor` of the payment's own pending money and returned `fee_returned_minor` of its fee.
+    `pending_taken_minor` of the payment's own pending money and returned `fee_returned_minor` of its fee. `is_operators_word`:
+    its status is what operators said, which the PSP's own word overrules.
     """
 
     id: PaymentId
@@ -139,6 +141,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     terms: Terms = NO_TERMS
     risk: Risk | None = None
+    is_operators_word: bool = False
 
     @property
     def public_id(self) -> str:
@@ -193,6 +196,21 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 def is_provisionally_declined(payment: Payment) -> bool:
     """Return whether a decline was reported that no fetch has confirmed yet."""
     return payment.status in UNSETTLED and payment.decline_code is not None
+
+
+def captured(payment: Payment, amount_minor: int, *, now: datetime) -> Payment:
+    """The payment once the PSP holds that much for it."""
+    delay = payment.terms.settlement_delay_seconds
+    return replace(
+        payment,
+        status=Status.SUCCEEDED,
+        captured_minor=amount_minor,
+        late=payment.status in CLOSED,
+        decline_code=None,
+        pending=None,
+        checks=0,
+        release_at=now + timedelta(seconds=delay) if delay else None,
+    )
 
 
 def evidence_about(

@@ -34,6 +34,7 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
 
     `from_pending_minor` of it came from the merchant's pending wallet and the rest from the available one, which got `fee_minor`
     back. `is_accepted`: the PSP has accepted it and will report its end. `due_at` is when a job must look at it next.
+    `is_operators_word` as for payments.
     """
 
     id: RefundId
@@ -52,6 +53,7 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
     failure_code: str | None = None
     is_accepted: bool = False
     checks: int = 0
+    is_operators_word: bool = False
 
     @property
     def public_id(self) -> str:

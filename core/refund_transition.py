@@ -16,6 +16,7 @@ from core.errors import Conflict, IllegalTransition
 from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.ids import RefundId
 from core.money import AMOUNT_MINOR_MAX, Money
+from core.operators_word import is_made_after_all, resolve_refund
 from core.payment import Change, Payment, Status, evidence_about
 from core.refund import Refund, RefundStatus, made_at_the_psp
 from core.retry import RECHECK_DELAYS_SECONDS, next_attempt_at
@@ -150,10 +151,12 @@ def apply_refund(payment: Payment, refund: Refund, evidence: Evidence, *, now: d
     target = REFUND_TRANSITIONS[refund.status].get(evidence.kind)
     if target is None or evidence.refund_id != refund.id:
         raise IllegalTransition(f"{evidence.kind} cannot happen to a refund that is {refund.status}")
-    if not _matches(refund, evidence) or _contradicts(refund, evidence):
+    if not _matches(refund, evidence) or _contradicts(payment, refund, evidence):
         after = _stepped(payment, evidence.kind, now=now)
         return Change(before=payment, after=after, evidence=evidence, finding=Finding.EVIDENCE_MISMATCH, refund=refund)
-    step = _step(refund, evidence, target)
+    if is_made_after_all(refund, evidence):
+        return _made_after_all(payment, refund, evidence, now=now)
+    step = resolve_refund(refund, evidence) if evidence.source is Source.OPERATOR else _step(refund, evidence, target)
     is_look = evidence.kind is EvidenceKind.REFUND_NOT_FOUND and refund.due_at is not None and step.status in _UNSETTLED
     if step == refund and not is_look:
         return None
@@ -162,6 +165,8 @@ def apply_refund(payment: Payment, refund: Refund, evidence: Evidence, *, now: d
     failed = step.status is RefundStatus.FAILED and refund.status is not RefundStatus.FAILED
     changed = _given_back(payment, refund) if failed else payment
     finding = Finding.LATE_REFUND_FAILED if failed and refund.id == payment.late_refund_id else None
+    if failed and refund.is_operators_word:
+        finding = Finding.OPERATOR_CONTRADICTED
     return Change(
         before=payment,
         after=_stepped(changed, evidence.kind, now=now),
@@ -200,13 +205,49 @@ def _matches(refund: Refund, evidence: Evidence) -> bool:
     )
 
 
-def _contradicts(refund: Refund, evidence: Evidence) -> bool:
-    """Return whether the PSP made a refund that it had refused, as opposed to an old success of one that failed later."""
+def _contradicts(payment: Payment, refund: Refund, evidence: Evidence) -> bool:
+    """Return whether the PSP made a refund that it had refused, as opposed to an old success of one that failed later; or one
+    that operators had said it did not make, whose money has been refunded otherwise since.
+    """
+    if is_made_after_all(refund, evidence):
+        return refund.money.amount_minor > payment.refundable_minor
     return refund.failure_code == REFUSED and evidence.kind is EvidenceKind.REFUND_SUCCEEDED
 
 
+def _made_after_all(payment: Payment, refund: Refund, evidence: Evidence, *, now: datetime) -> Change:
+    """The change by a refund that exists at the PSP although operators had said that it did not: the wallet is debited again,
+    whatever it holds.
+    """
+    is_done = evidence.kind is EvidenceKind.REFUND_SUCCEEDED
+    again = replace(
+        refund,
+        status=RefundStatus.SUCCEEDED if is_done else RefundStatus.PENDING,
+        reference=refund.reference or evidence.reference,
+        failure_code=None,
+        is_accepted=True,
+        is_operators_word=False,
+        from_pending_minor=0,
+        checks=0,
+        updated_at=now,
+    )
+    changed = replace(
+        payment,
+        refunded_minor=payment.refunded_minor + refund.money.amount_minor,
+        fee_returned_minor=payment.fee_returned_minor + refund.fee_minor,
+    )
+    return Change(
+        before=payment,
+        after=_stepped(changed, evidence.kind, now=now),
+        evidence=evidence,
+        finding=Finding.OPERATOR_CONTRADICTED,
+        refund=replace(again, due_at=next_refund_check_at(again, now=now)),
+        refund_before=refund,
+    )
+
+
 def _step(refund: Refund, evidence: Evidence, target: RefundStatus) -> Refund:
-    named = replace(refund, status=target, reference=refund.reference or evidence.reference)
+    is_word = refund.is_operators_word and evidence.kind not in (EvidenceKind.REFUND_SUCCEEDED, EvidenceKind.REFUND_FAILED)
+    named = replace(refund, status=target, reference=refund.reference or evidence.reference, is_operators_word=is_word)
     match evidence.kind:
         case EvidenceKind.REFUND_PENDING:
             return named if target is not RefundStatus.PENDING else replace(named, is_accepted=True, checks=0)

@@ -11,6 +11,7 @@ request) makes them `Evidence`, and `apply` decides the change. Invariants:
   the payment's own; otherwise the money goes to suspense with a finding.
 - A lost answer is UNKNOWN, never DECLINED. It ends by the PSP's word, or as CANCELED once it is proved that the PSP never
   received the operation. A decline is provisional until a fetch made after it was first reported agrees.
+- What operators say counts only until the PSP speaks (`core.operators_word`).
 - An authorization that arrives after the payment was over is voided; the same change begins the void.
 """
 
@@ -23,7 +24,8 @@ from msgspec.structs import replace
 from core.errors import IllegalTransition, TokenUnknown
 from core.evidence import DISPUTES, FETCHED, Evidence, EvidenceKind, Finding, Source
 from core.matching import matches, mismatch
-from core.payment import CLOSED, UNSETTLED, Change, OperationKind, Payment, PendingOperation, Status
+from core.operators_word import has_followed_up, is_overruled, resolve, unresolved
+from core.payment import CLOSED, UNSETTLED, Change, OperationKind, Payment, PendingOperation, Status, captured
 from core.retry import RECHECK_DELAYS_SECONDS
 from core.schedule import due_at
 
@@ -118,9 +120,11 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
 
     Raises `IllegalTransition` for a pair outside `TRANSITIONS`, or for a request while another operation is under way.
     """
-    target = TRANSITIONS[payment.status].get(evidence.kind)
-    if target is None:
-        raise IllegalTransition(f"{evidence.kind} cannot happen to a payment that is {payment.status}")
+    if evidence.source is Source.OPERATOR:
+        return resolve(payment, evidence, now=now)
+    if payment.is_operators_word and is_overruled(payment, evidence):
+        return _overruled(payment, evidence, now=now)
+    target = _target(payment, evidence)
     if not matches(payment, evidence):
         return mismatch(payment, evidence, now=now)
     step = _step(payment, evidence, target, now=now)
@@ -141,6 +145,39 @@ def apply(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | No
         evidence=evidence,
         finding=_finding(payment, evidence, given_up=given_up),
         requested=_begun(payment, after, evidence, now=now),
+    )
+
+
+def _target(payment: Payment, evidence: Evidence) -> Status:
+    target = TRANSITIONS[payment.status].get(evidence.kind)
+    if target is None:
+        raise IllegalTransition(f"{evidence.kind} cannot happen to a payment that is {payment.status}")
+    return target
+
+
+def _overruled(payment: Payment, evidence: Evidence, *, now: datetime) -> Change:
+    """The change by the PSP's own word about a payment that operators have resolved: it becomes what it would be without them."""
+    was = unresolved(payment)
+    if not matches(payment if payment.captured_minor else was, evidence):
+        return mismatch(payment, evidence, now=now)
+    step = _step(was, evidence, _target(was, evidence), now=now)
+    is_paid = payment.status is Status.SUCCEEDED
+    is_confirmed = step.status is Status.SUCCEEDED if is_paid else step.status is not Status.SUCCEEDED
+    if is_confirmed or (is_paid and has_followed_up(payment)):
+        step = payment
+    step = replace(
+        step,
+        reference=payment.reference or evidence.reference,
+        is_operators_word=False,
+        version=payment.version + 1,
+        updated_at=now,
+    )
+    return Change(
+        before=payment,
+        after=replace(step, due_at=due_at(step, evidence.kind, reference=step.reference, now=now)),
+        evidence=evidence,
+        finding=None if is_confirmed else Finding.OPERATOR_CONTRADICTED,
+        requested=step.pending,
     )
 
 
@@ -178,7 +215,7 @@ def _step(payment: Payment, evidence: Evidence, target: Status, *, now: datetime
     """The payment after one step, before its references and its due time are filled in."""
     match evidence.kind:
         case EvidenceKind.CAPTURED:
-            return payment if payment.status is Status.SUCCEEDED else _captured(payment, evidence, target, now=now)
+            return _captured(payment, evidence, now=now)
         case EvidenceKind.DECLINED if target is Status.DECLINED and payment.status is not Status.DECLINED:
             heard_before = payment.decline_code is not None
             if heard_before and evidence.source in FETCHED:
@@ -240,19 +277,9 @@ def _opened(payment: Payment, evidence: Evidence, target: Status, *, now: dateti
     return replace(payment, status=target, checks=0, decline_code=code, expires_at=expires_at)
 
 
-def _captured(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:
+def _captured(payment: Payment, evidence: Evidence, *, now: datetime) -> Payment:
     assert evidence.money is not None
-    delay = payment.terms.settlement_delay_seconds
-    return replace(
-        payment,
-        status=target,
-        captured_minor=evidence.money.amount_minor,
-        late=payment.status in CLOSED,
-        decline_code=None,
-        pending=None,
-        checks=0,
-        release_at=now + timedelta(seconds=delay) if delay else None,
-    )
+    return payment if payment.status is Status.SUCCEEDED else captured(payment, evidence.money.amount_minor, now=now)
 
 
 def _authorized(payment: Payment, evidence: Evidence, target: Status, *, now: datetime) -> Payment:

@@ -23,7 +23,7 @@ PSP_PORT = 8090
 SHOP_PORT = 8091
 
 _PREFIX = "FLORIN_"
-_OF_COMMANDS = ("FLORIN_SETTINGS", "FLORIN_DATA_DIR", "FLORIN_API_URL", "FLORIN_API_KEY")
+_OF_COMMANDS = ("FLORIN_SETTINGS", "FLORIN_DATA_DIR", "FLORIN_API_URL", "FLORIN_API_KEY", "FLORIN_OPERATOR_KEY")
 """The variables that only commands read."""
 
 _OF_TESTS = "FLORIN_TEST_"
@@ -41,6 +41,12 @@ def default_data_directory() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/florin")
     return Path.home() / ".local" / "share" / "florin"
+
+
+def state_directory() -> Path:
+    """The place of files that outlive a process and are not worth a backup. Source: XDG Base Directory Specification."""
+    given = os.environ.get("XDG_STATE_HOME")
+    return (Path(given) if given else Path.home() / ".local" / "state") / "florin"
 
 
 def runtime_directories() -> list[Path]:
@@ -136,6 +142,11 @@ class Settings(AlertSettings):
         "separated by commas",
     )
     metrics_token: str = Field(default="", description="bearer token for GET /metrics; empty: no access")
+    refund_approval_minor: int = Field(
+        default=50_000,
+        ge=0,
+        description="refunds by operators above this amount, in minor units, need a second operator",
+    )
     log_level: str = Field(
         default="info",
         pattern="^(debug|info|warning|error)$",
@@ -282,6 +293,14 @@ def environment_networks(name: str) -> list[IPv4Network | IPv6Network] | None:
 def environment(name: str) -> str | None:
     """One variable, for commands that need no others; None if it is not set or empty."""
     return os.environ.get(f"{_PREFIX}{name}") or None
+
+
+def refund_approval_minor() -> int:
+    """The amount above which a refund by an operator needs another one. Raises `SettingsError`."""
+    field, text = Settings.model_fields["refund_approval_minor"], environment("REFUND_APPROVAL_MINOR")
+    if text is not None and not (text.isascii() and text.isdigit()):
+        raise SettingsError(f"FLORIN_REFUND_APPROVAL_MINOR: {text!r} is not a number of minor units")
+    return int(field.default if text is None else text)
 
 
 def require_known_variables() -> None:

@@ -47,8 +47,8 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
 """The functions of each part. What one calls that belongs to another part is that part's."""
 
 SLOWDOWN = 50.0
-"""How many times slower the worker's clock is than the machine's, because so is the worker under valgrind. Otherwise jobs that
-run once a second would execute as much as the payments."""
+"""The factor by which the worker's clock is slower than the machine's, because so is the worker under valgrind. Otherwise jobs
+that run once a second would execute as much as the payments."""
 
 WAVE_SECONDS = 0.02
 """So long nothing may happen before a group is written: the answers of the PSP arrive one by one."""

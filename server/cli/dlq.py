@@ -8,9 +8,10 @@ import typer
 from core.errors import InvalidId, NotFound, Unprocessable
 from core.ids import ENDPOINT, MERCHANT, EndpointId, MerchantId, decode_id, encode_id
 from server.cli.groups import group
-from server.cli.operators import Operator, act
+from server.cli.operators.acting import Operator, acting
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, merchant_id_of, with_database
 from server.cli.output import Output, Rows, shown
+from server.cli.psp.events import ACT_BY_STATE
 from server.db.connection import Connection
 from server.db.merchants.audit import record_act
 from server.db.psps.inbox import NOBODY, InboxItem, InboxState, list_events, move_event
@@ -127,7 +128,7 @@ def drop(
 
 def _do(url: str, verb: str, do: Verb, letters: Letters, operator: str | None, *, done: str) -> None:
     detail = f"endpoint {letters.endpoint_id or 'any'}, event {letters.seq or 'any'}"
-    acted = act(operator, letters.merchant_id or NOBODY, f"dead_letters.{verb}", detail)
+    acted = acting(f"dead_letters.{verb}", url, operator).act(letters.merchant_id or NOBODY, detail)
 
     async def work(connection: Connection) -> tuple[int, int]:
         return await do(connection, letters, acted), len(await list_dead_letters(connection, letters, limit=1))
@@ -142,7 +143,7 @@ def _do(url: str, verb: str, do: Verb, letters: Letters, operator: str | None, *
 
 def _move_event(url: str, event: str, to: InboxState, operator: str | None) -> None:
     """Retry or drop a PSP event, as `florin psp events` does."""
-    done = act(operator, NOBODY, f"psp_event.{to.lower()}", event[:200])
+    done = acting(ACT_BY_STATE[to], url, operator).act(NOBODY, event[:200])
 
     async def work(connection: Connection) -> list[InboxItem]:
         async with connection.atomic():

@@ -101,6 +101,7 @@ def _show(instance: Instance, options: Options) -> None:
         "sandbox PSP": running.psp_url,
         "API key": instance.demo.api_key,
         "webhooks go to": f"{running.shop_url}/webhooks  (received ones: {running.shop_url}/events)",
+        "operators": "ada (admin) and grace (finance): florin operator login ada",
         "database": f"{without_password(running.database_url)}  (florin psql opens it)",
         "data": str(options.data_directory),
         "workers": f"{options.workers}, pids {', '.join(map(str, instance.supervisor.pids))}",

@@ -13,7 +13,7 @@ SETTINGS_KEPT = "1 hour"
 
 class Due(msgspec.Struct, frozen=True):
     """`payments` includes refunds; `deliveries`: some are unfinished; `batches`: one waits for a worker; `open_items`: items of
-    batches whose outcome is not known; `breakers`: one is open.
+    batches whose outcome is not known; `breakers`: one is open; `operator_requests`: some are to be carried out, or have expired.
 
     `settings`: those that workers cache have changed since the snapshot that was passed; `snapshot` is the one of this query.
     """
@@ -24,6 +24,7 @@ class Due(msgspec.Struct, frozen=True):
     batches: bool
     open_items: bool
     breakers: bool
+    operator_requests: bool
     settings: bool
     snapshot: str | None
 
@@ -36,6 +37,7 @@ SELECT EXISTS (SELECT FROM payment_requests WHERE due_at <= now()) OR EXISTS (SE
        EXISTS (SELECT FROM batches WHERE status = 'RUNNING' AND (lease_until IS NULL OR lease_until <= now())),
        EXISTS (SELECT FROM batch_items WHERE status IN ('UNKNOWN', 'PENDING')),
        EXISTS (SELECT FROM psp_states WHERE open_until IS NOT NULL),
+       EXISTS (SELECT FROM operator_requests WHERE state = 'APPROVED' OR (state = 'REQUESTED' AND expires_at <= now())),
        $1::pg_snapshot IS NULL
            OR EXISTS (SELECT FROM settings_changes
                        WHERE id >= pg_snapshot_xmin($1::pg_snapshot) AND NOT pg_visible_in_snapshot(id, $1::pg_snapshot)),

@@ -59,6 +59,19 @@ async def new_findings(connection: Connection, *, since: datetime) -> list[tuple
     return [(kind, count, latest_at) for kind, count, latest_at in rows]
 
 
+async def old_findings(connection: Connection, *, before: datetime) -> list[tuple[str, int, datetime]]:
+    """Findings that are older than that and still open, by kind, with the time of the oldest."""
+    rows = await connection.query(
+        """
+        SELECT kind, count(*), min(created_at) FROM findings WHERE created_at < $1 AND resolved_at IS NULL
+         GROUP BY kind ORDER BY kind LIMIT $2
+        """,
+        before,
+        ROWS_MAX,
+    )
+    return [(kind, count, oldest_at) for kind, count, oldest_at in rows]
+
+
 async def overdue_payments(connection: Connection, *, due_before: datetime) -> int:
     """The number of payments that a job should have looked at before then and did not."""
     rows = await connection.query(

@@ -25,6 +25,7 @@ _EVERYTHING = Due(
     batches=True,
     open_items=True,
     breakers=True,
+    operator_requests=True,
     settings=True,
     snapshot=None,
 )

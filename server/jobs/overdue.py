@@ -12,7 +12,16 @@ from core.errors import DatabaseUnavailable, Overloaded
 from core.ids import ENDPOINT, MERCHANT, encode_id
 from server.db.alerts import Alert, note_alert
 from server.db.connection import Connection
-from server.db.overdue import COUNT_MAX, DeadEndpoint, dead_deliveries, dead_psp_events, new_findings, overdue_payments
+from server.db.overdue import (
+    COUNT_MAX,
+    DeadEndpoint,
+    dead_deliveries,
+    dead_psp_events,
+    new_findings,
+    old_findings,
+    overdue_payments,
+)
+from server.db.payments.findings import close_told_findings
 from server.flows.contexts import Storage
 
 LOOK_SECONDS = 30.0
@@ -20,6 +29,7 @@ SINCE_SECONDS = 120.0
 """Each look goes back this far, so that a worker that was busy or replaced misses nothing."""
 
 OVERDUE_SECONDS = 600.0
+URGENT_DAYS = 3
 _log = structlog.get_logger()
 
 
@@ -48,11 +58,22 @@ async def look(context: Storage) -> None:
             await note_alert(connection, alert, now=latest_at)
         for kind, count, latest_at in await new_findings(connection, since=since):
             title = f"{count} new findings: {kind}"
-            detail = "The books and a PSP do not agree, and a person has to look: table findings."
+            detail = "The books and a PSP do not agree, and a person has to look: `florin finding list`."
             alert = Alert(key=f"findings:{kind}", kind="reconciliation", title=title, detail=detail)
             await note_alert(connection, alert, now=latest_at)
+        await close_told_findings(connection)
+        for kind, count, oldest_at in await old_findings(connection, before=now - timedelta(days=1)):
+            await note_alert(connection, _of_old(kind, count, (now - oldest_at).days), now=now)
         for alert in await _overdue(connection, now):
             await note_alert(connection, alert, now=now)
+
+
+def _of_old(kind: str, count: int, days: int) -> Alert:
+    """An alert that is raised again every day, the more urgently the older the finding is."""
+    degree = "URGENT: " if days >= URGENT_DAYS else "again: "
+    title = f"{degree}{count} findings are still open after {days} {'day' if days == 1 else 'days'}: {kind}"
+    detail = "Take them, oldest first: `florin finding list`, then `florin finding show`, which says what can be done."
+    return Alert(key=f"findings_open:{kind}:{days}", kind="reconciliation", title=title, detail=detail)
 
 
 def _of_dead(one: DeadEndpoint) -> Alert:

@@ -1,4 +1,4 @@
-"""The demo merchant of `florin up`, and the secrets that the sandbox and Florin share.
+"""The demo merchant and operators of `florin up`, and the secrets that the sandbox and Florin share.
 
 Everything is drawn once and kept in `demo.json` in the data directory, readable by its owner only, so that the key that was shown
 still works after a restart. Writing it to the database again changes nothing.
@@ -14,13 +14,16 @@ import msgspec
 
 from core.errors import FlorinError
 from core.ids import EndpointId, MerchantId, PspAccountId
+from core.operators import Operator, OperatorRole
 from core.signing import standard_secret
 from server.atomic_files import write_private
 from server.credentials import api_key, key_hash
 from server.db.connection import Connection
 from server.db.merchants import api_keys, merchants
+from server.db.operators.operators import TOTP_TABLE, add_operator, list_operators
 from server.db.psps.accounts import PspAccount, add_psp_account
 from server.db.webhooks.endpoints import Endpoint, add_endpoint, move_endpoint
+from server.passwords import hash_password, totp_secret
 from server.psp.providers import PROVIDERS
 from server.sealing import Sealer
 from server.uuid7 import uuid7
@@ -44,6 +47,51 @@ class Demo(msgspec.Struct, frozen=True):
     def psp_webhook_url(self, api_url: str) -> str:
         """The address to which the sandbox PSP sends its webhooks."""
         return api_url + _SANDBOX.webhook_path(PspAccountId(self.psp_account_id))
+
+
+class DemoOperator(msgspec.Struct, frozen=True):
+    """A demo operator with everything that a login needs."""
+
+    id: UUID
+    name: str
+    role: OperatorRole
+    password: str
+    totp_secret: str
+
+
+_DEMO_OPERATORS = (("ada", OperatorRole.ADMIN), ("grace", OperatorRole.FINANCE))
+"""Two, because what moves money takes two."""
+
+
+def demo_operators(directory: Path) -> list[DemoOperator]:
+    """The demo operators of a data directory, drawn at first use. Raises `FlorinError` if this user may not read them."""
+    path = directory / "operators.json"
+    try:
+        if path.exists():
+            return msgspec.json.decode(path.read_bytes(), type=list[DemoOperator])
+        drawn = [DemoOperator(uuid7(), name, role, secrets.token_urlsafe(16), totp_secret()) for name, role in _DEMO_OPERATORS]
+        write_private(path, msgspec.json.encode(drawn))
+    except (msgspec.DecodeError, OSError) as error:
+        raise FlorinError(f"{path} cannot be used: {error}. Remove it to get new demo operators") from error
+    return drawn
+
+
+async def provision_operators(connection: Connection, directory: Path, sealer: Sealer, *, now: datetime) -> None:
+    """Write the demo operators to a database that has no operators."""
+    if await list_operators(connection):
+        return
+    for one in demo_operators(directory):
+        hashed = await hash_password(one.password)
+        async with connection.atomic():
+            await add_operator(
+                connection,
+                Operator(id=one.id, name=one.name, role=one.role),
+                password_hash=hashed,
+                sealed_totp_secret=sealer.seal(one.totp_secret, table=TOTP_TABLE, row=one.id),
+                key_sha256=None,
+                recovery_hashes=[],
+                now=now,
+            )
 
 
 def load_or_generate(path: Path) -> Demo:

@@ -26,7 +26,7 @@ from server.db.connection import Connection, open_session
 from server.db.migrate import migrate
 from server.db.psps.accounts import list_psp_accounts
 from server.http.server.listener import bind_shared
-from server.process.demo import Demo, load_or_generate, provision
+from server.process.demo import Demo, load_or_generate, provision, provision_operators
 from server.process.embedded_postgres import EmbeddedPart, Login, ensure_logins, open_embedded
 from server.process.part import Part
 from server.process.running import Running, announced
@@ -197,6 +197,7 @@ async def _prepare(running: Running, demo: Demo, owner_url: str, postgres: Embed
         sealer = Sealer.from_file(Path(running.key_file))
         await require_own_secrets(connection, sealer, key_file=running.key_file)
         await provision(connection, demo, sealer, psp_url=running.psp_url, shop_url=running.shop_url, now=utc_now())
+        await provision_operators(connection, Path(running.data_directory), sealer, now=utc_now())
 
 
 async def require_own_secrets(connection: Connection, sealer: Sealer, *, key_file: str) -> None:

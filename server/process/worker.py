@@ -3,7 +3,7 @@
     worker
     └─ contexts: database (pool and committers), HTTP clients, PSP adapters     opened first, closed last
        └─ jobs: heartbeat, clock repair, deliveries, batches, feeds and acknowledgements of the stream, follow-up, inbox, PSP
-          sync, hash chain, prune, overdue, alerts, and work that continues after a reply
+          sync, hash chain, operators' requests, prune, overdue, alerts, and work that continues after a reply
           └─ front: the listener, one task per connection
 
 SIGTERM: say 503 on /readyz and `Connection: close` for a moment while serving on, stop accepting, let running requests finish
@@ -53,6 +53,7 @@ from server.jobs import (
     event_hints,
     follow_up_payments,
     hash_chain,
+    operator_requests,
     overdue,
     prune,
     psp_inbox,
@@ -273,6 +274,7 @@ async def _start_jobs(
     await jobs.start(partial(follow_up_payments.run, payments, work, sweep_seconds=sweep_seconds))
     await jobs.start(partial(psp_inbox.run, payments, work, sweep_seconds=sweep_seconds))
     await jobs.start(partial(hash_chain.run, payments, sweep_seconds=CHAIN_SWEEPS * sweep_seconds))
+    await jobs.start(partial(operator_requests.run, payments, work, sweep_seconds=sweep_seconds))
     await jobs.start(partial(prune.run, payments))
     await jobs.start(partial(overdue.run, payments))
     await jobs.start(partial(alerts.run, payments, channels_of(settings, contexts.webhooks.destinations)))

@@ -5,6 +5,7 @@ Clients must ignore unknown fields: adding a field does not make a new version.
 
 from server.resources.batches import Batch, BatchItem, BatchItemPage, BatchReport, ItemStatus
 from server.resources.events import Consumer, Event, EventPage, StreamTicket
+from server.resources.ledger import Adjustment, Payout
 from server.resources.lists import Accepted, Page, Whole
 from server.resources.payments import Payment, PaymentStatus, Refund
 from server.resources.problems import ItemProblem, Problem
@@ -12,6 +13,7 @@ from server.resources.webhooks import Attempt, DeadLetter, Delivery, DeliveryDet
 
 __all__ = [
     "Accepted",
+    "Adjustment",
     "Attempt",
     "Batch",
     "BatchItem",
@@ -30,6 +32,7 @@ __all__ = [
     "Page",
     "Payment",
     "PaymentStatus",
+    "Payout",
     "Problem",
     "Refund",
     "SentRequest",

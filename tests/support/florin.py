@@ -18,9 +18,9 @@ from core.payout import Payout, PayoutStatus
 from server.clock import utc_now
 from server.db.connection import Connection
 from server.db.doctor.run import broken_promises
-from server.db.ledger import payouts
 from server.db.merchants.audit import Act
 from server.flows.contexts import Contexts, Payments
+from server.flows.ledger import payouts
 from server.http.server.listener import bind
 from server.process.demo import Demo, load_or_generate, provision
 from server.process.worker import open_worker

@@ -9,13 +9,14 @@ from core.ids import MERCHANT, PAYOUT, PayoutId, decode_id, encode_id
 from core.money import payable
 from core.payout import Payout, PayoutStatus
 from server.cli.groups import group
-from server.cli.operators import Operator, act, operator_name
-from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
+from server.cli.operators.acting import Acting, Operator, Totp, acting
+from server.cli.options import DatabaseUrl, DataDirectory, KeyFile, MerchantText, find_database, merchant_id_of, with_database
 from server.cli.output import Output, Rows, shown
 from server.clock import utc_now
 from server.db.connection import Connection
-from server.db.ledger import payouts
+from server.db.ledger.payouts import find_payout_owner, list_payouts
 from server.db.merchants.merchants import find_merchant
+from server.flows.ledger import payouts
 from server.uuid7 import uuid7
 
 app = group("Request, approve and end payouts to merchants' banks.")
@@ -31,8 +32,10 @@ def request(
     amount: Annotated[int, typer.Argument(help="Amount in minor units: 1990 EUR is 19.90 €.")],
     currency: Annotated[str, typer.Argument(help="The currency, like EUR.")],
     operator: Operator = None,
+    totp: Totp = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Set available money aside for a payout. Another operator has to approve it."""
     merchant_id = merchant_id_of(merchant)
@@ -40,44 +43,52 @@ def request(
         money = payable(amount, currency)
     except InvalidMoney as error:
         raise Unprocessable(str(error)) from error
+    url = find_database(data_dir, database_url)
+    actor = acting("payout.request", url, operator, totp=totp, data_dir=data_dir, key_file=key_file, database_url=database_url)
     now = utc_now()
     payout = Payout(
         id=PayoutId(uuid7()),
         merchant_id=merchant_id,
         money=money,
         status=PayoutStatus.PENDING,
-        requested_by=operator_name(operator),
+        requested_by=actor.operator.name,
         approved_by=None,
         reference=None,
         failure=None,
         created_at=now,
         updated_at=now,
     )
-    made = act(operator, merchant_id, "payout.request", f"{encode_id(PAYOUT, payout.id)} of {money}")
+    name = encode_id(PAYOUT, payout.id)
+    made = actor.act(merchant_id, f"{name} of {money}", subject=name)
 
     async def work(connection: Connection) -> None:
         if await find_merchant(connection, merchant_id) is None:
             raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         await payouts.add_payout(connection, payout, made)
 
-    with_database(find_database(data_dir, database_url), work)
-    _console.print(
-        f"{encode_id(PAYOUT, payout.id)}: {money} set aside; now another operator approves it with `florin payout approve`"
-    )
+    with_database(url, work)
+    _console.print(f"{name}: {money} set aside; now another operator approves it with `florin payout approve`")
 
 
 @app.command("approve")
 def approve(
-    payout: PayoutText, operator: Operator = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None
+    payout: PayoutText,
+    operator: Operator = None,
+    totp: Totp = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Approve a payout that another operator has requested."""
     payout_id = PayoutId(decode_id(PAYOUT, payout))
+    url = find_database(data_dir, database_url)
+    actor = acting("payout.approve", url, operator, totp=totp, data_dir=data_dir, key_file=key_file, database_url=database_url)
 
     async def work(connection: Connection) -> Payout:
-        owner = await payouts.find_payout_owner(connection, payout_id)
-        return await payouts.approve(connection, owner, payout_id, act(operator, owner, "payout.approve", payout))
+        owner = await find_payout_owner(connection, payout_id)
+        return await payouts.approve(connection, owner, payout_id, actor.act(owner, payout, subject=payout))
 
-    approved = with_database(find_database(data_dir, database_url), work)
+    approved = with_database(url, work)
     _console.print(
         f"{payout}: {approved.money} approved; instruct the bank, then `florin payout succeed` or `florin payout fail`"
     )
@@ -88,11 +99,15 @@ def succeed(
     payout: PayoutText,
     reference: Reference = None,
     operator: Operator = None,
+    totp: Totp = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Record that the bank has the money."""
-    _end(payout, PayoutStatus.SUCCEEDED, operator, find_database(data_dir, database_url), reference=reference)
+    url = find_database(data_dir, database_url)
+    actor = acting("payout.succeed", url, operator, totp=totp, data_dir=data_dir, key_file=key_file, database_url=database_url)
+    _end(payout, PayoutStatus.SUCCEEDED, actor, url, reference=reference)
 
 
 @app.command("fail")
@@ -100,11 +115,15 @@ def fail(
     payout: PayoutText,
     reason: Annotated[str, typer.Option(help="The bank's reason.")] = "refused by the bank",
     operator: Operator = None,
+    totp: Totp = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Record that the bank refused or returned the money, or that the payout is rejected: it goes back to the wallet."""
-    _end(payout, PayoutStatus.FAILED, operator, find_database(data_dir, database_url), failure=reason)
+    url = find_database(data_dir, database_url)
+    actor = acting("payout.fail", url, operator, totp=totp, data_dir=data_dir, key_file=key_file, database_url=database_url)
+    _end(payout, PayoutStatus.FAILED, actor, url, failure=reason)
 
 
 @app.command("list")
@@ -115,7 +134,7 @@ def show(
 ) -> None:
     """List payouts, newest first."""
     merchant_id = merchant_id_of(merchant) if merchant else None
-    found = with_database(find_database(data_dir, database_url), lambda connection: payouts.list_payouts(connection, merchant_id))
+    found = with_database(find_database(data_dir, database_url), lambda connection: list_payouts(connection, merchant_id))
     if not found:
         _console.print("There are no payouts: request one with `florin payout request MERCHANT AMOUNT CURRENCY`.")
         return
@@ -138,7 +157,7 @@ def show(
 def _end(
     payout: str,
     status: PayoutStatus,
-    operator: str | None,
+    actor: Acting,
     url: str,
     *,
     reference: str | None = None,
@@ -147,9 +166,9 @@ def _end(
     payout_id = PayoutId(decode_id(PAYOUT, payout))
 
     async def work(connection: Connection) -> Payout:
-        owner = await payouts.find_payout_owner(connection, payout_id)
+        owner = await find_payout_owner(connection, payout_id)
         detail = " ".join(filter(None, (payout, reference, failure)))
-        made = act(operator, owner, f"payout.{status.value.lower()}", detail)
+        made = actor.act(owner, detail, subject=payout)
         return await payouts.end(connection, owner, payout_id, status, made, reference=reference, failure=failure)
 
     ended = with_database(url, work)

@@ -11,8 +11,8 @@ from core.errors import NotFound, Unprocessable
 from core.ids import MerchantId
 from core.money import CURRENCY_EXPONENTS, Money
 from server.cli.groups import group
-from server.cli.operators import Operator, act
-from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, find_database, merchant_id_of, with_database
+from server.cli.operators.acting import Operator, Totp, acting
+from server.cli.options import DatabaseUrl, DataDirectory, KeyFile, MerchantText, find_database, merchant_id_of, with_database
 from server.cli.output import Output, Rows
 from server.db.connection import Connection
 from server.db.ledger.account_statement import Period
@@ -79,16 +79,23 @@ def write(
 
 @app.command("rebuild")
 def rebuild(
-    merchant: MerchantText, operator: Operator = None, database_url: DatabaseUrl = None, data_dir: DataDirectory = None
+    merchant: MerchantText,
+    operator: Operator = None,
+    totp: Totp = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDirectory = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Set a merchant's wallets to the sums of their ledger entries, under lock; safe while payments are taken."""
     merchant_id = merchant_id_of(merchant)
+    url = find_database(data_dir, database_url)
+    actor = acting("wallet.rebuild", url, operator, totp=totp, data_dir=data_dir, key_file=key_file, database_url=database_url)
 
     async def work(connection: Connection) -> list[Correction]:
         await _require(connection, merchant_id, merchant)
-        return await rebuild_wallets(connection, merchant_id, act(operator, merchant_id, "wallet.rebuild", merchant))
+        return await rebuild_wallets(connection, merchant_id, actor.act(merchant_id, merchant))
 
-    corrections = with_database(find_database(data_dir, database_url), work)
+    corrections = with_database(url, work)
     for one in corrections:
         was = Money(one.was_minor, one.currency) if one.was_minor is not None else "missing"
         _console.print(f"{one.kind}: was {was}, is {Money(one.is_minor, one.currency)}")

@@ -10,6 +10,7 @@ from core.ids import API_KEY, MERCHANT, EndpointId, MerchantId, decode_id, encod
 from core.signing import standard_secret
 from server.cli.groups import group
 from server.cli.merchants import terms
+from server.cli.operators.acting import Operator, acting
 from server.cli.options import (
     DatabaseUrl,
     DataDirectory,
@@ -26,6 +27,7 @@ from server.clock import utc_now
 from server.credentials import api_key, key_hash
 from server.db.connection import Connection
 from server.db.merchants import api_keys, merchants
+from server.db.merchants.audit import record_act
 from server.db.psps.accounts import list_psp_accounts
 from server.db.webhooks.endpoints import Endpoint, add_endpoint
 from server.flows.webhooks.destinations import Destinations
@@ -48,6 +50,7 @@ def add(
     ] = None,
     mode: Annotated[Mode, typer.Option(help="A live merchant needs a live PSP account.")] = Mode.TEST,
     return_hosts: terms.ReturnHosts = None,
+    operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
     key_file: KeyFile = None,
@@ -57,6 +60,7 @@ def add(
         raise Unprocessable("a merchant's name has 1 to 200 printable characters")
     url = find_database(data_dir, database_url)
     sealer = Sealer.from_file(find_key_file(data_dir, key_file, database_url)) if webhook_url else None
+    actor = acting("merchant.add", url, operator)
 
     async def work(connection: Connection) -> tuple[MerchantId, str, str | None]:
         now = utc_now()
@@ -78,15 +82,10 @@ def add(
         secret = None
         async with connection.atomic():
             await merchants.add_merchant(connection, merchant)
+            await record_act(connection, actor.act(merchant.id, name))
             key = await _add_key(connection, merchant)
             if webhook_url is not None and sealer is not None:
-                endpoint_id = EndpointId(uuid7())
-                secret = standard_secret(secrets.token_bytes(32))
-                sealed = sealer.seal(secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant.id)
-                endpoint = Endpoint(
-                    id=endpoint_id, merchant_id=merchant.id, url=webhook_url, sealed_secret=sealed, created_at=now, updated_at=now
-                )
-                await add_endpoint(connection, endpoint)
+                secret = await _add_endpoint(connection, sealer, merchant, webhook_url)
         return merchant.id, key, secret
 
     merchant_id, key, secret = with_database(url, work)
@@ -119,19 +118,25 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
 def key_add(
     merchant: MerchantText,
     requests_per_second: terms.RequestsPerSecond = None,
+    operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
     """Create another API key for a merchant."""
     merchant_id = merchant_id_of(merchant)
+    url = find_database(data_dir, database_url)
+    actor = acting("merchant.key.add", url, operator)
 
     async def work(connection: Connection) -> str:
         found = await merchants.find_merchant(connection, merchant_id)
         if found is None:
             raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
-        return await _add_key(connection, found, requests_per_second=requests_per_second or None)
+        async with connection.atomic():
+            key = await _add_key(connection, found, requests_per_second=requests_per_second or None)
+            await record_act(connection, actor.act(merchant_id, f"a key that ends in {key[-4:]}"))
+        return key
 
-    _console.print(f"API key  {with_database(find_database(data_dir, database_url), work)}")
+    _console.print(f"API key  {with_database(url, work)}")
     _console.print("Keep it now: it is not shown again.")
 
 
@@ -161,6 +166,7 @@ def key_list(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir:
 def key_revoke(
     merchant: MerchantText,
     key: Annotated[str, typer.Argument(help="The key's id, key_…, from `florin merchant key list`.")],
+    operator: Operator = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
@@ -168,10 +174,28 @@ def key_revoke(
     merchant_id = merchant_id_of(merchant)
     key_id = decode_id(API_KEY, key)
     url = find_database(data_dir, database_url)
-    revoked = with_database(url, lambda connection: api_keys.revoke_api_key(connection, merchant_id, key_id, now=utc_now()))
-    if not revoked:
+    actor = acting("merchant.key.revoke", url, operator)
+
+    async def work(connection: Connection) -> bool:
+        async with connection.atomic():
+            done = await api_keys.revoke_api_key(connection, merchant_id, key_id, now=utc_now())
+            if done:
+                await record_act(connection, actor.act(merchant_id, key, subject=key))
+        return done
+
+    if not with_database(url, work):
         raise NotFound("this merchant has no such key, or it was revoked before")
     _console.print(f"revoked {key}")
+
+
+async def _add_endpoint(connection: Connection, sealer: Sealer, merchant: merchants.Merchant, url: str) -> str:
+    """Add a webhook endpoint. Returns its secret."""
+    endpoint_id, now = EndpointId(uuid7()), merchant.created_at
+    secret = standard_secret(secrets.token_bytes(32))
+    sealed = sealer.seal(secret, table="webhook_endpoints", row=endpoint_id, merchant=merchant.id)
+    endpoint = Endpoint(id=endpoint_id, merchant_id=merchant.id, url=url, sealed_secret=sealed, created_at=now, updated_at=now)
+    await add_endpoint(connection, endpoint)
+    return secret
 
 
 async def _add_key(connection: Connection, merchant: merchants.Merchant, *, requests_per_second: int | None = None) -> str:

@@ -9,7 +9,7 @@ import typer
 from core.errors import NotFound, Unprocessable
 from core.ids import MERCHANT, encode_id
 from core.money import CURRENCY_EXPONENTS, Money
-from server.cli.operators import Operator, act
+from server.cli.operators.acting import Operator, acting
 from server.cli.options import (
     DatabaseUrl,
     DataDirectory,
@@ -143,7 +143,8 @@ def change(
         negative_limits=[_limit("--negative-limit", text) for text in negative_limit or ()],
         fallback_limits=[_limit("--fallback-limit", text) for text in fallback_limit or ()],
     )
-    made = act(operator, merchant_id, "merchant.set", _summary(wanted))
+    summary, url = _summary(wanted), find_database(data_dir, database_url)
+    made = acting("merchant.set", url, operator).act(merchant_id, summary)
 
     async def work(connection: Connection) -> merchants.Merchant:
         changed = await merchants.set_terms(connection, merchant_id, wanted, made)
@@ -151,7 +152,7 @@ def change(
             raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         return changed
 
-    _print(with_database(find_database(data_dir, database_url), work))
+    _print(with_database(url, work))
 
 
 def _summary(wanted: merchants.NewTerms) -> str:

@@ -10,7 +10,7 @@ import typer
 from core.errors import NotFound, Unprocessable
 from core.ids import PSP_ACCOUNT, PspAccountId, encode_id
 from server.cli.groups import group
-from server.cli.operators import Operator, act
+from server.cli.operators.acting import Operator, acting
 from server.cli.options import (
     DatabaseUrl,
     DataDirectory,
@@ -108,7 +108,7 @@ def add(
         concurrency_max=concurrency or 200,
         requests_per_second_max=limit or None,
     )
-    done = act(operator, NOBODY, "psp.add", f"{provider.name} {mode} {encode_id(PSP_ACCOUNT, account_id)}")
+    done = acting("psp.add", url, operator).act(NOBODY, f"{provider.name} {mode} {encode_id(PSP_ACCOUNT, account_id)}")
 
     async def work(connection: Connection) -> None:
         await _require_own_key(connection, sealer)
@@ -181,7 +181,7 @@ def change(
     given = {"payments": payments, "concurrency": concurrency, "rate": rate, "name": name, "base_url": base_url}
     given |= {"tokens_of": tokens_of, "api_key": "new" if api_key else None}
     summary = ", ".join(f"{one}={value}" for one, value in given.items() if value is not None)
-    done = act(operator, NOBODY, "psp.set", f"{account}: {summary}")
+    done = acting("psp.set", url, operator).act(NOBODY, f"{account}: {summary}", subject=account)
 
     async def work(connection: Connection) -> bool:
         sealed = None
@@ -225,7 +225,7 @@ def rotate(
     url, sealer = find_database(data_dir, database_url), Sealer.from_file(find_key_file(data_dir, key_file, database_url))
     secret = read_secret(webhook_secret_file, "new webhook signing secret", flag="--webhook-secret-file")
     sealed = sealer.seal(secret, table="psp_accounts.webhook_secret", row=account_id)
-    done = act(operator, NOBODY, "psp.rotate_secret", account)
+    done = acting("psp.rotate-secret", url, operator).act(NOBODY, account, subject=account)
     until = utc_now() + timedelta(hours=overlap_hours)
 
     async def work(connection: Connection) -> bool:

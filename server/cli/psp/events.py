@@ -6,7 +6,7 @@ import typer
 
 from core.errors import NotFound
 from server.cli.groups import group
-from server.cli.operators import Operator, act
+from server.cli.operators.acting import Operator, acting
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
 from server.cli.output import Output, Rows, shown
 from server.db.connection import Connection
@@ -56,6 +56,9 @@ def drop(event: EventId, operator: Operator = None, database_url: DatabaseUrl = 
     _console.print(f"{event} dropped")
 
 
+ACT_BY_STATE = {InboxState.WAITING: "psp_event.retry", InboxState.DROPPED: "psp_event.drop"}
+
+
 def _move(
     event: str,
     from_states: list[InboxState],
@@ -64,7 +67,8 @@ def _move(
     database_url: DatabaseUrl,
     data_dir: DataDirectory,
 ) -> None:
-    done = act(operator, NOBODY, f"psp_event.{to.lower()}", event[:200])
+    url = find_database(data_dir, database_url)
+    done = acting(ACT_BY_STATE[to], url, operator).act(NOBODY, event[:200])
 
     async def work(connection: Connection) -> list[InboxItem]:
         async with connection.atomic():
@@ -73,5 +77,5 @@ def _move(
                 await record_act(connection, done)
         return moved
 
-    if not with_database(find_database(data_dir, database_url), work):
+    if not with_database(url, work):
         raise NotFound(f"there is no event {event} that is {' or '.join(from_states)}: `florin psp events list` shows them")

@@ -8,7 +8,7 @@ import typer
 from core.errors import NotFound, Unprocessable
 from core.ids import MERCHANT, PSP_ACCOUNT, PspAccountId, encode_id
 from core.money import CURRENCY_EXPONENTS
-from server.cli.operators import Operator, act
+from server.cli.operators.acting import Operator, acting
 from server.cli.options import (
     DatabaseUrl,
     DataDirectory,
@@ -52,7 +52,8 @@ def route(
     if clear and routes:
         raise Unprocessable("give either --clear, which removes all rules, or --rule, which replaces them")
     changes = clear or bool(routes) or default_id is not None
-    done = act(operator, merchant_id, "psp.route", f"rules={rule or []} default={default}")
+    url = find_database(data_dir, database_url)
+    actor = acting("psp.route", url, operator) if changes else None
 
     async def work(connection: Connection) -> tuple[list[Route], PspAccountId]:
         found = await find_merchant(connection, merchant_id)
@@ -62,13 +63,14 @@ def route(
         for named in [*(one.psp_account_id for one in routes), *([default_id] if default_id else [])]:
             if modes.get(named) != found.mode:
                 raise NotFound(f"there is no {found.mode} account {encode_id(PSP_ACCOUNT, named)}: `florin psp list` shows them")
-        if changes:
+        if actor is not None:
+            done = actor.act(merchant_id, f"rules={rule or []} default={default}")
             kept = routes if routes or clear else list(found.routes)
             await set_routes(connection, merchant_id, kept, done, default=default_id)
             found = await find_merchant(connection, merchant_id) or found
         return list(found.routes), found.psp_account_id
 
-    rules, fallback = with_database(find_database(data_dir, database_url), work)
+    rules, fallback = with_database(url, work)
     table = Rows()
     table.add("merchant", encode_id(MERCHANT, merchant_id))
     for position, one in enumerate(rules, start=1):

@@ -79,12 +79,13 @@ MONEY_CHECKS = (
                            WHERE account IN ('merchant_available', 'merchant_pending')), 0) AS credited,
                        coalesce(sum(amount_minor) FILTER (WHERE account = 'platform_fees'), 0) AS fee,
                        sum(amount_minor) FILTER (WHERE account LIKE 'psp_receivable:%') AS receivable
-                  FROM ledger_entries WHERE kind = 'charge' GROUP BY merchant_id, payment_id
+                  FROM ledger_entries WHERE kind IN ('charge', 'operator_charge', 'operator_charge_reversal')
+                 GROUP BY merchant_id, payment_id
                ) c ON c.merchant_id = p.merchant_id AND c.payment_id = p.id
          WHERE p.id IS NULL
             OR (c.currencies IS NULL AND p.captured_minor <> 0)
             OR (c.currencies IS NOT NULL AND (c.credited + c.fee, c.receivable, c.currencies)
-                IS DISTINCT FROM (p.captured_minor, -p.captured_minor, p.currency))
+                IS DISTINCT FROM (p.captured_minor::numeric, -p.captured_minor::numeric, p.currency))
             OR c.fee <> least(
                 (p.captured_minor * p.fee_basis_points + 5000) / 10000 + p.fee_fixed_minor, p.captured_minor)
         """,
@@ -99,15 +100,19 @@ MONEY_CHECKS = (
                 SELECT r.merchant_id, r.payment_id,
                        sum(r.amount_minor) FILTER (WHERE r.status <> 'FAILED') AS refunded,
                        count(*) FILTER (
-                           WHERE coalesce(e.taken, 0) <> r.amount_minor
-                              OR coalesce(e.given, 0) <> CASE WHEN r.status = 'FAILED' THEN r.amount_minor ELSE 0 END) AS off
+                           WHERE coalesce(e.taken, 0) - coalesce(e.given, 0)
+                                     <> CASE WHEN r.status = 'FAILED' THEN 0 ELSE r.amount_minor END
+                              OR coalesce(e.taken, 0) NOT IN (r.amount_minor, r.amount_minor + e.again)
+                              OR e.again NOT IN (0, r.amount_minor)) AS off
                   FROM refunds r
                   LEFT JOIN (
                         SELECT merchant_id, transfer_id,
-                               sum(amount_minor) FILTER (WHERE kind = 'refund') AS taken,
-                               -sum(amount_minor) FILTER (WHERE kind = 'refund_reversal') AS given
+                               sum(amount_minor) FILTER (WHERE kind IN ('refund', 'refund_again')) AS taken,
+                               coalesce(sum(amount_minor) FILTER (WHERE kind = 'refund_again'), 0) AS again,
+                               -sum(amount_minor) FILTER (WHERE kind IN ('refund_reversal', 'operator_refund_reversal')) AS given
                           FROM ledger_entries
-                         WHERE kind IN ('refund', 'refund_reversal') AND account LIKE 'psp_receivable:%'
+                         WHERE kind IN ('refund', 'refund_again', 'refund_reversal', 'operator_refund_reversal')
+                           AND account LIKE 'psp_receivable:%'
                          GROUP BY merchant_id, transfer_id
                        ) e ON e.merchant_id = r.merchant_id AND e.transfer_id = r.id
                  GROUP BY r.merchant_id, r.payment_id
@@ -207,15 +212,19 @@ MONEY_CHECKS = (
                    WHEN e.kind IN ('charge', 'release') THEN e.transfer_id = e.payment_id AND EXISTS (
                         SELECT FROM payment_requests p
                          WHERE p.merchant_id = e.merchant_id AND p.id = e.payment_id AND p.currency = e.currency)
-                   WHEN e.kind IN ('refund', 'refund_reversal') THEN EXISTS (
+                   WHEN e.kind IN ('refund', 'refund_again', 'refund_reversal', 'operator_refund_reversal') THEN EXISTS (
                         SELECT FROM refunds r
                          WHERE r.merchant_id = e.merchant_id AND r.payment_id = e.payment_id AND r.id = e.transfer_id
                            AND r.currency = e.currency)
                    WHEN e.kind IN ('payout', 'payout_success', 'payout_reversal') THEN EXISTS (
                         SELECT FROM payouts o
                          WHERE o.merchant_id = e.merchant_id AND o.id = e.transfer_id AND o.currency = e.currency)
-                   WHEN e.kind IN ('dispute', 'dispute_won', 'dispute_lost', 'suspense') THEN EXISTS (
+                   WHEN e.kind IN ('dispute', 'dispute_won', 'dispute_lost', 'suspense', 'operator_charge',
+                        'operator_charge_reversal', 'operator_release') THEN EXISTS (
                         SELECT FROM payment_requests p WHERE p.merchant_id = e.merchant_id AND p.id = e.payment_id)
+                   WHEN e.kind IN ('adjustment', 'suspense_return', 'suspense_credit') THEN EXISTS (
+                        SELECT FROM operator_requests o
+                         WHERE o.merchant_id = e.merchant_id AND o.id = e.transfer_id AND o.state IN ('APPROVED', 'DONE'))
                    ELSE false END
         """,
     ),
@@ -231,7 +240,9 @@ MONEY_CHECKS = (
                ) r ON r.merchant_id = p.merchant_id AND r.payment_id = p.id
           LEFT JOIN (
                 SELECT merchant_id, payment_id, -sum(amount_minor) AS posted FROM ledger_entries
-                 WHERE account = 'platform_fees' AND kind <> 'charge' GROUP BY merchant_id, payment_id
+                 WHERE account = 'platform_fees'
+                   AND kind NOT IN ('charge', 'operator_charge', 'operator_charge_reversal', 'adjustment')
+                 GROUP BY merchant_id, payment_id
                ) l ON l.merchant_id = p.merchant_id AND l.payment_id = p.id
          WHERE p.captured_minor > 0
            AND (p.fee_returned_minor <> coalesce(r.fees, 0) OR coalesce(r.fees, 0) <> coalesce(l.posted, 0)

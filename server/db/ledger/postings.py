@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from core.ids import MerchantId
+from core.ids import MerchantId, PaymentId
 from core.ledger import Transfer, WalletKind
 from server.db import json_records
 from server.db.connection import Connection
@@ -25,7 +25,9 @@ def posting_records(transfer: Transfer) -> list[PostingRecord]:
     return [PostingRecord(one.account, one.money.currency, one.money.amount_minor) for one in transfer.postings]
 
 
-async def post(connection: Connection, merchant_id: MerchantId, transfer: Transfer, *, now: datetime) -> None:
+async def post(
+    connection: Connection, merchant_id: MerchantId, transfer: Transfer, *, now: datetime, payment_id: PaymentId | None = None
+) -> None:
     """Write a transfer. The caller has locked the merchant's balances (`server.db.payments.balance_locked.lock_balances`)."""
     await connection.run(
         f"""
@@ -34,8 +36,9 @@ async def post(connection: Connection, merchant_id: MerchantId, transfer: Transf
             ON CONFLICT (merchant_id) DO UPDATE SET last_ledger_seq = s.last_ledger_seq + excluded.last_ledger_seq
             RETURNING last_ledger_seq
         ), entries AS (
-            INSERT INTO ledger_entries (merchant_id, seq, transfer_id, kind, account, currency, amount_minor, created_at)
-            SELECT $1, n.last_ledger_seq - $5 + t.number, $2, $3, t.account, t.currency, t.amount_minor, $6
+            INSERT INTO ledger_entries (
+                merchant_id, seq, transfer_id, kind, account, currency, amount_minor, created_at, payment_id)
+            SELECT $1, n.last_ledger_seq - $5 + t.number, $2, $3, t.account, t.currency, t.amount_minor, $6, $8
               FROM numbered n,
                    ROWS FROM (json_to_recordset($4::json) AS ({json_records.columns(PostingRecord)}))
                    WITH ORDINALITY AS t (account, currency, amount_minor, number)
@@ -53,4 +56,5 @@ async def post(connection: Connection, merchant_id: MerchantId, transfer: Transf
         len(transfer.postings),
         now,
         [kind.value for kind in WalletKind],
+        payment_id,
     )

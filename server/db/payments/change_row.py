@@ -68,6 +68,7 @@ class RefundRecord(msgspec.Struct, frozen=True, kw_only=True):
     due_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    is_operators_word: bool
 
 
 class ChangeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -108,6 +109,7 @@ class ChangeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     pending_taken_minor: int = 0
     fee_returned_minor: int = 0
     risk: Risk | None = None
+    is_operators_word: bool = False
     new_account_id: UUID | None = None
     new_operation_id: UUID | None = None
     new_expires_at: datetime | None = None
@@ -226,6 +228,7 @@ def _state(after: Payment) -> dict[str, Any]:
         "pending_taken_minor": after.pending_taken_minor,
         "fee_returned_minor": after.fee_returned_minor,
         "risk": after.risk,
+        "is_operators_word": after.is_operators_word,
     }
 
 
@@ -257,6 +260,7 @@ def _refund(refund: Refund) -> RefundRecord:
         due_at=refund.due_at,
         created_at=refund.created_at,
         updated_at=refund.updated_at,
+        is_operators_word=refund.is_operators_word,
     )
 
 

@@ -53,6 +53,7 @@ WITH input AS MATERIALIZED (
            is_warned = coalesce(i.is_warned, false), release_at = i.release_at,
            is_given_back = coalesce(i.is_given_back, false), pending_taken_minor = coalesce(i.pending_taken_minor, 0),
            fee_returned_minor = coalesce(i.fee_returned_minor, 0), risk = i.risk,
+           is_operators_word = coalesce(i.is_operators_word, false),
            psp_account_id = coalesce(i.new_account_id, p.psp_account_id),
            operation_id = coalesce(i.new_operation_id, p.operation_id),
            expires_at = coalesce(i.new_expires_at, p.expires_at)
@@ -89,14 +90,16 @@ WITH input AS MATERIALIZED (
 ), refunded AS (
     INSERT INTO refunds AS r (
         merchant_id, payment_id, id, psp_account_id, amount_minor, currency, status, from_pending_minor, fee_minor,
-        reason, reference, failure_code, is_accepted, checks, due_at, created_at, updated_at)
+        reason, reference, failure_code, is_accepted, checks, due_at, created_at, updated_at, is_operators_word)
     SELECT a.merchant_id, a.payment_id, n.id, n.psp_account_id, n.amount_minor, n.currency, n.status, n.from_pending_minor,
-           n.fee_minor, n.reason, n.reference, n.failure_code, n.is_accepted, n.checks, n.due_at, n.created_at, n.updated_at
+           n.fee_minor, n.reason, n.reference, n.failure_code, n.is_accepted, n.checks, n.due_at, n.created_at, n.updated_at,
+           n.is_operators_word
       FROM applied a CROSS JOIN LATERAL json_to_recordset(a.refunds) AS n ({json_records.columns(RefundRecord)})
     ON CONFLICT (merchant_id, payment_id, id) DO UPDATE
        SET status = excluded.status, reference = excluded.reference, failure_code = excluded.failure_code,
            is_accepted = excluded.is_accepted, checks = excluded.checks, due_at = excluded.due_at,
-           updated_at = excluded.updated_at
+           updated_at = excluded.updated_at, from_pending_minor = excluded.from_pending_minor,
+           is_operators_word = excluded.is_operators_word
 ), sequences AS (
     INSERT INTO merchant_sequences AS s (merchant_id, last_seq, last_ledger_seq)
     SELECT merchant_id, count(event_type), coalesce(sum(entries), 0)

@@ -67,6 +67,7 @@ class StoredPayment(msgspec.Struct, frozen=True):
     refunds_late: bool
     pays_once: str | None
     risk: str | None
+    is_operators_word: bool
 
 
 _COLUMNS = json_records.select_list(StoredPayment, "p")
@@ -120,6 +121,7 @@ def _payment(row: Sequence[Any]) -> Payment:
         metadata=_decode_metadata(record.metadata) if record.metadata else {},
         terms=_terms(record),
         risk=Risk(record.risk) if record.risk else None,
+        is_operators_word=record.is_operators_word,
     )
 
 

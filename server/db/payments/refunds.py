@@ -42,6 +42,7 @@ class StoredRefund(msgspec.Struct, frozen=True):
     failure_code: str | None
     is_accepted: bool
     checks: int
+    is_operators_word: bool
 
 
 _COLUMNS = json_records.select_list(StoredRefund, "r")
@@ -67,6 +68,7 @@ def _refund(row: Sequence[Any]) -> Refund:
         failure_code=record.failure_code,
         is_accepted=record.is_accepted,
         checks=record.checks,
+        is_operators_word=record.is_operators_word,
     )
 
 

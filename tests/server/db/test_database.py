@@ -346,6 +346,9 @@ async def test_every_key_leads_with_the_merchant(reader: Connection) -> None:
         """
     )
     reference_tables = {
+        "operators",
+        "operator_recovery_codes",
+        "operator_sessions",
         "psp_accounts",
         "psp_states",
         "workers",
@@ -368,6 +371,7 @@ async def test_unique_indexes_lead_with_the_merchant_and_defaults_are_not_volati
           JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = i.indkey[0]
          WHERE i.indisunique AND t.relnamespace = 'public'::regnamespace AND a.attname <> 'merchant_id'
            AND t.relname NOT IN (
+               'operators', 'operator_recovery_codes', 'operator_sessions',
                'psp_accounts', 'psp_states', 'workers', 'database_clock', 'settings_changes', 'sequence_epochs',
                'schema_migrations')
         """

@@ -15,13 +15,14 @@ from core.ids import MerchantId
 from core.payout import PayoutStatus
 from server.clock import utc_now
 from server.db.connection import Connection
-from server.db.ledger import payouts
 from server.db.ledger.account_statement import Period
 from server.db.ledger.hash_chain import CANONICAL, entry_of, extend_chains
+from server.db.ledger.payouts import list_payouts
 from server.db.ledger.wallets import rebuild_wallets
 from server.db.merchants.audit import Act
 from server.db.pool import open_pool
 from server.db.roles import Role
+from server.flows.ledger import payouts
 from server.flows.ledger import receipt as receipts
 from server.flows.ledger.account_statement import Format, statement
 from server.uuid7 import uuid7
@@ -174,7 +175,7 @@ async def test_payouts_need_two_operators_and_can_be_returned(florin: Florin) ->
         await florin.spend(1_991)
     await florin.spend(1_000)
     merchant_id = MerchantId(florin.demo.merchant_id)
-    payout = (await payouts.list_payouts(florin.connection, merchant_id))[0]
+    payout = (await list_payouts(florin.connection, merchant_id))[0]
     with pytest.raises(Conflict, match="SUCCEEDED"):
         await payouts.approve(florin.connection, merchant_id, payout.id, an_act(florin, "Grace"))
     assert (await florin.wallets())[0]["balance"] == 990

@@ -1,0 +1,92 @@
+"""The requests of operators about money: each a document, carried out by a worker, and where it posts money, after another
+operator has approved it.
+
+Invariants: a request is carried out at most once; whatever it posts has an id that is derived from the request's.
+"""
+
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from core.errors import Unprocessable
+from core.ledger import CORRECTIONS, GOODWILL, PLATFORM_FEES, RESERVE
+
+EXPIRES_AFTER_DAYS = 7
+"""The time after which a request that nobody has approved ends."""
+
+REASON_LENGTH_MAX = 500
+ADJUSTMENT_ACCOUNTS = {
+    "goodwill": GOODWILL,
+    "correction": CORRECTIONS,
+    "reserve": RESERVE,
+    "fees": PLATFORM_FEES,
+}
+"""The other account of an adjustment, by the name that operators use."""
+
+
+class _Document(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    pass
+
+
+class ResolvePayment(_Document, frozen=True, tag="resolve_payment", kw_only=True):
+    """The outcome of a payment of which the PSP has not told."""
+
+    outcome: Literal["captured", "not_charged"]
+    reference: str | None = None
+
+
+class ResolveRefund(_Document, frozen=True, tag="resolve_refund", kw_only=True):
+    """The outcome of a refund of which the PSP has not told."""
+
+    refund_id: UUID
+    outcome: Literal["succeeded", "failed"]
+    reference: str | None = None
+
+
+class RefundPayment(_Document, frozen=True, tag="refund", kw_only=True):
+    """A refund by an operator. No amount means all that is left."""
+
+    amount_minor: int | None = None
+    is_large: bool = False
+
+
+class MoveSuspense(_Document, frozen=True, tag="suspense", kw_only=True):
+    """The way of money out of a payment's suspense: back to the PSP, to the merchant's wallet, or to the payment `payment_id`."""
+
+    transfer_id: UUID
+    to: Literal["psp", "wallet", "payment"]
+    payment_id: UUID | None = None
+    reference: str | None = None
+
+
+class Adjust(_Document, frozen=True, tag="adjust", kw_only=True):
+    """A transfer between the merchant's available wallet and one of `ADJUSTMENT_ACCOUNTS`; positive amounts credit the wallet."""
+
+    amount_minor: int
+    currency: str
+    account: str
+
+
+Document = ResolvePayment | ResolveRefund | RefundPayment | MoveSuspense | Adjust
+
+
+def needs_approval(document: Document) -> bool:
+    """Return whether another operator has to approve: what posts money does, and a refund only if it is large."""
+    match document:
+        case ResolvePayment():
+            return document.outcome == "captured"
+        case ResolveRefund():
+            return document.outcome == "failed"
+        case RefundPayment():
+            return document.is_large
+        case MoveSuspense() | Adjust():
+            return True
+
+
+def require_reason(text: str) -> str:
+    """The reason of an act. Raises `Unprocessable`."""
+    reason = text.strip()
+    if not 1 <= len(reason) <= REASON_LENGTH_MAX or not reason.isprintable():
+        raise Unprocessable(f"--reason takes 1 to {REASON_LENGTH_MAX} printable characters")
+    return reason

@@ -1,0 +1,1 @@
+"""Operators at the command line: who they are, who acts, and what they have asked for."""

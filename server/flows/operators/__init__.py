@@ -1,0 +1,1 @@
+"""Operators: sessions, and money that is moved after another one has approved it."""
