@@ -18,6 +18,7 @@ API_VERSION = "2026-11-01"
 
 ENDPOINT_DISABLED = "webhook_endpoint.disabled"
 ENDPOINT_TEST = "webhook_endpoint.test"
+KEY_EXPIRING = "api_key.expiring"
 
 EVENT_TYPES = {
     "payment.authorized": "The amount is reserved. Capture or cancel it before `capture_before`.",
@@ -39,7 +40,7 @@ EVENT_TYPES = {
     "batch.completed": "Every item of the batch has a result.",
     "batch.timed_out": "The batch's deadline passed before all items had a result.",
     "batch.stopped": "You have stopped the batch before all items had a result.",
-    "api_key.expiring": "One of your API keys expires within a week.",
+    KEY_EXPIRING: "One of your API keys expires within a week.",
     ENDPOINT_DISABLED: "One of your webhook endpoints was disabled: it answered 410, or failed for five days.",
     ENDPOINT_TEST: "You asked for a test of a webhook endpoint.",
 }

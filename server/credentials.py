@@ -12,9 +12,9 @@ _PREFIX = "fl"
 _TICKET_PREFIX = "flst"
 
 
-def api_key(mode: Literal["test", "live"], merchant_id: MerchantId) -> str:
-    """A new API key: mode, merchant and 256 random bits. It is shown once and stored as a hash."""
-    return f"{_PREFIX}_{mode}_{merchant_id.hex}{secrets.token_hex(_SECRET_BYTES)}"
+def api_key(mode: Literal["test", "live"], merchant_id: MerchantId, drawn: bytes | None = None) -> str:
+    """A new API key: mode, merchant and 256 bits, random ones unless given. It is shown once and stored as a hash."""
+    return f"{_PREFIX}_{mode}_{merchant_id.hex}{(drawn or secrets.token_bytes(_SECRET_BYTES)).hex()}"
 
 
 def stream_ticket(merchant_id: MerchantId) -> str:

@@ -19,6 +19,8 @@ from server.api.events.stream import StreamApi
 from server.api.ledger.handlers import LedgerApi
 from server.api.ledger.routes import ledger_routes
 from server.api.limits import limited, require_room
+from server.api.merchants.handlers import KeysApi
+from server.api.merchants.routes import key_routes
 from server.api.openapi import document
 from server.api.parsing import read_query, require_harmless_target
 from server.api.payments.handlers import PaymentsApi
@@ -56,7 +58,8 @@ class Api:
         self._metrics = metrics
         self._metrics_token = metrics_token
         self._origins = allowed_origins
-        self._authentication = Authentication(payments.pool, contexts.settings_validity)
+        self._authentication = Authentication(payments.pool, contexts.settings_validity, now=payments.now)
+        self.take_used_keys = self._authentication.take_used
         self._stream = StreamApi(contexts.events, self._authentication)
         self._events = EventsApi(contexts.events)
         self.run = self._stream.run
@@ -71,6 +74,7 @@ class Api:
             *endpoint_routes(endpoints),
             *delivery_routes(endpoints),
             *letter_routes(endpoints),
+            *key_routes(KeysApi(contexts.webhooks)),
         ]
         self.routes = shown
         """The routes of the merchants' API."""
@@ -103,7 +107,10 @@ class Api:
             if route is None:
                 await self._refuse(scope, send, routes, request_id=request_id)
                 return
-            caller = None if route.is_public else await self._authentication.caller_of(scope)
+            caller = None
+            if not route.is_public:
+                caller = await self._authentication.caller_of(scope)
+                caller.require(route.scope)
             if given or scope["query_string"]:
                 if caller is not None:
                     require_harmless_target(scope)

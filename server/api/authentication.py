@@ -1,7 +1,12 @@
 """Authenticates callers by API key, looked up by hash in a short-lived cache."""
 
+from collections.abc import Callable
+from datetime import datetime
+from uuid import UUID
+
 import trio
 
+from core.api_keys import require_usable
 from core.errors import Unauthenticated
 from core.ids import MerchantId
 from server.api.routing import Caller
@@ -18,10 +23,12 @@ CACHE_MAX = 10_000
 
 
 class Authentication:
-    """Finds the merchant of a request."""
+    """Finds the merchant of a request, and remembers which keys were used."""
 
-    def __init__(self, pool: Pool, validity: Validity) -> None:
+    def __init__(self, pool: Pool, validity: Validity, *, now: Callable[[], datetime]) -> None:
         self._pool = pool
+        self._now = now
+        self.used: dict[tuple[MerchantId, UUID], None] = {}
         self._callers = SingleFlightCache(self._find, seconds=CACHE_SECONDS, most=CACHE_MAX, validity=validity)
 
     async def caller_of(self, scope: Scope) -> Caller:
@@ -34,7 +41,13 @@ class Authentication:
             raise Unauthenticated("this is not a Florin API key", code="api_key_unknown")
         digest = key_hash(key)
         caller = self._callers.get((merchant_id, digest), now=trio.current_time())
-        return caller if caller is not None else await self._callers.look_up((merchant_id, digest))
+        if caller is None:
+            caller = await self._callers.look_up((merchant_id, digest))
+        if caller.expires_at is not None or caller.networks:
+            client = scope["client"][0] if scope["client"] else None
+            require_usable(caller.networks, caller.expires_at, client=client, now=self._now())
+        self.used[merchant_id, caller.key_id] = None
+        return caller
 
     async def _find(self, named: tuple[MerchantId, bytes]) -> Caller:
         merchant_id, digest = named
@@ -43,4 +56,9 @@ class Authentication:
         if owner is None:
             self._callers.forget(named)
             raise Unauthenticated("this API key is unknown or was revoked", code="api_key_unknown")
-        return Caller(*owner)
+        return Caller(owner.merchant, owner.key_id, owner.requests_per_second_max, owner.scopes, owner.networks, owner.expires_at)
+
+    def take_used(self) -> list[tuple[MerchantId, UUID]]:
+        """The keys that were used since the last call, at most `CACHE_MAX`."""
+        used, self.used = self.used, {}
+        return list(used)[:CACHE_MAX]

@@ -12,12 +12,12 @@ from server.api.parsing import UNDOCUMENTED
 from server.api.routing import Parameter, Route
 
 _PROBLEM = "application/problem+json"
-_ALWAYS = (401, 413, 500, 503)
+_ALWAYS = (401, 403, 413, 500, 503)
 _REASONS = {
     400: "The request cannot be read.",
     401: "No API key, or one that is unknown or was revoked.",
     402: "Declined.",
-    403: "Not allowed.",
+    403: "The key lacks the scope, or may not be used from this network.",
     404: "It does not exist.",
     408: "The batch's deadline passed; `resume_token` resumes what is unfinished. Repeating the request gives the same reply.",
     405: "This path supports other methods.",
@@ -85,8 +85,9 @@ def _operation(route: Route, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
         operation["responses"]["200"]["content"]["application/x-ndjson"] = {"schema": {"type": "string"}}
     if route.needs_key:
         operation["parameters"].append(_IDEMPOTENCY_KEY)
-    if route.is_public:
-        operation["security"] = []
+    operation["security"] = [] if route.is_public else [{"key": [route.scope.value]}]
+    if not route.is_public:
+        operation["description"] = f"A restricted key needs the scope `{route.scope}`."
     if route.body is not None:
         is_needed = any(field.required for field in msgspec.structs.fields(route.body))
         operation["requestBody"] = {"required": is_needed, "content": {"application/json": {"schema": schema_of[route.body]}}}

@@ -7,12 +7,14 @@ table that routes requests, so they cannot disagree.
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import unquote
 from uuid import UUID
 
 import msgspec
 
+from core.api_keys import KeyScope, Network, require_scope
 from core.ids import REQUEST, encode_id
 from server.api.parsing import PAGE_DEFAULT, PAGE_MAX, SEQ_MAX, WAIT_SECONDS_MAX
 from server.db.merchants.merchants import Merchant
@@ -29,6 +31,13 @@ class Caller(msgspec.Struct, frozen=True):
     merchant: Merchant
     key_id: UUID
     key_requests_per_second_max: int | None = None
+    scopes: frozenset[KeyScope] = frozenset({KeyScope.ALL})
+    networks: tuple[Network, ...] = ()
+    expires_at: datetime | None = None
+
+    def require(self, scope: KeyScope) -> None:
+        """Raise `Forbidden` if the key lacks a scope."""
+        require_scope(self.scopes, scope)
 
 
 class Call(msgspec.Struct):
@@ -76,7 +85,7 @@ class Route:
 
     `reads_body`: the handler reads the body itself, after authentication, because it may be large. `tells_lines`: a client that
     accepts `application/x-ndjson` gets that. `body` is the type that validates the request's body. `needs_key`: an
-    Idempotency-Key is required. `is_cross_origin`: pages of allowed origins may use it.
+    Idempotency-Key is required. `scope` is what a restricted key needs. `is_cross_origin`: pages of allowed origins may use it.
     """
 
     method: str
@@ -92,6 +101,7 @@ class Route:
     body_bytes_max: int = BODY_BYTES_MAX
     reads_body: bool = False
     tells_lines: bool = False
+    scope: KeyScope = KeyScope.READ
     is_public: bool = False
     is_cross_origin: bool = False
     is_hidden: bool = False
@@ -163,9 +173,20 @@ PREFER = Parameter(
 )
 
 
+PAYMENTS, BATCHES, WEBHOOKS, EVENTS, KEYS = "Payments", "Batches", "Webhooks", "Events", "API keys"
+SCOPE_BY_TAG = {
+    PAYMENTS: KeyScope.PAYMENTS_WRITE,
+    BATCHES: KeyScope.BATCHES_WRITE,
+    WEBHOOKS: KeyScope.WEBHOOKS_WRITE,
+    EVENTS: KeyScope.READ,
+    KEYS: KeyScope.ALL,
+}
+"""The scope of what changes something. A reader of events has to keep its position and to open the stream."""
+
+
 def post(path: str, handle: Any, tag: str, summary: str, replies: dict[int, Any], **more: Any) -> Route:
-    """A route that changes something, with an idempotency key by default."""
-    more = {"needs_key": True, **more}
+    """A route that changes something, with an idempotency key, and the scope of its tag, by default."""
+    more = {"needs_key": True, "scope": SCOPE_BY_TAG[tag], **more}
     problems = (400, 409, 422, *more.pop("problems", ()))
     return Route(method="POST", path=path, handle=handle, tag=tag, summary=summary, replies=replies, problems=problems, **more)
 

@@ -17,18 +17,32 @@ from server.db.database import Database
 from server.db.psps.accounts import PspAccount, list_psp_accounts
 from server.db.psps.shared_state import claim_probe, reserve_slot_soon, reserve_slots
 from server.http.client.client import Client
+from server.http.reaper import TICK_SECONDS
 from server.psp.adapter import Adapter
 from server.psp.guard import Guard, Limits
 from server.psp.providers import PROVIDERS, Provider, provider_of
 from server.psp.rate_schedule import Shared
 from server.psp.transport import Deadlines, PspTransport
 from server.sealing import Sealer, SealError
+from server.settings import Settings
 from server.telemetry import Metrics
 
 ADMISSION_SHARE = 0.4
 """The part of a call's time that it may spend waiting for its turn."""
 
+OWN_SHARE = 0.9
+"""The part of a flow's time for a PSP that one call may use."""
+
 _log = structlog.get_logger()
+
+
+def deadlines_of(settings: Settings) -> Deadlines:
+    """Our own deadlines, which end before those of the flows, so that a call ends with what is known about it."""
+    # With the interval of the client's reaper added, a call has still ended when the flow's time is over.
+    seconds = min(OWN_SHARE * settings.psp_seconds, max(settings.psp_seconds - TICK_SECONDS, settings.psp_seconds / 2))
+    connect_seconds = min(settings.connect_seconds, settings.psp_seconds / 2)
+    read_seconds = min(settings.psp_read_seconds, seconds)
+    return Deadlines(seconds=seconds, read_seconds=read_seconds, connect_seconds=connect_seconds)
 
 
 class Accounts:

@@ -44,7 +44,6 @@ from server.flows.webhooks.destinations import Destinations
 from server.flows.webhooks.send import RESPONSE_BYTES_MAX, Sender
 from server.http.client.client import Client, ClientOptions, open_client
 from server.http.client.dial import AddressCheck
-from server.http.reaper import TICK_SECONDS
 from server.http.server.listener import Listener, ListenerOptions
 from server.http.tls import server_tls
 from server.jobs import (
@@ -53,6 +52,7 @@ from server.jobs import (
     event_hints,
     follow_up_payments,
     hash_chain,
+    key_usage,
     operator_requests,
     overdue,
     prune,
@@ -66,9 +66,8 @@ from server.jobs.heartbeat import Heartbeat
 from server.jobs.webhooks.endpoint_queue import Timing
 from server.jobs.webhooks.parallel import Deliverer
 from server.process.alert_channels import channels_of
-from server.process.psp_adapters import Accounts
+from server.process.psp_adapters import Accounts, deadlines_of
 from server.psp.routing import Routing
-from server.psp.transport import Deadlines
 from server.sealing import Sealer
 from server.settings import Settings, SettingsError, parse_list, parse_networks
 from server.telemetry import Metrics
@@ -85,9 +84,6 @@ one takes fewer, because it would wait for its own groups.
 PSP_CONNECTIONS_MAX = 8_192
 PSP_IDLE_SECONDS = 20.0
 """Shorter than PSPs keep connections: a call that dies with a connection that was just closed leaves an UNKNOWN payment."""
-
-OWN_SHARE = 0.9
-"""The part of a flow's time for a PSP that one call may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +125,7 @@ async def open_worker(
         work = DueWork(db.pool, sweep_seconds=settings.sweep_seconds)
         sender = _sender(db.pool, webhook_clients, sealer, settings, now, feeds, work)
         deliverer = Deliverer(db, sender, metrics, workers, _timing(settings), may_be_due=lambda: work.now.deliveries)
-        accounts = Accounts(db, psp_http, sealer, metrics, _deadlines(settings), now=now)
+        accounts = Accounts(db, psp_http, sealer, metrics, deadlines_of(settings), now=now)
         notify = partial(_tell, feeds, deliverer)
         fraud = _fraud_check(fraud_http, db.pool, metrics, settings)
         payments = _payments(db, Routing(accounts.load), metrics, settings, worker_id, flights, notify, fraud, now)
@@ -141,8 +137,7 @@ async def open_worker(
         heartbeat = Heartbeat(
             settings.database_url, worker_id, clock, workers, health, flights, went_back.wake, place.predecessor
         )
-        origins = frozenset(map(str.lower, parse_list(settings.allowed_origins)))
-        api = Api(contexts, metrics, metrics_token=settings.metrics_token, allowed_origins=origins)
+        api = _api(contexts, metrics, settings)
         listener = Listener(api, listening, listener_options(settings))
         batches = Batches(contexts.batches, contexts.payments, sweep_seconds=settings.sweep_seconds, work=work)
         async with trio.open_nursery() as jobs:
@@ -151,7 +146,7 @@ async def open_worker(
             await payments.psps.reload()
             await _start_jobs(jobs, contexts, work, deliverer, batches, settings)
             await jobs.start(clock_repair.run, payments, went_back)
-            await jobs.start(api.run)
+            await _start_api(jobs, api, contexts)
             async with _serving(settings, api, listener, contexts, batches):
                 yield contexts, listener
             jobs.cancel_scope.cancel()
@@ -280,6 +275,16 @@ async def _start_jobs(
     await jobs.start(partial(alerts.run, payments, channels_of(settings, contexts.webhooks.destinations)))
 
 
+def _api(contexts: Contexts, metrics: Metrics, settings: Settings) -> Api:
+    origins = frozenset(map(str.lower, parse_list(settings.allowed_origins)))
+    return Api(contexts, metrics, metrics_token=settings.metrics_token, allowed_origins=origins)
+
+
+async def _start_api(jobs: trio.Nursery, api: Api, contexts: Contexts) -> None:
+    await jobs.start(api.run)
+    await jobs.start(partial(key_usage.run, contexts.payments, api.take_used_keys))
+
+
 def _client_options(settings: Settings) -> ClientOptions:
     """The options of the clients. A connection that cannot be made in time means that nothing was sent, which must be known
     before the PSP's deadline.
@@ -323,15 +328,6 @@ def _webhook_client_options(settings: Settings, check: AddressCheck) -> ClientOp
 def _psp_client_options(settings: Settings) -> ClientOptions:
     """The options of a PSP's client. Each account's guard limits the number of calls."""
     return replace(_client_options(settings), connections_per_origin_max=PSP_CONNECTIONS_MAX, idle_seconds=PSP_IDLE_SECONDS)
-
-
-def _deadlines(settings: Settings) -> Deadlines:
-    """Our own deadlines, which end before those of the flows, so that a call ends with what is known about it."""
-    # With the interval of the client's reaper added, a call has still ended when the flow's time is over.
-    seconds = min(OWN_SHARE * settings.psp_seconds, max(settings.psp_seconds - TICK_SECONDS, settings.psp_seconds / 2))
-    connect_seconds = min(settings.connect_seconds, settings.psp_seconds / 2)
-    read_seconds = min(settings.psp_read_seconds, seconds)
-    return Deadlines(seconds=seconds, read_seconds=read_seconds, connect_seconds=connect_seconds)
 
 
 def listener_options(settings: Settings) -> ListenerOptions:

@@ -3,7 +3,8 @@
 Clients must ignore unknown fields: adding a field does not make a new version.
 """
 
-from server.resources.batches import Batch, BatchItem, BatchItemPage, BatchReport, ItemStatus
+from server.resources.api_keys import ApiKey
+from server.resources.batches import Batch, BatchItem, BatchItemPage, BatchReport, BatchState, ItemStatus
 from server.resources.events import Consumer, Event, EventPage, StreamTicket
 from server.resources.ledger import Adjustment, Payout
 from server.resources.lists import Accepted, Page, Whole
@@ -14,11 +15,13 @@ from server.resources.webhooks import Attempt, DeadLetter, Delivery, DeliveryDet
 __all__ = [
     "Accepted",
     "Adjustment",
+    "ApiKey",
     "Attempt",
     "Batch",
     "BatchItem",
     "BatchItemPage",
     "BatchReport",
+    "BatchState",
     "Consumer",
     "DeadLetter",
     "Delivery",

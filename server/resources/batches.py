@@ -66,3 +66,15 @@ class BatchItemPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[BatchItem]
     position: int
     has_more: bool
+
+
+class BatchState(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch in the events about it. `outcomes` counts its items by status."""
+
+    id: str
+    object: Literal["batch"]
+    status: Literal["COMPLETED", "TIMED_OUT", "STOPPED"]
+    count: int
+    outcomes: dict[str, int]
+    run: int
+    finished_at: Time

@@ -9,14 +9,17 @@ from server.resources.times import Time
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A webhook endpoint. `secret` is present only if it was just created or rotated; empty `event_types` means all."""
+    """A webhook endpoint. `secret` is present only if it was just created or rotated; empty `event_types` means all. While it is
+    disabled or paused, `kept_from_seq` is the first event that it has not got.
+    """
 
     id: str
     object: Literal["webhook_endpoint"]
     url: str
     description: str
     enabled: bool
-    disabled_reason: Literal["merchant", "gone", "failing"] | None
+    disabled_reason: Literal["merchant", "paused", "gone", "failing"] | None
+    kept_from_seq: int | None
     failing_since: Time | None
     mode: Literal["parallel", "ordered"]
     event_types: list[str]

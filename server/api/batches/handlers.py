@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 import trio
 
-from core.batch import BATCH, BatchId, BatchStatus, ItemStatus
+from core.api_keys import KeyScope
+from core.batch import BATCH, BatchId, BatchStatus, ItemStatus, ItemType
 from core.errors import BodyTooLate, InvalidId, NotFound, Overloaded, Unprocessable
 from core.idempotency import Mismatch, fingerprint
 from core.ids import MerchantId, decode_id, encode_id
@@ -25,6 +26,7 @@ from server.api.routing import Call
 from server.db.batches.batches import Batch, list_batches
 from server.flows.batches import batch as flow
 from server.flows.batches.batch import Standing, Terms
+from server.flows.batches.item import Item
 from server.flows.contexts import Batches
 from server.flows.idempotency import Request
 from server.http.asgi import header, read_body, respond
@@ -143,6 +145,7 @@ class BatchesApi:
             if body is None:
                 raise BodyTooLate(f"the body did not arrive within {READ_SECONDS:.0f} s; nothing was done: repeat the request")
             items, terms, canonical = await read_batch(body)
+        _require_scopes(call, items)
         self._require_room(call)
         request = Request(
             id=call.id,
@@ -289,6 +292,13 @@ def decode_batch_id(text: str) -> BatchId:
         return BatchId(decode_id(BATCH, text))
     except InvalidId as error:
         raise NotFound("no such batch") from error
+
+
+def _require_scopes(call: Call, items: Sequence[Item]) -> None:
+    """Raise `Forbidden` for a key that could not do by itself what its batch does."""
+    assert call.caller is not None
+    for kind in dict.fromkeys(item.type for item in items):
+        call.caller.require(KeyScope.REFUNDS_WRITE if kind is ItemType.REFUND else KeyScope.PAYMENTS_WRITE)
 
 
 def _wants_lines(call: Call) -> bool:

@@ -6,10 +6,9 @@ from typing import Any
 from server import resources
 from server.api.batches.bodies import BODY_BYTES_MAX, CreateBatch, ResumeBatch
 from server.api.batches.handlers import BatchesApi
-from server.api.routing import CURSOR, LIMIT, PREFER, Parameter, Route, get, post
+from server.api.routing import BATCHES, CURSOR, LIMIT, PREFER, Parameter, Route, get, post
 from server.resources import Batch
 
-BATCHES = "Batches"
 _OF_BATCH = "/v1/batches/{batch_id}"
 
 

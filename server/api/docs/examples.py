@@ -14,6 +14,7 @@ REFUND_ID = "ref_01936a1d5f6a7b8c9d0e1f2a3b4c5d6e"
 BATCH_ID = "bat_01936a1e0a1b7c2d8e3f4a5b6c7d8e9f"
 ENDPOINT_ID = "we_01936a1b7c8d7e9f8a0b1c2d3e4f5a6b"
 EVENT_ID = "evt_01936a1c9d8e7f6a8b5c4d3e2f1a0b9c"
+KEY_ID = "key_01936a1a4e5f7a6b9c8d7e6f5a4b3c2d"
 RESUME_TOKEN = f"{BATCH_ID}.1.4f0c2b7a9d8e6f51"
 SEQ = 42
 _SEGMENTS = {
@@ -21,6 +22,7 @@ _SEGMENTS = {
     "{refund_id}": REFUND_ID,
     "{batch_id}": BATCH_ID,
     "{endpoint_id}": ENDPOINT_ID,
+    "{key_id}": KEY_ID,
     "{seq}": str(SEQ),
     "{name}": "bookkeeping",
 }
@@ -100,6 +102,8 @@ EXAMPLES: Mapping[str, Example] = {
     "endpoints_rotate": Example(
         f'webhook_endpoints.rotate_secret("{ENDPOINT_ID}", overlap_seconds=86400)', {"overlap_seconds": 86400}
     ),
+    "keys_list_all": Example("api_keys.list()"),
+    "keys_rotate": Example(f'api_keys.rotate("{KEY_ID}", overlap_seconds=86400)', {"overlap_seconds": 86400}),
     "endpoints_test": Example(f'webhook_endpoints.test("{ENDPOINT_ID}")'),
     "endpoints_replay": Example(
         f'webhook_endpoints.replay("{ENDPOINT_ID}", from_seq=1, to_seq={SEQ})', {"from_seq": 1, "to_seq": SEQ}

@@ -11,7 +11,7 @@ import msgspec
 
 from core.events import API_VERSION, ENDPOINT_DISABLED
 from server import resources
-from server.api.docs.examples import BATCH_ID, ENDPOINT_ID, EVENT_ID, PAYMENT_ID, REFUND_ID, RESUME_TOKEN, SEQ
+from server.api.docs.examples import BATCH_ID, ENDPOINT_ID, EVENT_ID, KEY_ID, PAYMENT_ID, REFUND_ID, RESUME_TOKEN, SEQ
 
 _NOW = datetime(2026, 11, 21, 8, 30, tzinfo=UTC)
 _TIME = "2026-11-21T08:30:00Z"
@@ -22,6 +22,7 @@ _IDS = {
     "BatchReport": BATCH_ID,
     "Endpoint": ENDPOINT_ID,
     "Event": EVENT_ID,
+    "ApiKey": KEY_ID,
 }
 _VALUES: Mapping[str, Any] = {
     "payment_id": PAYMENT_ID,
@@ -53,6 +54,8 @@ _VALUES: Mapping[str, Any] = {
     "last_status": 200,
     "milliseconds": 38,
     "name": "bookkeeping",
+    "ends_in": "9a5c",
+    "scopes": ["payments:write", "read"],
     "epoch": "01936a1a-0a1b-7c2d-8e3f-4a5b6c7d8e9f",
     "recovered": True,
     "enabled": True,
@@ -133,6 +136,8 @@ def example(event_type: str) -> resources.Event:
     data: Any = _payment(event_type)
     if family == "refund":
         data = _refund(event_type)
+    elif family in _OTHERS:
+        data = _OTHERS[family](event_type.partition(".")[2].upper())
     elif family == "webhook_endpoint":
         is_disabled = event_type == ENDPOINT_DISABLED
         data = {
@@ -154,7 +159,9 @@ def example(event_type: str) -> resources.Event:
 
 def _payment(event_type: str) -> resources.Payment:
     word = event_type.partition(".")[2]
-    status: Any = {"authorization_expiring": "AUTHORIZED"}.get(word, "SUCCEEDED" if word.startswith("disput") else word.upper())
+    status: Any = {"authorization_expiring": "AUTHORIZED", "outcome_unknown": "UNKNOWN"}.get(
+        word, "SUCCEEDED" if word.startswith("disput") else word.upper()
+    )
     took = 1_990 if status == "SUCCEEDED" else 0
     return resources.Payment(
         id=PAYMENT_ID,
@@ -208,3 +215,56 @@ _WHOLE: Mapping[str, Any] = {
     "Refund": lambda: _refund("refund.succeeded"),
     "Event": lambda: example("payment.succeeded"),
 }
+
+
+def _payout(word: str) -> resources.Payout:
+    return resources.Payout(
+        id="po_01936a1f1b2c7d3e9f4a5b6c7d8e9f0a",
+        object="payout",
+        status="PENDING" if word == "CREATED" else "FAILED" if word == "FAILED" else "SUCCEEDED",
+        amount=199_000,
+        currency="EUR",
+        reference=None if word == "CREATED" else "E2E-1001",
+        failure="account closed" if word == "FAILED" else None,
+        created_at=_NOW,
+        updated_at=_NOW,
+    )
+
+
+def _adjustment(_: str) -> resources.Adjustment:
+    return resources.Adjustment(
+        id="adj_01936a1f2c3d7e4f8a5b6c7d8e9f0a1b",
+        object="adjustment",
+        amount=500,
+        currency="EUR",
+        account="goodwill",
+        reason="a payout that was late",
+        payment_id=None,
+        created_at=_NOW,
+    )
+
+
+def _batch(word: str) -> resources.BatchState:
+    outcomes = {"SUCCEEDED": 2} if word == "COMPLETED" else {"SUCCEEDED": 1, "NOT_STARTED": 1}
+    status: Any = word
+    return resources.BatchState(id=BATCH_ID, object="batch", status=status, count=2, outcomes=outcomes, run=1, finished_at=_NOW)
+
+
+def _api_key(_: str) -> resources.ApiKey:
+    return resources.ApiKey(
+        id=KEY_ID,
+        object="api_key",
+        name="checkout",
+        ends_in="9a5c",
+        scopes=["payments:write", "read"],
+        networks=[],
+        expires_at=_NOW,
+        last_used_at=_NOW,
+        revoked_at=None,
+        replaced_by=None,
+        created_at=_NOW,
+    )
+
+
+_OTHERS = {"payout": _payout, "adjustment": _adjustment, "batch": _batch, "api_key": _api_key}
+"""The data of events that are about no payment, by their family."""

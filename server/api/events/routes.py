@@ -6,9 +6,8 @@ from server import resources
 from server.api.events.bodies import CONSUMER_PATTERN, CreateTicket, PlaceConsumer
 from server.api.events.handlers import EventsApi
 from server.api.parsing import WAIT_SECONDS_MAX
-from server.api.routing import AFTER, EPOCH, LIMIT, TYPES, Parameter, Route, get, post
+from server.api.routing import AFTER, EPOCH, EVENTS, LIMIT, TYPES, Parameter, Route, get, post
 
-EVENTS = "Events"
 CONSUMER = Parameter("consumer", {"type": "string", "pattern": CONSUMER_PATTERN}, "begin at this consumer's position")
 
 

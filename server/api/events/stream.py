@@ -18,6 +18,7 @@ import msgspec
 import structlog
 import trio
 
+from core.api_keys import KeyScope
 from core.errors import DatabaseUnavailable, FlorinError, NotFound, Overloaded, RequestError, Unauthenticated
 from core.events import API_VERSION, is_wanted
 from core.ids import REQUEST, MerchantId, encode_id
@@ -140,6 +141,7 @@ class StreamApi:
         fields = read_query(scope, "after", "types", "consumer", "epoch", "ticket")
         if "ticket" not in fields:
             caller: Caller = await self._authentication.caller_of(scope)
+            caller.require(KeyScope.READ)
             key = (caller.merchant.id, caller.key_id)
             return _Admitted(caller.merchant.id, key, read_types(fields), read_position(fields))
         if fields.keys() & {"types", "event_types", "consumer"}:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
+from core.api_keys import KeyScope
 from core.payment import Status
 from server import resources
 from server.api.payments.bodies import CancelPayment, CapturePayment, CreatePayment, RefundPayment
 from server.api.payments.handlers import PaymentsApi
 from server.api.payments.operations import OperationsApi
-from server.api.routing import CURSOR, LIMIT, PREFER, TIME, Parameter, Route, get, post
+from server.api.routing import CURSOR, LIMIT, PAYMENTS, PREFER, TIME, Parameter, Route, get, post
 from server.db.payments.log import Log
 from server.resources import Payment, Refund
 
-PAYMENTS = "Payments"
 _PSP_PROBLEMS = (402, 502, 503, 504)
 PAYMENT_PATH = "/v1/payments/{payment_id}"
 
@@ -60,6 +60,7 @@ def payment_routes(payments: PaymentsApi) -> Sequence[Route]:
             summary="Ask the PSP for the payment's current state",
             replies={200: Payment},
             problems=(404, 409, *_PSP_PROBLEMS),
+            scope=KeyScope.PAYMENTS_WRITE,
         ),
     ]
 
@@ -92,6 +93,7 @@ def operation_routes(operations: OperationsApi) -> Sequence[Route]:
             "Refund a payment or a part of it",
             {201: Refund},
             body=RefundPayment,
+            scope=KeyScope.REFUNDS_WRITE,
             problems=[404, *_PSP_PROBLEMS],
         ),
     ]

@@ -31,7 +31,8 @@ class CreateEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
 
 class ChangeEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `PATCH /v1/webhook-endpoints/{id}`. Omitted fields are not changed. Another `mode` applies to events to
-    come.
+    come. `missed` says what becomes of the events of the time in which it was paused or disabled: by default those of a pause are
+    sent, in order, and others skipped.
     """
 
     url: Url | msgspec.UnsetType = msgspec.UNSET
@@ -41,6 +42,8 @@ class ChangeEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_second_max: Rate | msgspec.UnsetType | None = msgspec.UNSET
     concurrency_max: Concurrency | msgspec.UnsetType = msgspec.UNSET
     enabled: bool | msgspec.UnsetType = msgspec.UNSET
+    paused: bool | msgspec.UnsetType = msgspec.UNSET
+    missed: Literal["send", "skip"] | msgspec.UnsetType = msgspec.UNSET
     types: TypesToo = msgspec.UNSET
 
 
@@ -81,6 +84,10 @@ def read_create_endpoint(body: bytes) -> CreateEndpoint:
 def read_change_endpoint(body: bytes) -> ChangeEndpoint:
     """Decode the request."""
     request = with_types(decode_body(_change, body))
+    if request.paused is not msgspec.UNSET and request.enabled is not msgspec.UNSET:
+        raise Unprocessable("give either enabled or paused", code="invalid_field", path="$.paused")
+    if request.missed is not msgspec.UNSET and request.enabled is not True and request.paused is not False:
+        raise Unprocessable("missed goes with enabled: true or paused: false", code="invalid_field", path="$.missed")
     given = [("description", request.description), ("url", request.url)]
     require_harmless((name, text) for name, text in given if not isinstance(text, msgspec.UnsetType))
     return request

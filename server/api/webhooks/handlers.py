@@ -28,7 +28,7 @@ from server.db.events.events import find_event
 from server.db.merchants.audit import Act
 from server.db.webhooks.dead_letters import Letters, list_dead_letters
 from server.db.webhooks.delivery_log import DeliveryRow, FailedAttempt, find_delivery, list_deliveries, list_failed_attempts
-from server.db.webhooks.endpoints import Endpoint, EndpointMode
+from server.db.webhooks.endpoints import DisabledReason, Endpoint, EndpointMode
 from server.flows.contexts import Webhooks
 from server.flows.events.envelope import encode_event
 from server.flows.idempotency import Request, once
@@ -77,7 +77,11 @@ class EndpointsApi:
         """`PATCH /v1/webhook-endpoints/{id}`."""
         wanted = read_change_endpoint(call.body)
         endpoint = await endpoints.change(
-            self._context, call.merchant, decode_endpoint_id(endpoint_text), partial(_changed, wanted=wanted)
+            self._context,
+            call.merchant,
+            decode_endpoint_id(endpoint_text),
+            partial(_changed, wanted=wanted),
+            sends_missed=None if wanted.missed is msgspec.UNSET else wanted.missed == "send",
         )
         await _send(call, endpoint_shape(endpoint))
 
@@ -252,6 +256,7 @@ def endpoint_shape(endpoint: Endpoint, *, secret: str | None = None) -> resource
         description=endpoint.description,
         enabled=endpoint.enabled,
         disabled_reason=reason.value if reason is not None else None,  # type: ignore[arg-type]  # deleted ones are not shown
+        kept_from_seq=endpoint.kept_from_seq,
         failing_since=endpoint.failing_since,
         mode=endpoint.mode.value,
         event_types=list(endpoint.event_types or ()),
@@ -277,6 +282,11 @@ def _changed(endpoint: Endpoint, *, wanted: ChangeEndpoint) -> Endpoint:
         given["mode"] = EndpointMode(given["mode"])
     if "event_types" in given:
         given["event_types"] = parse_types(given["event_types"], path="$.event_types")
+    given.pop("missed", None)
+    if (paused := given.pop("paused", None)) is not None:
+        given |= {"enabled": not paused, "disabled_reason": DisabledReason.PAUSED if paused else None}
+    elif given.get("enabled") is False and endpoint.enabled:
+        given["disabled_reason"] = DisabledReason.MERCHANT
     return replace(endpoint, **given)
 
 

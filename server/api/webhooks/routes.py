@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from core.api_keys import KeyScope
 from server import resources
-from server.api.routing import CURSOR, LIMIT, Parameter, Route, get, post
+from server.api.routing import CURSOR, LIMIT, WEBHOOKS, Parameter, Route, get, post
 from server.api.webhooks.bodies import ChangeEndpoint, CreateEndpoint, ReplayEvents, RotateSecret, SelectLetters
 from server.api.webhooks.handlers import EndpointsApi
 from server.resources import Accepted, Endpoint
 
-WEBHOOKS = "Webhooks"
 _OF_ENDPOINT = "/v1/webhook-endpoints/{endpoint_id}"
 
 
@@ -34,6 +34,7 @@ def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             replies={200: Endpoint},
             body=ChangeEndpoint,
             problems=(400, 404, 422),
+            scope=KeyScope.WEBHOOKS_WRITE,
         ),
         Route(
             method="DELETE",
@@ -43,6 +44,7 @@ def endpoint_routes(endpoints: EndpointsApi) -> Sequence[Route]:
             summary="Delete an endpoint and drop its pending deliveries",
             replies={204: None},
             problems=(404,),
+            scope=KeyScope.WEBHOOKS_WRITE,
         ),
     ]
 

@@ -1,32 +1,29 @@
 """`florin merchant`: merchants and their API keys. A key and a webhook secret are shown once, when they are created."""
 
 import secrets
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from core.errors import NotFound, Unprocessable
-from core.ids import API_KEY, MERCHANT, EndpointId, MerchantId, decode_id, encode_id
+from core.ids import MERCHANT, EndpointId, MerchantId, encode_id
 from core.signing import standard_secret
 from server.cli.groups import group
-from server.cli.merchants import terms
+from server.cli.merchants import keys, terms
 from server.cli.operators.acting import Operator, acting
 from server.cli.options import (
     DatabaseUrl,
     DataDirectory,
     KeyFile,
-    MerchantText,
     Mode,
     find_database,
     find_key_file,
-    merchant_id_of,
     with_database,
 )
 from server.cli.output import Output, Rows, shown
 from server.clock import utc_now
-from server.credentials import api_key, key_hash
 from server.db.connection import Connection
-from server.db.merchants import api_keys, merchants
+from server.db.merchants import merchants
 from server.db.merchants.audit import record_act
 from server.db.psps.accounts import list_psp_accounts
 from server.db.webhooks.endpoints import Endpoint, add_endpoint
@@ -37,8 +34,7 @@ from server.settings import environment_networks, parse_networks
 from server.uuid7 import uuid7
 
 app = group("Add, list and show merchants, set their terms, and manage their API keys.")
-keys = group("Add, list and revoke API keys.")
-app.add_typer(keys, name="key")
+app.add_typer(keys.app, name="key")
 _console = Output()
 
 
@@ -83,7 +79,7 @@ def add(
         async with connection.atomic():
             await merchants.add_merchant(connection, merchant)
             await record_act(connection, actor.act(merchant.id, name))
-            key = await _add_key(connection, merchant)
+            key = await keys.add_key(connection, merchant)
             if webhook_url is not None and sealer is not None:
                 secret = await _add_endpoint(connection, sealer, merchant, webhook_url)
         return merchant.id, key, secret
@@ -114,80 +110,6 @@ def show(database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> No
     _console.print(table)
 
 
-@keys.command("add")
-def key_add(
-    merchant: MerchantText,
-    requests_per_second: terms.RequestsPerSecond = None,
-    operator: Operator = None,
-    database_url: DatabaseUrl = None,
-    data_dir: DataDirectory = None,
-) -> None:
-    """Create another API key for a merchant."""
-    merchant_id = merchant_id_of(merchant)
-    url = find_database(data_dir, database_url)
-    actor = acting("merchant.key.add", url, operator)
-
-    async def work(connection: Connection) -> str:
-        found = await merchants.find_merchant(connection, merchant_id)
-        if found is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
-        async with connection.atomic():
-            key = await _add_key(connection, found, requests_per_second=requests_per_second or None)
-            await record_act(connection, actor.act(merchant_id, f"a key that ends in {key[-4:]}"))
-        return key
-
-    _console.print(f"API key  {with_database(url, work)}")
-    _console.print("Keep it now: it is not shown again.")
-
-
-@keys.command("list")
-def key_list(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
-    """List a merchant's API keys, without their secrets."""
-    merchant_id = merchant_id_of(merchant)
-    url = find_database(data_dir, database_url)
-
-    async def work(connection: Connection) -> list[api_keys.ApiKey]:
-        if await merchants.find_merchant(connection, merchant_id) is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
-        return await api_keys.list_api_keys(connection, merchant_id)
-
-    found = with_database(url, work)
-    if not found:
-        _console.print("This merchant has no API keys: add one with `florin merchant key add`.")
-        return
-    table = Rows("key", "ends in", "since", "revoked")
-    for key in found:
-        revoked = key.revoked_at.isoformat(timespec="seconds") if key.revoked_at else ""
-        table.add(encode_id(API_KEY, key.id), key.hint, key.created_at.date().isoformat(), revoked)
-    _console.print(table)
-
-
-@keys.command("revoke")
-def key_revoke(
-    merchant: MerchantText,
-    key: Annotated[str, typer.Argument(help="The key's id, key_…, from `florin merchant key list`.")],
-    operator: Operator = None,
-    database_url: DatabaseUrl = None,
-    data_dir: DataDirectory = None,
-) -> None:
-    """Revoke an API key; workers stop accepting it within two seconds."""
-    merchant_id = merchant_id_of(merchant)
-    key_id = decode_id(API_KEY, key)
-    url = find_database(data_dir, database_url)
-    actor = acting("merchant.key.revoke", url, operator)
-
-    async def work(connection: Connection) -> bool:
-        async with connection.atomic():
-            done = await api_keys.revoke_api_key(connection, merchant_id, key_id, now=utc_now())
-            if done:
-                await record_act(connection, actor.act(merchant_id, key, subject=key))
-        return done
-
-    if not with_database(url, work):
-        raise NotFound("this merchant has no such key, or it was revoked before")
-    _console.print(f"revoked {key}")
-
-
 async def _add_endpoint(connection: Connection, sealer: Sealer, merchant: merchants.Merchant, url: str) -> str:
     """Add a webhook endpoint. Returns its secret."""
     endpoint_id, now = EndpointId(uuid7()), merchant.created_at
@@ -196,18 +118,3 @@ async def _add_endpoint(connection: Connection, sealer: Sealer, merchant: mercha
     endpoint = Endpoint(id=endpoint_id, merchant_id=merchant.id, url=url, sealed_secret=sealed, created_at=now, updated_at=now)
     await add_endpoint(connection, endpoint)
     return secret
-
-
-async def _add_key(connection: Connection, merchant: merchants.Merchant, *, requests_per_second: int | None = None) -> str:
-    mode: Literal["test", "live"] = "live" if merchant.mode == Mode.LIVE else "test"
-    key = api_key(mode, merchant.id)
-    await api_keys.add_api_key(
-        connection,
-        merchant.id,
-        uuid7(),
-        secret_sha256=key_hash(key),
-        hint=key[-4:],
-        now=utc_now(),
-        requests_per_second_max=requests_per_second,
-    )
-    return key

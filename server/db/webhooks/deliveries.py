@@ -190,8 +190,8 @@ async def give_back(connection: Connection, claims: Sequence[tuple[ClaimedDelive
 
 
 async def give_up_deliveries(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, limit: int) -> int:
-    """Give up the unfinished deliveries of an endpoint: dead letters for a disabled one, dropped for a deleted one. Returns their
-    number.
+    """Give up the unfinished deliveries of an endpoint: dead letters for a disabled one, dropped for a deleted or a paused
+    one, which keeps its events by their numbers. Returns their number.
     """
     return await connection.run(
         """
@@ -205,7 +205,8 @@ async def give_up_deliveries(connection: Connection, merchant_id: MerchantId, en
               WHERE merchant_id = $1 AND endpoint_id = $2 AND is_ordered AND state = 'PENDING' ORDER BY event_seq LIMIT $3)
         )
         UPDATE deliveries d
-           SET state = CASE WHEN e.disabled_reason = 'deleted' THEN 'DROPPED' ELSE 'DEAD' END, due_at = NULL, updated_at = now(),
+           SET state = CASE WHEN e.disabled_reason IN ('deleted', 'paused') THEN 'DROPPED' ELSE 'DEAD' END,
+               due_at = NULL, updated_at = now(),
                last_error = coalesce('the endpoint is disabled; before: ' || d.last_error, 'the endpoint is disabled')
           FROM waiting w, endpoint e
          WHERE d.merchant_id = $1 AND d.endpoint_id = $2 AND d.event_seq = w.event_seq AND d.state = 'PENDING'

@@ -180,6 +180,31 @@ async def replay(connection: Connection, merchant_id: MerchantId, endpoint_id: E
     )
 
 
+async def send_kept(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId, *, from_seq: int) -> int:
+    """Send what was kept for an endpoint while it was disabled or paused, in order. Returns the number of events."""
+    return await connection.run(
+        f"""
+        INSERT INTO deliveries AS d (
+            merchant_id, endpoint_id, event_seq, state, is_ordered, attempts, due_at, created_at, updated_at)
+        SELECT t.merchant_id, e.id, t.seq, 'PENDING', e.mode = 'ordered', 0,
+               CASE e.mode WHEN 'ordered' THEN NULL
+                           ELSE now() + make_interval(secs => (row_number() OVER (ORDER BY t.seq) - 1) / $4::float8) END,
+               now(), now()
+          FROM events t JOIN webhook_endpoints e ON e.merchant_id = t.merchant_id AND e.id = $2
+           AND {IS_WANTED.format("t.type")}
+         WHERE t.merchant_id = $1 AND t.seq >= $3 AND t.type <> 'webhook_endpoint.test'
+         ORDER BY t.seq
+        ON CONFLICT (merchant_id, endpoint_id, event_seq) DO UPDATE
+           SET state = 'PENDING', is_ordered = excluded.is_ordered, attempts = 0, due_at = excluded.due_at, updated_at = now()
+         WHERE d.state IN ('DEAD', 'DROPPED')
+        """,  # noqa: S608 - own conditions
+        merchant_id,
+        endpoint_id,
+        from_seq,
+        REPLAY_PER_SECOND,
+    )
+
+
 async def prune_attempts(connection: Connection, *, made_before: datetime, limit: int) -> int:
     """Delete up to that many attempts made before then. Returns the number deleted."""
     return await connection.run(

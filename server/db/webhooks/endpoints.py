@@ -22,9 +22,12 @@ class EndpointMode(StrEnum):
 
 
 class DisabledReason(StrEnum):
-    """The reason for which an endpoint is disabled: its merchant, its own 410, days of failures, or its deletion."""
+    """The reason for which an endpoint gets nothing: its merchant disabled or paused it, its own 410, days of failures, or its
+    deletion.
+    """
 
     MERCHANT = "merchant"
+    PAUSED = "paused"
     GONE = "gone"
     FAILING = "failing"
     DELETED = "deleted"
@@ -32,7 +35,9 @@ class DisabledReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One endpoint. `event_types` None means all."""
+    """One endpoint. `event_types` None means all; `kept_from_seq` is the first event that is kept for it while it is disabled or
+    paused.
+    """
 
     id: EndpointId
     merchant_id: MerchantId
@@ -50,6 +55,7 @@ class Endpoint:
     failing_since: datetime | None = None
     sealed_old_secret: bytes | None = None
     old_secret_until: datetime | None = None
+    kept_from_seq: int | None = None
 
 
 _FIELDS = tuple(field.name for field in fields(Endpoint))
@@ -127,22 +133,32 @@ async def list_endpoints(connection: Connection, merchant_id: MerchantId) -> lis
     return [_endpoint(row) for row in rows]
 
 
+_KEPT_FROM = """
+least((SELECT min(d.event_seq) FROM deliveries d WHERE d.merchant_id = $1 AND d.endpoint_id = $2 AND d.state = 'PENDING'),
+      coalesce((SELECT s.last_seq + 1 FROM merchant_sequences s WHERE s.merchant_id = $1), 1))
+"""
+"""The first event that an endpoint does not get because it is disabled now. One that is written at the same time may be sent and
+kept.
+"""
+
+
 async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: datetime) -> Endpoint:
     """Store what a merchant may change of an endpoint that the caller has locked.
 
     Its failures and `held_until` are reset if it is enabled or its address changes.
     """
     await connection.run(
-        """
+        f"""
         UPDATE webhook_endpoints
            SET url = $3, mode = $4, event_types = $5, description = $6, requests_per_second_max = $7, concurrency_max = $8,
                updated_at = $10, enabled = $9,
-               disabled_reason = CASE WHEN $9 THEN NULL ELSE coalesce(disabled_reason, 'merchant') END,
+               disabled_reason = CASE WHEN $9 THEN NULL ELSE coalesce($11, disabled_reason, 'merchant') END,
+               kept_from_seq = CASE WHEN $9 THEN NULL WHEN enabled THEN {_KEPT_FROM} ELSE kept_from_seq END,
                disabled_at = CASE WHEN $9 THEN NULL ELSE coalesce(disabled_at, $10) END,
                failing_since = CASE WHEN ($9 AND NOT enabled) OR url <> $3 THEN NULL ELSE failing_since END,
                held_until = CASE WHEN ($9 AND NOT enabled) OR url <> $3 THEN NULL ELSE held_until END
          WHERE merchant_id = $1 AND id = $2
-        """,
+        """,  # noqa: S608 - own conditions
         endpoint.merchant_id,
         endpoint.id,
         endpoint.url,
@@ -153,6 +169,7 @@ async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: da
         endpoint.concurrency_max,
         endpoint.enabled,
         now,
+        endpoint.disabled_reason.value if endpoint.disabled_reason is not None and not endpoint.enabled else None,
     )
     stored = await find_endpoint(connection, endpoint.merchant_id, endpoint.id)
     assert stored is not None
@@ -209,12 +226,13 @@ async def disable_endpoint(
     `url` is left alone.
     """
     touched = await connection.run(
-        """
+        f"""
         UPDATE webhook_endpoints
-           SET enabled = false, disabled_reason = $3, disabled_at = $4, updated_at = $4
+           SET enabled = false, disabled_reason = $3, disabled_at = $4, updated_at = $4,
+               kept_from_seq = CASE WHEN enabled THEN {_KEPT_FROM} ELSE kept_from_seq END
          WHERE merchant_id = $1 AND id = $2 AND disabled_reason IS DISTINCT FROM 'deleted' AND (enabled OR $3 = 'deleted')
            AND ($5::text IS NULL OR url = $5)
-        """,
+        """,  # noqa: S608 - own conditions
         merchant_id,
         endpoint_id,
         reason.value,

@@ -20,7 +20,7 @@ from core.signing import standard_secret
 from server.db.connection import Connection
 from server.db.events.events import Event, append_event, find_recent, find_sequence
 from server.db.merchants.merchants import Merchant
-from server.db.webhooks.delivery_log import REPLAY_MAX, replay, resend
+from server.db.webhooks.delivery_log import REPLAY_MAX, replay, resend, send_kept
 from server.db.webhooks.endpoints import (
     DisabledReason,
     Endpoint,
@@ -119,17 +119,37 @@ async def find(context: Webhooks, merchant_id: MerchantId, endpoint_id: Endpoint
     return endpoint
 
 
+KEPT_MAX = 100_000
+"""The most events that are sent together once an endpoint is enabled again."""
+
+
 async def change(
-    context: Webhooks, merchant: Merchant, endpoint_id: EndpointId, edit: Callable[[Endpoint], Endpoint]
+    context: Webhooks,
+    merchant: Merchant,
+    endpoint_id: EndpointId,
+    edit: Callable[[Endpoint], Endpoint],
+    *,
+    sends_missed: bool | None = None,
 ) -> Endpoint:
-    """Change an endpoint. Raises `NotFound`, `Unprocessable`."""
+    """Change an endpoint. `sends_missed`: whether the events that were kept for it while it was disabled or paused are sent once
+    it is enabled; by default those of a paused one. Raises `NotFound`, `Unprocessable`.
+    """
     before = await find(context, merchant.id, endpoint_id)
     url = edit(before).url
     if url != before.url:
         await context.destinations.require(url, is_live=merchant.mode == "live", of=merchant.id)
     async with context.pool.connection() as connection, connection.atomic():
         endpoint = await _locked(connection, merchant.id, endpoint_id)
-        return await change_endpoint(connection, edit(endpoint), now=context.now())
+        changed = await change_endpoint(connection, edit(endpoint), now=context.now())
+        was_paused = endpoint.disabled_reason is DisabledReason.PAUSED
+        sends = was_paused if sends_missed is None else sends_missed
+        if changed.enabled and endpoint.kept_from_seq is not None and sends:
+            last_seq = (await find_sequence(connection, merchant.id)).last_seq
+            if last_seq - endpoint.kept_from_seq >= KEPT_MAX:
+                detail = f"more than {KEPT_MAX:,} events were kept: give missed: skip, and replay them in ranges from {{}}"
+                raise Conflict(detail.format(endpoint.kept_from_seq), code="too_many_missed")
+            await send_kept(connection, merchant.id, endpoint_id, from_seq=endpoint.kept_from_seq)
+    return changed
 
 
 async def _locked(connection: Connection, merchant_id: MerchantId, endpoint_id: EndpointId) -> Endpoint:

@@ -6,7 +6,7 @@ after the last result is written.
 """
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 import structlog
@@ -15,11 +15,13 @@ import trio
 from core.batch import BATCH, TYPE_BY_OPERATION, UNFINISHED, BatchStatus, ItemResult, ItemStatus, ItemType, item_key
 from core.errors import DatabaseUnavailable, NotFound, Overloaded
 from core.idempotency import KeyedOperation
-from core.ids import encode_id
+from core.ids import EventId, encode_id
+from server import resources
 from server.db.alerts import Alert, note_alert
 from server.db.batches.batches import ClaimedBatch, end_batch, release_batch, renew_lease
 from server.db.batches.items import count_results, finished_numbers
 from server.db.connection import Connection
+from server.db.events.events import append_event
 from server.db.merchants.merchants import Merchant, find_merchant
 from server.db.payments.idempotency_keys import known_keys
 from server.flows import contexts
@@ -29,6 +31,7 @@ from server.flows.batches.item import Item, Place, carry_out, cut_off
 from server.jobs.batches.pacing import Pace
 from server.jobs.batches.result_writer import RETRY_SECONDS, Writer
 from server.sealing import SealError
+from server.uuid7 import uuid7
 
 LEASE_SECONDS = 10.0
 RENEW_SECONDS = 1.0
@@ -250,9 +253,32 @@ class Run:
         elif never or (is_unfinished and is_late):
             status = BatchStatus.TIMED_OUT
         is_ended = await end_batch(connection, self._claimed, status, is_resumable=is_unfinished, now=now)
+        if is_ended:
+            await self._tell(connection, status, counts, now)
         if is_ended and status is BatchStatus.TIMED_OUT:
             await note_alert(connection, _alert(self._claimed, counts), now=now)
         return status, counts
+
+    async def _tell(self, connection: Connection, status: BatchStatus, counts: dict[ItemStatus, int], now: datetime) -> None:
+        """Write the event of the batch's end."""
+        batch = self._claimed.batch
+        state = resources.BatchState(
+            id=self.name,
+            object="batch",
+            status=status.value,  # type: ignore[arg-type] # it is over
+            count=batch.count,
+            outcomes={one.value: count for one, count in counts.items()},
+            run=batch.run,
+            finished_at=now,
+        )
+        await append_event(
+            connection,
+            batch.merchant_id,
+            EventId(uuid7()),
+            event_type=f"batch.{status.value.lower()}",
+            data=msgspec.json.encode(state),
+            now=now,
+        )
 
     async def _release(self) -> None:
         try:

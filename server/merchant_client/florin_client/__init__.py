@@ -14,6 +14,9 @@ from florin_client._blocking.client import Florin
 from florin_client.errors import ApiError, FlorinError, FlorinUnavailable, Gap, InvalidSignature, Unreadable
 from florin_client.requests import EndpointChanges, NewCapture, NewCharge, NewItem, NewRefund, NewVerification
 from florin_client.resources import (
+    Adjustment,
+    ApiKey,
+    ApiKeyWithSecret,
     Attempt,
     Batch,
     BatchItem,
@@ -30,6 +33,7 @@ from florin_client.resources import (
     Movement,
     Payment,
     PaymentStatus,
+    Payout,
     Refund,
     SentRequest,
     StreamTicket,
@@ -38,7 +42,10 @@ from florin_client.resources import (
 from florin_client.webhooks import verify_webhook
 
 __all__ = [
+    "Adjustment",
     "ApiError",
+    "ApiKey",
+    "ApiKeyWithSecret",
     "AsyncFlorin",
     "Attempt",
     "Batch",
@@ -67,6 +74,7 @@ __all__ = [
     "NewVerification",
     "Payment",
     "PaymentStatus",
+    "Payout",
     "Refund",
     "SentRequest",
     "StreamTicket",

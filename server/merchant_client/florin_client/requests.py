@@ -55,3 +55,5 @@ class EndpointChanges(TypedDict, total=False):
     requests_per_second_max: int | None
     concurrency_max: int
     enabled: bool
+    paused: bool
+    missed: Literal["send", "skip"]

@@ -195,7 +195,8 @@ class Endpoint:
     url: str
     description: str
     enabled: bool
-    disabled_reason: Literal["merchant", "gone", "failing"] | None
+    disabled_reason: Literal["merchant", "paused", "gone", "failing"] | None
+    kept_from_seq: int | None
     failing_since: datetime | None
     mode: Literal["parallel", "ordered"]
     event_types: list[str]
@@ -271,3 +272,56 @@ class DeadLetter:
     last_status: int | None
     last_error: str | None
     died_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """An API key. `last_used_at` is exact to the minute; `replaced_by` is the key that a rotation has made."""
+
+    id: str
+    object: Literal["api_key"]
+    name: str
+    ends_in: str
+    scopes: list[str]
+    networks: list[str]
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+    replaced_by: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKeyWithSecret(ApiKey):
+    """An API key that was just made, with its secret, which is not shown again."""
+
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustment:
+    """A change of the available balance that is neither a payment's nor a payout's, as its event tells it."""
+
+    id: str
+    object: Literal["adjustment"]
+    amount: int
+    currency: str
+    account: Literal["goodwill", "correction", "reserve", "fees", "suspense"]
+    reason: str
+    payment_id: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payout:
+    """A payout to the merchant's bank, as its events tell it."""
+
+    id: str
+    object: Literal["payout"]
+    status: Literal["PENDING", "SUCCEEDED", "FAILED"]
+    amount: int
+    currency: str
+    reference: str | None
+    failure: str | None
+    created_at: datetime
+    updated_at: datetime

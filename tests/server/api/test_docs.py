@@ -31,6 +31,8 @@ MISSING = ("(not_found,", "the last event is number", "shop.example does not res
 
 NOT_REPLIES = {
     *("four_eyes", "not_approvable", "alert_not_sent", "not_approved", "not_checked"),  # of the commands
+    *("invalid_scope", "locked_out", "login_failed", "not_resolvable", "not_withdrawable"),
+    *("role_lacks_right", "session_ended", "wrong_code"),
     *("illegal_transition", "unbalanced_transfer"),  # of defects, answered as internal_error
     "invalid_id",  # answered as not_found or invalid_field
     *("decline_unconfirmed", "deadline_passed", "no_such_payment"),  # of items of a batch

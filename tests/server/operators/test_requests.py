@@ -1,4 +1,4 @@
-"""What operators ask for: carried out once, by two where it moves money, and overruled by the PSP."""
+"""The requests of operators: carried out once, by two where it moves money, and overruled by the PSP."""
 
 from typing import Any
 

@@ -7,6 +7,7 @@ import httpx2
 
 from florin_client._async.batches import AsyncBatches
 from florin_client._async.events import AsyncConsumers, AsyncEvents
+from florin_client._async.keys import AsyncApiKeys
 from florin_client._async.ledger import AsyncLedger
 from florin_client._async.payments import AsyncPayments
 from florin_client._async.transport import AsyncTransport
@@ -33,6 +34,7 @@ class AsyncFlorin:
         self.consumers = AsyncConsumers(transport)
         self.webhook_endpoints = AsyncWebhookEndpoints(transport)
         self.dead_letters = AsyncDeadLetters(transport)
+        self.api_keys = AsyncApiKeys(transport)
 
     async def __aenter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ import httpx2
 
 from florin_client._blocking.batches import Batches
 from florin_client._blocking.events import Consumers, Events
+from florin_client._blocking.keys import ApiKeys
 from florin_client._blocking.ledger import Ledger
 from florin_client._blocking.payments import Payments
 from florin_client._blocking.transport import Transport
@@ -35,6 +36,7 @@ class Florin:
         self.consumers = Consumers(transport)
         self.webhook_endpoints = WebhookEndpoints(transport)
         self.dead_letters = DeadLetters(transport)
+        self.api_keys = ApiKeys(transport)
 
     def __enter__(self) -> Self:
         return self
