@@ -31,6 +31,7 @@ if os.environ.pop("FLORIN_REQUIRE_ALL", None):  # its name before Florin refused
     os.environ[REQUIRE_ALL] = "1"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # our programs are started a hundred times: compile them once
 configure_logs("warning")
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="florin-state-")  # sessions of operators are not the user's own
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind nohup: our programs would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

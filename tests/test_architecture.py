@@ -283,14 +283,15 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert broken == []
 
 
-def test_the_generated_parts_of_the_architecture_are_current() -> None:
+@pytest.mark.parametrize("document", docs.parts(), ids=lambda path: path.parent.name)
+def test_the_generated_parts_of_the_documents_are_current(document: Path) -> None:
     """`python -m server.docs` writes them."""
-    assert docs.rendered(docs.README.read_text()) == docs.README.read_text()
+    assert docs.rendered(document) == document.read_text()
 
 
 def test_promises_have_one_name_each() -> None:
     """The doctor's names, those that the architecture explains, and those that code and documents refer to."""
-    explained = re.findall(r"^\| `promise:([a-z-]+)` \|", docs.README.read_text(), re.MULTILINE)
+    explained = re.findall(r"^\| `promise:([a-z-]+)` \|", docs.ARCHITECTURE.read_text(), re.MULTILINE)
     assert explained == [promise.value for promise in Promise]
     files = [*DOCUMENTS, *(file for _, file in _modules("core", "server", "bench", "tests"))]
     named = {name for file in files for name in re.findall(r"promise:([a-z-]+)", file.read_text())}

@@ -4,12 +4,13 @@ import re
 from typing import Annotated
 from uuid import UUID
 
+import msgspec
 import typer
 
 from core.errors import InvalidId, NotFound
 from core.ids import EVENT, MERCHANT, OPERATION, PAYMENT, REFUND, REQUEST, decode_id, encode_id
 from server.cli.options import DatabaseUrl, DataDirectory, find_database, with_database
-from server.cli.output import Output, Rows, shown
+from server.cli.output import Output, Rows, json_shown, shown
 from server.db.connection import Connection
 from server.db.payments.lookup import FOUND_MAX, Found, find_by_text, find_by_uuid
 from server.db.payments.timeline import Entry, timeline
@@ -28,6 +29,7 @@ def command(
             metavar="ID",
         ),
     ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     database_url: DatabaseUrl = None,
     data_dir: DataDirectory = None,
 ) -> None:
@@ -43,6 +45,11 @@ def command(
     if len(found) > 1:
         _print_choice(name, found)
         raise typer.Exit(1)
+    if as_json:
+        for entry in entries:
+            document = {"at": entry.at, "where": entry.where, "what": entry.what}
+            _console.print(json_shown(msgspec.json.encode(document).decode()))
+        return
     if name != encode_id(PAYMENT, found[0].id):
         _console.print(encode_id(PAYMENT, found[0].id))
     print_timeline(entries, _console)

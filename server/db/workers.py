@@ -7,6 +7,7 @@ find that another one has taken over its keys: every operation is idempotent by 
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from importlib import metadata
 from uuid import UUID
 
 from server.db.connection import Connection
@@ -16,6 +17,7 @@ STEP_SECONDS = 5.0
 """A clock that goes back by more than this, or ahead by more than `GAP_SECONDS` between two heartbeats, has jumped."""
 
 GAP_SECONDS = 3_600.0
+_VERSION = metadata.version("florin")
 ALIVE = f"seen_at BETWEEN now() - interval '{ALIVE_SECONDS} s' AND now() + interval '{STEP_SECONDS} s'"
 
 
@@ -43,7 +45,7 @@ WITH clock AS (
                                 AND now() < c.seen_at + interval '{GAP_SECONDS} s'
                                THEN c.steady_since ELSE now() END
 ), beat AS (
-    INSERT INTO workers (id, seen_at) VALUES ($1, now()) ON CONFLICT (id) DO UPDATE SET seen_at = now()
+    INSERT INTO workers (id, seen_at, version) VALUES ($1, now(), $2) ON CONFLICT (id) DO UPDATE SET seen_at = now()
 )
 SELECT (SELECT count(*) FROM workers WHERE {ALIVE} AND id <> $1) + 1,
        (SELECT count(*) FROM workers WHERE {ALIVE} AND id < $1),
@@ -54,7 +56,7 @@ SELECT (SELECT count(*) FROM workers WHERE {ALIVE} AND id <> $1) + 1,
 
 async def beat(connection: Connection, worker_id: UUID) -> Beat:
     """Record that this worker is alive."""
-    return Beat(*(await connection.query(_BEAT, worker_id))[0])
+    return Beat(*(await connection.query(_BEAT, worker_id, _VERSION))[0])
 
 
 async def leave(connection: Connection, worker_id: UUID) -> None:

@@ -24,7 +24,7 @@ import standardwebhooks
 from server.http.server.listener import bind
 from server.process import postgres_user
 from server.sealing import create_key_file
-from tests.support.command import FLORIN, STOP_SECONDS, here, owner_url, run, started, up
+from tests.support.command import FLORIN, STOP_SECONDS, here, log_in, owner_url, run, started, up
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +39,15 @@ def test_up_smoke_stop_and_up_again(directory: Path) -> None:
         payment = re.findall(r"pay_\w+", smoke)[0]
         assert "PENDING → SUCCEEDED" in run("explain", payment, *data)
         merchant = re.findall(r"mer_\w{32}", run("merchant", "list", *data))[0]
+        assert "nobody is logged in here" in run("payout", "request", merchant, "100", "EUR", *data, code=1)
+        log_in(*data)
+        log_in(*data, name="grace")
         payout = re.findall(r"po_\w{32}", run("payout", "request", merchant, "100", "EUR", "--operator", "ada", *data))[0]
         assert "another operator" in run("payout", "approve", payout, "--operator", "ada", *data, code=1)
         run("payout", "approve", payout, "--operator", "grace", *data)
-        assert "SUCCEEDED" in run("payout", "succeed", payout, *data)
+        assert "several operators" in run("payout", "succeed", payout, *data, code=1)
+        assert "SUCCEEDED" in run("payout", "succeed", payout, "--operator", "grace", *data)
+        assert "logged out: grace" in run("operator", "logout", "--operator", "grace", *data)
         listed = run("payout", "list", *data)
         assert payout in listed
         assert merchant in listed
@@ -107,6 +112,7 @@ def test_merchants_and_keys(directory: Path) -> None:
     data = ("--data-dir", str(directory))
     with up(*data, "--workers", "1") as running:
         api = running.value("API")
+        log_in(*data)
         added = run("merchant", "add", "Corner shop", "--webhook-url", "http://127.0.0.1:9/hook", *data)
         merchant = re.findall(r"mer_\w+", added)[0]
         key = re.findall(r"fl_test_\w+", added)[0]
@@ -148,6 +154,7 @@ def test_psp_accounts_and_routes(directory: Path) -> None:
     secret.write_text("whsec_123\n")
     files = ("--api-key-file", str(key), "--webhook-secret-file", str(secret))
     with up(*data, "--workers", "1") as running:
+        log_in(*data)
         assert "taken" in run("psp", "list", *data)
         assert "There are no DEAD events." in here("psp", "events", "list", *data)
         added = run("psp", "add", "stripe", "--name", "Stripe EU", "--base-url", "http://127.0.0.1:9", *files, *data)
@@ -215,6 +222,7 @@ def test_a_database_is_not_shared_by_two_keys(directory: Path, database_url: str
         assert "all promises are kept" in run("doctor", "--database-url", database_url)
         wrong = first / "wrong.key"
         create_key_file(wrong)
+        log_in("--data-dir", str(first))
         added = ("merchant", "add", "x", "--webhook-url", "http://127.0.0.1:9/", "--key-file", str(wrong))
         assert "another key" in run(*added, "--database-url", database_url, code=1)
     (second / "keys" / "sealing.key").write_text("")
@@ -294,8 +302,9 @@ def test_listen_trigger_and_dead_letters(directory: Path) -> None:
         letter = f"{endpoint}/2"
         assert letter in here("dlq", "list", *data, "--endpoint", endpoint)
         assert "is DEAD" in here("dlq", "show", letter, *data)
+        log_in(*data)
         assert "1 dropped" in here("dlq", "drop", letter, *data, "--operator", "ada")
-        assert "1 tried again" in here("dlq", "retry", f"{endpoint}/1", *data, "--operator", "ada")
+        assert "1 tried again" in here("dlq", "retry", f"{endpoint}/1", *data)
         assert "2 tried again" in here("dlq", "retry", "--all", *data)
         assert "0 tried again" in here("dlq", "retry", "--all", *data)
         for wrong in (["retry"], ["retry", letter, "--all"], ["show", "x"], ["drop", f"{endpoint}/99"], ["retry", "evt_psp"]):

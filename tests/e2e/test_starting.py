@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import httpx2
 import psycopg
+import pyotp
 import pytest
 
 from core.errors import FlorinError
@@ -86,7 +87,7 @@ def test_a_production_instance_in_the_steps_that_init_says(
     tls = ("--tls-cert", certificate[0], "--tls-key", certificate[1])
     login = ("--login-prefix", prefix := f"init_{uuid4().hex[:12]}")
     said = florin("init", str(made), "--database-url", f"postgresql://{host}", "--port", str(port), *login, *tls, code=0)
-    for step in ("roles.sql", "owner.env migrate", "florin.env serve", "psp add stripe", "merchant add"):
+    for step in ("roles.sql", "owner.env migrate", "florin.env serve", "operator login", "psp add stripe", "merchant add"):
         assert step in said
     assert "exists" in florin("init", str(made), "--database-url", f"postgresql://{host}", code=1)
     private = {"sealing.key", "roles.sql", "owner.env", "florin.env", "operator.env"}
@@ -102,12 +103,14 @@ def test_a_production_instance_in_the_steps_that_init_says(
     assert f"the login {prefix}_owner exists: if it is another Florin's" in run_roles(empty_database, made, code=3)
     assert f"--host 127.0.0.1 --port {port} --workers" in said
     assert "lacks migration" in florin("--settings", str(made / "florin.env"), "serve", code=1)
-    assert "0013" in run("--settings", str(made / "owner.env"), "migrate")
+    assert "0014" in run("--settings", str(made / "owner.env"), "migrate")
     secrets = directory / "key", directory / "secret"
     secrets[0].write_text("sk_live_" + "a" * 24)
     secrets[1].write_text("whsec_" + "b" * 24)
     operator = ("--settings", str(made / "operator.env"))
     files = ("--api-key-file", str(secrets[0]), "--webhook-secret-file", str(secrets[1]))
+    assert "nobody is logged in here" in run(*operator, "psp", "add", "stripe", "--mode", "live", *files, code=1)
+    first_operator(operator, directory)
     assert "acct_" in run(*operator, "psp", "add", "stripe", "--mode", "live", "--name", "Stripe", *files)
     key = re.findall(
         r"fl_live_\w+", run(*operator, "merchant", "add", "Shop", "--mode", "live", "--return-hosts", "shop.example")
@@ -126,6 +129,21 @@ def test_a_production_instance_in_the_steps_that_init_says(
         assert "all promises are kept" in run(*operator, "doctor")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=15) == 0
+
+
+def first_operator(operator: tuple[str, str], directory: Path) -> None:
+    """Make the first operator, who has to be an admin, and log in."""
+    password = directory / "password"
+    password.write_text("a long enough password\n")
+    add = (*operator, "operator", "add", "ada", "--password-file", str(password))
+    assert "add the first operator with --role admin" in run(*add, code=1)
+    added = run(*add, "--role", "admin")
+    secret = re.findall(r"as text: (\w+)", added)[0]
+    assert len(re.findall(r"^\w{4}-\w{4}-\w{4}-\w{4}$", added, re.MULTILINE)) == 10
+    login = (*operator, "operator", "login", "ada", "--password-file", str(password), "--totp")
+    assert "wrong name, password or code" in run(*login, "000000", code=1)
+    assert "ada, admin, until" in run(*login, pyotp.TOTP(secret).now())
+    assert "nobody is logged in" not in run(*operator, "operator", "add", "grace", "--role", "finance", "--service", code=1)
 
 
 def test_init_asks_what_it_was_not_told(directory: Path) -> None:

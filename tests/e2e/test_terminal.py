@@ -16,7 +16,7 @@ import pytest
 from server.cli import COMMANDS
 from server.cli.output import json_shown, shown
 from tests.conftest import make_reachable_directory
-from tests.support.command import FLORIN, Up, here, on_a_terminal, run, started, up
+from tests.support.command import FLORIN, Up, here, log_in, on_a_terminal, run, started, up
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +73,7 @@ def test_an_order_id_does_nothing_to_a_terminal(running: tuple[Up, tuple[str, st
 
 def test_names_are_no_emojis(running: tuple[Up, tuple[str, str]]) -> None:
     _, where = running
+    log_in(*where)
     run("merchant", "add", "a:key:b [red]", *where)
     assert "a:key:b [red]" in run("merchant", "list", *where)
     merchant = next(line.split()[0] for line in run("merchant", "list", *where).splitlines() if "a:key:b" in line)

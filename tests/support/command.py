@@ -122,6 +122,11 @@ def on_a_terminal(command: Sequence[str], *, answers: Sequence[str] = (), column
     return said.decode()
 
 
+def log_in(*where: str, name: str = "ada") -> None:
+    """Log a demo operator in."""
+    assert f"{name}, " in run("operator", "login", name, *where)
+
+
 def run(*arguments: str, code: int = 0) -> str:
     """Run a command to its end, which must have exit code `code`. Returns the output of both streams."""
     done = subprocess.run([FLORIN, *arguments], capture_output=True, text=True, timeout=60, check=False)

@@ -106,8 +106,10 @@ Next, with ADMIN_URL an administrator's address of the database:
     florin --settings {place}/florin.env serve {arguments}
     # or, with the same arguments: systemctl link {place}/florin.service && systemctl start florin
 
-Then an account at a PSP and a merchant, each of which asks for its secrets or shows them once:
+Then an operator, an account at a PSP and a merchant, each of which asks for its secrets or shows them once:
 
+    florin --settings {place}/operator.env operator add ada --role admin
+    florin --settings {place}/operator.env operator login ada
     florin --settings {place}/operator.env psp add stripe --mode live --name "Stripe"
     florin --settings {place}/operator.env merchant add "Corner shop" --mode live --return-hosts shop.example
     florin --settings {place}/operator.env psp route mer_… --default acct_…

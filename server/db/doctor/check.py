@@ -23,7 +23,8 @@ class Promise(StrEnum):
 class Check:
     """One way to break a promise: `sql` selects the offending rows, or rows of which `offends` picks them.
 
-    `shown` are the columns to show, if not all may be.
+    `shown` are the columns to show, if not all may be. `of_payments`: it judges payments one by one, so it can be made for the
+    recent ones alone.
     """
 
     promise: Promise
@@ -31,3 +32,4 @@ class Check:
     sql: str
     offends: Callable[[tuple[Any, ...]], bool] | None = None
     shown: tuple[str, ...] | None = None
+    of_payments: bool = False

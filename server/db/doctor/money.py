@@ -89,6 +89,7 @@ MONEY_CHECKS = (
             OR c.fee <> least(
                 (p.captured_minor * p.fee_basis_points + 5000) / 10000 + p.fee_fixed_minor, p.captured_minor)
         """,
+        of_payments=True,
     ),
     Check(
         Promise.ONE_EFFECT,
@@ -119,6 +120,7 @@ MONEY_CHECKS = (
                ) r ON r.merchant_id = p.merchant_id AND r.payment_id = p.id
          WHERE p.id IS NULL OR p.refunded_minor <> coalesce(r.refunded, 0) OR r.off > 0
         """,
+        of_payments=True,
     ),
     Check(
         Promise.ONE_EFFECT,
@@ -169,6 +171,7 @@ MONEY_CHECKS = (
                ) f ON f.merchant_id = p.merchant_id AND f.payment_id = p.id
          WHERE p.suspended <> (l.entries IS NOT NULL) OR (p.suspended AND f.findings IS NULL)
         """,
+        of_payments=True,
     ),
     Check(
         Promise.ONE_EFFECT,
@@ -249,6 +252,7 @@ MONEY_CHECKS = (
                 OR p.fee_returned_minor > least(
                 (p.captured_minor * p.fee_basis_points + 5000) / 10000 + p.fee_fixed_minor, p.captured_minor))
         """,
+        of_payments=True,
     ),
     Check(
         Promise.ONE_EFFECT,
@@ -262,6 +266,7 @@ MONEY_CHECKS = (
                ) l ON l.merchant_id = p.merchant_id AND l.payment_id = p.id
          WHERE p.release_at IS NOT NULL OR l.released > p.captured_minor - p.pending_taken_minor
         """,
+        of_payments=True,
     ),
     Check(
         Promise.MONEY_CONSERVED,

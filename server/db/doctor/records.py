@@ -62,6 +62,7 @@ RECORD_CHECKS = (
                     p.updated_at + make_interval(secs => p.settlement_delay_seconds) + interval '1 hour'))
            AND NOT EXISTS (SELECT FROM findings f WHERE f.merchant_id = p.merchant_id AND f.payment_id = p.id)
         """,
+        of_payments=True,
     ),
     Check(
         Promise.UNKNOWN_NOT_DECLINED,
@@ -72,6 +73,7 @@ RECORD_CHECKS = (
          WHERE r.status IN ('PENDING', 'UNKNOWN') AND (r.due_at IS NULL OR r.due_at < now() - interval '1 hour')
            AND NOT EXISTS (SELECT FROM findings f WHERE f.merchant_id = r.merchant_id AND f.payment_id = r.payment_id)
         """,
+        of_payments=True,
     ),
     Check(
         Promise.UNKNOWN_NOT_DECLINED,
@@ -86,6 +88,7 @@ RECORD_CHECKS = (
                 SELECT FROM psp_operations o
                  WHERE o.merchant_id = r.merchant_id AND o.payment_id = r.payment_id AND o.id = r.id AND o.kind = 'refund')
         """,
+        of_payments=True,
     ),
     Check(
         Promise.UNKNOWN_NOT_DECLINED,
@@ -117,6 +120,7 @@ RECORD_CHECKS = (
          WHERE p.id IS NULL OR s.version IS NULL OR s.version <> s.number OR s.total <> p.version
             OR s.from_status IS DISTINCT FROM s.previous OR (s.version = p.version AND s.to_status <> p.status)
         """,
+        of_payments=True,
     ),
     Check(
         Promise.EVERY_EVENT,
@@ -149,6 +153,7 @@ RECORD_CHECKS = (
                ) e USING (merchant_id, payment_id, type)
          WHERE l.total IS DISTINCT FROM e.total
         """,  # noqa: S608 - the catalogue's types
+        of_payments=True,
     ),
     Check(
         Promise.EVERY_EVENT,
@@ -164,6 +169,7 @@ RECORD_CHECKS = (
                   AND t.refund = 'ref_' || replace(r.id::text, '-', '')
          WHERE r.status IN ('SUCCEEDED', 'FAILED') AND coalesce(t.total, 0) <> 1
         """,
+        of_payments=True,
     ),
     Check(
         Promise.EVERY_EVENT,

@@ -117,6 +117,9 @@ ALTER TABLE webhook_endpoints
     ADD COLUMN kept_from_seq    bigint;
 COMMENT ON COLUMN webhook_endpoints.kept_from_seq IS 'the first event that was kept for an endpoint while it was paused or disabled';
 
+ALTER TABLE workers ADD COLUMN version text;
+COMMENT ON COLUMN workers.version IS 'of the code that the worker runs';
+
 GRANT SELECT ON operators, operator_recovery_codes, operator_sessions, operator_requests TO florin_console;
 GRANT INSERT, UPDATE ON operators, operator_recovery_codes, operator_sessions TO florin_console;
 GRANT INSERT ON operator_requests TO florin_console;

@@ -1,10 +1,16 @@
 """Each check of the doctor finds its violation: every promise is broken once, on purpose."""
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import pytest
 
-from server.db.doctor.run import CHECKS, Violation, broken_promises
+from server.clock import utc_now
+from server.db.connection import Connection
+from server.db.doctor.notices import notices
+from server.db.doctor.run import CHECKS, Violation, broken_promises, checks_of, estimated_seconds
 from tests.support.florin import PAID, Florin, eventually
 from tests.support.payments import act, until_chained
 from tests.support.webhooks import until_delivered
@@ -167,6 +173,11 @@ async def test_the_doctor_finds_it(database_in_use: Florin, name: str, monkeypat
     violation = await eventually(found)
     assert violation.rows
     assert violation.columns
+    if violation.check.of_payments:
+        connection = database_in_use.connection
+        recent = await broken_promises(connection, since=utc_now() - timedelta(hours=1))
+        assert name in {one.check.name for one in recent}
+        assert await broken_promises(connection, since=utc_now() + timedelta(hours=1)) == [], "all are older"
     await database_in_use.connection.execute("ALTER SYSTEM RESET ALL")
     await database_in_use.connection.execute("SELECT pg_reload_conf()")
     monkeypatch.setattr(database_in_use, "require_promises", _nothing)
@@ -174,6 +185,48 @@ async def test_the_doctor_finds_it(database_in_use: Florin, name: str, monkeypat
 
 async def _nothing() -> None:
     """Replaces the check after the test: this database was damaged on purpose."""
+
+
+async def test_a_window_finds_nothing_in_order(database_in_use: Florin) -> None:
+    assert await broken_promises(database_in_use.connection, since=utc_now() - timedelta(hours=1)) == []
+    assert len(checks_of(utc_now())) > 10
+    assert await estimated_seconds(database_in_use.connection) < 60
+
+
+async def test_the_doctor_notices_what_does_not_fit_together(florin: Florin) -> None:
+    async def said(**moved: timedelta) -> str:
+        found = await notices(florin.connection, now=utc_now() + moved.get("now", timedelta()))
+        return "\n".join(one.title for one in found)
+
+    assert await said() == ""
+    assert "clock differs from the database's by +60.0 s" in await said(now=timedelta(seconds=60))
+    for statement, title in {
+        "UPDATE psp_accounts SET enabled = false": "Demo shop takes payments, and its account Sandbox does not",
+        "UPDATE merchants SET mode = 'live'": "settings contradict each other: Demo shop is live and its account test",
+        "INSERT INTO workers (id, seen_at, version) VALUES (gen_random_uuid(), now(), '0.0.9')": "workers of versions 0.0.9 and ",
+        """INSERT INTO operators (id, name, role, password_hash, sealed_totp_secret, created_at)
+           VALUES (gen_random_uuid(), 'ada', 'admin', 'x', 'x', now())""": "only 1 active operator may move money",
+        """INSERT INTO findings (merchant_id, id, kind, payment_id, detail, created_at)
+           SELECT merchant_id, gen_random_uuid(), 'dispute', gen_random_uuid(), 'x', now() FROM merchants""": "open: 1,",
+        "UPDATE api_keys SET expires_at = now() + interval '2 days'": "API keys expire, 1 within a week",
+        """INSERT INTO operator_requests (merchant_id, id, kind, document, reason, state, needs_approval, requested_by,
+               requested_by_name, created_at, expires_at, updated_at)
+           SELECT merchant_id, gen_random_uuid(), 'adjust', '{}', 'x', 'APPROVED', false, gen_random_uuid(), 'ada', now(), now(),
+                  now() - interval '1 hour' FROM merchants""": "1 of the operators' requests wait since",
+        "DELETE FROM schema_migrations WHERE number = 14": "the database lacks 0014_operators.sql",
+        "INSERT INTO schema_migrations (number, name, sha256, applied_at) VALUES (99, 'x', 'x', now())": "ahead of florin",
+    }.items():
+        async with undone(florin.connection):
+            await florin.connection.execute(statement)
+            assert title in await said(), statement
+
+
+@asynccontextmanager
+async def undone(connection: Connection) -> AsyncIterator[None]:
+    """A block whose changes are taken back."""
+    await connection.execute("BEGIN")
+    yield
+    await connection.execute("ROLLBACK")
 
 
 async def test_the_doctor_reads_metadata_as_the_guard_does(florin: Florin, monkeypatch: pytest.MonkeyPatch) -> None:
