@@ -30,10 +30,11 @@ class _Document(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class ResolvePayment(_Document, frozen=True, tag="resolve_payment", kw_only=True):
-    """The outcome of a payment of which the PSP has not told."""
+    """The outcome of a payment of which the PSP has not told. `takes_back`: operators have said before that it was captured."""
 
     outcome: Literal["captured", "not_charged"]
     reference: str | None = None
+    takes_back: bool = False
 
 
 class ResolveRefund(_Document, frozen=True, tag="resolve_refund", kw_only=True):
@@ -45,9 +46,9 @@ class ResolveRefund(_Document, frozen=True, tag="resolve_refund", kw_only=True):
 
 
 class RefundPayment(_Document, frozen=True, tag="refund", kw_only=True):
-    """A refund by an operator. No amount means all that is left."""
+    """A refund by an operator. `is_large`: with what was refunded before it exceeds what one operator may refund."""
 
-    amount_minor: int | None = None
+    amount_minor: int
     is_large: bool = False
 
 
@@ -75,7 +76,7 @@ def needs_approval(document: Document) -> bool:
     """Return whether another operator has to approve: what posts money does, and a refund only if it is large."""
     match document:
         case ResolvePayment():
-            return document.outcome == "captured"
+            return document.outcome == "captured" or document.takes_back
         case ResolveRefund():
             return document.outcome == "failed"
         case RefundPayment():

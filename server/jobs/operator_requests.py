@@ -20,18 +20,23 @@ _log = structlog.get_logger()
 
 
 async def run(
-    context: Psps, work: DueWork, *, sweep_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    context: Psps,
+    work: DueWork,
+    *,
+    sweep_seconds: float,
+    refund_approval_minor: int,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Look until canceled."""
     task_status.started()
     while True:
         failed = False
         if work.now.operator_requests:
-            failed = not await sweep(context)
+            failed = not await sweep(context, refund_approval_minor=refund_approval_minor)
         await trio.sleep(AGAIN_SECONDS if failed else sweep_seconds)
 
 
-async def sweep(context: Psps) -> bool:
+async def sweep(context: Psps, *, refund_approval_minor: int) -> bool:
     """Carry out what is approved. Returns whether nothing is to be tried again."""
     is_well = True
     try:
@@ -43,7 +48,7 @@ async def sweep(context: Psps) -> bool:
         return False
     for one in found:
         try:
-            await carry_out(context, one)
+            await carry_out(context, one, refund_approval_minor=refund_approval_minor)
         except FlorinError as error:
             _log.warning("a request cannot be carried out yet", request=encode_id(OPERATOR_REQUEST, one.id), error=str(error))
             is_well = False

@@ -23,6 +23,7 @@ from server.db.overdue import (
 )
 from server.db.payments.findings import close_told_findings
 from server.flows.contexts import Storage
+from server.flows.ledger import payouts
 
 LOOK_SECONDS = 30.0
 SINCE_SECONDS = 120.0
@@ -62,6 +63,7 @@ async def look(context: Storage) -> None:
             alert = Alert(key=f"findings:{kind}", kind="reconciliation", title=title, detail=detail)
             await note_alert(connection, alert, now=latest_at)
         await close_told_findings(connection)
+        await payouts.expire(connection, now=now)
         for kind, count, oldest_at in await old_findings(connection, before=now - timedelta(days=1)):
             await note_alert(connection, _of_old(kind, count, (now - oldest_at).days), now=now)
         for alert in await _overdue(connection, now):

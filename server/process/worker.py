@@ -269,7 +269,10 @@ async def _start_jobs(
     await jobs.start(partial(follow_up_payments.run, payments, work, sweep_seconds=sweep_seconds))
     await jobs.start(partial(psp_inbox.run, payments, work, sweep_seconds=sweep_seconds))
     await jobs.start(partial(hash_chain.run, payments, sweep_seconds=CHAIN_SWEEPS * sweep_seconds))
-    await jobs.start(partial(operator_requests.run, payments, work, sweep_seconds=sweep_seconds))
+    limit_minor = settings.refund_approval_minor
+    await jobs.start(
+        partial(operator_requests.run, payments, work, sweep_seconds=sweep_seconds, refund_approval_minor=limit_minor)
+    )
     await jobs.start(partial(prune.run, payments))
     await jobs.start(partial(overdue.run, payments))
     await jobs.start(partial(alerts.run, payments, channels_of(settings, contexts.webhooks.destinations)))

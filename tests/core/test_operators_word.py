@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from core.errors import IllegalTransition
+from core.events import event_type_of
 from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.findings import FINDING_TRANSITIONS, MENDS, FindingState
 from core.ids import RefundId
@@ -197,6 +198,16 @@ def test_every_kind_of_finding_can_be_mended() -> None:
         for mend in mends:
             assert mend.command.format(payment="pay_1", finding="fnd_1").startswith("florin "), mend
     assert {one for after in FINDING_TRANSITIONS.values() for one in after} | {FindingState.OPEN} == set(FindingState)
+
+
+def test_an_outcome_that_stays_unknown_is_told_once() -> None:
+    told, payment = [], replace(a_payment(Status.UNKNOWN), due_at=NOW)
+    for _ in range(6):
+        change = apply(payment, evidence(EvidenceKind.UNANSWERED, Source.RECHECK, reference=None), now=NOW)
+        assert change is not None
+        told.append(event_type_of(change))
+        payment = replace(change.after, due_at=NOW)
+    assert told == [None, None, "payment.outcome_unknown", None, None, None]
 
 
 def test_roles_grow_and_programs_move_no_money() -> None:

@@ -15,7 +15,7 @@ from server.cli.operators.requests import Reason, make
 from server.cli.options import DatabaseUrl, DataDirectory, KeyFile, find_database, with_database
 from server.db.connection import Connection
 from server.db.payments.refunds import list_refunds
-from server.flows.operators.requests import Asked, find_resolvable, require_resolvable
+from server.flows.operators.requests import Asked, find_resolvable, is_large_refund, require_resolvable
 from server.settings import refund_approval_minor
 
 app = group("Say what became of a payment that the PSP has not told; refund one.")
@@ -55,7 +55,11 @@ def resolve(
     async def find(connection: Connection) -> tuple[Payment, Document]:
         found = await find_resolvable(connection, payment_id)
         if captured or not_charged:
-            word = ResolvePayment(outcome="captured" if captured else "not_charged", reference=reference)
+            word = ResolvePayment(
+                outcome="captured" if captured else "not_charged",
+                reference=reference,
+                takes_back=not_charged and found.status is Status.SUCCEEDED,
+            )
             require_resolvable(found, word)
             return found, word
         chosen = _open_refund(await list_refunds(connection, found.merchant_id, found.id), payment, refund)
@@ -100,7 +104,7 @@ def refund_payment(
     asked = Asked(
         act="payment.refund",
         merchant_id=found.merchant_id,
-        document=RefundPayment(amount_minor=wanted, is_large=wanted > refund_approval_minor()),
+        document=RefundPayment(amount_minor=wanted, is_large=is_large_refund(found, wanted, refund_approval_minor())),
         reason=said,
         summary=f"{wanted} {found.money.currency} (minor units)",
         payment_id=found.id,

@@ -96,6 +96,19 @@ async def list_payouts(connection: Connection, merchant_id: MerchantId | None) -
     return [_payout(row) for row in rows]
 
 
+async def unapproved_payouts(connection: Connection, *, before: datetime, limit: int) -> list[Payout]:
+    """Payouts that were requested before then, and that nobody has approved."""
+    rows = await connection.query(
+        f"""
+        SELECT {_COLUMNS} FROM payouts WHERE status = 'PENDING' AND approved_by IS NULL AND created_at < $1
+         ORDER BY created_at LIMIT $2
+        """,  # noqa: S608 - own columns
+        before,
+        limit,
+    )
+    return [_payout(row) for row in rows]
+
+
 async def find_payout_owner(connection: Connection, payout_id: PayoutId) -> MerchantId:
     """The merchant of a payout, for an operator who has only its id. Raises `NotFound`."""
     rows = await connection.query(

@@ -75,6 +75,7 @@ CREATE TABLE operator_requests (
     updated_at          timestamptz NOT NULL,
     PRIMARY KEY (merchant_id, id),
     CONSTRAINT four_eyes CHECK (approved_by <> requested_by),
+    CONSTRAINT what_surely_posts_needs_approval CHECK (needs_approval OR kind IN ('resolve_payment', 'resolve_refund', 'refund')),
     CONSTRAINT carried_out_only_when_approved CHECK (
         state NOT IN ('APPROVED', 'DONE') OR NOT needs_approval OR approved_by IS NOT NULL)
 );
@@ -90,6 +91,7 @@ ALTER TABLE payouts
     ADD COLUMN requested_by_id  uuid,
     ADD COLUMN approved_by_id   uuid,
     ADD CONSTRAINT approved_by_another_operator CHECK (approved_by_id <> requested_by_id);
+CREATE INDEX payouts_unapproved ON payouts (created_at) WHERE status = 'PENDING' AND approved_by IS NULL;
 
 ALTER TABLE api_keys
     ADD COLUMN name             text NOT NULL DEFAULT '' CHECK (length(name) <= 100),

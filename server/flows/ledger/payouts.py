@@ -1,16 +1,23 @@
 """Payouts: each step with its postings, its event and its entry in the audit log, in one transaction."""
 
+from datetime import datetime, timedelta
+
 import msgspec
 
-from core.ids import EventId, MerchantId, PayoutId
+from core.errors import Conflict
+from core.ids import PAYOUT, EventId, MerchantId, PayoutId, encode_id
+from core.operator_requests import EXPIRES_AFTER_DAYS
 from core.payout import Payout, PayoutStatus, approve_payout, end_payout, request_payout
 from server import resources
 from server.db.connection import Connection
 from server.db.events.events import append_event
-from server.db.ledger.payouts import insert_payout, lock_payout, store_payout
+from server.db.ledger.payouts import insert_payout, lock_payout, store_payout, unapproved_payouts
 from server.db.ledger.postings import post
 from server.db.merchants.audit import Act, record_act
 from server.db.payments.balance_locked import lock_balances
+from server.uuid7 import uuid7
+
+EXPIRED_AT_ONCE_MAX = 100
 
 
 async def add_payout(connection: Connection, payout: Payout, act: Act) -> None:
@@ -54,6 +61,25 @@ async def end(
         await record_act(connection, act)
         await _tell(connection, after, f"payout.{status.value.lower()}", act)
     return after
+
+
+async def expire(connection: Connection, *, now: datetime) -> None:
+    """Give back the money of payouts that nobody has approved in time."""
+    before = now - timedelta(days=EXPIRES_AFTER_DAYS)
+    for payout in await unapproved_payouts(connection, before=before, limit=EXPIRED_AT_ONCE_MAX):
+        act = Act(
+            id=uuid7(),
+            merchant_id=payout.merchant_id,
+            actor="florin",
+            action="payout.expire",
+            detail=str(payout.money),
+            at=now,
+            subject=encode_id(PAYOUT, payout.id),
+        )
+        try:
+            await end(connection, payout.merchant_id, payout.id, PayoutStatus.FAILED, act, failure="nobody approved it in time")
+        except Conflict:
+            continue  # somebody was faster
 
 
 async def _tell(connection: Connection, payout: Payout, event_type: str, act: Act) -> None:

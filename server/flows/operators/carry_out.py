@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from core.errors import Conflict, DomainError, RequestError
+from core.errors import Conflict, DomainError, Overloaded, RequestError
 from core.evidence import Evidence, EvidenceKind, Finding, Source
 from core.findings import MENDED_BY_OUTCOME
 from core.ids import EventId, PaymentId, RefundId
@@ -23,8 +23,9 @@ from core.operator_requests import (
     RefundPayment,
     ResolvePayment,
     ResolveRefund,
+    needs_approval,
 )
-from core.payment import Payment, evidence_about
+from core.payment import Payment, Status, evidence_about
 from server import resources
 from server.db.connection import Connection
 from server.db.events.events import append_event
@@ -36,7 +37,7 @@ from server.db.payments.findings import close_findings, has_transfer
 from server.db.payments.payments import find_payment
 from server.db.payments.refunds import find_refund
 from server.flows.contexts import Psps
-from server.flows.operators.requests import captured_minor
+from server.flows.operators.requests import captured_minor, is_large_refund
 from server.flows.payments.refund import accept, send
 from server.flows.payments.settle import settle, settle_refund
 from server.uuid7 import uuid7
@@ -44,16 +45,20 @@ from server.uuid7 import uuid7
 SUSPENDED_MAX = 1_000
 
 
-async def carry_out(context: Psps, request: OperatorRequest) -> None:
-    """Carry out an approved request, and record its end. Raises `DatabaseUnavailable`, `Overloaded`, `PspError`: try again."""
+async def carry_out(context: Psps, request: OperatorRequest, *, refund_approval_minor: int) -> None:
+    """Carry out an approved request, and record its end. Raises `DatabaseUnavailable`, `Overloaded`, `PspError`: try again.
+
+    What needs an approval is judged again here, by this worker's settings and the payment as it is now.
+    """
     try:
+        _require_approval(request, needed=needs_approval(request.document))
         match request.document:
             case ResolvePayment():
                 done = await _resolve_payment(context, request, request.document)
             case ResolveRefund():
                 done = await _resolve_refund(context, request, request.document)
             case RefundPayment():
-                done = await _refund(context, request, request.document)
+                done = await _refund(context, request, request.document, refund_approval_minor)
             case MoveSuspense():
                 done = await _move_suspense(context, request, request.document)
             case Adjust():
@@ -64,6 +69,11 @@ async def carry_out(context: Psps, request: OperatorRequest) -> None:
         await _end(context, request, RequestState.FAILED, str(error))
     else:
         await _end(context, request, RequestState.DONE, done)
+
+
+def _require_approval(request: OperatorRequest, *, needed: bool) -> None:
+    if needed and request.approved_by is None:
+        raise Conflict("this needs the approval of another operator by now: ask for it again", code="not_approved")
 
 
 async def _end(context: Psps, request: OperatorRequest, state: RequestState, result: str) -> None:
@@ -100,9 +110,15 @@ async def _payment(context: Psps, request: OperatorRequest, payment_id: PaymentI
 
 async def _resolve_payment(context: Psps, request: OperatorRequest, document: ResolvePayment) -> str:
     payment = await _payment(context, request, request.payment_id)
-    word = _word(payment, is_captured=document.outcome == "captured", reference=document.reference)
-    settled = await settle(context, payment.merchant_id, payment.id, word)
+    is_captured = document.outcome == "captured"
+    if (payment.status is Status.SUCCEEDED) == is_captured and payment.is_operators_word:
+        return f"{payment.public_id} is {payment.status}"
+    _require_approval(request, needed=payment.status is Status.SUCCEEDED and payment.is_operators_word)
+    word = _word(payment, is_captured=is_captured, reference=document.reference)
+    settled = await settle(context, payment.merchant_id, payment.id, word, known=payment, only_if_unchanged=True)
     assert settled is not None
+    if not settled.changed:
+        raise Overloaded("the payment has changed meanwhile")  # and is looked at again
     return f"{payment.public_id} is {settled.payment.status}"
 
 
@@ -132,8 +148,12 @@ async def _resolve_refund(context: Psps, request: OperatorRequest, document: Res
     return f"{refund.public_id} is {refund.status}"
 
 
-async def _refund(context: Psps, request: OperatorRequest, document: RefundPayment) -> str:
+async def _refund(context: Psps, request: OperatorRequest, document: RefundPayment, limit_minor: int) -> str:
     payment = await _payment(context, request, request.payment_id)
+    async with context.pool.connection() as connection:
+        known = await find_refund(connection, payment.merchant_id, payment.id, RefundId(request.id))
+    if known is None:
+        _require_approval(request, needed=is_large_refund(payment, document.amount_minor, limit_minor))
     accepted = await accept(
         context,
         payment,

@@ -108,6 +108,11 @@ def require_resolvable(payment: Payment, document: ResolvePayment) -> None:
         raise Conflict(f"{payment.public_id} is {payment.status} already", code="not_resolvable")
 
 
+def is_large_refund(payment: Payment, amount_minor: int, limit_minor: int) -> bool:
+    """Return whether a refund by an operator needs another one: several small ones count together."""
+    return payment.refunded_minor + amount_minor > limit_minor
+
+
 def captured_minor(payment: Payment) -> int:
     """The amount that the PSP holds if it has captured a payment: that of a capture under way, else all."""
     pending = payment.pending

@@ -40,6 +40,8 @@ async def test_every_kind_of_item(florin: Florin) -> None:
     assert response.status_code == 200, response.text
     batch = response.json()
     assert (batch["status"], batch["resume_token"], batch["count"]) == ("COMPLETED", None, 9)
+    (told,) = await florin.rows("SELECT data FROM events WHERE type = 'batch.completed'")
+    assert msgspec.json.decode(told["data"])["outcomes"] == {name: count for name, count in batch["outcomes"].items() if count}
     assert statuses(batch) == [
         *("SUCCEEDED", "DECLINED", "SUCCEEDED", "SUCCEEDED", "SUCCEEDED"),
         *("FAILED", "SUCCEEDED", "PENDING", "FAILED"),

@@ -7,16 +7,20 @@ import pytest
 
 from core.errors import Conflict
 from core.findings import FindingState
-from core.ids import OPERATOR_REQUEST, PAYMENT, MerchantId, PaymentId, decode_id, encode_id
+from core.ids import OPERATOR_REQUEST, PAYMENT, MerchantId, PaymentId, PayoutId, decode_id, encode_id
+from core.money import Money
 from core.operator_requests import Adjust, MoveSuspense, RefundPayment, ResolvePayment, ResolveRefund
+from core.payout import Payout, PayoutStatus
 from server.clock import utc_now
 from server.db.ledger.suspense import list_suspended
-from server.db.merchants.audit import Wanted, list_acts
+from server.db.merchants.audit import Act, Wanted, list_acts
 from server.db.operators.requests import OperatorRequest, RequestState
 from server.db.payments.findings import find_finding, list_findings
+from server.flows.ledger import payouts
 from server.flows.operators.carry_out import carry_out
 from server.flows.operators.requests import approve, expire, withdraw
 from server.jobs.overdue import look
+from server.uuid7 import uuid7
 from tests.support.florin import Florin, eventually, order
 from tests.support.operators import ADA, GRACE, approved, asked, ended
 from tests.support.payments import act, balances, captured_event, charge, send_event
@@ -61,7 +65,7 @@ async def test_a_lost_payment_is_resolved_by_two_operators(florin: Florin) -> No
     await florin.until_event("payment.succeeded", payment_id)
     acts = await list_acts(florin.connection, Wanted(payment_id=decode_id(PAYMENT, payment_id)), limit=10)
     assert [(one.actor, one.action) for one in acts] == [("ada", "payment.resolve"), ("grace", "request.approve")]
-    await carry_out(florin.payments, request)
+    await carry_out(florin.payments, request, refund_approval_minor=50_000)
     assert await balances(florin) == {"available": 1_990}, "once"
     await florin.require_promises()
 
@@ -128,6 +132,52 @@ async def test_an_operator_refunds_and_a_large_refund_takes_two(florin: Florin) 
     await florin.require_promises()
 
 
+async def test_what_needs_an_approval_is_judged_by_the_worker(florin: Florin) -> None:
+    """Not by the settings of the operator's terminal, and as things are by then."""
+    paid = await charge(florin, amount=100_000)
+    for amount_minor, state in ((40_000, RequestState.DONE), (20_000, RequestState.FAILED), (10_000, RequestState.DONE)):
+        request = await asked(florin, RefundPayment(amount_minor=amount_minor), paid["id"], act="payment.refund")
+        assert (await ended(florin, request)).state is state, amount_minor
+    payment_id = await lost(florin)
+    await approved(florin, await asked(florin, CAPTURED, payment_id))
+    taken_back = await ended(florin, await asked(florin, NOT_CHARGED, payment_id))
+    assert (taken_back.state, (await florin.row(payment_id))["status"]) == (RequestState.FAILED, "SUCCEEDED")
+    assert "needs the approval" in (taken_back.result or "")
+    word = ResolvePayment(outcome="not_charged", takes_back=True)
+    await approved(florin, await asked(florin, word, payment_id))
+    assert (await florin.row(payment_id))["status"] == "CANCELED"
+    await florin.require_promises()
+
+
+async def test_a_payout_that_nobody_approves_gives_its_money_back(florin: Florin) -> None:
+    await charge(florin)
+    money, now = Money(500, "EUR"), utc_now()
+    payout = Payout(
+        id=PayoutId(uuid7()),
+        merchant_id=MerchantId(florin.demo.merchant_id),
+        money=money,
+        status=PayoutStatus.PENDING,
+        requested_by="ada",
+        approved_by=None,
+        reference=None,
+        failure=None,
+        created_at=now,
+        updated_at=now,
+    )
+    act = Act(id=uuid7(), merchant_id=payout.merchant_id, actor="ada", action="payout.request", detail="", at=now)
+    await payouts.add_payout(florin.connection, payout, act)
+    await look(florin.payments)
+    assert await balances(florin) == {"available": 1_490}
+    await florin.connection.execute("UPDATE payouts SET created_at = created_at - interval '8 days'")
+    for _ in range(2):
+        await look(florin.payments)
+    assert await balances(florin) == {"available": 1_990}
+    events = await florin.rows("SELECT type, data FROM events WHERE type LIKE 'payout.%' ORDER BY seq")
+    assert [one["type"] for one in events] == ["payout.created", "payout.failed"]
+    assert "nobody approved it in time" in events[1]["data"]
+    await florin.require_promises()
+
+
 async def suspend(florin: Florin, payment_id: str, amount_minor: int) -> MoveSuspense:
     """Tell of a capture that does not fit its payment. Returns what moves it to the wallet."""
     row = await florin.row(payment_id)
@@ -164,7 +214,7 @@ async def test_suspense_is_assigned_to_the_payment_it_was_for(florin: Florin) ->
     done = await approved(florin, request)
     assert (done.state, (await florin.row(right))["status"]) == (RequestState.DONE, "SUCCEEDED")
     assert await balances(florin) == {"available": 800}
-    await carry_out(florin.payments, request)
+    await carry_out(florin.payments, request, refund_approval_minor=50_000)
     assert await balances(florin) == {"available": 800}
     rows = await florin.rows("SELECT account, sum(amount_minor)::int AS total FROM ledger_entries GROUP BY account")
     assert {row["account"]: row["total"] for row in rows}["suspense"] == 0
