@@ -70,8 +70,8 @@ def add(
         raise Unprocessable(f"a program cannot be {role}, which moves money: give --role {' or '.join(SERVICE_ROLES)}")
     url = find_database(data_dir, database_url)
     sealer = Sealer.from_file(find_key_file(data_dir, key_file, database_url))
-    actor = _first_admin(url, name, role) or acting("operator.add", url, operator)
     new = Operator(id=uuid7(), name=name, role=role, is_service=service)
+    actor = _first_admin(url, new) or acting("operator.add", url, operator)
     password = None if service else _password(password_file, twice=True)
     secret, codes, key = totp_secret(), recovery_codes(), new_key()
 
@@ -255,13 +255,13 @@ def logout(operator: OperatorOption = None, database_url: DatabaseUrl = None, da
     _console.print(f"logged out: {', '.join(ended)}" if ended else "nobody was logged in here")
 
 
-def _first_admin(url: str, name: str, role: OperatorRole) -> Acting | None:
-    """The act of whoever makes the first admin, who is nobody yet; None if there is one."""
+def _first_admin(url: str, new: Operator) -> Acting | None:
+    """The first admin, who adds itself; None if there is an active one."""
     if with_database(url, rows.has_active_admin):
         return None
-    if role is not OperatorRole.ADMIN:
+    if new.role is not OperatorRole.ADMIN or new.is_service:
         raise Unprocessable("there is no admin yet: add the first operator with --role admin")
-    return Acting(Operator(id=uuid7(), name=name, role=role), "operator.add")
+    return Acting(new, "operator.add")
 
 
 def _made(actor: Acting, operator: Operator, action: str, detail: str) -> Act:
