@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from uuid import UUID
 
 from core.errors import Forbidden, Unauthenticated, Unprocessable
@@ -72,7 +72,9 @@ def parse_key_networks(texts: Iterable[str], *, path: str) -> tuple[str, ...]:
     found = []
     for text in texts:
         try:
-            found.append(str(ip_network(text.strip())))
+            network = ip_network(text.strip())
+            mapped = getattr(network.network_address, "ipv4_mapped", None) if network.prefixlen >= 96 else None
+            found.append(str(network if mapped is None else IPv4Network((mapped, network.prefixlen - 96))))
         except ValueError as error:
             raise Unprocessable(f"{text[:60]!r} is not a network: write it like 203.0.113.0/24", path=path) from error
     if len(found) > NETWORKS_MAX:
@@ -90,8 +92,15 @@ def require_usable(networks: tuple[Network, ...], expires_at: datetime | None, *
     """Raise `Unauthenticated` for a key that has expired, or `Forbidden` for one that may not be used from there."""
     if expires_at is not None and expires_at <= now:
         raise Unauthenticated("this API key has expired", code="api_key_expired")
-    if networks:
-        address = ip_address(client) if client else None
-        mapped = getattr(address, "ipv4_mapped", None)
-        if address is None or not any((mapped or address) in network for network in networks):
-            raise Forbidden("this API key may not be used from your network", code="network_not_allowed")
+    if networks and not any(_address(client) in network for network in networks):
+        raise Forbidden("this API key may not be used from your network", code="network_not_allowed")
+
+
+def _address(client: str | None) -> IPv4Address | IPv6Address:
+    """The address of a client; the unspecified one for a client without any, as behind a unix socket."""
+    try:
+        found = ip_address(client or "::")
+    except ValueError:
+        found = ip_address("::")
+    mapped: IPv4Address | None = getattr(found, "ipv4_mapped", None)
+    return mapped or found

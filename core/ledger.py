@@ -42,6 +42,7 @@ class TransferKind(StrEnum):
     SUSPENSE = "suspense"
     SUSPENSE_RETURN = "suspense_return"
     SUSPENSE_CREDIT = "suspense_credit"
+    SUSPENSE_AGAIN = "suspense_again"
     OPERATOR_CHARGE = "operator_charge"
     OPERATOR_CHARGE_REVERSAL = "operator_charge_reversal"
     OPERATOR_RELEASE = "operator_release"
@@ -118,6 +119,8 @@ def transfer_of(change: Change, *, pending_minor: int = 0) -> Transfer | None:
             return dispute_transfer(change.after, change.evidence)
         case _ if change.before.captured_minor and not change.after.captured_minor:
             return _charge_reversal(change.before)
+        case _ if change.before.from_suspense and not change.after.from_suspense:
+            return _back_in_suspense(change.before)
         case _:
             return None
 
@@ -147,9 +150,18 @@ def _charge_reversal(payment: Payment) -> Transfer:
     assert payment.is_operators_word
     captured, fee = payment.captured_minor, payment.terms.fee_minor(payment.captured_minor)
     held_in = WalletKind.PENDING if payment.release_at is not None else WalletKind.AVAILABLE
-    amounts = {held_in.value: fee - captured, PLATFORM_FEES: -fee, psp_receivable(payment.psp_account_id): captured}
+    back_to = SUSPENSE if payment.from_suspense else psp_receivable(payment.psp_account_id)
+    amounts = {held_in.value: fee - captured, PLATFORM_FEES: -fee, back_to: captured}
     transfer_id = uuid5(payment.id, f"reversal:{payment.version}")
     return transfer(transfer_id, TransferKind.OPERATOR_CHARGE_REVERSAL, payment.money.currency, **amounts)
+
+
+def _back_in_suspense(payment: Payment) -> Transfer:
+    """The transfer once the PSP has charged a payment to which operators had assigned money from suspense: that is another's."""
+    captured, receivable = payment.captured_minor, psp_receivable(payment.psp_account_id)
+    transfer_id = uuid5(payment.id, f"suspense:{payment.version}")
+    amounts = {SUSPENSE: captured, receivable: -captured}
+    return transfer(transfer_id, TransferKind.SUSPENSE_AGAIN, payment.money.currency, **amounts)
 
 
 def _release(change: Change, *, pending_minor: int) -> Transfer | None:

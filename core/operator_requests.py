@@ -10,7 +10,9 @@ from uuid import UUID
 import msgspec
 
 from core.errors import Unprocessable
+from core.ids import PAYMENT, REFUND, encode_id
 from core.ledger import CORRECTIONS, GOODWILL, PLATFORM_FEES, RESERVE
+from core.money import Money
 
 EXPIRES_AFTER_DAYS = 7
 """The time after which a request that nobody has approved ends."""
@@ -83,6 +85,32 @@ def needs_approval(document: Document) -> bool:
             return document.is_large
         case MoveSuspense() | Adjust():
             return True
+
+
+def described(document: Document) -> str:
+    """The request in words, for whoever has to approve it."""
+    match document:
+        case ResolvePayment():
+            what = "resolve as captured" if document.outcome == "captured" else "resolve as not charged"
+            return _with_reference(
+                what + (", taking back that it was captured" if document.takes_back else ""), document.reference
+            )
+        case ResolveRefund():
+            return _with_reference(
+                f"resolve refund {encode_id(REFUND, document.refund_id)} as {document.outcome}", document.reference
+            )
+        case RefundPayment():
+            return f"refund {document.amount_minor:,} (minor units)"
+        case MoveSuspense():
+            to = {"psp": "back to the PSP", "wallet": "to the wallet", "payment": "to another payment"}[document.to]
+            named = f" {encode_id(PAYMENT, document.payment_id)}" if document.payment_id is not None else ""
+            return _with_reference(f"move suspense {to}{named}", document.reference)
+        case Adjust():
+            return f"adjust by {Money(document.amount_minor, document.currency)}, {document.account}"
+
+
+def _with_reference(text: str, reference: str | None) -> str:
+    return f"{text}, reference {reference}" if reference else text
 
 
 def require_reason(text: str) -> str:

@@ -16,6 +16,9 @@ from core.payment import UNSETTLED, Change, Payment, Status, captured
 from core.refund import Refund, RefundStatus
 from core.schedule import due_at
 
+FROM_SUSPENSE = "from_suspense"
+"""The code of a word that assigns money from suspense to a payment."""
+
 NOT_REFUNDED = "not_refunded"
 """The failure code of a refund that the PSP never made, by an operator's word."""
 
@@ -34,7 +37,9 @@ _OPEN_STATES = frozenset({EvidenceKind.OPENED, EvidenceKind.AUTHORIZED})
 
 def may_be_resolved(payment: Payment) -> bool:
     """Return whether an operator's word counts: the outcome is unknown, or operators have told it."""
-    is_given_up = payment.due_at is None and (payment.status in UNSETTLED or payment.pending is not None)
+    is_given_up = payment.due_at is None and (
+        payment.status in UNSETTLED or (payment.status is Status.AUTHORIZED and payment.pending is not None)
+    )
     return payment.status is Status.UNKNOWN or is_given_up or payment.is_operators_word
 
 
@@ -52,15 +57,24 @@ def resolve(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | 
         return None
     if not is_captured and has_followed_up(payment):
         raise IllegalTransition("this payment has refunds or disputes, so it was charged")
-    if not is_captured and payment.pending is not None and payment.pending.amount_minor not in (None, payment.money.amount_minor):
-        raise IllegalTransition("a capture of a part of this payment is under way: release it at the payment provider first")
+    if payment.pending is not None and payment.pending.amount_minor not in (None, payment.money.amount_minor):
+        # Its amount would be forgotten, and could not be compared with what the PSP tells.
+        raise IllegalTransition("a part of this payment is being captured, of which only the payment provider can tell the end")
     was = unresolved(payment) if payment.is_operators_word else payment
     if is_captured:
         assert evidence.money is not None
         step = captured(was, evidence.money.amount_minor, now=now)
     else:
         step = replace(was, status=Status.CANCELED, captured_minor=0)
-    step = replace(step, is_operators_word=True, pending=None, version=payment.version + 1, updated_at=now)
+    step = replace(
+        step,
+        is_operators_word=True,
+        from_suspense=is_captured and evidence.code == FROM_SUSPENSE,
+        suspended=step.suspended or payment.from_suspense,
+        pending=None,
+        version=payment.version + 1,
+        updated_at=now,
+    )
     after = replace(step, due_at=due_at(step, evidence.kind, reference=step.reference, now=now))
     return Change(before=payment, after=after, evidence=evidence)
 
@@ -68,17 +82,31 @@ def resolve(payment: Payment, evidence: Evidence, *, now: datetime) -> Change | 
 def unresolved(payment: Payment) -> Payment:
     """The payment as it was before operators said anything about it."""
     status = Status.AUTHORIZED if payment.capture_before is not None else Status.UNKNOWN
-    return replace(payment, status=status, captured_minor=0, late=False, release_at=None, checks=0, is_operators_word=False)
+    return replace(
+        payment,
+        status=status,
+        captured_minor=0,
+        late=False,
+        release_at=None,
+        checks=0,
+        pending_taken_minor=0,
+        fee_returned_minor=0,
+        suspended=payment.suspended or payment.from_suspense,  # the money goes back there
+        is_operators_word=False,
+        from_suspense=False,
+    )
 
 
 def is_overruled(payment: Payment, evidence: Evidence) -> bool:
     """Return whether evidence is the PSP's own word on a payment that operators have resolved."""
     if not payment.is_operators_word:
         return False
-    is_end = evidence.kind in _ENDS
-    if payment.status is Status.SUCCEEDED:
-        return is_end or (evidence.kind in _OPEN_STATES and evidence.source in FETCHED)  # told late, those are old news
-    return is_end
+    is_seen = evidence.source in FETCHED
+    if payment.status is not Status.SUCCEEDED:
+        return evidence.kind in _ENDS and evidence.kind is not EvidenceKind.DECLINED  # which the customer may have mended since
+    if evidence.kind is EvidenceKind.DECLINED:
+        return is_seen or payment.capture_before is None  # of an authorized payment, a told decline is old news
+    return evidence.kind in _ENDS or (evidence.kind in _OPEN_STATES and is_seen)
 
 
 def has_followed_up(payment: Payment) -> bool:
@@ -90,6 +118,8 @@ def resolve_refund(refund: Refund, evidence: Evidence) -> Refund:
     """A refund after an operator's word. Raises `IllegalTransition` where the PSP's own word stands."""
     if refund.status not in (RefundStatus.PENDING, RefundStatus.UNKNOWN):
         raise IllegalTransition(f"this refund is {refund.status} already")
+    if refund.is_accepted:
+        raise IllegalTransition("the payment provider has accepted this refund, and will tell its end")
     if evidence.kind is EvidenceKind.REFUND_SUCCEEDED:
         return replace(refund, status=RefundStatus.SUCCEEDED, is_accepted=True, is_operators_word=True)
     if evidence.kind is EvidenceKind.REFUND_FAILED:

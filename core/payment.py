@@ -99,7 +99,8 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
 
     `release_at` is when its money becomes available, and None once it is. Refunds that did not fail have taken
     `pending_taken_minor` of the payment's own pending money and returned `fee_returned_minor` of its fee. `is_operators_word`:
-    its status is what operators said, which the PSP's own word overrules.
+    its status is what operators said, which the PSP's own word overrules; `from_suspense`: they have assigned money to it
+    that was in suspense.
     """
 
     id: PaymentId
@@ -142,6 +143,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     terms: Terms = NO_TERMS
     risk: Risk | None = None
     is_operators_word: bool = False
+    from_suspense: bool = False
 
     @property
     def public_id(self) -> str:

@@ -164,11 +164,12 @@ def _overruled(payment: Payment, evidence: Evidence, *, now: datetime) -> Change
     is_paid = payment.status is Status.SUCCEEDED
     is_confirmed = step.status is Status.SUCCEEDED if is_paid else step.status is not Status.SUCCEEDED
     if is_confirmed or (is_paid and has_followed_up(payment)):
-        step = payment
+        step = replace(payment, pending=None, suspended=payment.suspended or payment.from_suspense)
     step = replace(
         step,
         reference=payment.reference or evidence.reference,
         is_operators_word=False,
+        from_suspense=False,
         version=payment.version + 1,
         updated_at=now,
     )
@@ -176,7 +177,7 @@ def _overruled(payment: Payment, evidence: Evidence, *, now: datetime) -> Change
         before=payment,
         after=replace(step, due_at=due_at(step, evidence.kind, reference=step.reference, now=now)),
         evidence=evidence,
-        finding=None if is_confirmed else Finding.OPERATOR_CONTRADICTED,
+        finding=None if is_confirmed and not payment.from_suspense else Finding.OPERATOR_CONTRADICTED,
         requested=step.pending,
     )
 

@@ -1,5 +1,6 @@
 """Options that commands share, and how a command finds its database: a flag, the environment, or the running instance."""
 
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
@@ -40,6 +41,13 @@ def _require_host(text: str) -> str:
     if not text.strip():
         raise typer.BadParameter("it is empty: give an address, like 127.0.0.1, or 0.0.0.0 for all IPv4 addresses")
     return text.strip()
+
+
+def minor_amount(text: str) -> int:
+    """An amount in minor units. One with decimals is refused, because it would be taken for a hundredth of what is meant."""
+    if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
+        raise typer.BadParameter(f"{text!r} is not an integer number of minor units: write 1999 for 19.99 €")
+    return int(text)
 
 
 Host = Annotated[str, typer.Option("--host", help="The address to listen on.", callback=_require_host)]

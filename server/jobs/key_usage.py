@@ -45,11 +45,16 @@ async def note(context: Storage, used: list[tuple[MerchantId, UUID]]) -> None:
     async with context.pool.connection() as connection:
         if used:
             await note_uses(connection, used)
-        async with connection.atomic():
-            await _tell(connection, context.now())
+        for _ in range(WARNED_AT_ONCE_MAX):
+            async with connection.atomic():  # one merchant's sequence at a time
+                if not await _tell(connection, context.now()):
+                    break
 
 
-async def _tell(connection: Connection, now: datetime) -> None:
-    for merchant_id, key in await claim_expiring(connection, before=now + WARN_BEFORE, limit=WARNED_AT_ONCE_MAX):
+async def _tell(connection: Connection, now: datetime) -> bool:
+    """Tell of one key. Returns False if there is none."""
+    found = await claim_expiring(connection, before=now + WARN_BEFORE, limit=1)
+    for merchant_id, key in found:
         data = msgspec.json.encode(resources.ApiKey.of(key))
         await append_event(connection, merchant_id, EventId(uuid7()), event_type=KEY_EXPIRING, data=data, now=now)
+    return bool(found)

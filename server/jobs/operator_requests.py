@@ -3,12 +3,14 @@
 Every worker looks; two that carry out the same one change nothing twice (`server.flows.operators.carry_out`).
 """
 
+from contextlib import suppress
+
 import structlog
 import trio
 
 from core.errors import FlorinError
 from core.ids import OPERATOR_REQUEST, encode_id
-from server.db.operators.requests import approved_requests
+from server.db.operators.requests import approved_requests, put_back
 from server.flows.contexts import Psps
 from server.flows.operators.carry_out import carry_out
 from server.flows.operators.requests import expire
@@ -49,10 +51,16 @@ async def sweep(context: Psps, *, refund_approval_minor: int) -> bool:
     for one in found:
         try:
             await carry_out(context, one, refund_approval_minor=refund_approval_minor)
+            is_left = one.document is None
         except FlorinError as error:
             _log.warning("a request cannot be carried out yet", request=encode_id(OPERATOR_REQUEST, one.id), error=str(error))
-            is_well = False
+            is_left = True
         except Exception:  # noqa: BLE001 - one request must not end the worker
             _log.exception("a request cannot be carried out", request=encode_id(OPERATOR_REQUEST, one.id))
+            is_left = True
+        if is_left:
             is_well = False
+            with suppress(FlorinError):
+                async with context.pool.connection() as connection:
+                    await put_back(connection, one)
     return is_well

@@ -22,6 +22,7 @@ from server.db.overdue import (
     overdue_payments,
 )
 from server.db.payments.findings import close_told_findings
+from server.db.webhooks.delivery_log import complete_kept
 from server.flows.contexts import Storage
 from server.flows.ledger import payouts
 
@@ -64,6 +65,7 @@ async def look(context: Storage) -> None:
             await note_alert(connection, alert, now=latest_at)
         await close_told_findings(connection)
         await payouts.expire(connection, now=now)
+        await complete_kept(connection)
         for kind, count, oldest_at in await old_findings(connection, before=now - timedelta(days=1)):
             await note_alert(connection, _of_old(kind, count, (now - oldest_at).days), now=now)
         for alert in await _overdue(connection, now):

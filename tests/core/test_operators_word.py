@@ -17,11 +17,12 @@ from core.findings import FINDING_TRANSITIONS, MENDS, FindingState
 from core.ids import RefundId
 from core.ledger import Transfer, TransferKind, WalletKind, transfer_of
 from core.operators import ACTS, RIGHTS, SERVICE_ROLES, OperatorRole, Right, may
-from core.payment import Change, Payment, Status, Terms
+from core.operators_word import FROM_SUSPENSE
+from core.payment import Change, OperationKind, Payment, PendingOperation, Status, Terms
 from core.refund import Refund, RefundStatus
 from core.refund_transition import apply_refund
 from core.transition import apply
-from tests.support.domain import ACCOUNT, MONEY, NOW, a_payment, evidence
+from tests.support.domain import ACCOUNT, MONEY, NOW, REQUESTED, a_payment, evidence
 
 CAPTURED, CANCELED = (evidence(kind, Source.OPERATOR, reference=None) for kind in (EvidenceKind.CAPTURED, EvidenceKind.CANCELED))
 RELEASED = evidence(EvidenceKind.RELEASED, Source.POLICY, reference=None)
@@ -110,6 +111,56 @@ def _said(*words: Evidence) -> Books:
     for word in words:
         books.hear(word)
     return books
+
+
+def _authorized(amount_minor: int | None = None) -> Payment:
+    """An authorized payment whose capture was lost, until Florin gave up."""
+    pending = PendingOperation(id=REQUESTED, kind=OperationKind.CAPTURE, amount_minor=amount_minor, since=NOW)
+    return replace(a_payment(Status.AUTHORIZED), capture_before=NOW + timedelta(days=3), pending=pending)
+
+
+def test_what_the_psp_tells_later_is_as_late_as_it_would_be_without_operators() -> None:
+    declined, paid = evidence(EvidenceKind.DECLINED, Source.WEBHOOK), evidence(EvidenceKind.CAPTURED, Source.RECHECK)
+    assert _said(CANCELED, declined, paid).payment.late is _said(declined, paid).payment.late is False
+    over = _said(evidence(EvidenceKind.EXPIRED, Source.RECHECK))
+    for books in (over, Books(Terms())):
+        books.payment = replace(over.payment, due_at=None, pending=_authorized().pending)
+    with pytest.raises(IllegalTransition, match="own word"):
+        apply(over.payment, CANCELED, now=NOW)
+
+
+def test_a_told_decline_of_an_authorized_payment_is_old_news() -> None:
+    books = Books(Terms())
+    books.payment = _authorized()
+    books.hear(CAPTURED)
+    books.hear(evidence(EvidenceKind.DECLINED, Source.WEBHOOK))
+    assert (books.payment.status, books.findings) == (Status.SUCCEEDED, [])
+    books.hear(evidence(EvidenceKind.DECLINED, Source.RECHECK))
+    assert (books.payment.status, books.totals) == (Status.CANCELED, {})
+
+
+def test_of_a_part_that_is_being_captured_only_the_psp_can_tell() -> None:
+    for word in (CAPTURED, CANCELED):
+        with pytest.raises(IllegalTransition, match="a part of this payment"):
+            apply(_authorized(400), word, now=NOW)
+    assert apply(_authorized(MONEY.amount_minor), CAPTURED, now=NOW) is not None
+
+
+def test_money_that_was_assigned_goes_back_to_suspense_when_the_psp_speaks() -> None:
+    assigned = replace(CAPTURED, code=FROM_SUSPENSE)
+    for word, wallets in ((EvidenceKind.CANCELED, 0), (EvidenceKind.CAPTURED, MONEY.amount_minor)):
+        books = _said(assigned, evidence(word, Source.RECHECK))
+        assert books.totals["suspense"] == MONEY.amount_minor
+        assert books.totals.get("wallets", 0) == wallets
+        assert books.findings == [Finding.OPERATOR_CONTRADICTED]
+        assert (books.payment.suspended, books.payment.from_suspense) == (True, False)
+
+
+def test_a_refund_that_the_psp_has_accepted_is_the_psps_to_end() -> None:
+    payment, refund = _refunding()
+    accepted = replace(refund, is_accepted=True, status=RefundStatus.PENDING)
+    with pytest.raises(IllegalTransition, match="has accepted this refund"):
+        apply_refund(payment, accepted, _refund_word(EvidenceKind.REFUND_FAILED, Source.OPERATOR, refund), now=NOW)
 
 
 def test_a_psp_that_contradicts_is_followed_with_a_finding() -> None:

@@ -138,11 +138,19 @@ def test_roles_programs_and_restricted_keys(running: Up, directory: Path, monkey
     key_id = next(line.split()[0] for line in run("merchant", "key", "list", merchant, *data).splitlines() if "reports" in line)
     assert "fl_test_" in run("merchant", "key", "rotate", merchant, key_id, *data)
     assert "was rotated before" in run("merchant", "key", "rotate", merchant, key_id, *data, code=1)
+    adjust = ("adjust", merchant, "--currency", "EUR", "--account", "goodwill", "--reason", "x")
+    for amount, said in (("5.00", "write 1999 for 19.99"), ("1e3", "not an integer"), ("0", "between 1 and")):
+        assert said in run(*adjust, "--amount", amount, *data, code=2 if amount != "0" else 1), amount
+    assert "has no payment pay_" in run(*adjust, "--amount", "5", "--payment", "pay_" + "0" * 32, *data, code=1)
+    assert "another admin has to change your role" in run("operator", "role", "ada", "viewer", *data, code=1)
     run("operator", "logout", *data)
     monkeypatch.setenv("FLORIN_OPERATOR_KEY", re.findall(r"fok_\w+", key)[0])
     assert "0 tried again" in run("dlq", "retry", "--all", *data)
     moved = run("adjust", merchant, "--amount", "5", "--currency", "EUR", "--account", "goodwill", "--reason", "x", *data, code=1)
     assert "ci is support, and this takes finance or admin" in moved
+    monkeypatch.setenv("FLORIN_OPERATOR_KEY", "fok_wrong")
+    assert "FLORIN_OPERATOR_KEY is unknown" in run("dlq", "retry", "--all", *data, code=1)
     acts = run("audit", *data)
+    assert "operator.login " in acts
     assert "ci        dead_letters.retry" in acts or re.search(r"ci +dead_letters\.retry", acts)
     assert "merchant.key.rotate" in acts

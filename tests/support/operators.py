@@ -53,10 +53,18 @@ ADA, GRACE = (Operator(id=uuid7(), name=name, role=OperatorRole.FINANCE) for nam
 """Two who only ask and approve, which their names and ids are enough for."""
 
 
+_ADD = """
+INSERT INTO operators (id, name, role, password_hash, sealed_totp_secret, created_at) VALUES ($1, $2, 'finance', '', '', now())
+ON CONFLICT (name) DO NOTHING
+"""
+
+
 async def asked(
     florin: Florin, document: Document, payment_id: str | None = None, *, act: str = "payment.resolve", by: Operator = ADA
 ) -> OperatorRequest:
     """A request of one operator."""
+    for one in (ADA, GRACE):
+        await florin.connection.run(_ADD, one.id, one.name)
     wish = Asked(
         act=act,
         merchant_id=MerchantId(florin.demo.merchant_id),

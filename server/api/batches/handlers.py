@@ -81,6 +81,9 @@ class BatchesApi:
     async def resume(self, call: Call, batch_text: str) -> None:
         """`POST /v1/batches/{id}/resume`. The token is good for one resumption, so this needs no key."""
         batch_id = decode_batch_id(batch_text)
+        assert call.caller is not None
+        for scope in (KeyScope.PAYMENTS_WRITE, KeyScope.REFUNDS_WRITE):  # its items may be of any kind
+            call.caller.require(scope)
         token, deadline_seconds, concurrency = read_resumption(call.body)
         before = (await flow.read(self._context, call.merchant.id, batch_id)).batch
         terms = Terms(deadline_seconds=deadline_seconds or before.deadline_seconds, concurrency=concurrency or before.concurrency)

@@ -40,6 +40,7 @@ class KeysApi:
             key_id = decode_id(API_KEY, key_text)
         except InvalidId as error:
             raise NotFound("no such API key") from error
+        is_whole = KeyScope.ALL in call.caller.scopes
         if key_id != call.caller.key_id:
             call.caller.require(KeyScope.ALL)
         wanted = read_rotate_key(call.body)
@@ -53,6 +54,7 @@ class KeysApi:
                     key_id,
                     made_id,
                     overlap_seconds=wanted.overlap_seconds,
+                    renews=is_whole,
                     secret_bytes=derived,
                     now=self._context.now(),
                 )

@@ -11,14 +11,30 @@ from core.nearest import unknown
 from core.operator_requests import ADJUSTMENT_ACCOUNTS, Adjust, require_reason
 from server.cli.operators.acting import Operator, Totp, acting
 from server.cli.operators.requests import Reason, make
-from server.cli.options import DatabaseUrl, DataDirectory, KeyFile, MerchantText, find_database, merchant_id_of, with_database
+from server.cli.options import (
+    DatabaseUrl,
+    DataDirectory,
+    KeyFile,
+    MerchantText,
+    find_database,
+    merchant_id_of,
+    minor_amount,
+    with_database,
+)
+from server.db.connection import Connection
 from server.db.merchants.merchants import find_merchant
+from server.db.payments.payments import find_payment
 from server.flows.operators.requests import Asked
 
 
 def command(
     merchant: MerchantText,
-    amount: Annotated[int, typer.Option(help="In minor units; negative amounts debit the wallet: --amount=-500.")],
+    amount: Annotated[
+        int,
+        typer.Option(
+            parser=minor_amount, metavar="MINOR", help="In minor units; negative amounts debit the wallet: --amount=-500."
+        ),
+    ],
     currency: Annotated[str, typer.Option(help="The currency, like EUR.")],
     account: Annotated[str, typer.Option(help=f"What it is for: {', '.join(ADJUSTMENT_ACCOUNTS)}.")],
     reason: Reason,
@@ -37,9 +53,15 @@ def command(
         size = payable(abs(amount), currency)
     except InvalidMoney as error:
         raise Unprocessable(str(error)) from error
-    url = find_database(data_dir, database_url)
-    if with_database(url, lambda connection: find_merchant(connection, merchant_id)) is None:
-        raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
+    url, payment_id = find_database(data_dir, database_url), decode_id(PAYMENT, payment) if payment else None
+
+    async def find(connection: Connection) -> None:
+        if await find_merchant(connection, merchant_id) is None:
+            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
+        if payment_id is not None and await find_payment(connection, merchant_id, PaymentId(payment_id)) is None:
+            raise NotFound(f"this merchant has no payment {payment}")
+
+    with_database(url, find)
     actor = acting("adjust", url, operator, totp=totp, data_dir=data_dir, key_file=key_file, database_url=database_url)
     asked = Asked(
         act="adjust",
@@ -47,6 +69,6 @@ def command(
         document=Adjust(amount_minor=amount, currency=size.currency, account=account),
         reason=said,
         summary=f"{Money(amount, size.currency)}, {account}",
-        payment_id=PaymentId(decode_id(PAYMENT, payment)) if payment else None,
+        payment_id=PaymentId(payment_id) if payment_id is not None else None,
     )
     make(url, asked, actor)

@@ -10,7 +10,16 @@ from core.money import payable
 from core.payout import Payout, PayoutStatus
 from server.cli.groups import group
 from server.cli.operators.acting import Acting, Operator, Totp, acting
-from server.cli.options import DatabaseUrl, DataDirectory, KeyFile, MerchantText, find_database, merchant_id_of, with_database
+from server.cli.options import (
+    DatabaseUrl,
+    DataDirectory,
+    KeyFile,
+    MerchantText,
+    find_database,
+    merchant_id_of,
+    minor_amount,
+    with_database,
+)
 from server.cli.output import Output, Rows, shown
 from server.clock import utc_now
 from server.db.connection import Connection
@@ -29,7 +38,9 @@ Reference = Annotated[str | None, typer.Option(help="The bank's reference.")]
 @app.command("request")
 def request(
     merchant: MerchantText,
-    amount: Annotated[int, typer.Argument(help="Amount in minor units: 1990 EUR is 19.90 €.")],
+    amount: Annotated[
+        int, typer.Argument(parser=minor_amount, metavar="MINOR", help="Amount in minor units: 1990 EUR is 19.90 €.")
+    ],
     currency: Annotated[str, typer.Argument(help="The currency, like EUR.")],
     operator: Operator = None,
     totp: Totp = None,
@@ -113,7 +124,7 @@ def succeed(
 @app.command("fail")
 def fail(
     payout: PayoutText,
-    reason: Annotated[str, typer.Option(help="The bank's reason.")] = "refused by the bank",
+    reason: Annotated[str | None, typer.Option(help="The bank's reason; needed for a payout that had succeeded.")] = None,
     operator: Operator = None,
     totp: Totp = None,
     database_url: DatabaseUrl = None,
@@ -167,9 +178,14 @@ def _end(
 
     async def work(connection: Connection) -> Payout:
         owner = await find_payout_owner(connection, payout_id)
+        if status is PayoutStatus.FAILED and failure is None:
+            known = [one for one in await list_payouts(connection, owner) if one.id == payout_id]
+            if any(one.status is PayoutStatus.SUCCEEDED for one in known):
+                raise Unprocessable("the bank had this money: give --reason, why it came back")
         detail = " ".join(filter(None, (payout, reference, failure)))
         made = actor.act(owner, detail, subject=payout)
-        return await payouts.end(connection, owner, payout_id, status, made, reference=reference, failure=failure)
+        said = failure or ("refused by the bank" if status is PayoutStatus.FAILED else None)
+        return await payouts.end(connection, owner, payout_id, status, made, reference=reference, failure=said)
 
     ended = with_database(url, work)
     _console.print(f"{payout}: {ended.money} {ended.status.value}")

@@ -1,7 +1,8 @@
 """`florin merchant key`: merchants' API keys. A key is shown once, when it is made."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
+from uuid import UUID
 
 import typer
 
@@ -47,17 +48,19 @@ def key_add(
     url = find_database(data_dir, database_url)
     actor = acting("merchant.key.add", url, operator)
 
-    async def work(connection: Connection) -> str:
+    async def work(connection: Connection) -> Added:
         found = await merchants.find_merchant(connection, merchant_id)
         if found is None:
             raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         async with connection.atomic():
             limits = {"requests_per_second_max": requests_per_second or None, "expires_at": ends_at}
             key = await add_key(connection, found, name=name, scopes=chosen, networks=allowed, **limits)
-            await record_act(connection, actor.act(merchant_id, f"ends in {key[-4:]}, {', '.join(chosen)}"))
+            detail = f"ends in {key.secret[-4:]}, {', '.join(chosen)}"
+            await record_act(connection, actor.act(merchant_id, detail, subject=encode_id(API_KEY, key.id)))
         return key
 
-    _console.print(f"API key  {with_database(url, work)}")
+    added = with_database(url, work)
+    _console.print(f"id       {encode_id(API_KEY, added.id)}\nAPI key  {added.secret}")
     _console.print("Keep it now: it is not shown again.")
 
 
@@ -109,12 +112,12 @@ def key_rotate(
             raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
         async with connection.atomic():
             seconds = int(overlap_hours * 3_600)
-            made = await rotate(connection, found, key_id, uuid7(), overlap_seconds=seconds, now=utc_now())
+            made = await rotate(connection, found, key_id, uuid7(), overlap_seconds=seconds, renews=True, now=utc_now())
             await record_act(connection, actor.act(merchant_id, f"{key}, now ends in {made.key.hint}", subject=key))
         return made
 
     made = with_database(url, work)
-    _console.print(f"API key  {made.secret}")
+    _console.print(f"id       {encode_id(API_KEY, made.key.id)}\nAPI key  {made.secret}")
     _console.print(f"Keep it now: it is not shown again. The old one is valid for {overlap_hours:g} hours more.")
 
 
@@ -144,17 +147,24 @@ def key_revoke(
     _console.print(f"revoked {key}")
 
 
-async def add_key(connection: Connection, merchant: merchants.Merchant, **options: Any) -> str:
+class Added(NamedTuple):
+    """A key that was just made."""
+
+    id: UUID
+    secret: str
+
+
+async def add_key(connection: Connection, merchant: merchants.Merchant, **options: Any) -> Added:
     """Add a key with the options of `api_keys.add_api_key`, and return it."""
     mode: Literal["test", "live"] = "live" if merchant.mode == Mode.LIVE else "test"
-    key = api_key(mode, merchant.id)
+    key, key_id = api_key(mode, merchant.id), uuid7()
     await api_keys.add_api_key(
         connection,
         merchant.id,
-        uuid7(),
+        key_id,
         secret_sha256=key_hash(key),
         hint=key[-4:],
         now=utc_now(),
         **options,
     )
-    return key
+    return Added(key_id, key)

@@ -79,7 +79,7 @@ def add(
         async with connection.atomic():
             await merchants.add_merchant(connection, merchant)
             await record_act(connection, actor.act(merchant.id, name))
-            key = await keys.add_key(connection, merchant)
+            key = (await keys.add_key(connection, merchant)).secret
             if webhook_url is not None and sealer is not None:
                 secret = await _add_endpoint(connection, sealer, merchant, webhook_url)
         return merchant.id, key, secret

@@ -17,15 +17,16 @@ import msgspec
 import typer
 
 from core import operators as core_operators
-from core.errors import FlorinError, Unauthenticated
+from core.errors import FlorinError, RateLimited, Unauthenticated
 from core.ids import MerchantId
 from server.atomic_files import write_private
 from server.cli.options import find_key_file, running_instance, with_database
 from server.clock import utc_now
 from server.db.connection import Connection
 from server.db.merchants.audit import Act
+from server.db.operators.operators import last_totp_step
 from server.flows.operators.sessions import confirm, operator_of
-from server.passwords import totp_code
+from server.passwords import STEP_SECONDS, STEPS_OFF, totp_code
 from server.process.demo import DemoOperator, demo_operators
 from server.sealing import Sealer
 from server.settings import environment, state_directory
@@ -102,15 +103,21 @@ def acting(
     token, found, needs_factor = with_database(url, find)
     if needs_factor:
         sealer = Sealer.from_file(find_key_file(data_dir, key_file, database_url))
-        code = totp or _demo_code(found.name, data_dir, database_url) or ask_for_code(found.name)
-        with_database(url, lambda connection: confirm(connection, sealer, token, code=code, now=utc_now()))
+        demo = demo_of(found.name, data_dir, database_url) if totp is None else None
+        code = None if demo is not None else totp or ask_for_code(found.name, why="this moves money and ")
+
+        async def give(connection: Connection) -> None:
+            given = code if code is not None else await demo_code(connection, found.name, str(demo and demo.totp_secret))
+            await confirm(connection, sealer, token, code=given, now=utc_now())
+
+        with_database(url, give)
     return Acting(found, name)
 
 
-def ask_for_code(name: str) -> str:
+def ask_for_code(name: str, *, why: str = "this ") -> str:
     """Ask at the terminal. Raises `Unauthenticated` if nobody is there."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise Unauthenticated("this moves money and needs a code of your second factor: give --totp CODE", code="code_missing")
+        raise Unauthenticated(f"{why}needs a code of your second factor: give --totp CODE", code="code_missing")
     code: str = typer.prompt(f"Code of {name}'s second factor", err=True)
     return code
 
@@ -125,10 +132,15 @@ def demo_of(name: str, data_dir: Path | None, database_url: str | None) -> DemoO
     return None
 
 
-def _demo_code(name: str, data_dir: Path | None, database_url: str | None) -> str | None:
-    """A code that the demo operator's login, a moment ago, did not use."""
-    demo = demo_of(name, data_dir, database_url)
-    return totp_code(demo.totp_secret, utc_now(), steps_ahead=1) if demo is not None else None
+async def demo_code(connection: Connection, name: str, secret: str) -> str:
+    """The next code of a demo operator that was not used yet. Raises `RateLimited` if that is for a later time."""
+    now = utc_now()
+    step, used = int(now.timestamp()) // STEP_SECONDS, await last_totp_step(connection, name)
+    ahead = max(used + 1 - step, 0)
+    if ahead > max(STEPS_OFF):
+        seconds = (used + 1 - max(STEPS_OFF)) * STEP_SECONDS - int(now.timestamp())
+        raise RateLimited(f"{name} has used the codes of this moment: try again in {seconds} s", code="code_used")
+    return totp_code(secret, now, steps_ahead=ahead)
 
 
 async def _token(connection: Connection, operator: str | None) -> str:

@@ -16,6 +16,7 @@ from server.cli.operators.acting import (
     acting,
     ask_for_code,
     database_id,
+    demo_code,
     demo_of,
     read_sessions,
     save_session,
@@ -36,7 +37,6 @@ from server.passwords import (
     recovery_codes,
     recovery_hash,
     require_password,
-    totp_code,
     totp_secret,
     totp_uri,
 )
@@ -127,6 +127,8 @@ def role_of(
     """Change an operator's role, from the next act on."""
     url = find_database(data_dir, database_url)
     actor = acting("operator.role", url, operator)
+    if name == actor.operator.name and role is not OperatorRole.ADMIN:
+        raise Forbidden(f"you are {name}: another admin has to change your role")
 
     async def work(connection: Connection) -> Operator | None:
         known = {one.operator.name: one.operator for one in await rows.list_operators(connection)}
@@ -224,10 +226,11 @@ def login(
     sealer = Sealer.from_file(find_key_file(data_dir, key_file, database_url))
     demo = demo_of(name, data_dir, database_url) if password_file is None and totp is None else None
     password = demo.password if demo is not None else _password(password_file, twice=False)
-    code = totp_code(demo.totp_secret, utc_now()) if demo is not None else totp or ask_for_code(name)
+    code = None if demo is not None else totp or ask_for_code(name)
 
     async def work(connection: Connection) -> tuple[LoggedIn, Path, int]:
-        session = await log_in(connection, sealer, name=name, password=password, code=code, now=utc_now())
+        given = code if code is not None else await demo_code(connection, name, str(demo and demo.totp_secret))
+        session = await log_in(connection, sealer, name=name, password=password, code=given, now=utc_now())
         saved = SavedSession(session.operator.name, session.token, session.expires_at)
         path = save_session(await database_id(connection), saved)
         return session, path, await rows.count_recovery_codes(connection, session.operator.id)

@@ -7,7 +7,7 @@ import typer
 
 from core.errors import NotFound
 from core.ids import MERCHANT, OPERATOR_REQUEST, PAYMENT, decode_id, encode_id
-from core.operator_requests import require_reason
+from core.operator_requests import described, require_reason
 from server.cli.groups import group
 from server.cli.operators.acting import Acting, Operator, Totp, acting
 from server.cli.options import DatabaseUrl, DataDirectory, KeyFile, find_database, with_database
@@ -41,7 +41,7 @@ def show_all(
     table = Rows("request", "what", "about", "by", "state", "expires")
     for one in found:
         about = encode_id(PAYMENT, one.payment_id) if one.payment_id else encode_id(MERCHANT, one.merchant_id)
-        what = str(type(one.document).__struct_config__.tag).replace("_", " ")
+        what = _kind(one)
         expires = f"{one.expires_at:%Y-%m-%d}" if one.state is RequestState.REQUESTED else ""
         table.add(encode_id(OPERATOR_REQUEST, one.id), what, about, one.operators, one.state, expires)
     _console.print(table)
@@ -101,6 +101,8 @@ def make(url: str, asked: Asked, actor: Acting) -> None:
 
     async def work(connection: Connection) -> OperatorRequest:
         made = await ask(connection, asked, actor.operator, now=utc_now())
+        if made.state is RequestState.APPROVED:
+            _console.print(f"{encode_id(OPERATOR_REQUEST, made.id)} is recorded; a worker carries it out, whatever happens here")
         return await until_carried_out(connection, made) if made.state is RequestState.APPROVED else made
 
     _print_end(with_database(url, work))
@@ -114,6 +116,12 @@ async def until_carried_out(connection: Connection, request: OperatorRequest) ->
             found = await find_request(connection, request.id) or found
             await trio.sleep(0.1)
     return found
+
+
+def _kind(request: OperatorRequest) -> str:
+    if request.document is None:
+        return "something of a newer version"
+    return described(request.document)
 
 
 def _print_end(request: OperatorRequest) -> None:
@@ -136,7 +144,7 @@ def print_request(request: OperatorRequest) -> None:
         "request": encode_id(OPERATOR_REQUEST, request.id),
         "merchant": encode_id(MERCHANT, request.merchant_id),
         "payment": encode_id(PAYMENT, request.payment_id) if request.payment_id else "",
-        "what": repr(request.document),
+        "what": _kind(request),
         "reason": request.reason,
         "requested by": f"{request.requested_by_name}, {request.created_at:%Y-%m-%d %H:%M} UTC",
         "approved by": request.approved_by_name or ("nobody yet" if request.needs_approval else "not needed"),

@@ -12,7 +12,7 @@ from core.refund import Refund, RefundStatus
 from server.cli.groups import group
 from server.cli.operators.acting import Operator, Totp, acting
 from server.cli.operators.requests import Reason, make
-from server.cli.options import DatabaseUrl, DataDirectory, KeyFile, find_database, with_database
+from server.cli.options import DatabaseUrl, DataDirectory, KeyFile, find_database, minor_amount, with_database
 from server.db.connection import Connection
 from server.db.payments.refunds import list_refunds
 from server.flows.operators.requests import Asked, find_resolvable, is_large_refund, require_resolvable
@@ -84,7 +84,9 @@ def resolve(
 def refund_payment(
     payment: PaymentText,
     reason: Reason,
-    amount: Annotated[int | None, typer.Option(min=1, help="In minor units. Default: all that is left.")] = None,
+    amount: Annotated[
+        int | None, typer.Option(parser=minor_amount, metavar="MINOR", help="In minor units. Default: all that is left.")
+    ] = None,
     operator: Operator = None,
     totp: Totp = None,
     database_url: DatabaseUrl = None,
@@ -98,6 +100,8 @@ def refund_payment(
     if found.status is not Status.SUCCEEDED or not found.refundable_minor:
         raise Conflict(f"{payment} is {found.status} and has no money left to refund", code="not_refundable")
     wanted = amount if amount is not None else found.refundable_minor
+    if wanted < 1:
+        raise Unprocessable("--amount must be at least 1")
     if wanted > found.refundable_minor:
         raise Conflict(f"at most {found.refundable_minor} of {payment} can still be refunded", code="refund_too_large")
     actor = acting("payment.refund", url, operator, totp=totp, data_dir=data_dir, key_file=key_file, database_url=database_url)
@@ -119,8 +123,11 @@ def _open_refund(refunds: list[Refund], payment: str, wanted: str | None) -> Ref
         found = next((one for one in refunds if one.id == refund_id), None)
         if found is None:
             raise NotFound(f"{payment} has no refund {wanted}")
+        if found.status not in (RefundStatus.PENDING, RefundStatus.UNKNOWN) or found.is_accepted:
+            said = "the payment provider has accepted it" if found.is_accepted else f"it is {found.status}"
+            raise Conflict(f"{wanted} has nothing to be resolved: {said}", code="not_resolvable")
         return found
-    still_open = [one for one in refunds if one.status in (RefundStatus.PENDING, RefundStatus.UNKNOWN)]
+    still_open = [one for one in refunds if one.status in (RefundStatus.PENDING, RefundStatus.UNKNOWN) and not one.is_accepted]
     if not still_open:
         raise NotFound(f"{payment} has no refund whose outcome is open: `florin explain {payment}` shows them")
     if len(still_open) > 1:

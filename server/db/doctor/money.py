@@ -78,7 +78,8 @@ MONEY_CHECKS = (
                        coalesce(sum(amount_minor) FILTER (
                            WHERE account IN ('merchant_available', 'merchant_pending')), 0) AS credited,
                        coalesce(sum(amount_minor) FILTER (WHERE account = 'platform_fees'), 0) AS fee,
-                       sum(amount_minor) FILTER (WHERE account LIKE 'psp_receivable:%') AS receivable
+                       sum(amount_minor) FILTER (
+                           WHERE account LIKE 'psp_receivable:%' OR account = 'suspense') AS receivable
                   FROM ledger_entries WHERE kind IN ('charge', 'operator_charge', 'operator_charge_reversal')
                  GROUP BY merchant_id, payment_id
                ) c ON c.merchant_id = p.merchant_id AND c.payment_id = p.id
@@ -163,11 +164,12 @@ MONEY_CHECKS = (
           FROM payment_requests p
           LEFT JOIN (
                 SELECT merchant_id, payment_id, count(*) AS entries FROM ledger_entries
-                 WHERE kind = 'suspense' AND account = 'suspense' GROUP BY merchant_id, payment_id
+                 WHERE kind IN ('suspense', 'suspense_again', 'operator_charge_reversal') AND account = 'suspense'
+                 GROUP BY merchant_id, payment_id
                ) l ON l.merchant_id = p.merchant_id AND l.payment_id = p.id
           LEFT JOIN (
                 SELECT merchant_id, payment_id, count(*) AS findings FROM findings
-                 WHERE kind = 'evidence_mismatch' GROUP BY merchant_id, payment_id
+                 WHERE kind IN ('evidence_mismatch', 'operator_contradicted') GROUP BY merchant_id, payment_id
                ) f ON f.merchant_id = p.merchant_id AND f.payment_id = p.id
          WHERE p.suspended <> (l.entries IS NOT NULL) OR (p.suspended AND f.findings IS NULL)
         """,
@@ -222,7 +224,7 @@ MONEY_CHECKS = (
                    WHEN e.kind IN ('payout', 'payout_success', 'payout_reversal') THEN EXISTS (
                         SELECT FROM payouts o
                          WHERE o.merchant_id = e.merchant_id AND o.id = e.transfer_id AND o.currency = e.currency)
-                   WHEN e.kind IN ('dispute', 'dispute_won', 'dispute_lost', 'suspense', 'operator_charge',
+                   WHEN e.kind IN ('dispute', 'dispute_won', 'dispute_lost', 'suspense', 'suspense_again', 'operator_charge',
                         'operator_charge_reversal', 'operator_release') THEN EXISTS (
                         SELECT FROM payment_requests p WHERE p.merchant_id = e.merchant_id AND p.id = e.payment_id)
                    WHEN e.kind IN ('adjustment', 'suspense_return', 'suspense_credit') THEN EXISTS (

@@ -139,12 +139,13 @@ async def add_ticket(connection: Connection, ticket: Ticket, *, ticket_sha256: b
 
 
 async def use_ticket(connection: Connection, merchant_id: MerchantId, *, ticket_sha256: bytes, now: datetime) -> Ticket | None:
-    """Redeem a ticket, once. Returns None if it does not exist, is too old, or its key was revoked."""
+    """Redeem a ticket, once. Returns None if it does not exist, is too old, or its key was revoked or has expired."""
     rows = await connection.query(
         """
         DELETE FROM stream_tickets t USING api_keys k
          WHERE t.merchant_id = $1 AND t.ticket_sha256 = $2 AND t.expires_at > $3
            AND k.merchant_id = t.merchant_id AND k.id = t.key_id AND k.revoked_at IS NULL
+           AND (k.expires_at IS NULL OR k.expires_at > $3)
         RETURNING t.key_id, t.origin, t.event_types, t.consumer, t.expires_at
         """,
         merchant_id,

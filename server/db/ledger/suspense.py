@@ -22,11 +22,13 @@ class Suspended:
 
 
 _SELECT = """
-SELECT s.merchant_id, s.payment_id, s.transfer_id, s.amount_minor, s.currency, r.account, s.created_at
+SELECT s.merchant_id, s.payment_id, s.transfer_id, s.amount_minor, s.currency,
+       coalesce(r.account, 'psp_receivable:' || replace(p.psp_account_id::text, '-', '')), s.created_at
   FROM ledger_entries s
-  JOIN ledger_entries r ON r.merchant_id = s.merchant_id AND r.transfer_id = s.transfer_id AND r.kind = s.kind
-                       AND r.account LIKE 'psp_receivable:%'
- WHERE s.kind = 'suspense' AND s.account = 'suspense'
+  JOIN payment_requests p ON p.merchant_id = s.merchant_id AND p.id = s.payment_id
+  LEFT JOIN ledger_entries r ON r.merchant_id = s.merchant_id AND r.transfer_id = s.transfer_id AND r.kind = s.kind
+                            AND r.account LIKE 'psp_receivable:%'
+ WHERE s.kind IN ('suspense', 'suspense_again', 'operator_charge_reversal') AND s.account = 'suspense' AND p.suspended
    AND NOT EXISTS (
         SELECT FROM operator_requests o
          WHERE o.merchant_id = s.merchant_id AND o.payment_id = s.payment_id AND o.kind = 'suspense' AND o.state = 'DONE'
@@ -50,17 +52,3 @@ async def list_suspended(connection: Connection, *, payment_id: UUID | None, lim
         )
         for row in rows
     ]
-
-
-async def suspense_minor(connection: Connection, one: Suspended) -> int:
-    """The amount that is in suspense for a payment. The caller holds the merchant's locks."""
-    rows = await connection.query(
-        """
-        SELECT coalesce(sum(amount_minor), 0)::bigint FROM ledger_entries
-         WHERE merchant_id = $1 AND payment_id = $2 AND account = 'suspense' AND currency = $3
-        """,
-        one.merchant_id,
-        one.payment_id,
-        one.money.currency,
-    )
-    return int(rows[0][0])

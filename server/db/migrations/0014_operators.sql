@@ -83,7 +83,9 @@ COMMENT ON TABLE operator_requests IS 'what operators want done to money; a work
 CREATE INDEX operator_requests_open ON operator_requests (expires_at) WHERE state IN ('REQUESTED', 'APPROVED');
 CREATE INDEX operator_requests_of_payment ON operator_requests (merchant_id, payment_id) WHERE payment_id IS NOT NULL;
 
-ALTER TABLE payment_requests ADD COLUMN is_operators_word boolean NOT NULL DEFAULT false;
+ALTER TABLE payment_requests
+    ADD COLUMN is_operators_word boolean NOT NULL DEFAULT false,
+    ADD COLUMN from_suspense    boolean NOT NULL DEFAULT false;
 COMMENT ON COLUMN payment_requests.is_operators_word IS 'the status is what operators said, not what the PSP said, which would count more';
 ALTER TABLE refunds ADD COLUMN is_operators_word boolean NOT NULL DEFAULT false;
 

@@ -133,6 +133,12 @@ async def use_totp_step(connection: Connection, operator_id: UUID, step: int) ->
     return await connection.run("UPDATE operators SET totp_step = $2 WHERE id = $1 AND totp_step < $2", operator_id, step) == 1
 
 
+async def last_totp_step(connection: Connection, name: str) -> int:
+    """The last interval whose code an operator has used."""
+    rows = await connection.query("SELECT totp_step FROM operators WHERE name = $1", name)
+    return int(rows[0][0]) if rows else 0
+
+
 async def use_recovery_code(connection: Connection, operator_id: UUID, code_sha256: bytes, *, now: datetime) -> bool:
     """Use a recovery code. Returns False if there is no such unused one."""
     return (

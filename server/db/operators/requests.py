@@ -40,11 +40,11 @@ class RequestState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorRequest:
-    """A request of an operator."""
+    """A request of an operator. A `document` of a newer version is None."""
 
     merchant_id: MerchantId
     id: UUID
-    document: Document
+    document: Document | None
     payment_id: PaymentId | None
     reason: str
     state: RequestState
@@ -69,7 +69,11 @@ _decode = msgspec.json.Decoder(Document).decode
 
 def _request(row: Sequence[Any]) -> OperatorRequest:
     values = dict(zip(_FIELDS, row, strict=True))
-    return OperatorRequest(**{**values, "document": _decode(values["document"]), "state": RequestState(values["state"])})
+    try:
+        document = _decode(values["document"])
+    except msgspec.DecodeError:
+        document = None
+    return OperatorRequest(**{**values, "document": document, "state": RequestState(values["state"])})
 
 
 async def add_request(
@@ -185,6 +189,15 @@ async def expire_requests(connection: Connection, *, limit: int) -> list[Operato
         limit,
     )
     return [_request(row) for row in rows]
+
+
+async def put_back(connection: Connection, found: OperatorRequest) -> None:
+    """Let the other requests go first, because this one cannot be carried out now."""
+    await connection.run(
+        "UPDATE operator_requests SET updated_at = now() WHERE merchant_id = $1 AND id = $2 AND state = 'APPROVED'",
+        found.merchant_id,
+        found.id,
+    )
 
 
 async def approved_requests(connection: Connection, *, limit: int) -> list[OperatorRequest]:

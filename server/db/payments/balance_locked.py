@@ -5,7 +5,7 @@ must not take more than it holds, so these lock first, in the order of `server.d
 wallets. Then they decide, and write with the same statement as every other change.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from core.ids import MerchantId, PaymentId, RefundId
 from core.ledger import WalletKind
@@ -45,11 +45,12 @@ async def change_under_lock(
     decide: Callable[[Payment, Balances], ChangeRow | None],
     *,
     unless_refund: RefundId | None = None,
+    also: Callable[[Connection], Awaitable[None]] | None = None,
 ) -> tuple[ChangeRow, Applied] | None:
-    """Change a payment depending on its wallets. Returns None if `decide` finds nothing to do, if the payment does not exist, or
-    if the refund `unless_refund` exists already.
+    """Change a payment depending on its wallets, and do `also` in the same transaction after that. Returns None if `decide` finds
+    nothing to do, if the payment does not exist, or if the refund `unless_refund` exists already.
 
-    Raises what `decide` raises; nothing is written then.
+    Raises what `decide` and `also` raise; nothing is written then.
     """
     async with connection.atomic():
         # While a table is small, the planner would choose a scan of it, and keep that plan when the table has grown.
@@ -68,4 +69,6 @@ async def change_under_lock(
             return None
         applied = (await group.write(connection, [row]))[0]
         assert not isinstance(applied, Lost), "the payment is locked"
+        if also is not None:
+            await also(connection)
     return row, applied

@@ -110,6 +110,7 @@ class ChangeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     fee_returned_minor: int = 0
     risk: Risk | None = None
     is_operators_word: bool = False
+    from_suspense: bool = False
     new_account_id: UUID | None = None
     new_operation_id: UUID | None = None
     new_expires_at: datetime | None = None
@@ -229,6 +230,7 @@ def _state(after: Payment) -> dict[str, Any]:
         "fee_returned_minor": after.fee_returned_minor,
         "risk": after.risk,
         "is_operators_word": after.is_operators_word,
+        "from_suspense": after.from_suspense,
     }
 
 

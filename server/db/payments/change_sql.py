@@ -53,7 +53,7 @@ WITH input AS MATERIALIZED (
            is_warned = coalesce(i.is_warned, false), release_at = i.release_at,
            is_given_back = coalesce(i.is_given_back, false), pending_taken_minor = coalesce(i.pending_taken_minor, 0),
            fee_returned_minor = coalesce(i.fee_returned_minor, 0), risk = i.risk,
-           is_operators_word = coalesce(i.is_operators_word, false),
+           is_operators_word = coalesce(i.is_operators_word, false), from_suspense = coalesce(i.from_suspense, false),
            psp_account_id = coalesce(i.new_account_id, p.psp_account_id),
            operation_id = coalesce(i.new_operation_id, p.operation_id),
            expires_at = coalesce(i.new_expires_at, p.expires_at)

@@ -68,6 +68,7 @@ class StoredPayment(msgspec.Struct, frozen=True):
     pays_once: str | None
     risk: str | None
     is_operators_word: bool
+    from_suspense: bool
 
 
 _COLUMNS = json_records.select_list(StoredPayment, "p")
@@ -122,6 +123,7 @@ def _payment(row: Sequence[Any]) -> Payment:
         terms=_terms(record),
         risk=Risk(record.risk) if record.risk else None,
         is_operators_word=record.is_operators_word,
+        from_suspense=record.from_suspense,
     )
 
 

@@ -196,13 +196,42 @@ async def send_kept(connection: Connection, merchant_id: MerchantId, endpoint_id
          ORDER BY t.seq
         ON CONFLICT (merchant_id, endpoint_id, event_seq) DO UPDATE
            SET state = 'PENDING', is_ordered = excluded.is_ordered, attempts = 0, due_at = excluded.due_at, updated_at = now()
-         WHERE d.state IN ('DEAD', 'DROPPED')
+         WHERE d.state IN ('DEAD', 'DROPPED') AND d.last_error LIKE 'the endpoint is disabled%'
         """,  # noqa: S608 - own conditions
         merchant_id,
         endpoint_id,
         from_seq,
         REPLAY_PER_SECOND,
     )
+
+
+async def complete_kept(connection: Connection) -> int:
+    """Make the deliveries of events that were being written while their endpoint was enabled again, so that they saw it disabled.
+    Returns the number of endpoints.
+    """
+    return await connection.run(
+        f"""
+        WITH resumed AS (
+            SELECT merchant_id, id, mode, event_types, kept_from_seq FROM webhook_endpoints
+             WHERE kept_from_seq IS NOT NULL AND enabled AND updated_at < now() - interval '{KEPT_SECONDS} seconds'
+             ORDER BY merchant_id, id FOR UPDATE
+        ), missed AS (
+            INSERT INTO deliveries (
+                merchant_id, endpoint_id, event_seq, state, is_ordered, attempts, due_at, created_at, updated_at)
+            SELECT t.merchant_id, e.id, t.seq, 'PENDING', e.mode = 'ordered', 0, CASE e.mode WHEN 'parallel' THEN now() END,
+                   now(), now()
+              FROM resumed e JOIN events t ON t.merchant_id = e.merchant_id AND t.seq >= e.kept_from_seq
+               AND t.type <> 'webhook_endpoint.test' AND {IS_WANTED.format("t.type")}
+            ON CONFLICT (merchant_id, endpoint_id, event_seq) DO NOTHING
+        )
+        UPDATE webhook_endpoints e SET kept_from_seq = NULL
+          FROM resumed r WHERE e.merchant_id = r.merchant_id AND e.id = r.id
+        """  # noqa: S608 - own conditions
+    )
+
+
+KEPT_SECONDS = 20
+"""Longer than writing an event can take."""
 
 
 async def prune_attempts(connection: Connection, *, made_before: datetime, limit: int) -> int:

@@ -142,8 +142,9 @@ kept.
 """
 
 
-async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: datetime) -> Endpoint:
-    """Store what a merchant may change of an endpoint that the caller has locked.
+async def change_endpoint(connection: Connection, endpoint: Endpoint, *, sends_kept: bool, now: datetime) -> Endpoint:
+    """Store what a merchant may change of an endpoint that the caller has locked. `sends_kept`: an enabled one gets what was kept
+    for it, and `kept_from_seq` stays until that is certain (`server.db.webhooks.delivery_log.complete_kept`).
 
     Its failures and `held_until` are reset if it is enabled or its address changes.
     """
@@ -153,7 +154,8 @@ async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: da
            SET url = $3, mode = $4, event_types = $5, description = $6, requests_per_second_max = $7, concurrency_max = $8,
                updated_at = $10, enabled = $9,
                disabled_reason = CASE WHEN $9 THEN NULL ELSE coalesce($11, disabled_reason, 'merchant') END,
-               kept_from_seq = CASE WHEN $9 THEN NULL WHEN enabled THEN {_KEPT_FROM} ELSE kept_from_seq END,
+               kept_from_seq = CASE WHEN $9 THEN CASE WHEN $12 THEN kept_from_seq END
+                                    WHEN enabled THEN {_KEPT_FROM} ELSE coalesce(kept_from_seq, {_KEPT_FROM}) END,
                disabled_at = CASE WHEN $9 THEN NULL ELSE coalesce(disabled_at, $10) END,
                failing_since = CASE WHEN ($9 AND NOT enabled) OR url <> $3 THEN NULL ELSE failing_since END,
                held_until = CASE WHEN ($9 AND NOT enabled) OR url <> $3 THEN NULL ELSE held_until END
@@ -170,6 +172,7 @@ async def change_endpoint(connection: Connection, endpoint: Endpoint, *, now: da
         endpoint.enabled,
         now,
         endpoint.disabled_reason.value if endpoint.disabled_reason is not None and not endpoint.enabled else None,
+        sends_kept,
     )
     stored = await find_endpoint(connection, endpoint.merchant_id, endpoint.id)
     assert stored is not None
@@ -229,7 +232,7 @@ async def disable_endpoint(
         f"""
         UPDATE webhook_endpoints
            SET enabled = false, disabled_reason = $3, disabled_at = $4, updated_at = $4,
-               kept_from_seq = CASE WHEN enabled THEN {_KEPT_FROM} ELSE kept_from_seq END
+               kept_from_seq = CASE WHEN enabled THEN {_KEPT_FROM} ELSE coalesce(kept_from_seq, {_KEPT_FROM}) END
          WHERE merchant_id = $1 AND id = $2 AND disabled_reason IS DISTINCT FROM 'deleted' AND (enabled OR $3 = 'deleted')
            AND ($5::text IS NULL OR url = $5)
         """,  # noqa: S608 - own conditions

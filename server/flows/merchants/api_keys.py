@@ -31,12 +31,14 @@ async def rotate(
     made_id: UUID,
     *,
     overlap_seconds: int,
+    renews: bool,
     secret_bytes: bytes | None = None,
     now: datetime,
 ) -> Made:
     """Make a key with the same name, scopes, networks and limits, in the caller's transaction; the old one ends after an overlap.
 
-    `made_id` is the new key's id, and with `secret_bytes` its secret is derived, so repeating the request makes nothing twice.
+    A key with an end gets one as long again if it `renews`, else the same end. `made_id` is the new key's id, and with
+    `secret_bytes` its secret is derived, so repeating the request makes nothing twice.
     Raises `NotFound`, and `Conflict` for a key that is over or was rotated before.
     """
     mode: Literal["test", "live"] = "live" if merchant.mode == "live" else "test"
@@ -64,6 +66,7 @@ async def rotate(
         name=old.name,
         scopes=old.scopes,
         networks=old.networks,
+        expires_at=now + (old.expires_at - old.created_at) if renews and old.expires_at is not None else old.expires_at,
     )
     ends_at = now + timedelta(seconds=overlap_seconds)
     until = min(ends_at, old.expires_at) if old.expires_at is not None else ends_at

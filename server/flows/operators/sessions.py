@@ -13,7 +13,9 @@ from uuid import UUID
 
 from core.errors import Forbidden, RateLimited, Unauthenticated
 from core.operators import ACTS, Operator, Right, may, roles_that_may
+from server.db.alerts import NOBODY
 from server.db.connection import Connection
+from server.db.merchants.audit import Act, record_act
 from server.db.operators.operators import (
     TOTP_TABLE,
     Secrets,
@@ -26,6 +28,7 @@ from server.db.operators.operators import (
 from server.db.operators.sessions import Session, add_session, confirm_session, end_session, find_session
 from server.passwords import is_password, recovery_hash, step_of_code
 from server.sealing import Sealer
+from server.uuid7 import uuid7
 
 SESSION_SECONDS = 8 * 3_600
 CONFIRMED_SECONDS = 300
@@ -58,12 +61,15 @@ async def log_in(connection: Connection, sealer: Sealer, *, name: str, password:
         raise _locked(attempt, now)
     is_right = await is_password(password, attempt.password_hash if attempt is not None else None)
     if attempt is None or not is_right or attempt.is_disabled or not await _is_code(connection, sealer, attempt, code, now):
+        if attempt is not None:
+            await record_act(connection, _act(attempt.operator, "operator.login_failed", now))
         raise Unauthenticated("wrong name, password or code", code="login_failed")
     token = f"{_TOKEN}_{secrets.token_hex(32)}"
     expires_at = now + timedelta(seconds=SESSION_SECONDS)
     async with connection.atomic():
         await end_attempt(connection, attempt.operator.id, now=now)
         await add_session(connection, attempt.operator, token_sha256=token_hash(token), now=now, expires_at=expires_at)
+        await record_act(connection, _act(attempt.operator, "operator.login", now))
     return LoggedIn(attempt.operator, token, expires_at)
 
 
@@ -95,6 +101,8 @@ async def operator_of(connection: Connection, token: str, act: str, *, now: date
     else:
         session = await find_session(connection, token_hash(token), now=now)
         operator = session.operator if session is not None else None
+    if operator is None and token.startswith(f"{_KEY}_"):
+        raise Unauthenticated("FLORIN_OPERATOR_KEY is unknown, or its operator is disabled", code="session_ended")
     if operator is None:
         raise Unauthenticated("your session has ended: log in with `florin operator login NAME`", code="session_ended")
     if not may(operator.role, act):
@@ -114,9 +122,23 @@ async def confirm(connection: Connection, sealer: Sealer, token: str, *, code: s
     if isinstance(attempt, datetime):
         raise _locked(attempt, now)
     if attempt is None or not await _is_code(connection, sealer, attempt, code, now):
+        await record_act(connection, _act(session.operator, "operator.confirm_failed", now))
         raise Unauthenticated("wrong code", code="wrong_code")
     await end_attempt(connection, session.operator.id, now=now)
     await confirm_session(connection, token_hash(token), until=now + timedelta(seconds=CONFIRMED_SECONDS))
+
+
+def _act(operator: Operator, action: str, now: datetime) -> Act:
+    return Act(
+        id=uuid7(),
+        merchant_id=NOBODY,
+        actor=operator.name,
+        action=action,
+        detail="",
+        at=now,
+        operator_id=operator.id,
+        subject=operator.name,
+    )
 
 
 def _locked(until: datetime, now: datetime) -> RateLimited:

@@ -140,10 +140,10 @@ async def change(
         await context.destinations.require(url, is_live=merchant.mode == "live", of=merchant.id)
     async with context.pool.connection() as connection, connection.atomic():
         endpoint = await _locked(connection, merchant.id, endpoint_id)
-        changed = await change_endpoint(connection, edit(endpoint), now=context.now())
         was_paused = endpoint.disabled_reason is DisabledReason.PAUSED
-        sends = was_paused if sends_missed is None else sends_missed
-        if changed.enabled and endpoint.kept_from_seq is not None and sends:
+        sends = endpoint.enabled or (was_paused if sends_missed is None else sends_missed)
+        changed = await change_endpoint(connection, edit(endpoint), sends_kept=sends, now=context.now())
+        if changed.enabled and not endpoint.enabled and endpoint.kept_from_seq is not None and sends:
             last_seq = (await find_sequence(connection, merchant.id)).last_seq
             if last_seq - endpoint.kept_from_seq >= KEPT_MAX:
                 detail = f"more than {KEPT_MAX:,} events were kept: give missed: skip, and replay them in ranges from {{}}"

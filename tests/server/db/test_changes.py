@@ -86,6 +86,7 @@ async def test_a_change_writes_every_field_that_may_change(connection: Connectio
         "is_given_back": True,
         "risk": Risk.REVIEW,
         "is_operators_word": True,
+        "from_suspense": True,
         "psp_account_id": PspAccountId(uuid7()),
         "operation_id": OperationId(uuid7()),
         "expires_at": now,

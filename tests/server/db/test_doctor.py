@@ -211,7 +211,7 @@ async def test_the_doctor_notices_what_does_not_fit_together(florin: Florin) -> 
         "UPDATE api_keys SET expires_at = now() + interval '2 days'": "API keys expire, 1 within a week",
         """INSERT INTO operator_requests (merchant_id, id, kind, document, reason, state, needs_approval, requested_by,
                requested_by_name, created_at, expires_at, updated_at)
-           SELECT merchant_id, gen_random_uuid(), 'adjust', '{}', 'x', 'APPROVED', false, gen_random_uuid(), 'ada', now(), now(),
+           SELECT merchant_id, gen_random_uuid(), 'refund', '{}', 'x', 'APPROVED', false, gen_random_uuid(), 'ada', now(), now(),
                   now() - interval '1 hour' FROM merchants""": "1 of the operators' requests wait since",
         "DELETE FROM schema_migrations WHERE number = 14": "the database lacks 0014_operators.sql",
         "INSERT INTO schema_migrations (number, name, sha256, applied_at) VALUES (99, 'x', 'x', now())": "ahead of florin",

@@ -1,6 +1,7 @@
 """API keys: what a restricted one may do, from where, how long; rotation with an overlap; and what is noted of their use."""
 
 from datetime import datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -8,13 +9,14 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 
-from core.api_keys import KeyScope, parse_key_networks, parse_scopes
-from core.errors import Unprocessable
+from core.api_keys import KeyScope, parse_key_networks, parse_scopes, require_usable
+from core.errors import Forbidden, Unprocessable
 from core.ids import API_KEY, MerchantId, decode_id, encode_id
 from server.api.app import Api
 from server.api.routing import Route
 from server.clock import utc_now
 from server.credentials import api_key, key_hash
+from server.db.events.consumers import use_ticket
 from server.db.merchants.api_keys import add_api_key, list_api_keys
 from server.jobs.key_usage import note
 from server.uuid7 import uuid7
@@ -123,6 +125,28 @@ async def test_a_rotation_makes_one_key_and_both_are_valid_for_a_while(florin: F
     assert (await ask(florin, "POST", f"/v1/api-keys/key_{'0' * 32}/rotate", florin.headers)).status_code == 404
 
 
+async def test_a_restricted_key_cannot_outlive_its_end_by_rotating_itself(florin: Florin) -> None:
+    ends_at = (utc_now() + timedelta(days=1)).replace(microsecond=0)
+    for scopes, renews in (([KeyScope.READ], False), ([KeyScope.ALL], True)):
+        key_id, headers = await new_key(florin, scopes=scopes, expires_at=ends_at)
+        made = (await ask(florin, "POST", f"/v1/api-keys/{encode_id(API_KEY, key_id)}/rotate", headers, {})).json()
+        assert (datetime.fromisoformat(made["expires_at"]) > ends_at) is renews
+
+
+async def test_a_batch_of_others_is_not_resumed_without_their_scopes(florin: Florin) -> None:
+    _, headers = await new_key(florin, scopes=[KeyScope.BATCHES_WRITE, KeyScope.READ])
+    reply = await ask(florin, "POST", f"/v1/batches/bat_{'0' * 32}/resume", headers, {"resume_token": "x"})
+    assert (reply.status_code, reply.json()["code"]) == (403, "scope_missing")
+
+
+async def test_a_ticket_of_a_key_that_has_ended_opens_nothing(florin: Florin) -> None:
+    key_id, headers = await new_key(florin)
+    made = (await ask(florin, "POST", "/v1/stream/tickets", headers, {"origin": "https://shop.example"})).json()
+    await florin.connection.execute("UPDATE api_keys SET expires_at = now() WHERE id = $1", (key_id,))
+    merchant_id, digest = MerchantId(florin.demo.merchant_id), key_hash(made["ticket"])
+    assert await use_ticket(florin.connection, merchant_id, ticket_sha256=digest, now=utc_now()) is None
+
+
 async def test_uses_are_noted_in_groups_and_the_end_of_a_key_is_told_once(florin: Florin) -> None:
     used, headers = await new_key(florin)
     unused, _ = await new_key(florin, expires_at=utc_now() + timedelta(days=6))
@@ -151,4 +175,8 @@ def test_scopes_and_networks_are_read_with_care() -> None:
     assert parse_key_networks([" 10.0.0.0/8", "::1"], path="x") == ("10.0.0.0/8", "::1/128")
     with pytest.raises(Unprocessable, match=r"203\.0\.113\.0/24"):
         parse_key_networks(["10.0.0.1/8"], path="x")
+    assert parse_key_networks(["::ffff:10.0.0.0/104"], path="x") == ("10.0.0.0/8",)
+    with pytest.raises(Forbidden):
+        require_usable((ip_network("10.0.0.0/8"),), None, client="unix", now=utc_now())
+    require_usable((ip_network("10.0.0.0/8"),), None, client="::ffff:10.1.2.3", now=utc_now())
     assert decode_id(API_KEY, encode_id(API_KEY, UUID(int=1))) == UUID(int=1)

@@ -221,6 +221,85 @@ async def test_suspense_is_assigned_to_the_payment_it_was_for(florin: Florin) ->
     await florin.require_promises()
 
 
+async def assigned(florin: Florin) -> tuple[str, OperatorRequest]:
+    """A request to assign 800 that are in suspense to a payment whose outcome is unknown. Returns that payment too."""
+    wrong, right = await lost(florin, "wrong", amount=500), await lost(florin, "right", amount=800)
+    move = await suspend(florin, wrong, 800)
+    fit = MoveSuspense(transfer_id=move.transfer_id, to="payment", payment_id=decode_id(PAYMENT, right))
+    return right, await asked(florin, fit, wrong, act="suspense.assign")
+
+
+async def in_suspense(florin: Florin) -> int:
+    (row,) = await florin.rows("SELECT sum(amount_minor)::int AS total FROM ledger_entries WHERE account = 'suspense'")
+    return int(row["total"])
+
+
+async def test_an_assignment_after_the_psp_has_spoken_moves_nothing(florin: Florin) -> None:
+    right, request = await assigned(florin)
+    row = await florin.row(right)
+    await send_event(florin, {**captured_event(florin, {**row, "reference": "int_r", "payment_url": ""}), "id": "sbe_right"})
+    await florin.until_stored(right, "SUCCEEDED")
+    assert (await approved(florin, request)).state is RequestState.FAILED
+    assert (await in_suspense(florin), await balances(florin)) == (800, {"available": 800})
+    await florin.require_promises()
+
+
+@pytest.mark.parametrize("end", ["canceled", "captured"])
+async def test_assigned_money_is_in_suspense_again_when_the_psp_speaks(florin: Florin, end: str) -> None:
+    right, request = await assigned(florin)
+    await approved(florin, request)
+    assert await in_suspense(florin) == 0
+    row = await florin.row(right)
+    event = captured_event(florin, {**row, "reference": "int_r", "payment_url": ""})
+    event["id"], event["type"], event["data"]["status"] = "sbe_right", f"intent.{end}", end
+    if end == "canceled":
+        event["data"]["captured_minor"] = 0
+    await send_event(florin, event)
+    assert await in_suspense(florin) == 800
+    assert await balances(florin) == {"available": 0 if end == "canceled" else 800}
+    await florin.require_promises()
+    (back,) = await list_suspended(florin.connection, payment_id=decode_id(PAYMENT, right), limit=10)
+    credit = MoveSuspense(transfer_id=back.transfer_id, to="wallet")
+    assert (await approved(florin, await asked(florin, credit, right, act="suspense.credit"))).state is RequestState.DONE
+    assert await in_suspense(florin) == 0
+    await florin.require_promises()
+
+
+async def test_the_request_of_an_operator_who_may_no_longer_is_not_carried_out(florin: Florin) -> None:
+    document = Adjust(amount_minor=5, currency="EUR", account="goodwill")
+    for change in ("disabled_at = now()", "role = 'viewer'"):
+        request = await asked(florin, document, act="adjust")
+        await florin.connection.execute(f"UPDATE operators SET {change} WHERE name = 'ada'")
+        refused = await approved(florin, request)
+        assert (refused.state, await balances(florin)) == (RequestState.FAILED, {})
+        await florin.connection.execute("UPDATE operators SET disabled_at = NULL, role = 'finance'")
+
+
+async def test_one_resolved_refund_closes_no_other_ones_finding(florin: Florin) -> None:
+    paid = await charge(florin)
+    await florin.control(refund="reset_before", fetch="drop")
+    refunds = [(await act(florin, paid, "refunds", amount=100)).json()["refund"]["id"] for _ in range(2)]
+    await florin.connection.execute(
+        """
+        INSERT INTO findings (merchant_id, id, kind, payment_id, detail, created_at)
+        SELECT merchant_id, gen_random_uuid(), 'refund_outcome_unknown', id, 'x', now() FROM payment_requests
+        """
+    )
+    for number, refund in enumerate(refunds):
+        word = ResolveRefund(refund_id=decode_id("ref", refund), outcome="succeeded", reference="re_1")
+        assert (await ended(florin, await asked(florin, word, paid["id"]))).state is RequestState.DONE
+        assert len(await list_findings(florin.connection, only_open=True, limit=9)) == 1 - number
+
+
+async def test_a_request_of_a_newer_version_is_left_to_its_workers(florin: Florin) -> None:
+    newer = await asked(florin, Adjust(amount_minor=5, currency="EUR", account="goodwill"), act="adjust")
+    await florin.connection.execute("""UPDATE operator_requests SET document = '{"type": "later"}'""")
+    await approve(florin.connection, newer, GRACE, now=utc_now())
+    other = await asked(florin, Adjust(amount_minor=7, currency="EUR", account="goodwill"), act="adjust")
+    assert (await approved(florin, other)).state is RequestState.DONE
+    assert (await florin.rows("SELECT state FROM operator_requests WHERE id = $1", newer.id))[0]["state"] == "APPROVED"
+
+
 async def test_suspense_that_fits_no_payment_stays(florin: Florin) -> None:
     wrong, other = await lost(florin, "wrong", amount=500), await lost(florin, "other", amount=900)
     move = await suspend(florin, wrong, 800)

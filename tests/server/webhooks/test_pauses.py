@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from server.db.webhooks.delivery_log import complete_kept
 from server.flows.webhooks import endpoints
 from tests.support.florin import Florin
 from tests.support.payments import charge
@@ -76,6 +77,52 @@ async def test_a_delivery_that_was_waiting_when_the_pause_began_is_sent_after_it
         await receiver.until(2)
         await until_delivered(florin)
         assert (await florin.rows("SELECT state FROM deliveries"))[0]["state"] == "DELIVERED"
+
+
+async def test_an_event_that_was_being_written_when_the_pause_ended_is_sent(florin: Florin) -> None:
+    """Its statement began while the endpoint was paused, and was committed after it was resumed."""
+    async with receiving() as receiver:
+        endpoint = await add(florin, receiver)
+        await change(florin, endpoint, paused=True)
+        await charge(florin)
+        await change(florin, endpoint, paused=False)
+        await receiver.until(1)
+        await until_delivered(florin)
+        await florin.connection.execute("DELETE FROM deliveries")  # as if it had not been seen
+        assert await complete_kept(florin.connection) == 0, "it is too early to tell"
+        await florin.connection.execute("UPDATE webhook_endpoints SET updated_at = updated_at - interval '1 minute'")
+        assert await complete_kept(florin.connection) == 1
+        await receiver.until(2)
+        await until_delivered(florin)
+        assert await complete_kept(florin.connection) == 0
+        await florin.connection.execute("UPDATE webhook_endpoints SET updated_at = now()")
+
+
+async def test_an_endpoint_that_was_disabled_before_pauses_existed_keeps_from_now_on(florin: Florin) -> None:
+    async with receiving() as receiver:
+        endpoint = await add(florin, receiver)
+        await change(florin, endpoint, enabled=False)
+        await florin.connection.execute("UPDATE webhook_endpoints SET kept_from_seq = NULL")
+        assert (await change(florin, endpoint, paused=True))["kept_from_seq"] == 1
+
+
+async def test_what_was_dropped_on_purpose_is_not_sent_again(florin: Florin) -> None:
+    async with receiving() as receiver:
+        endpoint = await add(florin, receiver)
+        await change(florin, endpoint, paused=True)
+        await charge(florin)
+        await florin.connection.execute(
+            """
+            INSERT INTO deliveries (merchant_id, endpoint_id, event_seq, state, attempts, created_at, updated_at, last_error)
+            SELECT merchant_id, id, 1, 'DROPPED', 3, now(), now(), 'answered 500' FROM webhook_endpoints WHERE url = $1
+            """,
+            (receiver.url,),
+        )
+        await change(florin, endpoint, paused=False)
+        await charge(florin, order_id="after")
+        await receiver.until(1)
+        await until_delivered(florin)
+        assert receiver.seqs == [2]
 
 
 async def test_contradictory_wishes_and_too_much_are_refused(florin: Florin, monkeypatch: pytest.MonkeyPatch) -> None:
