@@ -74,7 +74,7 @@ async def withdraw(connection: Connection, found: OperatorRequest, operator: Ope
 
 
 async def expire(connection: Connection) -> None:
-    """End the requests that nobody has approved in time, with an alert for each."""
+    """End the requests that nobody has approved in time, with an alert and an audit entry for each."""
     async with connection.atomic():
         for one in await expire_requests(connection, limit=EXPIRED_AT_ONCE_MAX):
             name = encode_id(OPERATOR_REQUEST, one.id)
@@ -86,6 +86,7 @@ async def expire(connection: Connection) -> None:
                 detail=f"Nothing was done. Its reason: {one.reason}. Make it again if it is still wanted.",
             )
             await note_alert(connection, alert, now=one.updated_at)
+            await record_act(connection, _expiry(one, name))
 
 
 async def find_resolvable(connection: Connection, payment_id: UUID) -> Payment:
@@ -117,6 +118,19 @@ def captured_minor(payment: Payment) -> int:
     """The amount that the PSP holds if it has captured a payment: that of a capture under way, else all."""
     pending = payment.pending
     return pending.amount_minor if pending is not None and pending.amount_minor is not None else payment.money.amount_minor
+
+
+def _expiry(request: OperatorRequest, name: str) -> Act:
+    return Act(
+        id=uuid7(),
+        merchant_id=request.merchant_id,
+        actor="florin",
+        action="request.expire",
+        detail=request.reason,
+        at=request.updated_at,
+        payment_id=request.payment_id,
+        subject=name,
+    )
 
 
 def _days(request: OperatorRequest) -> int:

@@ -52,7 +52,7 @@ async def test_every_setting_of_an_endpoint_that_workers_cache_is_watched(florin
         """
     )
     unwatched = {field.name for field in fields(Endpoint)} - {row[0] for row in rows}
-    assert unwatched == {"merchant_id", "id", "description", "created_at", "updated_at", "failing_since"}
+    assert unwatched == {"merchant_id", "id", "description", "created_at", "updated_at", "failing_since", "kept_from_seq"}
 
 
 async def test_nothing_is_due_in_a_quiet_database(florin: Florin) -> None:

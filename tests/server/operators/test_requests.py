@@ -349,7 +349,10 @@ async def test_nothing_is_half_done_when_the_second_operator_never_comes(florin:
     await expire(florin.connection)
     assert (await ended(florin, request)).state is RequestState.EXPIRED
     (alert,) = await florin.rows("SELECT title FROM alerts WHERE kind = 'operator_request'")
-    assert alert["title"].startswith(f"{encode_id(OPERATOR_REQUEST, request.id)} of ada has expired")
+    name = encode_id(OPERATOR_REQUEST, request.id)
+    assert alert["title"].startswith(f"{name} of ada has expired")
+    (act,) = await florin.rows("SELECT actor, subject FROM audit_log WHERE action = 'request.expire'")
+    assert (act["actor"], act["subject"]) == ("florin", name)
     assert (await florin.row(payment_id))["status"] == "UNKNOWN"
     assert await balances(florin) == {}
 
