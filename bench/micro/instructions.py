@@ -89,8 +89,12 @@ def main(
     _console.print(table)
 
 
-async def count(callers: int, payments: int, repeats: int, parts: Sequence[str], out: Path | None) -> Counted:
-    """Count the total, and then each part. Raises `InstructionsError`."""
+async def count(
+    callers: int, payments: int, repeats: int, parts: Sequence[str], out: Path | None, *, agreement: float | None = None
+) -> Counted:
+    """Count the total, and then each part. With `agreement`, the total is repeated only until the two lowest differ by no more
+    than that share: jobs that run less often than once in a repeat add to some of them. Raises `InstructionsError`.
+    """
     if shutil.which("valgrind") is None:
         raise InstructionsError("valgrind is not installed: apt install valgrind")
     setup = Setup(merchants=MERCHANTS)
@@ -101,13 +105,22 @@ async def count(callers: int, payments: int, repeats: int, parts: Sequence[str],
     ):
         with _stopped([*(one.pid for one in florin.processes), *florin.components["worker"]()]):
             await worker.load(generators, callers, 2 * payments)
-            totals = [await worker.counted(generators, callers, payments, leave_out=None) for _ in range(repeats)]
+            totals: list[float] = []
+            while len(totals) < repeats and not _agree(totals, agreement):
+                totals.append(await worker.counted(generators, callers, payments, leave_out=None))
             shares: dict[str, float] = {}
             if parts:
                 switched = await worker.counted(generators, callers, payments, leave_out="nothing")
                 for part in parts:
                     shares[part] = switched - await worker.counted(generators, callers, payments, leave_out=part)
     return Counted(totals, shares)
+
+
+def _agree(totals: Sequence[float], agreement: float | None) -> bool:
+    if agreement is None or len(totals) < 2:
+        return False
+    first, second = sorted(totals)[:2]
+    return second <= (1 + agreement) * first
 
 
 @contextmanager
