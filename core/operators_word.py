@@ -116,7 +116,7 @@ def has_followed_up(payment: Payment) -> bool:
 
 def resolve_refund(refund: Refund, evidence: Evidence) -> Refund:
     """A refund after an operator's word. Raises `IllegalTransition` where the PSP's own word stands."""
-    if refund.status not in (RefundStatus.PENDING, RefundStatus.UNKNOWN):
+    if not refund.is_open:
         raise IllegalTransition(f"this refund is {refund.status} already")
     if refund.is_accepted:
         raise IllegalTransition("the payment provider has accepted this refund, and will tell its end")

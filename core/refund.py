@@ -59,3 +59,8 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
     def public_id(self) -> str:
         """The public form of the refund's id."""
         return encode_id(REFUND, self.id)
+
+    @property
+    def is_open(self) -> bool:
+        """True until its outcome is known."""
+        return self.status in (RefundStatus.PENDING, RefundStatus.UNKNOWN)

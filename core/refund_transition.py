@@ -60,8 +60,6 @@ REFUND_TRANSITIONS: Mapping[RefundStatus, Mapping[EvidenceKind, RefundStatus]] =
 REFUSED = "refused_by_the_psp"
 """The failure code of a refund that the PSP refused."""
 
-_UNSETTLED = frozenset({RefundStatus.PENDING, RefundStatus.UNKNOWN})
-
 
 class Balances(msgspec.Struct, frozen=True, kw_only=True):
     """The merchant's balances in the payment's currency, read under the wallets' locks, and how far below zero they may go."""
@@ -157,11 +155,11 @@ def apply_refund(payment: Payment, refund: Refund, evidence: Evidence, *, now: d
     if is_made_after_all(refund, evidence):
         return _made_after_all(payment, refund, evidence, now=now)
     step = resolve_refund(refund, evidence) if evidence.source is Source.OPERATOR else _step(refund, evidence, target)
-    is_look = evidence.kind is EvidenceKind.REFUND_NOT_FOUND and refund.due_at is not None and step.status in _UNSETTLED
+    is_look = evidence.kind is EvidenceKind.REFUND_NOT_FOUND and refund.due_at is not None and step.is_open
     if step == refund and not is_look:
         return None
     next_due_at = next_refund_check_at(step, now=now)
-    given_up = next_due_at is None and refund.due_at is not None and step.status in _UNSETTLED
+    given_up = next_due_at is None and refund.due_at is not None and step.is_open
     failed = step.status is RefundStatus.FAILED and refund.status is not RefundStatus.FAILED
     changed = _given_back(payment, refund) if failed else payment
     finding = Finding.LATE_REFUND_FAILED if failed and refund.id == payment.late_refund_id else None
@@ -257,7 +255,7 @@ def _step(refund: Refund, evidence: Evidence, target: RefundStatus) -> Refund:
             return refund  # the PSP has it, whatever became of its answer
         case EvidenceKind.REFUND_FAILED if refund.status is not RefundStatus.FAILED:
             return replace(named, failure_code=evidence.code or "failed")
-        case EvidenceKind.REFUND_NOT_FOUND if refund.status in _UNSETTLED and refund.due_at is not None:
+        case EvidenceKind.REFUND_NOT_FOUND if refund.is_open and refund.due_at is not None:
             is_look = evidence.source is not Source.ACCESS
             return replace(named, checks=min(refund.checks + is_look, len(RECHECK_DELAYS_SECONDS)))
         case _:

@@ -10,9 +10,10 @@ from typing import Annotated, TypeVar
 import trio
 import typer
 
-from core.errors import InvalidId
-from core.ids import MERCHANT, PSP_ACCOUNT, MerchantId, PspAccountId, decode_id
+from core.errors import InvalidId, NotFound
+from core.ids import MERCHANT, PSP_ACCOUNT, MerchantId, PspAccountId, decode_id, encode_id
 from server.db.connection import Connection, open_session
+from server.db.merchants.merchants import Merchant, find_merchant
 from server.db.roles import Role
 from server.process.demo import Demo, load_or_generate
 from server.process.running import NoRunningInstance, Running, read_running, running_file, running_instances
@@ -157,6 +158,14 @@ def merchant_id_of(text: str) -> MerchantId:
         return MerchantId(decode_id(MERCHANT, text))
     except InvalidId as error:
         raise InvalidId(f"{text!r} is not a merchant: {error}") from error
+
+
+async def require_merchant(connection: Connection, merchant_id: MerchantId) -> Merchant:
+    """The merchant of that id. Raises `NotFound`."""
+    found = await find_merchant(connection, merchant_id)
+    if found is None:
+        raise NotFound(f"there is no merchant {encode_id(MERCHANT, merchant_id)}: `florin merchant list` shows them")
+    return found
 
 
 def psp_account_id_of(text: str) -> PspAccountId:

@@ -19,10 +19,10 @@ from server.cli.options import (
     find_database,
     merchant_id_of,
     minor_amount,
+    require_merchant,
     with_database,
 )
 from server.db.connection import Connection
-from server.db.merchants.merchants import find_merchant
 from server.db.payments.payments import find_payment
 from server.flows.operators.requests import Asked
 
@@ -56,8 +56,7 @@ def command(
     url, payment_id = find_database(data_dir, database_url), decode_id(PAYMENT, payment) if payment else None
 
     async def find(connection: Connection) -> None:
-        if await find_merchant(connection, merchant_id) is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
+        await require_merchant(connection, merchant_id)
         if payment_id is not None and await find_payment(connection, merchant_id, PaymentId(payment_id)) is None:
             raise NotFound(f"this merchant has no payment {payment}")
 

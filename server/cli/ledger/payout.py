@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from core.errors import InvalidMoney, NotFound, Unprocessable
+from core.errors import InvalidMoney, Unprocessable
 from core.ids import MERCHANT, PAYOUT, PayoutId, decode_id, encode_id
 from core.money import payable
 from core.payout import Payout, PayoutStatus
@@ -18,13 +18,13 @@ from server.cli.options import (
     find_database,
     merchant_id_of,
     minor_amount,
+    require_merchant,
     with_database,
 )
 from server.cli.output import Output, Rows, shown
 from server.clock import utc_now
 from server.db.connection import Connection
 from server.db.ledger.payouts import find_payout_owner, list_payouts
-from server.db.merchants.merchants import find_merchant
 from server.flows.ledger import payouts
 from server.uuid7 import uuid7
 
@@ -73,8 +73,7 @@ def request(
     made = actor.act(merchant_id, f"{name} of {money}", subject=name)
 
     async def work(connection: Connection) -> None:
-        if await find_merchant(connection, merchant_id) is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
+        await require_merchant(connection, merchant_id)
         await payouts.add_payout(connection, payout, made)
 
     with_database(url, work)

@@ -7,17 +7,24 @@ from typing import Annotated
 import trio
 import typer
 
-from core.errors import NotFound, Unprocessable
-from core.ids import MerchantId
+from core.errors import Unprocessable
 from core.money import CURRENCY_EXPONENTS, Money
 from server.cli.groups import group
 from server.cli.operators.acting import Operator, Totp, acting
-from server.cli.options import DatabaseUrl, DataDirectory, KeyFile, MerchantText, find_database, merchant_id_of, with_database
+from server.cli.options import (
+    DatabaseUrl,
+    DataDirectory,
+    KeyFile,
+    MerchantText,
+    find_database,
+    merchant_id_of,
+    require_merchant,
+    with_database,
+)
 from server.cli.output import Output, Rows
 from server.db.connection import Connection
 from server.db.ledger.account_statement import Period
 from server.db.ledger.wallets import Correction, Wallet, list_wallets, rebuild_wallets, wallets_at
-from server.db.merchants.merchants import find_merchant
 from server.db.pool import open_pool
 from server.db.roles import Role
 from server.flows.ledger.account_statement import Format, statement
@@ -34,7 +41,7 @@ def show(merchant: MerchantText, at: Moment = None, database_url: DatabaseUrl = 
     merchant_id, moment = merchant_id_of(merchant), _moment(at, "--at")
 
     async def work(connection: Connection) -> list[Wallet]:
-        await _require(connection, merchant_id, merchant)
+        await require_merchant(connection, merchant_id)
         if moment is not None:
             return await wallets_at(connection, merchant_id, moment)
         return await list_wallets(connection, merchant_id)
@@ -69,7 +76,7 @@ def write(
     async def work() -> None:
         async with open_pool(url, size=1, role=Role.READ) as pool:
             async with pool.connection() as connection:
-                await _require(connection, merchant_id, merchant)
+                await require_merchant(connection, merchant_id)
             async for piece in statement(pool, merchant_id, period, form):
                 sys.stdout.write(piece.decode())
         sys.stdout.flush()
@@ -92,7 +99,7 @@ def rebuild(
     actor = acting("wallet.rebuild", url, operator, totp=totp, data_dir=data_dir, key_file=key_file, database_url=database_url)
 
     async def work(connection: Connection) -> list[Correction]:
-        await _require(connection, merchant_id, merchant)
+        await require_merchant(connection, merchant_id)
         return await rebuild_wallets(connection, merchant_id, actor.act(merchant_id, merchant))
 
     corrections = with_database(url, work)
@@ -101,11 +108,6 @@ def rebuild(
         _console.print(f"{one.kind}: was {was}, is {Money(one.is_minor, one.currency)}")
     if not corrections:
         _console.print("every wallet was the sum of its entries")
-
-
-async def _require(connection: Connection, merchant_id: MerchantId, text: str) -> None:
-    if await find_merchant(connection, merchant_id) is None:
-        raise NotFound(f"there is no merchant {text}: `florin merchant list` shows them")
 
 
 def _moment(text: str | None, flag: str) -> datetime | None:

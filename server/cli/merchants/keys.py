@@ -12,7 +12,16 @@ from core.ids import API_KEY, decode_id, encode_id
 from server.cli.groups import group
 from server.cli.merchants import terms
 from server.cli.operators.acting import Operator, acting
-from server.cli.options import DatabaseUrl, DataDirectory, MerchantText, Mode, find_database, merchant_id_of, with_database
+from server.cli.options import (
+    DatabaseUrl,
+    DataDirectory,
+    MerchantText,
+    Mode,
+    find_database,
+    merchant_id_of,
+    require_merchant,
+    with_database,
+)
 from server.cli.output import Output, Rows
 from server.clock import utc_now
 from server.credentials import api_key, key_hash
@@ -49,9 +58,7 @@ def key_add(
     actor = acting("merchant.key.add", url, operator)
 
     async def work(connection: Connection) -> Added:
-        found = await merchants.find_merchant(connection, merchant_id)
-        if found is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
+        found = await require_merchant(connection, merchant_id)
         async with connection.atomic():
             limits = {"requests_per_second_max": requests_per_second or None, "expires_at": ends_at}
             key = await add_key(connection, found, name=name, scopes=chosen, networks=allowed, **limits)
@@ -71,8 +78,7 @@ def key_list(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir:
     url = find_database(data_dir, database_url)
 
     async def work(connection: Connection) -> list[ApiKey]:
-        if await merchants.find_merchant(connection, merchant_id) is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
+        await require_merchant(connection, merchant_id)
         return await api_keys.list_api_keys(connection, merchant_id)
 
     found = with_database(url, work)
@@ -107,9 +113,7 @@ def key_rotate(
     actor = acting("merchant.key.rotate", url, operator)
 
     async def work(connection: Connection) -> Made:
-        found = await merchants.find_merchant(connection, merchant_id)
-        if found is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
+        found = await require_merchant(connection, merchant_id)
         async with connection.atomic():
             seconds = int(overlap_hours * 3_600)
             made = await rotate(connection, found, key_id, uuid7(), overlap_seconds=seconds, renews=True, now=utc_now())

@@ -17,6 +17,7 @@ from server.cli.options import (
     Mode,
     find_database,
     merchant_id_of,
+    require_merchant,
     with_database,
 )
 from server.cli.output import Output, Rows, shown
@@ -87,14 +88,8 @@ class Late(StrEnum):
 def show(merchant: MerchantText, database_url: DatabaseUrl = None, data_dir: DataDirectory = None) -> None:
     """Show a merchant's terms."""
     merchant_id = merchant_id_of(merchant)
-
-    async def work(connection: Connection) -> merchants.Merchant:
-        found = await merchants.find_merchant(connection, merchant_id)
-        if found is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
-        return found
-
-    _print(with_database(find_database(data_dir, database_url), work))
+    url = find_database(data_dir, database_url)
+    _print(with_database(url, lambda connection: require_merchant(connection, merchant_id)))
 
 
 def change(

@@ -8,7 +8,7 @@ from core.errors import Conflict, NotFound, Unprocessable
 from core.ids import PAYMENT, REFUND, decode_id
 from core.operator_requests import Document, RefundPayment, ResolvePayment, ResolveRefund, require_reason
 from core.payment import Payment, Status
-from core.refund import Refund, RefundStatus
+from core.refund import Refund
 from server.cli.groups import group
 from server.cli.operators.acting import Operator, Totp, acting
 from server.cli.operators.requests import Reason, make
@@ -123,11 +123,11 @@ def _open_refund(refunds: list[Refund], payment: str, wanted: str | None) -> Ref
         found = next((one for one in refunds if one.id == refund_id), None)
         if found is None:
             raise NotFound(f"{payment} has no refund {wanted}")
-        if found.status not in (RefundStatus.PENDING, RefundStatus.UNKNOWN) or found.is_accepted:
+        if not found.is_open or found.is_accepted:
             said = "the payment provider has accepted it" if found.is_accepted else f"it is {found.status}"
             raise Conflict(f"{wanted} has nothing to be resolved: {said}", code="not_resolvable")
         return found
-    still_open = [one for one in refunds if one.status in (RefundStatus.PENDING, RefundStatus.UNKNOWN) and not one.is_accepted]
+    still_open = [one for one in refunds if one.is_open and not one.is_accepted]
     if not still_open:
         raise NotFound(f"{payment} has no refund whose outcome is open: `florin explain {payment}` shows them")
     if len(still_open) > 1:

@@ -16,11 +16,11 @@ from server.cli.options import (
     find_database,
     merchant_id_of,
     psp_account_id_of,
+    require_merchant,
     with_database,
 )
 from server.cli.output import Output, Rows
 from server.db.connection import Connection
-from server.db.merchants.merchants import find_merchant
 from server.db.psps.accounts import Route, list_psp_accounts, set_routes
 
 WEIGHT_MAX = 1_000
@@ -56,9 +56,7 @@ def route(
     actor = acting("psp.route", url, operator) if changes else None
 
     async def work(connection: Connection) -> tuple[list[Route], PspAccountId]:
-        found = await find_merchant(connection, merchant_id)
-        if found is None:
-            raise NotFound(f"there is no merchant {merchant}: `florin merchant list` shows them")
+        found = await require_merchant(connection, merchant_id)
         modes = {one.id: one.mode for one in await list_psp_accounts(connection)}
         for named in [*(one.psp_account_id for one in routes), *([default_id] if default_id else [])]:
             if modes.get(named) != found.mode:
@@ -67,7 +65,7 @@ def route(
             done = actor.act(merchant_id, f"rules={rule or []} default={default}")
             kept = routes if routes or clear else list(found.routes)
             await set_routes(connection, merchant_id, kept, done, default=default_id)
-            found = await find_merchant(connection, merchant_id) or found
+            found = await require_merchant(connection, merchant_id)
         return list(found.routes), found.psp_account_id
 
     rules, fallback = with_database(url, work)

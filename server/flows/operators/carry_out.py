@@ -169,7 +169,7 @@ async def _resolve_refund(context: Psps, request: OperatorRequest, document: Res
         refund = settled.refund
     async with context.pool.connection() as connection:
         others = await list_refunds(connection, payment.merchant_id, payment.id)
-    is_last = not any(one.status in (RefundStatus.PENDING, RefundStatus.UNKNOWN) for one in others)
+    is_last = not any(one.is_open for one in others)
     return Done(f"{refund.public_id} is {refund.status}", (Finding.REFUND_OUTCOME_UNKNOWN,) if is_last else ())
 
 

@@ -86,7 +86,7 @@ async def expire(connection: Connection) -> None:
                 detail=f"Nothing was done. Its reason: {one.reason}. Make it again if it is still wanted.",
             )
             await note_alert(connection, alert, now=one.updated_at)
-            await record_act(connection, _expiry(one, name))
+            await record_act(connection, _act(one, None, "request.expire", one.reason, one.updated_at))
 
 
 async def find_resolvable(connection: Connection, payment_id: UUID) -> Payment:
@@ -120,32 +120,20 @@ def captured_minor(payment: Payment) -> int:
     return pending.amount_minor if pending is not None and pending.amount_minor is not None else payment.money.amount_minor
 
 
-def _expiry(request: OperatorRequest, name: str) -> Act:
-    return Act(
-        id=uuid7(),
-        merchant_id=request.merchant_id,
-        actor="florin",
-        action="request.expire",
-        detail=request.reason,
-        at=request.updated_at,
-        payment_id=request.payment_id,
-        subject=name,
-    )
-
-
 def _days(request: OperatorRequest) -> int:
     return (request.expires_at - request.created_at) // timedelta(days=1)
 
 
-def _act(request: OperatorRequest, operator: Operator, action: str, detail: str, now: datetime) -> Act:
+def _act(request: OperatorRequest, operator: Operator | None, action: str, detail: str, now: datetime) -> Act:
+    """The audit entry of an act on a request; without an operator it is Florin's own."""
     return Act(
         id=uuid7(),
         merchant_id=request.merchant_id,
-        actor=operator.name,
+        actor=operator.name if operator is not None else "florin",
         action=action,
         detail=detail,
         at=now,
-        operator_id=operator.id,
+        operator_id=operator.id if operator is not None else None,
         payment_id=request.payment_id,
         subject=encode_id(OPERATOR_REQUEST, request.id),
     )

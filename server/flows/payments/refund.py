@@ -201,13 +201,13 @@ async def send(context: Psps, payment: Payment, accepted: Refund, *, answering: 
     settled = await settle_refund(context, payment.merchant_id, payment.id, accepted.id, evidence, answering=answering)
     assert settled is not None
     assert settled.refund is not None
-    is_open = settled.refund.status in (RefundStatus.PENDING, RefundStatus.UNKNOWN)
+    is_open = settled.refund.is_open
     return Refunded(settled.refund, failure=failure if is_open else None, is_answered=settled.is_answered)
 
 
 async def _finish(context: Psps, payment: Payment, known: Refund, *, answering: Answering | None = None) -> Refunded:
     """Continue a refund that was begun before: fetch it, and repeat it only if the PSP does not know it."""
-    if known.status not in (RefundStatus.PENDING, RefundStatus.UNKNOWN):
+    if not known.is_open:
         return Refunded(known)
     try:
         with trio.fail_after(context.psp_seconds):
